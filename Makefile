@@ -1,0 +1,46 @@
+# Everything runs inside .venv, which `make setup` fills from requirements.lock (hashes, no index addresses).
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test check setup bench lock clean
+
+demo: setup
+	$(BIN)/python -m flows.end_to_end flows/recipes/demo.toml
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(STAMP)
+
+# DeepSpeed's CPU op and our compiled loops are built here, once, so that no later command waits for a compiler.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python >= 3.11 is needed, this is {sys.version.split()[0]}; name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@command -v c++ >/dev/null || { echo "a C++ compiler is needed (DeepSpeed compiles an op): install g++ or clang" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^ *--hash/p;}' requirements.lock > .venv/uv.lock
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pipelines.compile_loops
+	$(BIN)/python -m training.build_ops
+	touch $@
+
+bench: setup
+	@test -f "tests/benchmarks/$(NAME).py" || { echo "NAME=$(NAME): no such benchmark; there are: $$(cd tests/benchmarks && ls *.py | sed 's/\.py//' | xargs)" >&2; exit 2; }
+	$(BIN)/python tests/benchmarks/$(NAME).py
+
+lock:
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv build *.egg-info

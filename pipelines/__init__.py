@@ -1,0 +1,9 @@
+"""Beam jobs that turn raw text into documents, a WordPiece vocabulary and masked next-sentence examples."""
+
+import logging
+from importlib.metadata import version
+
+__version__ = version("clozeworks")
+
+# Importing Beam warns of a BigQuery client that nothing here uses.
+logging.getLogger().addFilter(lambda record: "apitools not found" not in str(record.msg))

@@ -1,0 +1,145 @@
+"""Run a Beam pipeline where the options say, and on this machine with all cores where they say nothing."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, WorkerOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from pipelines import storage
+from pipelines.config import RunConfig
+from pipelines.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
+
+_PROGRESS_SECONDS = 2.0
+
+
+class Job(NamedTuple):
+    """What a job's command line says. Without `--runner` it runs on this machine with `workers` processes."""
+
+    recipe: Recipe
+    options: PipelineOptions
+    names_runner: bool
+    workers: int
+
+
+def parse_job(module: str, description: str | None, argv: list[str] | None) -> Job:
+    """Parse the command line that all three jobs share: recipe, `--set`, `--workspace`; the rest is Beam's."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_recipe_arguments(parser)
+    arguments, beam_arguments = parser.parse_known_args(argv)
+    recipe = recipe_from_arguments(arguments)
+    names_runner = any(argument.split("=", 1)[0] == "--runner" for argument in beam_arguments)
+    workers = recipe.section("run", RunConfig).workers
+    return Job(recipe, pipeline_options(beam_arguments), names_runner, workers)
+
+
+def pipeline_options(arguments: list[str]) -> PipelineOptions:
+    """Beam options from what a command did not take itself.
+
+    Raises:
+        InputError: an argument that neither the command nor Beam knows.
+    """
+    logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+    options = PipelineOptions(arguments)
+    known = options.get_all_options(drop_default=False)
+    for argument in arguments:
+        name = argument.split("=", 1)[0].lstrip("-")
+        if argument.startswith("--") and name not in known and name.removeprefix("no_") not in known:
+            raise InputError(f"{argument}: neither this command nor Beam has this option; see --help")
+    return options
+
+
+def run_pipeline(job: Job, construct: Callable[[beam.Pipeline], Any], progress: Progress | None = None) -> None:
+    """Build a pipeline and run it to its end, showing progress meanwhile.
+
+    Raises:
+        RuntimeError: the runner reports another end than DONE.
+    """
+    quiet_logs()
+    runner = None if job.names_runner else _local_runner(job)
+    pipeline = beam.Pipeline(runner=runner, options=job.options)
+    construct(pipeline)
+    with progress.shown() if progress else nullcontext():
+        state = pipeline.run().wait_until_finish()
+    if state is not None and state != "DONE":
+        raise RuntimeError(f"the pipeline ended as {state}; see the runner's log")
+
+
+def _local_runner(job: Job) -> FnApiRunner:
+    """Beam's in-process runner with a worker process a core; Beam's own default first tries to download a binary."""
+    workers = job.workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    job.options.view_as(DirectOptions).direct_num_workers = workers
+    job.options.view_as(WorkerOptions).default_sdk_harness_log_level = "WARNING"
+    if workers == 1:
+        return FnApiRunner()
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(f"{sys.executable} -m pipelines.local_worker"))
+
+
+def limit_worker_threads() -> None:
+    """To be called in a DoFn's `setup`: one thread a worker, for the runner already uses all cores."""
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(2)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+class Progress:
+    """Progress of a job, read off the files that appear in its directory; it works with any runner.
+
+    Prints one line whenever the count has changed, at most every two seconds: `documents: 5 of 16 shards`.
+    """
+
+    def __init__(self, stage: str, steps: list[tuple[str, str, int]]):
+        """`steps`: (directory, what to call its files, how many there will be)."""
+        self._stage = stage
+        self._steps = steps
+        self._finished = threading.Event()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._report, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._finished.set()
+            thread.join()
+
+    def _report(self) -> None:
+        last, started = "", time.monotonic()
+        while not self._finished.wait(_PROGRESS_SECONDS):
+            counts = [(label, _count_files(directory), total) for directory, label, total in self._steps]
+            current = next((step for step in counts if step[1] < step[2]), counts[-1])
+            label, done, total = current
+            line = f"{self._stage}: {min(done, total)} of {total} {label}"
+            if line != last:
+                print(f"{line} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                last = line
+
+
+def _count_files(directory: str) -> int:
+    return sum(name.endswith(".arrow") and "/" not in name for name in storage.list_files(directory))
+
+
+def quiet_logs() -> None:
+    """Keep the routine messages of Beam and its workers off a person's terminal; warnings stay."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[handler], force=True
+    )
+    # It warns that several workers want another running mode; they get the environment of that mode from us.
+    logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").setLevel(logging.ERROR)

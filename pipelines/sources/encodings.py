@@ -1,0 +1,101 @@
+"""Which encoding a file has, and bytes to text: byte order marks, binaries, and where decoding fails."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pipelines.sources.unpacking import UnreadableError
+
+HEAD_BYTES = 8192
+
+# UTF-32's little-endian mark begins with UTF-16's.
+_MARKS = [
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+]
+_MAX_NUL_SHARE = 0.1
+_UNDECODABLE = "\udfff"
+
+
+class Encoding(NamedTuple):
+    """An encoding's name, and how many bytes of mark stand before the text."""
+
+    name: str
+    mark_bytes: int
+
+    @property
+    def is_wide(self) -> bool:
+        """Are its line ends more than one byte?"""
+        return self.name.startswith(("utf-16", "utf-32"))
+
+
+def encoding_of(head: bytes, declared: str) -> Encoding:
+    """The encoding that a file's byte order mark tells, or the declared one; `head` is the start of the file.
+
+    Raises:
+        UnreadableError: it is no text, or no mark tells the byte order.
+    """
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return Encoding(name, len(mark))
+    if declared in ("utf-16", "utf-32") and head:
+        raise UnreadableError(
+            "undecodable", f"no byte order mark at byte 0; say encoding = '{declared}-le' or '{declared}-be'"
+        )
+    encoding = Encoding(declared, 0)
+    num_nuls = head.count(0)
+    if num_nuls and not encoding.is_wide and (num_nuls > _MAX_NUL_SHARE * len(head) or not _decodes(head, declared)):
+        raise _binary(head.index(0))
+    return encoding
+
+
+def decode(data: bytes, encoding: str, offset: int) -> str:
+    """Text of some bytes of a file, with line ends made one newline; `offset` is where they stand in the file.
+
+    Raises:
+        UnreadableError: they are not of this encoding, or hold a NUL.
+    """
+    wide = encoding.startswith(("utf-16", "utf-32"))
+    if not wide and 0 in data:
+        raise _binary(offset + data.index(0))
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        place = f"not {encoding.upper()} at byte {offset + error.start}"
+        raise UnreadableError("undecodable", f"{place}: {error.reason}") from error
+    if wide and "\0" in text:
+        raise _binary(offset + len(text[: text.index("\0")].encode(encoding)))
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """Recode UTF-16 or UTF-32. What cannot be decoded becomes bytes that are not UTF-8 either."""
+    decoder = codecs.getincrementaldecoder(encoding)("clozeworks.mark-undecodable")
+    for block in blocks:
+        yield decoder.decode(block).encode("utf-8", "surrogatepass")
+    yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+
+
+def _binary(offset: int) -> UnreadableError:
+    return UnreadableError("binary", f"NUL at byte {offset}: not text, or UTF-16 or UTF-32 without a byte order mark")
+
+
+def _decodes(head: bytes, encoding: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _mark_undecodable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError), error
+    return _UNDECODABLE, error.end
+
+
+codecs.register_error("clozeworks.mark-undecodable", _mark_undecodable)

@@ -1,0 +1,40 @@
+"""Plain text: one document a file, one between blank lines, or Google BERT's form with a sentence a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.config import SourceConfig
+from pipelines.sources import InputFile, RawDocument, Reject
+from pipelines.sources.matching import find_files
+from pipelines.sources.text_records import RecordShape, read_records, read_whole
+
+
+class PlainText:
+    def find(self, config: SourceConfig) -> list[InputFile]:
+        return find_files(config.inputs)
+
+    def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
+        if config.document_separator == "file":
+            whole = read_whole(file, config)
+            yield whole if isinstance(whole, Reject) else RawDocument(file.name, whole.text)
+            return
+        has_ready_sentences = config.document_separator == "google-bert"
+        for record in read_records(file, config, _BLOCKS):
+            if isinstance(record, Reject):
+                yield record
+            else:
+                # Lines between blank lines are kept apart: in this form one line is often one sentence or paragraph.
+                text = record.text.strip().replace("\n", "\n\n")
+                yield RawDocument(record.source, text, has_ready_sentences)
+
+
+def _begins_block(line: bytes, is_after_blank: bool) -> bool:
+    return is_after_blank and not line.isspace()
+
+
+def _is_whole_block(block: bytes) -> bool:
+    return block.splitlines()[-1].strip() == b""
+
+
+_BLOCKS = RecordShape(_begins_block, _is_whole_block)

@@ -1,0 +1,105 @@
+"""English docstrings of installed Python source, one document a module: a corpus that every newcomer already has.
+
+Source is parsed, never imported. Inputs are `stdlib` and names of installed distributions.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+
+from pipelines import storage
+from pipelines.config import SourceConfig
+from pipelines.recipe import InputError
+from pipelines.sources import InputFile, RawDocument, Reject
+from pipelines.sources.matching import find_files
+
+STDLIB = "stdlib"
+
+_NOT_PROSE = re.compile(r"^\s*(>>>|\.\.\.|\.\. |:param|[-=~^*_+|#]{3,})|^[^A-Za-z]*$")
+_TESTS = re.compile(r"(^|/)(tests?|testing|idlelib|lib2to3|site-packages|conftest\.py|test_[^/]*|[^/]*_test\.py)(/|$)")
+
+
+class PythonDocstrings:
+    def find(self, config: SourceConfig) -> list[InputFile]:
+        files: list[InputFile] = []
+        for name in config.inputs:
+            files += _stdlib_files() if name == STDLIB else _distribution_files(name)
+        return sorted(files, key=lambda file: (file.name, file.uri))
+
+    def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
+        del config
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                tree = ast.parse(storage.read_bytes(file.uri))
+        except (SyntaxError, ValueError, RecursionError) as error:
+            yield Reject(file.name, "syntax-error", str(error))
+            return
+        except OSError as error:
+            yield Reject(file.name, "unreadable", str(error))
+            return
+        text = "\n\n".join(_prose(docstring) for docstring in _docstrings(tree))
+        if text.strip():
+            yield RawDocument(file.name, text)
+        else:
+            yield Reject(file.name, "no-docstrings", "the module documents nothing")
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            if docstring:
+                yield docstring
+
+
+def _prose(docstring: str) -> str:
+    """Drop doctests, directives and rules; a line of another indentation starts a paragraph of its own."""
+    lines: list[str] = []
+    indentation = 0
+    for line in docstring.splitlines():
+        if _NOT_PROSE.search(line):
+            lines.append("")
+            continue
+        current = len(line) - len(line.lstrip())
+        if current != indentation:
+            lines.append("")
+            indentation = current
+        lines.append(line.strip())
+    return "\n".join(lines)
+
+
+def _stdlib_files() -> list[InputFile]:
+    root = sysconfig.get_paths()["stdlib"]
+    files = find_files((f"{root}/**/*.py",))
+    prefix = root.rstrip("/").rpartition("/")[2] + "/"
+    relative = ((file, file.name.removeprefix(prefix)) for file in files)
+    return [
+        InputFile(file.uri, f"{STDLIB}/{name}", file.size_bytes, 0)
+        for file, name in relative
+        if not _TESTS.search(name)
+    ]
+
+
+def _distribution_files(distribution: str) -> list[InputFile]:
+    try:
+        listed = metadata.files(distribution) or []
+    except metadata.PackageNotFoundError as error:
+        raise InputError(
+            f"documents.sources: no installed distribution is called {distribution!r}; see `pip list`"
+        ) from error
+    files = []
+    for path in listed:
+        name = path.as_posix()
+        if path.suffix == ".py" and not name.startswith("..") and not _TESTS.search(name):
+            uri = str(path.locate())
+            size_bytes = storage.file_size_bytes(uri)
+            if size_bytes:
+                # An installed file changes with its distribution's version, not with the minute of its installation.
+                files.append(InputFile(uri, name, size_bytes, 0))
+    return files

@@ -1,0 +1,65 @@
+"""Job 2: count the words of the training documents and train a WordPiece vocabulary from the counts.
+
+    python -m pipelines.train_vocabulary flows/recipes/demo.toml --set vocabulary.size=4096
+
+Each worker counts the words of one shard; counts are merged as Arrow tables, and one node trains. Held-out documents
+are not read. Options that this command does not know go to Beam (--runner, --direct_num_workers, ...).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import apache_beam as beam
+import pyarrow as pa
+
+from pipelines.config import VocabularyConfig
+from pipelines.contract import Manifest, clear_stage, require_manifest
+from pipelines.lifeline import follow_lifeline
+from pipelines.recipe import exit_code_of
+from pipelines.runners import parse_job, run_pipeline
+from pipelines.stages import DOCUMENTS, VOCABULARY, stage_directory, vocabulary_key
+from pipelines.word_counts import CountShard, SumCounts, TrainVocabulary
+
+
+def build(
+    pipeline: beam.Pipeline,
+    documents_directory: str,
+    names: list[str],
+    train_vocabulary: TrainVocabulary,
+    config: VocabularyConfig,
+) -> beam.PCollection[Manifest]:
+    """Construct the job; its one output element is the manifest."""
+    return (
+        pipeline
+        | "Shards" >> beam.Create(names).with_output_types(str)
+        | "SpreadShards" >> beam.Reshuffle()
+        | "CountShard" >> beam.ParDo(CountShard(documents_directory, config)).with_output_types(pa.Table)
+        | "SumCounts" >> beam.CombineGlobally(SumCounts()).with_output_types(pa.Table)
+        | "TrainVocabulary" >> beam.ParDo(train_vocabulary).with_output_types(Manifest)
+    )
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
+    job = parse_job("pipelines.train_vocabulary", __doc__, argv)
+    config = job.recipe.section("vocabulary", VocabularyConfig)
+    documents_directory, directory = stage_directory(job.recipe, DOCUMENTS), stage_directory(job.recipe, VOCABULARY)
+    documents = require_manifest(documents_directory, "python -m pipelines.shard_corpus")
+    key = vocabulary_key(job.recipe)
+    if key.difference(directory) is None:
+        print(f"{VOCABULARY}: complete and unchanged in {directory}")
+        return
+    clear_stage(directory)
+    names = [file.name for file in documents.files_of("train")]
+    train_vocabulary = TrainVocabulary(directory, key, config)
+    run_pipeline(job, lambda pipeline: build(pipeline, documents_directory, names, train_vocabulary, config))
+
+
+def main() -> None:
+    follow_lifeline()
+    run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,110 @@
+"""Transforms of job 2: word counts of shards, their sum, and the vocabulary trained from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from tokenizers import pre_tokenizers
+
+from pipelines import __version__, storage
+from pipelines.arrow_files import read_table
+from pipelines.chunk_table import ChunkTable
+from pipelines.config import VocabularyConfig
+from pipelines.contract import TOKENIZER_NAME, VOCABULARY_NAME, Manifest, StageKey, record_of, write_manifest
+from pipelines.runners import limit_worker_threads
+from pipelines.wordpiece import build_normalizer, build_tokenizer
+from pipelines.wordpiece_trainer import train
+
+_SCHEMA = pa.schema([("word", pa.string()), ("count", pa.int64())])
+
+
+def count_words(texts: pa.Array, lowercase: bool, strip_accents: bool | None) -> pa.Table:
+    """Words as BERT's normaliser and pre-tokeniser give them, with their counts, in word order.
+
+    Each distinct chunk of text is normalised once; most are words already.
+    """
+    table = ChunkTable(lowercase)
+    chunks, _ = table.chunk_numbers(texts)
+    counts = np.bincount(chunks, minlength=table.size)
+    normalizer, splitter = build_normalizer(lowercase, strip_accents), pre_tokenizers.BertPreTokenizer()
+    words: dict[str, int] = {}
+    for number, count in enumerate(counts.tolist()):
+        chunk = table.key(number)
+        if chunk.isascii() and chunk.isprintable():
+            words[chunk] = words.get(chunk, 0) + count
+            continue
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
+            words[word] = words.get(word, 0) + count
+    return pa.table([list(words), list(words.values())], schema=_SCHEMA).sort_by("word")
+
+
+def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
+    """Add up tables of word counts; the result is in word order."""
+    together = pa.concat_tables([_SCHEMA.empty_table(), *tables])
+    summed = together.group_by("word", use_threads=False).aggregate([("count", "sum")])
+    return summed.rename_columns({"count_sum": "count"}).select(["word", "count"]).sort_by("word")
+
+
+class CountShard(beam.DoFn):
+    """File name of a documents shard -> table of word counts."""
+
+    def __init__(self, documents_directory: str, config: VocabularyConfig):
+        self._documents_directory = documents_directory
+        self._config = config
+
+    def setup(self) -> None:
+        limit_worker_threads()
+
+    def process(self, name: str) -> Iterator[pa.Table]:
+        texts = read_table(storage.join(self._documents_directory, name))["sentences"].combine_chunks().flatten()
+        yield count_words(texts, self._config.lowercase, self._config.strip_accents)
+
+
+class SumCounts(beam.CombineFn):
+    """Add up tables of word counts; lifted, so that each worker sends one table."""
+
+    _TABLES_BEFORE_MERGE = 8
+
+    def create_accumulator(self) -> list[pa.Table]:
+        return []
+
+    def add_input(self, accumulator: list[pa.Table], table: pa.Table) -> list[pa.Table]:
+        accumulator.append(table)
+        return accumulator if len(accumulator) < self._TABLES_BEFORE_MERGE else [merge_counts(accumulator)]
+
+    def merge_accumulators(self, accumulators: Iterable[list[pa.Table]]) -> list[pa.Table]:
+        return [merge_counts(table for accumulator in accumulators for table in accumulator)]
+
+    def compact(self, accumulator: list[pa.Table]) -> list[pa.Table]:
+        return [merge_counts(accumulator)]
+
+    def extract_output(self, accumulator: list[pa.Table]) -> pa.Table:
+        return merge_counts(accumulator)
+
+
+class TrainVocabulary(beam.DoFn):
+    """Table of all word counts -> `Manifest`: train, write vocab.txt and tokenizer.json, complete the stage."""
+
+    def __init__(self, directory: str, key: StageKey, config: VocabularyConfig):
+        self._directory = directory
+        self._key = key
+        self._config = config
+
+    def process(self, words: pa.Table) -> Iterator[Manifest]:
+        config = self._config
+        counts = words["count"].to_numpy()
+        tokens = train(words["word"].combine_chunks(), counts, config.size, config.min_count, config.alphabet_size)
+        storage.write_bytes(storage.join(self._directory, VOCABULARY_NAME), "".join(f"{t}\n" for t in tokens).encode())
+        tokenizer = build_tokenizer(tokens, config.lowercase, config.strip_accents)
+        storage.write_bytes(storage.join(self._directory, TOKENIZER_NAME), tokenizer.to_str(pretty=True).encode())
+        files = [
+            record_of(self._directory, VOCABULARY_NAME, len(tokens)),
+            record_of(self._directory, TOKENIZER_NAME, len(tokens)),
+        ]
+        statistics = {"size": len(tokens), "words": int(counts.sum()), "distinct_words": len(counts)}
+        manifest = self._key.manifest(files, statistics, __version__)
+        write_manifest(self._directory, manifest)
+        yield manifest

@@ -1,0 +1,107 @@
+"""Train a WordPiece vocabulary from word counts: exact in size, the same to the byte for any order of input.
+
+The algorithm is the one behind the `tokenizers` WordPiece trainer: byte-pair merges on words spelt as a first
+character and `##` continuations, always the most frequent pair next. (Google never released the trainer of BERT's own
+vocabulary.) Counts are 64-bit, and ties go to the pair with the smaller ids, so nothing depends on a hash order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.contract import SPECIAL_TOKENS
+from pipelines.pair_table import PairTable
+from pipelines.recipe import InputError
+from pipelines.wordpiece import CONTINUATION
+
+
+def train(
+    words: pa.Array, counts: NDArray[np.int64], size: int, min_count: int = 2, alphabet_size: int = 1000
+) -> list[str]:
+    """Train a vocabulary of exactly `size` entries: special tokens, alphabet, then merges in order of merging.
+
+    Args:
+        words: Arrow `string` array of distinct words as BERT's pre-tokeniser gives them.
+        counts: int64 [words], how often each occurs.
+        min_count: a pair rarer than this is not merged.
+        alphabet_size: so many characters, the most frequent, get an entry (ties: the smaller code point); as in
+            `tokenizers`, the others are left out of the words that hold them.
+
+    Raises:
+        InputError: the corpus has too few characters or pairs for `size`, or `size` too little room for the alphabet.
+    """
+    codes, word_offsets = _code_points(words)
+    alphabet = _alphabet(codes, word_offsets, counts, alphabet_size)
+    keep = np.isin(codes, alphabet)
+    kept_before = np.concatenate(([0], np.cumsum(keep)))
+    word_offsets, codes = kept_before[word_offsets], codes[keep]
+
+    starts = np.zeros(len(codes), np.bool_)
+    starts[word_offsets[:-1][np.diff(word_offsets) > 0]] = True
+    heads, tails = np.unique(codes[starts]), np.unique(codes[~starts])
+    tokens = [*SPECIAL_TOKENS]
+    # Every character can start a word at inference, so all of the alphabet stands there without ## as well.
+    tokens += [chr(code) for code in np.union1d(alphabet, heads)]
+    first_tail = len(tokens)
+    tokens += [CONTINUATION + chr(code) for code in tails]
+    if len(tokens) > size:
+        raise InputError(
+            f"vocabulary.size = {size}: special tokens and alphabet alone need {len(tokens)} entries; "
+            "raise it, or lower vocabulary.alphabet_size"
+        )
+    symbols = np.where(
+        starts, len(SPECIAL_TOKENS) + np.searchsorted(alphabet, codes), first_tail + np.searchsorted(tails, codes)
+    ).astype(np.int32)
+    _merge_all(tokens, symbols, word_offsets.astype(np.int64), counts.astype(np.int64), size, min_count)
+    if len(tokens) < size:
+        raise InputError(
+            f"vocabulary.size = {size}: the corpus gives only {len(tokens)} entries with "
+            f"min_count = {min_count}; lower one of the two, or add text"
+        )
+    return tokens
+
+
+def _code_points(words: pa.Array) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Unicode code points of all words one after the other, and where each word's begin."""
+    lengths = pc.utf8_length(words).to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    text = "".join(words.to_pylist())
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32), offsets
+
+
+def _alphabet(
+    codes: NDArray[np.uint32], word_offsets: NDArray[np.int64], counts: NDArray[np.int64], alphabet_size: int
+) -> NDArray[np.uint32]:
+    """The most frequent characters, in code-point order."""
+    weights = np.repeat(counts, np.diff(word_offsets))
+    characters, inverse = np.unique(codes, return_inverse=True)
+    totals = np.zeros(len(characters), np.int64)
+    np.add.at(totals, inverse, weights)
+    most_frequent = np.lexsort((characters, -totals))[:alphabet_size]
+    return np.sort(characters[most_frequent])
+
+
+def _merge_all(
+    tokens: list[str],
+    symbols: NDArray[np.int32],
+    word_offsets: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    size: int,
+    min_count: int,
+) -> None:
+    """Append merged tokens to `tokens` until there are `size`, or no pair is frequent enough."""
+    ids = {token: index for index, token in enumerate(tokens)}
+    pairs = PairTable(symbols, word_offsets, counts)
+    while len(tokens) < size:
+        left, right, count = pairs.pop_most_frequent()
+        if count < max(min_count, 1):
+            return
+        token = tokens[left] + tokens[right].removeprefix(CONTINUATION)
+        # Two merge paths can spell one token; then the pair becomes the id that exists.
+        merged = ids.setdefault(token, len(tokens))
+        if merged == len(tokens):
+            tokens.append(token)
+        pairs.merge(left, right, merged)
