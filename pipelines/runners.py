@@ -22,7 +22,8 @@ from pipelines import storage
 from pipelines.config import RunConfig
 from pipelines.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
 
-_PROGRESS_SECONDS = 2.0
+_FIRST_PROGRESS_SECONDS = 2.0
+_PROGRESS_SECONDS = 5.0
 
 
 class Job(NamedTuple):
@@ -99,7 +100,7 @@ def limit_worker_threads() -> None:
 class Progress:
     """Progress of a job, read off the files that appear in its directory; it works with any runner.
 
-    Prints one line whenever the count has changed, at most every two seconds: `documents: 5 of 16 shards`.
+    Prints a line when the count has changed, after two seconds and then at most every five: `documents: 5 of 16 shards`.
     """
 
     def __init__(self, stage: str, steps: list[tuple[str, str, int]]):
@@ -119,12 +120,13 @@ class Progress:
             thread.join()
 
     def _report(self) -> None:
-        last, started = "", time.monotonic()
-        while not self._finished.wait(_PROGRESS_SECONDS):
-            counts = [(label, _count_files(directory), total) for directory, label, total in self._steps]
-            current = next((step for step in counts if step[1] < step[2]), counts[-1])
-            label, done, total = current
-            line = f"{self._stage}: {min(done, total)} of {total} {label}"
+        started, step, last = time.monotonic(), 0, ""
+        while not self._finished.wait(_FIRST_PROGRESS_SECONDS if not last else _PROGRESS_SECONDS):
+            # A step that was complete stays behind us, for its files may be cleared away.
+            while step < len(self._steps) - 1 and _count_files(self._steps[step][0]) >= self._steps[step][2]:
+                step += 1
+            directory, label, total = self._steps[step]
+            line = f"{self._stage}: {min(_count_files(directory), total)} of {total} {label}"
             if line != last:
                 print(f"{line} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
                 last = line

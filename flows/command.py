@@ -1,0 +1,107 @@
+"""The command line that all flows share: check the recipe, find or start Prefect's server, run, end cleanly."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_HOME,
+    temporary_settings,
+)
+
+from flows.launch import StageError
+from flows.local_server import answers, local_server
+from flows.narration import narrate_to_console
+from flows.tracking import Tracker
+from flows.whole_recipe import RunRequest, WholeRecipe
+from pipelines import storage
+from pipelines.recipe import InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+HOME_NAME = "prefect"
+DRAIN_TIMEOUT_SECONDS = 5.0
+
+_EXAMPLE = "example: python -m flows.{name} flows/recipes/demo.toml --set pretraining.seed=7"
+
+
+def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
+    """Run a flow on the recipe that the command line names.
+
+    Returns the exit code: 0 complete, 1 a stage failed, 2 a mistake in what the person gave us, 130 interrupted.
+    """
+    name = flow.fn.__name__
+    parser = argparse.ArgumentParser(
+        prog=f"python -m flows.{name}",
+        description=(flow.fn.__doc__ or "").splitlines()[0],
+        epilog=_EXAMPLE.format(name=name),
+    )
+    add_recipe_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        return exit_code_of(lambda: _run(flow, arguments))
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on with what is not complete", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(flow: Callable[[RunRequest], Any], arguments: argparse.Namespace) -> None:
+    whole = WholeRecipe.check(recipe_from_arguments(arguments))
+    narrate_to_console()
+    with _prefect(whole):
+        flow(RunRequest(recipe=whole.recipe.path, overrides=whole.recipe.overrides))
+
+
+@contextmanager
+def _prefect(whole: WholeRecipe) -> Iterator[None]:
+    """Settings under which flows find a server: the person's own, else one that lasts as long as this command."""
+    if api_url := PREFECT_API_URL.value():
+        if not answers(api_url):
+            raise InputError(
+                f"PREFECT_API_URL = {api_url}: no Prefect server answers there; start it with `prefect server start`, "
+                "or unset the variable to use a private server"
+            )
+        Tracker(whole)
+        yield
+        return
+    home = prefect_home(whole)
+    with local_server(home) as server:
+        # The server takes seconds to start, and so does MLflow: one after the other would cost the person both.
+        Tracker(whole)
+        server.wait_until_ready()
+        settings: dict[Any, Any] = {
+            PREFECT_HOME: home,
+            PREFECT_API_URL: server.api_url,
+            # Nothing here looks for flows that died, and waiting for the heartbeat's thread costs each flow a second.
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        }
+        with temporary_settings(updates=settings):
+            try:
+                yield
+            finally:
+                _send_what_waits()
+
+
+def _send_what_waits() -> None:
+    """Send queued logs and events while the server still answers; at exit Prefect would retry for a minute and more."""
+    APILogWorker.drain_all(timeout=DRAIN_TIMEOUT_SECONDS)
+    EventsWorker.drain_all(timeout=DRAIN_TIMEOUT_SECONDS)
+
+
+def prefect_home(whole: WholeRecipe) -> str:
+    """Where a private server keeps its database: in a local workspace, unless PREFECT_HOME names a place."""
+    if "PREFECT_HOME" in os.environ or not whole.is_local:
+        return str(PREFECT_HOME.value())
+    return storage.join(storage.local_path(whole.run.workspace), HOME_NAME)

@@ -1,0 +1,40 @@
+"""Flow: raw text to registered models and a report, in one command."""
+
+from __future__ import annotations
+
+from prefect import flow
+from rich.console import Console
+
+from flows.command import run_as_command
+from flows.finetune import finetune
+from flows.local_server import private_home
+from flows.preprocess import preprocess
+from flows.pretrain import pretrain
+from flows.report import gather, show, write_report
+from flows.stage_run import FlowOutcome
+from flows.tracking import Tracker
+from flows.whole_recipe import RunRequest
+
+
+@flow(name="end-to-end", flow_run_name="end-to-end {request.recipe}", persist_result=False)
+def end_to_end(request: RunRequest) -> FlowOutcome:
+    """Preprocess, pre-train, fine-tune, register and report; what is complete already is skipped.
+
+    Raises:
+        InputError: a mistake in the recipe or in what it names.
+        StageError: a stage's command failed.
+    """
+    whole = request.read()
+    tracker = Tracker(whole)
+    with tracker.flow_run("end-to-end", whole, request.parent_run_id) as run_id:
+        nested = request.model_copy(update={"parent_run_id": run_id})
+        outcome = preprocess(nested) + pretrain(nested) + finetune(nested)
+        facts = gather(whole, outcome, tracker.uri, private_home())
+        for name, text in write_report(whole, facts).items():
+            tracker.client.log_text(run_id, text, f"report/{name}")
+        show(facts, Console())
+        return outcome
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_as_command(end_to_end))

@@ -1,0 +1,34 @@
+"""Flow: a pre-trained encoder to registered, fine-tuned models."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows import stages
+from flows.command import run_as_command
+from flows.registry import register_finetuned
+from flows.stage_run import FlowOutcome, build_stage
+from flows.tracking import Tracker
+from flows.whole_recipe import RunRequest
+
+
+@flow(name="finetune", flow_run_name="finetune {request.recipe}", persist_result=False)
+def finetune(request: RunRequest) -> FlowOutcome:
+    """Fine-tune the encoder on each task of the recipe, and register what came of it.
+
+    Raises:
+        InputError: a mistake in the recipe, or the encoder or a task's data are missing.
+        StageError: training failed.
+    """
+    whole = request.read()
+    tracker = Tracker(whole)
+    with tracker.flow_run("finetune", whole, request.parent_run_id) as run_id:
+        built = FlowOutcome()
+        for stage in stages.finetuning_stages(whole):
+            outcome = build_stage(stage, whole, tracker, run_id)
+            built += FlowOutcome(stages=(outcome,), models=register_finetuned(whole, tracker, outcome))
+        return built
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_as_command(finetune))

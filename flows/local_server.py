@@ -1,0 +1,138 @@
+"""A private Prefect server on loopback for one command, where the person runs no server of their own.
+
+Prefect starts such a server itself, but in our process group, where Ctrl-C ends it before the flow can report its
+state, and only once the first flow runs, where nothing is left to do beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+
+from pipelines.lifeline import LIFELINE_VARIABLE, follow_lifeline
+from pipelines.recipe import InputError
+
+LOOPBACK = "127.0.0.1"
+STARTUP_TIMEOUT_SECONDS = 120.0
+STOP_TIMEOUT_SECONDS = 10.0
+LOG_NAME = "server.log"
+
+_home: ContextVar[str | None] = ContextVar("home", default=None)
+_POLL_SECONDS = 0.1
+_HTTP_TIMEOUT_SECONDS = 5.0
+
+
+class LocalServer:
+    """A server process that may still be starting; its address is known at once."""
+
+    def __init__(self, home: str):
+        os.makedirs(home, exist_ok=True)
+        self.log_path = os.path.join(home, LOG_NAME)
+        # The child inherits a socket that listens already: no port can be lost between choosing and binding it.
+        with socket.create_server((LOOPBACK, 0)) as listener, open(self.log_path, "ab") as log:
+            self.api_url = f"http://{LOOPBACK}:{listener.getsockname()[1]}/api"
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.local_server", str(listener.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+                env=_server_environment(home),
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait for the first answer, at most `STARTUP_TIMEOUT_SECONDS`.
+
+        Raises:
+            InputError: the server ended, or does not answer in time; the line names its log.
+        """
+        deadline = time.monotonic() + STARTUP_TIMEOUT_SECONDS
+        while not answers(self.api_url):
+            if self._process.poll() is not None:
+                raise InputError(
+                    f"{self.log_path}: Prefect's server ended with code {self._process.returncode}; "
+                    "read there why, or set PREFECT_API_URL to a server of your own"
+                )
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"{self.log_path}: Prefect's server did not answer within {STARTUP_TIMEOUT_SECONDS:.0f} s; "
+                    "read there why, or set PREFECT_API_URL to a server of your own"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def local_server(home: str) -> Iterator[LocalServer]:
+    """Start a server whose database lies under `home`, and stop it at the end of the block."""
+    server = LocalServer(home)
+    token = _home.set(home)
+    try:
+        yield server
+    finally:
+        _home.reset(token)
+        server.stop()
+
+
+def private_home() -> str | None:
+    """Where the private server of this command keeps its database; None where the person's own server is used."""
+    return _home.get()
+
+
+def answers(api_url: str) -> bool:
+    """Does a Prefect server answer there? One that asks for a password does."""
+    try:
+        with (
+            suppress(urllib.error.HTTPError),
+            urllib.request.urlopen(f"{api_url}/health", timeout=_HTTP_TIMEOUT_SECONDS),
+        ):
+            pass
+    except OSError:
+        return False
+    return True
+
+
+def _server_environment(home: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PREFECT_HOME": home,
+        "PREFECT_UI_ENABLED": "0",
+        # What SubprocessASGIServer of prefect 3.8.8 sets: no schedulers and other services that only deployments need.
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+        # A page in the person's browser has no business here; Prefect's default allows every origin.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{LOOPBACK}",
+        # Block types serve forms on the page; registering them took 1 of 7 seconds on a fresh database.
+        "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+        LIFELINE_VARIABLE: str(os.getpid()),
+    }
+
+
+def main(descriptor: int) -> None:
+    follow_lifeline()
+    # Seconds to import; the parent has forked off long before.
+    import uvicorn
+
+    config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
+    with socket.socket(fileno=descriptor) as listener:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

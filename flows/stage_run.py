@@ -1,0 +1,108 @@
+"""Build one stage as a Prefect task: skip it where it is complete, else launch it, track it and time it."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict
+
+from flows import timings
+from flows.launch import run_command
+from flows.narration import Narrator
+from flows.stages import Stage
+from flows.tracking import Tracker
+from flows.whole_recipe import WholeRecipe
+
+REASON_WIDTH = 160
+"""Characters of a reason that are shown: a changed list of sources would fill the screen."""
+
+
+class StageOutcome(BaseModel):
+    """What became of a stage: `seconds` are those of its last build, None where they are not known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    built: bool
+    seconds: float | None
+    mlflow_run_id: str
+    directories: dict[str, str]
+
+
+class RegisteredModel(BaseModel):
+    """A version in the registry that this run registered, or found registered."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    alias: str
+    new: bool
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}@{self.alias}"
+
+
+class FlowOutcome(BaseModel):
+    """What a flow built, skipped and registered: paths and names, never data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stages: tuple[StageOutcome, ...] = ()
+    models: tuple[RegisteredModel, ...] = ()
+
+    def __add__(self, other: FlowOutcome) -> FlowOutcome:
+        return FlowOutcome(stages=self.stages + other.stages, models=self.models + other.models)
+
+
+# Called directly, never submitted: only in the flow's own thread does cancelling reach the `finally` of `run_command`.
+# No cache: manifests are the one truth about what is complete.
+@task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
+def build_stage(stage: Stage, whole: WholeRecipe, tracker: Tracker, parent_run_id: str) -> StageOutcome:
+    """Bring one stage up to date.
+
+    Raises:
+        InputError: the stage's command refused its input.
+        StageError: the stage's command ended and the stage is not complete.
+    """
+    narrator = Narrator(stage.name, get_run_logger())
+    workspace = whole.run.workspace
+    with tracker.stage_run(stage.name, parent_run_id) as run_id:
+        reason = stage.difference()
+        if reason is None:
+            seconds = timings.earlier_seconds(workspace, stage.name, stage.manifests())
+            took = f" (took {shown_seconds(seconds)} before)" if seconds is not None else ""
+            narrator.event(f"skipped: complete{took}")
+            tracker.log_stage(run_id, stage.manifests(), None)
+        else:
+            narrator.event(f"building: {textwrap.shorten(reason, REASON_WIDTH, placeholder=' ...')}")
+            begin = time.monotonic()
+            environment = stage.environment() | tracker.child_environment(run_id)
+            run_command(stage.name, stage.command(), stage.difference, narrator.output, environment)
+            seconds = time.monotonic() - begin
+            timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)
+            tracker.log_stage(run_id, stage.manifests(), seconds)
+            narrator.event(f"done in {shown_seconds(seconds)}")
+    return StageOutcome(
+        stage=stage.name,
+        built=reason is not None,
+        seconds=seconds,
+        mlflow_run_id=run_id,
+        directories={output.name: output.directory for output in stage.outputs},
+    )
+
+
+def shown_seconds(seconds: float) -> str:
+    """A duration for people: `4.2 s`, `41 s`, `12 min 3 s`, `5 h 12 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,189 @@
+"""Track a run in MLflow: one parent run a flow, one child run a stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flows.whole_recipe import WholeRecipe
+from pipelines import storage
+from pipelines.contract import Manifest
+from pipelines.recipe import InputError
+
+if TYPE_CHECKING:  # MLflow takes two seconds to import, which command.py hides behind the start of Prefect's server
+    from mlflow import MlflowClient
+
+PARENT_TAG = "mlflow.parentRunId"
+STAGE_TAG = "clozeworks.stage"
+SKIPPED_TAG = "clozeworks.skipped"
+DIGEST_TAG = "clozeworks.manifest_digest"
+
+ItemT = TypeVar("ItemT")
+
+_MAX_VALUES_PER_REQUEST = 100
+_MAX_PARAMETER_LENGTH = 500
+_NAME_LEFT_OUT = re.compile(r"[^\w\-./ ]")
+
+
+def tracking_uri(whole: WholeRecipe) -> str:
+    """Where runs and models are kept: the recipe's server, or SQLite in the workspace."""
+    configured = whole.tracking.mlflow_tracking_uri
+    return configured or f"sqlite:///{storage.join(storage.local_path(whole.run.workspace), 'mlflow.db')}"
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names; list items by their index."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{name}.")
+        elif isinstance(item, (list, tuple)) and any(isinstance(part, Mapping) for part in item):
+            flat |= flatten({str(index): part for index, part in enumerate(item)}, f"{name}.")
+        else:
+            flat[name] = item
+    return flat
+
+
+def numbers_of(statistics: Mapping[str, Any]) -> dict[str, float]:
+    """The numeric leaves of a manifest's statistics, under names that MLflow accepts."""
+    return {
+        _NAME_LEFT_OUT.sub("_", name): float(value)
+        for name, value in flatten(statistics).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+@lru_cache(maxsize=8)
+def open_store(uri: str, artifact_directory: str | None, experiment: str) -> tuple[MlflowClient, str]:
+    """Open a tracking store, creating its tables and the experiment where absent; returns the experiment's id too.
+
+    A new SQLite store takes about two seconds, so a process opens each store once.
+
+    Raises:
+        InputError: the store does not answer.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    # MLflow tells of each of its tables and migrations at level INFO.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if artifact_directory is not None:
+        os.makedirs(artifact_directory, exist_ok=True)
+    try:
+        client = MlflowClient(uri, uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return client, client.create_experiment(experiment, artifact_location=artifact_directory)
+        if found.lifecycle_stage != "active":
+            client.restore_experiment(found.experiment_id)
+        return client, found.experiment_id
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"tracking.mlflow_tracking_uri = {uri}: cannot be used ({reason}); "
+            "start that server, or leave the setting out"
+        ) from error
+
+
+class Tracker:
+    """The runs of one recipe in its tracking store."""
+
+    def __init__(self, whole: WholeRecipe):
+        self.uri = tracking_uri(whole)
+        artifacts = None
+        if whole.tracking.mlflow_tracking_uri is None:
+            artifacts = storage.join(storage.local_path(whole.run.workspace), "mlartifacts")
+        self.client, self.experiment_id = open_store(self.uri, artifacts, whole.tracking.experiment)
+
+    @contextmanager
+    def flow_run(self, flow: str, whole: WholeRecipe, parent_run_id: str | None = None) -> Iterator[str]:
+        """The parent run of a flow, with the recipe's file and its parameters; yields the run's id.
+
+        A flow inside another one takes that one's run, `parent_run_id`, so that all stages are its children.
+        """
+        if parent_run_id is not None:
+            yield parent_run_id
+            return
+        with self._run(f"{whole.run.name} {flow}", {"clozeworks.flow": flow}) as run_id:
+            self._log_recipe(run_id, whole)
+            yield run_id
+
+    @contextmanager
+    def stage_run(self, stage: str, parent_run_id: str) -> Iterator[str]:
+        """The child run of a stage; yields its id, under which the stage's own process logs metrics by step."""
+        with self._run(stage, {PARENT_TAG: parent_run_id, STAGE_TAG: stage}) as run_id:
+            yield run_id
+
+    def child_environment(self, run_id: str) -> dict[str, str]:
+        """What lets a stage's process log into its run."""
+        return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_RUN_ID": run_id}
+
+    def log_stage(self, run_id: str, manifests: Mapping[str, Manifest], seconds: float | None) -> None:
+        """Log what a complete stage wrote; `seconds` is None where it was skipped."""
+        metrics: dict[str, float] = {} if seconds is None else {"stage_seconds": seconds}
+        parameters: dict[str, Any] = {}
+        tags = {SKIPPED_TAG: str(seconds is None).lower()}
+        for name, manifest in manifests.items():
+            prefix = "" if len(manifests) == 1 else f"{name}/"
+            metrics |= {f"{prefix}{key}": value for key, value in numbers_of(manifest.statistics).items()}
+            # The stage's process may log parameters into the same run, and MLflow refuses a second value for a name.
+            parameters |= flatten(manifest.config, f"manifest.{prefix}")
+            tags[DIGEST_TAG if len(manifests) == 1 else f"{DIGEST_TAG}.{_NAME_LEFT_OUT.sub('_', name)}"] = (
+                manifest.digest
+            )
+            text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+            self.client.log_text(run_id, text, f"manifests/{name}.json")
+        self._log(run_id, parameters, metrics, tags)
+
+    def _log_recipe(self, run_id: str, whole: WholeRecipe) -> None:
+        settings = {name: section.model_dump(mode="json") for name, section in whole.sections().items()}
+        self._log(run_id, flatten(settings), {}, {})
+        self.client.log_artifact(run_id, whole.recipe.path, "recipe")
+        if whole.recipe.overrides:
+            self.client.log_text(run_id, "\n".join(whole.recipe.overrides) + "\n", "recipe/overrides.txt")
+
+    def _log(
+        self, run_id: str, parameters: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        now_ms = int(time.time() * 1000)
+        for values in _batches([Metric(name, value, now_ms, 0) for name, value in metrics.items()]):
+            self.client.log_batch(run_id, metrics=values)
+        for settings in _batches([Param(name, _shown(value)) for name, value in parameters.items()]):
+            self.client.log_batch(run_id, params=settings)
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    @contextmanager
+    def _run(self, name: str, tags: dict[str, str]) -> Iterator[str]:
+        run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        # Ctrl-C and Prefect's cancelling are no `Exception`.
+        status = "KILLED"
+        try:
+            yield run_id
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            self.client.set_terminated(run_id, status)
+
+
+def _batches(values: list[ItemT]) -> Iterator[list[ItemT]]:
+    for start in range(0, len(values), _MAX_VALUES_PER_REQUEST):
+        yield values[start : start + _MAX_VALUES_PER_REQUEST]
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_PARAMETER_LENGTH else text[: _MAX_PARAMETER_LENGTH - 3] + "..."

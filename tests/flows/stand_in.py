@@ -1,0 +1,79 @@
+"""A stage's command without its work: writes what the manifest needs, as the real ones do, and the manifest last."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from pipelines import storage
+from pipelines.contract import StageKey, clear_stage, read_manifest, record_of, write_manifest
+from pipelines.lifeline import follow_lifeline
+from pipelines.recipe import Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+
+ORDER = ("documents", "vocabulary", "examples", "pretraining", "cola/pretrained", "cola/random")
+SECTIONS = ("documents", "vocabulary", "examples", "pretraining", "finetuning", "finetuning")
+STATISTICS = {
+    "documents": {"documents_read": 12, "documents_kept": 10, "documents_rejected": 2, "heldout_documents": 1},
+    "vocabulary": {"size": 100, "distinct_words": 321},
+    "examples": {"lengths": {"32": {"examples": 40, "tokens": 1200}}},
+    "pretraining": {
+        "heldout_before": {"mlm_accuracy": 0.01, "nsp_accuracy": 0.5},
+        "heldout_after": {"mlm_accuracy": 0.25, "nsp_accuracy": 0.75},
+        "steps": 3,
+        "parameters": 12345,
+    },
+    "cola/pretrained": {"metric": "mcc", "score": 0.5, "majority_baseline": 0.0},
+    "cola/random": {"metric": "mcc", "score": 0.125, "majority_baseline": 0.0},
+}
+
+
+def directory_of(recipe: Recipe, output: str) -> str:
+    workspace = recipe.tables["run"]["workspace"]
+    return storage.join(workspace, "finetuning", output) if "/" in output else storage.join(workspace, output)
+
+
+def key_of(recipe: Recipe, output: str) -> StageKey:
+    """Key of an output: its section as the recipe has it, and the digest of the output before it."""
+    index = ORDER.index(output)
+    before = ORDER[min(index, 4) - 1] if index else None
+    manifest = read_manifest(directory_of(recipe, before)) if before else None
+    inputs = {before: manifest.digest if manifest else ""} if before else {}
+    return StageKey(output, 1, recipe.tables.get(SECTIONS[index], {}), inputs)
+
+
+def build(recipe: Recipe, output: str) -> None:
+    directory, key = directory_of(recipe, output), key_of(recipe, output)
+    clear_stage(directory)
+    storage.write_bytes(storage.join(directory, "data.txt"), repr((key.config, key.inputs)).encode())
+    files = [record_of(directory, "data.txt", rows=1)]
+    if model := {"pretraining": "encoder", "cola/pretrained": "model"}.get(output):
+        from tiny_models import write_tiny_classifier, write_tiny_encoder
+
+        write = write_tiny_encoder if model == "encoder" else write_tiny_classifier
+        write(storage.join(directory, model))
+        names = [f"{model}/{name}" for name in storage.list_files(storage.join(directory, model))]
+        files += [record_of(directory, name, rows=0) for name in names]
+    write_manifest(directory, key.manifest(files, STATISTICS[output], "0"))
+
+
+def main() -> None:
+    follow_lifeline()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("outputs")
+    add_recipe_arguments(parser)
+    arguments = parser.parse_args()
+    recipe = recipe_from_arguments(arguments)
+    print(f"run {os.environ['MLFLOW_RUN_ID']} has {len(recipe.overrides)} overrides")
+    if os.environ.get("STAND_IN_HANGS") == arguments.outputs:
+        print("hanging", flush=True)
+        time.sleep(600)
+    if os.environ.get("STAND_IN_FAILS") == arguments.outputs:
+        raise RuntimeError("asked to fail")
+    for output in arguments.outputs.split(","):
+        build(recipe, output)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

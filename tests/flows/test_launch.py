@@ -1,0 +1,159 @@
+"""A stage's process: its output, its verdict, and that nothing of it outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.launch import StageError, child_environment, run_command
+from pipelines.recipe import InputError
+
+COMPLETE: Callable[[], str | None] = lambda: None  # noqa: E731
+INCOMPLETE: Callable[[], str | None] = lambda: "not built yet"  # noqa: E731
+
+# Prints its process ids, starts a grandchild, and waits as a stage would.
+FAMILY = """
+    import os, subprocess, sys, time
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(os.getpid(), grandchild.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stream:
+            return stream.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pids: list[int], timeout_seconds: float) -> list[int]:
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline and any(map(alive, pids)):
+        time.sleep(0.05)
+    return [pid for pid in pids if alive(pid)]
+
+
+def test_lines_arrive_in_order_and_in_the_calling_thread() -> None:
+    lines: list[tuple[str, bool]] = []
+    code = "import sys\nfor i in range(200): print(i)\nsys.stderr.write('1 %\\r2 %\\n')\nsys.stdout.write('no newline')"
+    main = threading.current_thread()
+    run_command("s", python(code), COMPLETE, lambda line: lines.append((line, threading.current_thread() is main)))
+    assert [line for line, _ in lines] == [*map(str, range(200)), "2 %", "no newline"]
+    assert all(same for _, same in lines)
+
+
+def test_success_is_the_manifest_and_not_the_exit_code() -> None:
+    run_command("s", python("raise SystemExit(7)"), COMPLETE, print)
+    with pytest.raises(StageError) as caught:
+        run_command("pretraining", python("for i in range(80): print('line', i)"), INCOMPLETE, lambda _: None)
+    error = caught.value
+    assert (error.stage, error.exit_code) == ("pretraining", 0)
+    assert error.last_lines == tuple(f"line {i}" for i in range(30, 80))
+    assert "pretraining ended with exit code 0: the stage is not complete (not built yet)" in str(error)
+
+
+def test_a_killed_stage_names_its_signal() -> None:
+    with pytest.raises(StageError, match="was killed by SIGKILL"):
+        run_command("s", python("import os; os.kill(os.getpid(), 9)"), INCOMPLETE, print)
+
+
+def test_a_refusal_passes_through_as_one_line() -> None:
+    code = "import sys; print('reading'); print('error: x.toml: run.name = 1: no', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(InputError) as caught:
+        run_command("s", python(code), INCOMPLETE, print)
+    assert str(caught.value) == "x.toml: run.name = 1: no"
+
+
+def test_the_child_gets_no_variables_of_prefect_and_finds_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "1")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    environment = child_environment({"MLFLOW_RUN_ID": "7"})
+    assert [name for name in environment if name.startswith("PREFECT")] == ["PREFECT_SERVER_ANALYTICS_ENABLED"]
+    assert environment["PATH"].split(os.pathsep)[0] == os.path.dirname(sys.executable)
+    assert environment["CLOZEWORKS_LIFELINE_PID"] == str(os.getpid())
+    assert environment["MLFLOW_RUN_ID"] == "7"
+
+
+def test_what_a_launcher_leaves_behind_is_ended_too() -> None:
+    """DeepSpeed's launcher may end while a rank lives on, holding the pipe open."""
+    lines: list[str] = []
+    launcher = textwrap.dedent(FAMILY).removesuffix("time.sleep(600)\n")
+    begin = time.monotonic()
+    run_command("s", python(launcher), COMPLETE, lines.append)
+    grandchild = int(lines[0].split()[1])
+    assert wait_until_gone([grandchild], 2.0) == []
+    assert time.monotonic() - begin < 15
+
+
+def test_an_interrupt_ends_children_and_grandchildren() -> None:
+    pids: list[int] = []
+
+    def interrupt(line: str) -> None:
+        pids.extend(map(int, line.split()))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_command("s", python(FAMILY), INCOMPLETE, interrupt)
+    assert len(pids) == 2
+    assert wait_until_gone(pids, 2.0) == []
+
+
+def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.launch.GRACE_SECONDS", 1.0)
+    pids: list[int] = []
+
+    def interrupt(line: str) -> None:
+        pids.append(int(line))
+        raise KeyboardInterrupt
+
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(600)"
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_command("s", python(code), INCOMPLETE, interrupt)
+    assert 1.0 <= time.monotonic() - begin < 10
+    assert wait_until_gone(pids, 2.0) == []
+
+
+def test_a_child_follows_its_killed_parent(tmp_path: Path) -> None:
+    """SIGKILL runs no `finally`: the child has to see for itself that its parent is gone."""
+    note = tmp_path / "child.pid"
+    child = f"""
+        import os, time
+        from pipelines.lifeline import follow_lifeline
+        follow_lifeline()
+        open({str(note)!r}, "w").write(str(os.getpid()))
+        time.sleep(600)
+    """
+    parent = f"""
+        from flows.launch import run_command
+        run_command("s", {python(child)!r}, lambda: None, print)
+    """
+    process = subprocess.Popen(python(parent))
+    try:
+        deadline = time.monotonic() + 30
+        while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        pid = int(note.read_text())
+        assert alive(pid)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    left = wait_until_gone([pid], 10.0)
+    for orphan in left:
+        os.kill(orphan, signal.SIGKILL)
+    assert left == []

@@ -1,0 +1,147 @@
+"""Registered models, seen from the consumer's side: transformers and mlflow, none of this project, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_models
+from mlflow import MlflowClient
+
+from flows.registry import FILL_MASK, TEXT_CLASSIFICATION, log_version, move_alias, registered_version
+from flows.tracking import DIGEST_TAG, Tracker
+from flows.whole_recipe import RunRequest
+from pipelines import storage
+from pipelines.contract import Manifest, StageKey, record_of
+
+SENTENCES = ["It returns the number of items.", "items the of number returns it"]
+
+# Fails on any import of the project and on any connection, then does what a consumer does.
+CONSUMER = """
+    import importlib.abc, json, os, socket, sys
+
+    class Blocker(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in ("pipelines", "training", "flows", "prefect", "apache_beam", "deepspeed"):
+                raise ImportError(f"{name} is not installed at the consumer's")
+
+    def refuse(self, address):
+        raise OSError(f"no network here: {address}")
+
+    sys.meta_path.insert(0, Blocker())
+    socket.socket.connect = refuse
+    import mlflow
+    mlflow.set_tracking_uri(sys.argv[1])
+    sentences = json.loads(sys.argv[2])
+    pyfunc = mlflow.pyfunc.load_model("models:/trial-cola@champion")
+    pipeline = mlflow.transformers.load_model("models:/trial-cola@champion")
+    encoder = mlflow.transformers.load_model("models:/trial-encoder@champion")
+    words = mlflow.pyfunc.load_model("models:/trial-encoder@champion").predict(["it [MASK] the list"])
+    print(json.dumps({
+        "pyfunc": pyfunc.predict(sentences).to_dict("records"),
+        "pipeline": pipeline(sentences),
+        "encoder": [
+            type(encoder.model).__name__, len(encoder.tokenizer), encoder("it [MASK] the list")[0]["token_str"]
+        ],
+        "words": words,
+        "signature": [str(pyfunc.metadata.signature.inputs), str(pyfunc.metadata.signature.outputs)],
+    }))
+"""
+
+
+def manifest_of(directory: str, stage: str) -> Manifest:
+    names = storage.list_files(directory)
+    key = StageKey(stage, 1, {"seed": 1}, {"vocabulary": "0" * 64})
+    statistics = {"metric": "mcc", "score": 0.5, "metrics": {"accuracy": 0.75}}
+    return key.manifest([record_of(directory, name, rows=0) for name in names], statistics, "0.1.0")
+
+
+@pytest.fixture
+def tracker(write_recipe: Callable[..., str]) -> Tracker:
+    return Tracker(RunRequest(recipe=write_recipe()).read())
+
+
+def test_a_consumer_loads_what_was_registered(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+
+    def refuse(_: socket.socket, address: object) -> None:
+        asked.append(address)
+        raise OSError(f"no network in this test: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    run_id = tracker.client.create_run(tracker.experiment_id).info.run_id
+    made = (
+        ("trial-encoder", FILL_MASK, tiny_models.write_tiny_encoder),
+        ("trial-cola", TEXT_CLASSIFICATION, tiny_models.write_tiny_classifier),
+    )
+    for name, pipeline_task, write in made:
+        directory = str(tmp_path / name)
+        write(directory)
+        manifest = manifest_of(directory, "finetuning")
+        capfd.readouterr()
+        number = log_version(tracker, run_id, name, pipeline_task, directory, manifest)
+        printed = capfd.readouterr()
+        assert (number, printed.out, printed.err) == ("1", "", "")
+        assert registered_version(tracker.client, name, manifest.digest) == "1"
+        assert registered_version(tracker.client, name, "another digest") is None
+        assert move_alias(tracker.client, name, "champion", "1")
+        assert not move_alias(tracker.client, name, "champion", "1")
+        check_version(tracker.client, name, run_id, manifest, str(tmp_path))
+    assert asked == []
+    monkeypatch.undo()
+
+    answers = consume(tracker.uri, tmp_path)
+    assert answers["pyfunc"] == answers["pipeline"] == expected_answers(str(tmp_path / "trial-cola"))
+    kind, vocabulary_size, word = answers["encoder"]
+    assert (kind, vocabulary_size) == ("BertForMaskedLM", len(tiny_models.WORDS))
+    assert answers["words"] == [word]
+    assert "string" in answers["signature"][0]
+    assert "label" in answers["signature"][1]
+    assert "score" in answers["signature"][1]
+
+
+def check_version(client: MlflowClient, name: str, run_id: str, manifest: Manifest, private: str) -> None:
+    version = client.get_model_version(name, "1")
+    assert version.run_id == run_id
+    assert version.tags[DIGEST_TAG] == manifest.digest
+    assert version.tags["score.metrics.accuracy"] == "0.75"
+    directory = client.get_model_version_download_uri(name, "1")
+    local = directory.removeprefix("file://")
+    files = storage.list_files(local)
+    assert "input_example.json" in files
+    assert any(file.endswith("tokenizer.json") for file in files), files
+    assert any(file.endswith(".safetensors") for file in files), files
+    with open(os.path.join(local, "requirements.txt")) as stream:
+        requirements = stream.read().split()
+    assert [line.partition("==")[0] for line in requirements] == ["mlflow", "transformers", "torch"]
+    for file in files:
+        if not file.endswith(".safetensors"):
+            text = storage.read_bytes(storage.join(local, file)).decode()
+            assert f"{private}/{name}" not in text, f"{file} tells where the model lay"
+
+
+def expected_answers(directory: str) -> list[dict[str, object]]:
+    import transformers
+
+    classify = transformers.pipeline("text-classification", model=directory, tokenizer=directory, device="cpu")
+    return json.loads(json.dumps(classify(SENTENCES)))  # type: ignore[no-any-return]
+
+
+def consume(uri: str, elsewhere: Path) -> dict[str, list[object]]:
+    hidden = ("PYTHONPATH", "HF_HUB_OFFLINE", "MLFLOW_RUN_ID")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    command = [sys.executable, "-c", textwrap.dedent(CONSUMER), uri, json.dumps(SENTENCES)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=elsewhere, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])  # type: ignore[no-any-return]

@@ -1,0 +1,116 @@
+"""The report, made from manifests written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flows import report, timings
+from flows.stage_run import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
+from flows.whole_recipe import RunRequest, WholeRecipe
+from pipelines import storage
+from pipelines.contract import StageKey, write_manifest
+
+STATISTICS: dict[str, dict[str, Any]] = {
+    "documents": {"documents_read": 1200, "documents_kept": 1100, "heldout_documents": 90, "characters": 5_000_000},
+    "vocabulary": {"size": 8192, "distinct_words": 43_210},
+    "examples": {"lengths": {"128": {"examples": 900, "tokens": 90_000}, "512": {"examples": 100, "tokens": 10_000}}},
+    "pretraining": {
+        "heldout_before": {"mlm_accuracy": 0.0001, "nsp_accuracy": 0.5},
+        "heldout_after": {"mlm_accuracy": 0.2468, "nsp_accuracy": 0.625},
+        "steps": 300,
+        "parameters": 1_500_000,
+    },
+    "cola/pretrained": {"metric": "mcc", "score": 0.321, "majority_baseline": 0.0, "dev_rows": 1043},
+    "cola/random": {"metric": "mcc", "score": 0.012},
+}
+
+
+@pytest.fixture
+def whole(write_recipe: Callable[..., str]) -> WholeRecipe:
+    return RunRequest(recipe=write_recipe()).read()
+
+
+def outcome_of(whole: WholeRecipe, statistics: dict[str, dict[str, Any]]) -> FlowOutcome:
+    directories = {}
+    for name, values in statistics.items():
+        directories[name] = storage.join(whole.run.workspace, name)
+        write_manifest(directories[name], StageKey(name, 1, {}, {}).manifest([], values, "0"))
+    stages = tuple(
+        StageOutcome(
+            stage=name,
+            built=name != "documents",
+            seconds=41.2,
+            mlflow_run_id="1",
+            directories={name: directories[name]},
+        )
+        for name in statistics
+    )
+    model = RegisteredModel(name="trial-cola", version="3", alias="champion", new=True)
+    return FlowOutcome(stages=stages, models=(model,))
+
+
+def written(whole: WholeRecipe, outcome: FlowOutcome) -> tuple[dict[str, Any], str, str]:
+    facts = report.gather(whole, outcome, "sqlite:////ws dir/mlflow.db", "/ws dir/prefect")
+    report.write_report(whole, facts)
+    screen = StringIO()
+    report.show(facts, Console(file=screen, width=100, highlight=False))
+    page = storage.read_bytes(storage.join(whole.run.workspace, "report.md")).decode()
+    return json.loads(storage.read_bytes(storage.join(whole.run.workspace, "report.json"))), page, screen.getvalue()
+
+
+def test_the_report_tells_what_was_read_and_reached(whole: WholeRecipe) -> None:
+    facts, page, screen = written(whole, outcome_of(whole, STATISTICS))
+    assert facts["corpus"]["examples"] == 1000
+    assert facts["corpus"]["example_tokens"] == 100_000
+    assert facts["tasks"] == [
+        {
+            "task": "cola",
+            "metric": "mcc",
+            "pretrained": 0.321,
+            "random": 0.012,
+            "majority_baseline": 0.0,
+            "train_rows": None,
+            "dev_rows": 1043,
+        }
+    ]
+    assert facts["models"][0]["uri"] == "models:/trial-cola@champion"
+    for text in (page, screen):
+        assert "1,100 of 1,200 read" in text
+        assert "0.000 -> 0.247" in text
+        assert "0.500 -> 0.625" in text
+        assert "0.321 pre-trained, 0.012 from random weights, 0.000 majority" in text
+        assert "skipped (took 41 s before)" in text
+        assert "models:/trial-cola@champion" in text
+        assert "mlflow server --backend-store-uri 'sqlite:////ws dir/mlflow.db' --host 127.0.0.1" in text
+        assert "PREFECT_HOME='/ws dir/prefect' prefect server start --host 127.0.0.1" in text
+
+
+def test_what_a_manifest_does_not_tell_is_shown_as_unknown(whole: WholeRecipe) -> None:
+    facts, page, screen = written(whole, outcome_of(whole, {name: {} for name in STATISTICS}))
+    assert facts["corpus"]["documents_read"] is None
+    for text in (page, screen):
+        assert "- of - read" in text
+        assert "- -> -" in text
+        assert "- pre-trained, - from random weights, - majority" in text
+
+
+def test_seconds_belong_to_what_was_built(whole: WholeRecipe) -> None:
+    workspace = whole.run.workspace
+    manifests = {"vocabulary": StageKey("vocabulary", 1, {}, {}).manifest([], {}, "0")}
+    rebuilt = {"vocabulary": StageKey("vocabulary 2", 1, {}, {}).manifest([], {}, "0")}
+    assert timings.earlier_seconds(workspace, "vocabulary", manifests) is None
+    timings.record_seconds(workspace, "vocabulary", manifests, 12.345)
+    timings.record_seconds(workspace, "examples", manifests, 1.0)
+    assert timings.earlier_seconds(workspace, "vocabulary", manifests) == pytest.approx(12.345, abs=0.01)
+    assert timings.earlier_seconds(workspace, "vocabulary", rebuilt) is None
+
+
+def test_durations_for_people() -> None:
+    shown = [shown_seconds(seconds) for seconds in (4.21, 41.4, 723, 18_720)]
+    assert shown == ["4.2 s", "41 s", "12 min 3 s", "5 h 12 min"]

@@ -1,0 +1,163 @@
+"""The global order and the batches made from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.contract import read_manifest
+from pipelines.recipe import InputError
+from training.data import ArrowExamples, StepReader, heldout_batches
+from training.ordering import GlobalOrder, keyed_permutation, share_of
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    num_rows=st.integers(1, 300),
+    block_rows=st.integers(1, 40),
+    window_blocks=st.integers(1, 6),
+    seed=st.integers(0, 2**62),
+    cut=st.integers(0, 700),
+)
+def test_every_row_once_an_epoch_and_any_position_gives_the_rest(
+    num_rows: int, block_rows: int, window_blocks: int, seed: int, cut: int
+) -> None:
+    order = GlobalOrder(num_rows, seed, "s", block_rows, window_blocks)
+    rows = order.rows(0, 3 * num_rows)
+    for epoch in range(3):
+        assert sorted(rows[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
+    cut = min(cut, 3 * num_rows)
+    assert order.rows(cut, 3 * num_rows - cut).tolist() == rows[cut:].tolist()
+
+
+def test_order_depends_on_seed_stream_and_epoch_and_mixes_widely() -> None:
+    order = GlobalOrder(50_000, 7, "a")
+    first = order.rows(0, 50_000)
+    assert first.tolist() != order.rows(50_000, 50_000).tolist()
+    assert first.tolist() != GlobalOrder(50_000, 8, "a").rows(0, 50_000).tolist()
+    assert first.tolist() != GlobalOrder(50_000, 7, "b").rows(0, 50_000).tolist()
+    # Rows change places between epochs also where one block holds them all.
+    single = GlobalOrder(1_000, 7, "a")
+    assert single.rows(0, 1_000).tolist() != single.rows(1_000, 1_000).tolist()
+    # A batch draws from all over its window, not from one run of neighbours.
+    assert np.ptp(first[:256]) > 20_000
+
+
+def test_permutation_is_pinned() -> None:
+    # A change here changes the order of every run that is under way: raise PRETRAINING_VERSION with it.
+    assert keyed_permutation(8, 1, "rows", 0).tolist() == [1, 2, 4, 3, 5, 6, 7, 0]
+
+
+@pytest.fixture(scope="module")
+def examples(make_workspace: Callable[[str], Any]) -> tuple[ArrowExamples, list[dict[str, Any]]]:
+    workspace = make_workspace("data")
+    directory = os.path.join(workspace.path, "examples")
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    rows: list[dict[str, Any]] = []
+    for file in manifest.files_of("train", "length32"):
+        with pa.memory_map(os.path.join(directory, file.name)) as source:
+            rows += pa.ipc.open_file(source).read_all().to_pylist()
+    return ArrowExamples(directory, manifest, "train", 32), rows
+
+
+def unpacked(batch: Any) -> list[tuple[Any, ...]]:
+    """The rows of a packed batch as plain values, in no particular order."""
+    sequences = batch.sequences
+    edges = sequences.cu_seqlens.tolist()
+    rows = []
+    for index, (first, last) in enumerate(pairwise(edges)):
+        inside = (batch.masked_lm_positions_M >= first) & (batch.masked_lm_positions_M < last)
+        rows.append(
+            (
+                tuple(sequences.input_ids_T[first:last].tolist()),
+                sequences.token_type_ids_T[first:last].tolist().index(1),
+                tuple((batch.masked_lm_positions_M[inside] - first).tolist()),
+                tuple(batch.masked_lm_ids_M[inside].tolist()),
+                int(batch.next_sentence_label_B[index]),
+            )
+        )
+        assert sequences.position_ids_T[first:last].tolist() == list(range(last - first))
+        assert sequences.first_tokens_B[index] == first
+    return rows
+
+
+def plain(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        tuple(row["input_ids"]),
+        row["segment_b_start"],
+        tuple(row["masked_lm_positions"]),
+        tuple(row["masked_lm_ids"]),
+        row["next_sentence_label"],
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_a_step_is_the_same_set_for_any_number_of_ranks(
+    examples: tuple[ArrowExamples, list[dict[str, Any]]], world_size: int
+) -> None:
+    data, rows = examples
+    # Small windows, so that batches cross them; 30 steps of 24 rows go through almost two epochs of 400.
+    order = GlobalOrder(data.num_rows, 3, "p", block_rows=32, window_blocks=3)
+    readers = [StepReader(data, order, 24, 2, rank, world_size) for rank in range(world_size)]
+    for step, parts in enumerate(zip(*(reader.steps(0, 30) for reader in readers), strict=True)):
+        found = [row for part in parts for batch in part.micro_batches for row in unpacked(batch)]
+        wanted = [plain(rows[index]) for index in order.rows(step * 24, 24)]
+        assert sorted(found) == sorted(wanted)
+        assert parts[0].global_sequences == 24
+        assert parts[0].global_masked_tokens == sum(len(row[2]) for row in wanted)
+        assert parts[0].global_tokens == sum(len(row[0]) for row in wanted)
+
+
+def test_resuming_gives_the_remaining_steps(examples: tuple[ArrowExamples, list[dict[str, Any]]]) -> None:
+    data, _ = examples
+    order = GlobalOrder(data.num_rows, 3, "p", block_rows=32, window_blocks=3)
+
+    def steps(position: int, count: int) -> list[Any]:
+        reader = StepReader(data, order, 16, 1, 0, 1)
+        return [unpacked(step.micro_batches[0]) for step in reader.steps(position, count)]
+
+    whole = steps(0, 40)
+    assert steps(16 * 27, 13) == whole[27:]
+
+
+def test_heldout_rows_are_shared_without_loss(examples: tuple[ArrowExamples, list[dict[str, Any]]]) -> None:
+    data, rows = examples
+    found = [row for rank in range(3) for batch in heldout_batches(data, 50, 8, rank, 3) for row in unpacked(batch)]
+    assert sorted(found) == sorted(plain(row) for row in rows[:50])
+
+
+@given(total=st.integers(0, 1000), parts=st.integers(1, 20))
+def test_shares_differ_by_at_most_one(total: int, parts: int) -> None:
+    edges = [share_of(total, part, parts) for part in range(parts)]
+    assert edges[0][0] == 0
+    assert edges[-1][1] == total
+    assert all(before[1] == after[0] for before, after in pairwise(edges))
+    assert max(b - a for a, b in edges) - min(b - a for a, b in edges) <= 1
+
+
+def test_damaged_shards_are_named(make_workspace: Callable[[str], Any]) -> None:
+    workspace = make_workspace("damaged")
+    directory = os.path.join(workspace.path, "examples")
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    with pytest.raises(InputError, match="no train examples of max_seq_length = 16"):
+        ArrowExamples(directory, manifest, "train", 16)
+    name = manifest.files_of("train", "length32")[0].name
+    path = os.path.join(directory, name)
+    with open(path, "r+b") as stream:
+        stream.seek(-6, os.SEEK_END)
+        stream.write(b"broken")
+    with pytest.raises(InputError, match=rf"{name}: not a readable Arrow file"):
+        ArrowExamples(directory, manifest, "train", 32)
+    os.truncate(path, 100)
+    with pytest.raises(InputError, match=rf"{name}: has 100 bytes"):
+        ArrowExamples(directory, manifest, "train", 32)

@@ -1,0 +1,195 @@
+"""Self-attention over packed sequences, in which no padding is computed where the device has a kernel for that.
+
+CUDA without dropout: the variable-length flash kernel of torch.nn.attention.varlen. Elsewhere: PyTorch's scaled dot
+product attention on length bins. Sequences are ordered by length and cut into bins of nearly equal length, so padding
+inside a bin stays below an eighth of its tokens; a bin of one length whose tokens lie side by side is a plain view.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+MAX_PADDED_SHARE = 0.125
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Sequences of nearly equal length that one attention call computes.
+
+    Either `start_token` is set (B sequences of exactly S tokens lie side by side from there on), or `tokens_BS`
+    (int64) gathers them, with `mask_B11S` (bool, True = real token) telling padding.
+    """
+
+    num_sequences: int
+    max_seqlen: int
+    start_token: int | None
+    tokens_BS: torch.Tensor | None
+    mask_B11S: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The bins of one packed batch, shared by all layers.
+
+    `restore_T` [T] int64 tells for each token its row in the bins' joined output; None where they lie in order.
+    """
+
+    bins: tuple[LengthBin, ...]
+    restore_T: torch.Tensor | None
+
+
+def plan_attention(
+    cu_seqlens: npt.NDArray[np.int64] | torch.Tensor, device: torch.device | str = "cpu"
+) -> AttentionPlan:
+    """Cut a packed batch into length bins.
+
+    Args:
+        cu_seqlens: [B+1], integers on the CPU; sequence i holds tokens cu_seqlens[i] to cu_seqlens[i+1].
+        device: where the index tensors go.
+    """
+    offsets = np.asarray(cu_seqlens, dtype=np.int64)
+    lengths = np.diff(offsets)
+    order = np.argsort(-lengths, kind="stable")
+    bins: list[LengthBin] = []
+    restore = np.empty(int(offsets[-1]), dtype=np.int64)
+    row = 0
+    for first, last in _bin_edges(lengths[order]):
+        members = order[first:last]
+        row += _add_bin(bins, offsets[members], lengths[members], restore, row, device)
+    identity = row == len(restore) and bool((restore == np.arange(row)).all())
+    return AttentionPlan(tuple(bins), None if identity else torch.from_numpy(restore).to(device))
+
+
+def _bin_edges(descending_lengths: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    edges: list[tuple[int, int]] = []
+    first, total = 0, len(descending_lengths)
+    tokens_before = np.concatenate([[0], np.cumsum(descending_lengths)])
+    while first < total:
+        longest = int(descending_lengths[first])
+        counts = np.arange(1, total - first + 1)
+        real = tokens_before[first + 1 :] - tokens_before[first]
+        fits = real >= (1.0 - MAX_PADDED_SHARE) * counts * longest
+        last = first + int(np.flatnonzero(fits)[-1]) + 1
+        edges.append((first, last))
+        first = last
+    return edges
+
+
+def _add_bin(
+    bins: list[LengthBin],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    restore: npt.NDArray[np.int64],
+    first_row: int,
+    device: torch.device | str,
+) -> int:
+    count, longest = len(starts), int(lengths[0])
+    uniform = int(lengths[-1]) == longest
+    positions = np.arange(longest)
+    tokens = starts[:, None] + positions
+    real = positions < lengths[:, None]
+    rows = np.arange(first_row, first_row + count * longest).reshape(count, longest)
+    restore[tokens[real]] = rows[real]
+    if uniform and bool((np.diff(starts) == longest).all()):
+        bins.append(LengthBin(count, longest, int(starts[0]), None, None))
+    else:
+        gather = torch.from_numpy(np.where(real, tokens, starts[:, None])).to(device)
+        mask = None if uniform else torch.from_numpy(real[:, None, None, :]).to(device)
+        bins.append(LengthBin(count, longest, None, gather, mask))
+    return count * longest
+
+
+def packed_attention(
+    query_TND: torch.Tensor,
+    key_TND: torch.Tensor,
+    value_TND: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    dropout_p: float,
+    plan: AttentionPlan | None = None,
+) -> torch.Tensor:
+    """Bidirectional softmax(QK'/sqrt(D))V within each sequence of a packed batch.
+
+    Args:
+        query_TND, key_TND, value_TND: [T, N, D], floating point.
+        cu_seqlens: [B+1] int32 on the tokens' device.
+        max_seqlen: length of the longest sequence, in tokens.
+        dropout_p: dropout of the attention probabilities.
+        plan: bins of this batch, where the caller has them for several layers; made here otherwise.
+
+    Returns:
+        [T, N, D].
+    """
+    if flash_attention_applies(query_TND.device.type, query_TND.dtype, dropout_p):
+        kernel = _variable_length_kernel()
+        assert kernel is not None
+        output: torch.Tensor = kernel(query_TND, key_TND, value_TND, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        return output
+    if plan is None:
+        plan = plan_attention(cu_seqlens.cpu(), query_TND.device)
+    return _binned_attention(query_TND, key_TND, value_TND, dropout_p, plan)
+
+
+def _binned_attention(
+    query_TND: torch.Tensor, key_TND: torch.Tensor, value_TND: torch.Tensor, dropout_p: float, plan: AttentionPlan
+) -> torch.Tensor:
+    num_heads, head_size = query_TND.shape[1:]
+    outputs = []
+    for part in plan.bins:
+        query_BNSD, key_BNSD, value_BNSD = (
+            _rows_of(part, tensor).transpose(1, 2) for tensor in (query_TND, key_TND, value_TND)
+        )
+        attended_BNSD = scaled_dot_product_attention(
+            query_BNSD, key_BNSD, value_BNSD, attn_mask=part.mask_B11S, dropout_p=dropout_p
+        )
+        outputs.append(attended_BNSD.transpose(1, 2).reshape(-1, num_heads, head_size))
+    rows = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return rows if plan.restore_T is None else rows.index_select(0, plan.restore_T)
+
+
+def _rows_of(part: LengthBin, tensor_TND: torch.Tensor) -> torch.Tensor:
+    shape = (part.num_sequences, part.max_seqlen, *tensor_TND.shape[1:])
+    if part.start_token is not None:
+        end = part.start_token + part.num_sequences * part.max_seqlen
+        return tensor_TND[part.start_token : end].view(shape)
+    assert part.tokens_BS is not None
+    return tensor_TND.index_select(0, part.tokens_BS.view(-1)).view(shape)
+
+
+@cache
+def flash_attention_applies(device_type: str, dtype: torch.dtype, dropout_p: float) -> bool:
+    """Does the variable-length flash kernel serve this case? Says once in the log why it does not on a GPU."""
+    if device_type != "cuda":
+        return False
+    if dropout_p > 0.0:
+        reason = "it has no dropout; set model.attention_probs_dropout_prob = 0 for the fast path"
+    elif dtype not in (torch.bfloat16, torch.float16):
+        reason = f"it takes no {dtype}; set pretraining.precision = bf16"
+    elif _variable_length_kernel() is None:
+        reason = f"torch {torch.__version__} does not carry it"
+    else:
+        return True
+    _log.warning("attention: length-binned SDPA instead of the variable-length flash kernel: %s", reason)
+    return False
+
+
+@cache
+def _variable_length_kernel() -> Callable[..., Any] | None:
+    try:
+        module = importlib.import_module("torch.nn.attention.varlen")
+    except ImportError:
+        return None
+    kernel: Callable[..., Any] | None = getattr(module, "varlen_attn", None)
+    return kernel

@@ -1,0 +1,88 @@
+"""Compile DeepSpeed's CPU communication operator ahead of the first run: `python -m training.build_ops`.
+
+DeepSpeed compiles it on first use, which takes minutes on a cold start, and a process killed in between may leave a
+`lock` file on which every later run waits forever. So the compiled operators lie in a directory of this installation,
+one process at a time loads or builds them under a lock that the kernel releases when its holder dies, and whoever
+holds that lock may remove what a dead process left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipelines.recipe import InputError, exit_code_of
+
+EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
+_GUARD_NAME = "clozeworks.lock"
+
+
+def extensions_directory() -> str:
+    """Where compiled operators lie: `TORCH_EXTENSIONS_DIR`, or a directory inside the virtual environment."""
+    return os.environ.setdefault(EXTENSIONS_VARIABLE, os.path.join(sys.prefix, "torch_extensions"))
+
+
+@contextmanager
+def _sole_builder(directory: str) -> Iterator[None]:
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, _GUARD_NAME), "w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+
+
+def remove_stale_locks(directory: str) -> list[str]:
+    """Delete `lock` files of builds that died; only the holder of the guard may call it."""
+    stale = sorted(
+        glob.glob(os.path.join(directory, "*", "lock")) + glob.glob(os.path.join(directory, "*", "*", "lock"))
+    )
+    for path in stale:
+        os.remove(path)
+    return stale
+
+
+def load_communication_operator() -> bool:
+    """Load DeepSpeed's shared-memory communication operator, compiling it where that has not been done.
+
+    Returns:
+        False where this platform has no such operator and DeepSpeed falls back to gloo alone.
+
+    Raises:
+        InputError: the compiler failed.
+    """
+    directory = extensions_directory()
+    with _sole_builder(directory):
+        remove_stale_locks(directory)
+        from deepspeed.accelerator import get_accelerator
+        from deepspeed.ops import __compatible_ops__
+
+        builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+        if builder is None or not __compatible_ops__.get(builder.NAME, False):
+            return False
+        try:
+            builder.load(verbose=False)
+        except (RuntimeError, OSError) as error:
+            first_line = (str(error).splitlines() or ["no message"])[0]
+            raise InputError(
+                f"{directory}: DeepSpeed's operator {builder.NAME} could not be compiled ({first_line}); "
+                "install a C++ compiler (g++) and run python -m training.build_ops"
+            ) from error
+    return True
+
+
+def main() -> int:
+    started = time.monotonic()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    built = load_communication_operator()
+    state = "ready" if built else "not available on this platform, gloo is used"
+    seconds = time.monotonic() - started
+    print(f"build_ops: CPU communication operator {state} in {extensions_directory()} ({seconds:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,102 @@
+"""The pre-training losses; the masked-LM one without ever holding all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+MLM_DENOMINATOR_EPS = 1e-5
+"""Added to the number of masked tokens, as in run_pretraining.py, `get_masked_lm_output`."""
+
+_CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Logits held at a time: on a CPU few enough to stay in cache, on a GPU enough to fill it."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """sum(cross_entropy(hidden @ weight' + bias, labels)), whose gradients are made chunk by chunk on the way forward.
+
+    The loss is a sum, so its gradients are those of the chunks added up, and backward only scales them. A chunk of
+    logits is turned into its own gradient in place: three passes over memory instead of eight or more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        bias_V: torch.Tensor,
+        labels_M: torch.Tensor,
+        with_gradients: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = max(16, _CHUNK_ELEMENTS.get(hidden_MH.device.type, 1 << 24) // weight_VH.shape[0])
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_MH.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden_MH.device)
+        grad_hidden_MH = torch.empty_like(hidden_MH) if with_gradients else None
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if with_gradients else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if with_gradients else None
+        for start in range(0, hidden_MH.shape[0], rows):
+            hidden = hidden_MH[start : start + rows]
+            labels = labels_M[start : start + rows].unsqueeze(1)
+            logits = torch.addmm(bias_V, hidden, weight_VH.t()).float()
+            label_logits = logits.gather(1, labels)
+            maximum = logits.amax(1, keepdim=True)
+            correct += (label_logits >= maximum).sum()
+            exponents = logits.sub_(maximum).exp_()
+            total = exponents.sum(1, keepdim=True)
+            loss += (total.log() + maximum - label_logits).sum()
+            if grad_hidden_MH is None or grad_weight_VH is None or grad_bias_V is None:
+                continue
+            gradient = exponents.div_(total)
+            gradient.scatter_add_(1, labels, torch.full_like(label_logits, -1.0))
+            grad_bias_V += gradient.sum(0)
+            gradient = gradient.to(hidden.dtype)
+            torch.mm(gradient, weight_VH, out=grad_hidden_MH[start : start + rows])
+            if hidden.dtype == torch.float32:
+                grad_weight_VH.addmm_(gradient.t(), hidden)
+            else:
+                grad_weight_VH += torch.mm(gradient.t(), hidden)
+        if grad_hidden_MH is not None and grad_weight_VH is not None and grad_bias_V is not None:
+            ctx.save_for_backward(grad_hidden_MH, grad_weight_VH.to(weight_VH.dtype), grad_bias_V.to(bias_V.dtype))
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scale = grad_outputs[0]
+        return (*(gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors), None, None)
+
+
+def linear_cross_entropy(
+    hidden_MH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor, labels_M: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of a linear layer's logits, and how many labels have the largest logit.
+
+    Args:
+        hidden_MH: [M, H]. weight_VH: [V, H]. bias_V: [V]. labels_M: [M] int64.
+
+    Returns:
+        loss [] float32, differentiable; correct [] int64.
+    """
+    result: tuple[torch.Tensor, torch.Tensor] = _LinearCrossEntropy.apply(
+        hidden_MH, weight_VH, bias_V, labels_M, torch.is_grad_enabled()
+    )
+    return result
+
+
+def classification_loss(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy and number of correct rows; logits_BC [B, C], labels_B [B] int64."""
+    logits_BC = logits_BC.float()
+    return functional.cross_entropy(logits_BC, labels_B, reduction="sum"), (logits_BC.argmax(1) == labels_B).sum()
+
+
+def pretraining_loss(
+    mlm_loss_sum: torch.Tensor, nsp_loss_sum: torch.Tensor, masked_tokens: int, sequences: int
+) -> torch.Tensor:
+    """Plain sum of both losses over a batch: sum / (n + 1e-5) for masked-LM, the mean for next-sentence.
+
+    `masked_tokens` and `sequences` count the whole global batch, so that the parts which ranks and micro-batches
+    contribute add up to the same loss however the batch is cut.
+    """
+    return mlm_loss_sum / (masked_tokens + MLM_DENOMINATOR_EPS) + nsp_loss_sum / sequences

@@ -1,0 +1,192 @@
+"""What decides the output of each training stage, and whether its inputs fit together; no torch, so asking is quick."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipelines import storage
+from pipelines.contract import (
+    Manifest,
+    StageKey,
+    digest_of,
+    length_directory,
+    read_manifest,
+    require_manifest,
+)
+from pipelines.recipe import InputError, Recipe
+from training.config import WORD_ORDER, FinetuningConfig, ModelConfig, PretrainingConfig, require_lengths_fit
+from training.glue.tasks import task_files
+
+DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
+PRETRAINING, FINETUNING = "pretraining", "finetuning"
+ENCODER_DIRECTORY, MODEL_DIRECTORY = "encoder", "model"
+PRETRAINED, RANDOM = "pretrained", "random"
+"""Trials of a fine-tuning task, by the weights that they begin from."""
+
+# To be raised whenever the same settings and inputs would give another model than before.
+PRETRAINING_VERSION = 1
+FINETUNING_VERSION = 1
+
+_DEFAULT_WORKSPACE = "workspaces/run"
+
+
+def workspace_of(recipe: Recipe) -> str:
+    """The run's directory, which training needs on a local disk.
+
+    Raises:
+        InputError: it is not a path, or lies on a remote file system.
+    """
+    workspace = recipe.tables.get("run", {}).get("workspace", _DEFAULT_WORKSPACE)
+    if not isinstance(workspace, str) or not workspace:
+        raise InputError(f"{recipe.path}: run.workspace = {workspace!r}: must be the path of a directory")
+    if not storage.is_local(workspace):
+        raise InputError(
+            f"{recipe.path}: run.workspace = {workspace!r}: training memory-maps its examples and needs a local "
+            "directory; copy vocabulary/ and examples/ to one and pass --workspace"
+        )
+    return storage.local_path(workspace)
+
+
+def code_version() -> str:
+    """Version of the installed distribution, for manifests."""
+    try:
+        return importlib.metadata.version("clozeworks")
+    except importlib.metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def vocabulary_size(directory: str) -> int:
+    """Number of entries of a vocabulary stage's vocab.txt."""
+    return len(storage.read_bytes(storage.join(directory, "vocab.txt")).decode().splitlines())
+
+
+@dataclass(frozen=True)
+class PretrainingInputs:
+    """Settings and manifests of a pre-training run that belong together."""
+
+    recipe: Recipe
+    workspace: str
+    model: ModelConfig
+    pretraining: PretrainingConfig
+    vocabulary: Manifest
+    examples: Manifest
+
+    @property
+    def directory(self) -> str:
+        return storage.join(self.workspace, PRETRAINING)
+
+    @property
+    def vocabulary_directory(self) -> str:
+        return storage.join(self.workspace, VOCABULARY)
+
+    @property
+    def examples_directory(self) -> str:
+        return storage.join(self.workspace, EXAMPLES)
+
+    @property
+    def key(self) -> StageKey:
+        return StageKey(
+            PRETRAINING,
+            PRETRAINING_VERSION,
+            {"model": self.model.identity(), "pretraining": self.pretraining.identity()},
+            {EXAMPLES: self.examples.digest, VOCABULARY: self.vocabulary.digest},
+        )
+
+
+def pretraining_inputs(recipe: Recipe) -> PretrainingInputs:
+    """Check the sections and the stages that pre-training consumes.
+
+    Raises:
+        InputError: a setting is wrong, a stage is missing, or the examples were made with another vocabulary.
+    """
+    model = recipe.section("model", ModelConfig)
+    pretraining = recipe.section("pretraining", PretrainingConfig)
+    require_lengths_fit(model, pretraining, recipe.path)
+    workspace = workspace_of(recipe)
+    vocabulary = require_manifest(
+        storage.join(workspace, VOCABULARY), f"python -m pipelines.train_vocabulary {recipe.path}"
+    )
+    examples = require_manifest(storage.join(workspace, EXAMPLES), f"python -m pipelines.build_examples {recipe.path}")
+    inputs = PretrainingInputs(recipe, workspace, model, pretraining, vocabulary, examples)
+    _require_same_vocabulary(inputs)
+    return inputs
+
+
+def _require_same_vocabulary(inputs: PretrainingInputs) -> None:
+    expected = storage.sha256_of(storage.join(inputs.vocabulary_directory, "vocab.txt"))
+    for phase in inputs.pretraining.phases:
+        files = inputs.examples.files_of("train", length_directory(phase.max_seq_length))
+        if not files:
+            made = sorted({file.name.split("/")[0].removeprefix("length") for file in inputs.examples.files})
+            raise InputError(
+                f"{inputs.recipe.path}: pretraining.phases asks for max_seq_length = {phase.max_seq_length}, but "
+                f"{inputs.examples_directory} holds lengths {', '.join(made)}; add it to examples.lengths and run "
+                "pipelines.build_examples, or change the phase"
+            )
+        uri = storage.join(inputs.examples_directory, files[0].name)
+        found = shard_metadata(uri).get("clozeworks.vocabulary_sha256")
+        if found != expected:
+            raise InputError(
+                f"{uri}: made with another vocabulary (sha256 {str(found)[:12]}) than "
+                f"{inputs.vocabulary_directory}/vocab.txt ({expected[:12]}); run pipelines.build_examples again"
+            )
+
+
+def shard_metadata(uri: str) -> dict[str, str]:
+    """Schema metadata of an Arrow shard.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with pa.memory_map(storage.local_path(uri)) as source:
+            metadata = pa.ipc.open_file(source).schema.metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{uri}: not a readable Arrow file ({error}); rebuild the stage") from error
+    return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def finetuning_directory(recipe: Recipe, task: str, start: str) -> str:
+    """Directory of one fine-tuning trial; `start` tells which weights it begins from."""
+    return storage.join(workspace_of(recipe), FINETUNING, task, start)
+
+
+def finetuning_key(recipe: Recipe, task: str, start: str, encoder: str | None = None) -> StageKey:
+    """Key of one fine-tuning trial: the settings that its task depends on, and the digests of what it reads.
+
+    Args:
+        recipe: with the sections [model] and [finetuning].
+        task: a name of training/glue/tasks.py.
+        start: PRETRAINED or RANDOM.
+        encoder: a Hugging Face directory to begin from; None is the workspace's own encoder.
+
+    Raises:
+        InputError: a section is wrong, or a file of the task is missing.
+    """
+    config = recipe.section("finetuning", FinetuningConfig)
+    workspace = workspace_of(recipe)
+    settings = config.identity()
+    for name in ("tasks", "glue_dir", "compare_with_random", "word_order"):
+        del settings[name]
+    inputs = {VOCABULARY: _digest(workspace, VOCABULARY)}
+    if task == WORD_ORDER:
+        settings["word_order"] = config.word_order.identity()
+        inputs[DOCUMENTS] = _digest(workspace, DOCUMENTS)
+    else:
+        assert config.glue_dir is not None
+        inputs["data"] = digest_of({path: storage.sha256_of(path) for path in task_files(task, config.glue_dir)})
+    if encoder is not None:
+        inputs[ENCODER_DIRECTORY] = storage.sha256_of(storage.join(encoder, "model.safetensors"))
+    elif start == PRETRAINED:
+        inputs[PRETRAINING] = _digest(workspace, PRETRAINING)
+    else:
+        settings["model"] = recipe.section("model", ModelConfig).identity()
+    return StageKey(FINETUNING, FINETUNING_VERSION, {"task": task, "start": start, **settings}, inputs)
+
+
+def _digest(workspace: str, stage: str) -> str:
+    manifest = read_manifest(storage.join(workspace, stage))
+    return manifest.digest if manifest else ""
