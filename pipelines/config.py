@@ -14,6 +14,7 @@ MAX_SEQ_LENGTH_LIMIT = 65_535
 """Positions are stored as uint16."""
 
 _ASCII_LINE = '<page title="{}">\r\n'
+_ESCAPING_ENCODINGS = ("utf-7", "idna", "raw-unicode-escape")
 _SETTINGS_OF_FORMATS = {
     "document_separator": ("text",),
     "text_field": ("jsonl", "parquet", "arrow"),
@@ -42,7 +43,7 @@ class SourceConfig(Section):
     """For `text`: is a document a whole file, or what stands between blank lines? `google-bert` is the latter with one
     ready sentence a line, as create_pretraining_data.py reads it."""
     text_field: str = Field("text", min_length=1)
-    """For `jsonl`: where a record has its text, with dots into nested objects. For `parquet` and `arrow`: the column."""
+    """For `jsonl`: the text's place, with dots into nested objects; for `parquet` and `arrow`: the column."""
     encoding: str = "utf-8"
     """Encoding of text without a byte order mark, by Python's name for it; a mark in the file goes before this."""
     max_record_bytes: int = Field(256 << 20, ge=1 << 10)
@@ -69,17 +70,19 @@ class SourceConfig(Section):
             ) from error
         except UnicodeError:
             line = b""
-        if line != _ASCII_LINE.encode() and not name.startswith(("utf-16", "utf-32", "utf-8-sig")):
+        is_wide = name.startswith(("utf-16", "utf-32"))
+        if name in _ESCAPING_ENCODINGS or (line != _ASCII_LINE.encode() and not is_wide and name != "utf-8-sig"):
             raise ValueError("lines and markup are found by their ASCII bytes, which this encoding writes differently")
         return "utf-8" if name == "utf-8-sig" else name
 
     @model_validator(mode="after")
     def _settings_fit_the_format(self) -> SourceConfig:
         for setting, formats in _SETTINGS_OF_FORMATS.items():
-            if setting in self.model_fields_set and self.format not in formats:
-                raise ValueError(
-                    f"{setting} says nothing about format = {self.format!r}, only about {', '.join(formats)}"
-                )
+            # A manifest names every setting, so only one that was changed tells a mistake.
+            is_changed = getattr(self, setting) != type(self).model_fields[setting].default
+            if is_changed and self.format not in formats:
+                known = ", ".join(formats)
+                raise ValueError(f"{setting} has no meaning for format = {self.format!r}, only for {known}")
         return self
 
 

@@ -34,7 +34,7 @@ from pipelines.contract import (
 )
 from pipelines.runners import limit_worker_threads
 from pipelines.sentences import paragraphs_of, pieces_of, sentences_of
-from pipelines.sources import InputFile, Reject, find_inputs, source_of
+from pipelines.sources import InputFile, Reject, find_inputs, source_of, split_file
 from pipelines.stages import DOCUMENTS
 
 PART_BYTES = 4 << 20
@@ -57,7 +57,7 @@ class Document(NamedTuple):
 
 
 class CorpusPart(NamedTuple):
-    """A run of input files of one source, which one worker reads at a time."""
+    """A run of input files of one source, or of ranges of one, which one worker reads at a time."""
 
     number: int
     source: SourceConfig
@@ -104,28 +104,29 @@ def shards_of(config: DocumentsConfig) -> list[tuple[Split, int, int]]:
 
 
 def plan_parts(config: DocumentsConfig) -> list[CorpusPart]:
-    """Group the files of each source, in order, into parts of about four megabytes."""
+    """Group the files of each source, in order, into parts of about four megabytes; larger files become ranges."""
     parts: list[CorpusPart] = []
     for source, files in zip(config.sources, find_inputs(config), strict=True):
+        ranges = [piece for file in files for piece in split_file(file, source, PART_BYTES)]
         group: list[InputFile] = []
         size_bytes = 0
-        for file in files:
+        for file in ranges:
             group.append(file)
-            size_bytes += file.size_bytes
-            if size_bytes >= PART_BYTES or file is files[-1]:
+            size_bytes += file.range_bytes
+            if size_bytes >= PART_BYTES or file is ranges[-1]:
                 parts.append(CorpusPart(len(parts), source, tuple(group)))
                 group, size_bytes = [], 0
     return parts
 
 
 def documents_of(file: InputFile, source: SourceConfig, config: DocumentsConfig) -> Iterator[Document | Reject]:
-    """Read one file into documents of cleaned sentences, and rejects."""
+    """Read one file or range into documents of cleaned sentences, and rejects."""
     for raw in source_of(source).read(file, source):
         if isinstance(raw, Reject):
             yield raw
             continue
         for paragraphs in pieces_of(paragraphs_of(raw.text), config.max_characters):
-            sentences = sentences_of(paragraphs, source.language)
+            sentences = paragraphs if raw.has_ready_sentences else sentences_of(paragraphs, source.language)
             num_characters = sum(map(len, sentences))
             if num_characters < config.min_characters:
                 yield Reject(

@@ -72,9 +72,9 @@ def examples_of(
         plans.append(plan)
         keys.append(np.full(len(plan), key_of(seed, PURPOSE_MASKS, max_seq_length, number), np.uint64))
     pairs, pass_keys = np.concatenate(plans), np.concatenate(keys)
-    order = np.random.Generator(np.random.Philox(key=int(key_of(seed, PURPOSE_ROW_ORDER, max_seq_length)))).permutation(
-        len(pairs)
-    )
+    # Sorting a counter's raw words, because NumPy's `permutation` may change from version to version.
+    words = np.random.Philox(key=int(key_of(seed, PURPOSE_ROW_ORDER, max_seq_length))).random_raw(len(pairs))
+    order = np.argsort(words, kind="stable")
     return build_examples(documents, pairs[order], pass_keys[order], rules)
 
 

@@ -248,7 +248,8 @@ class StepReader:
                 if finished.is_set() or isinstance(item, BaseException):
                     return
 
-        threading.Thread(target=produce, name="examples", daemon=True).start()
+        producer = threading.Thread(target=produce, name="examples", daemon=True)
+        producer.start()
         try:
             for _ in range(count):
                 item = ready.get()
@@ -256,7 +257,9 @@ class StepReader:
                     raise item
                 yield item
         finally:
+            # A thread that is still inside torch while the interpreter shuts down aborts the process.
             finished.set()
+            producer.join()
 
     def step_at(self, position: int) -> StepBatch:
         """This rank's part of the step whose global batch starts at sample `position`."""

@@ -33,6 +33,11 @@ class InputFile:
     def range_bytes(self) -> int:
         return (self.size_bytes if self.end_byte is None else self.end_byte) - self.first_byte
 
+    @property
+    def begins_file(self) -> bool:
+        """Does the range hold the file's first byte? Only such a range rejects the file as a whole."""
+        return self.first_byte == 0 and self.end_byte != 0
+
 
 @dataclass(frozen=True)
 class RawDocument:
@@ -104,10 +109,10 @@ def is_splittable(file: InputFile, config: SourceConfig) -> bool:
 
 
 def split_file(file: InputFile, config: SourceConfig, range_bytes: int) -> list[InputFile]:
-    """Cut a file into equal ranges of at most `range_bytes`; one that cannot be cut stays whole."""
-    if file.range_bytes <= range_bytes or not is_splittable(file, config):
+    """Cut a file into equal ranges of `range_bytes` to twice as many; one that cannot be cut stays whole."""
+    num_ranges = file.range_bytes // range_bytes
+    if num_ranges < 2 or not is_splittable(file, config):
         return [file]
-    num_ranges = -(-file.range_bytes // range_bytes)
     cuts = [file.first_byte + file.range_bytes * index // num_ranges for index in range(num_ranges)]
     return [
         replace(file, first_byte=first, end_byte=end)

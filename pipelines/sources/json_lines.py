@@ -41,7 +41,7 @@ LINES = RecordShape(_begins_line, _is_whole_line)
 def parse_object(record: Record) -> dict[str, Any] | Reject:
     """The JSON object on a line."""
     try:
-        value = json.loads(record.text)
+        value = json.loads(record.text.strip())
     except (ValueError, RecursionError) as error:
         return Reject(record.source, "bad-json", f"{record.place}: {_message(error)}")
     if not isinstance(value, dict):
@@ -54,15 +54,23 @@ def text_at(value: dict[str, Any], path: str, record: Record) -> str | Reject:
     node: Any = value
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
-            known = f"; fields there: {', '.join(node)}" if isinstance(node, dict) else ""
+            known = f"; fields there: {encodable(', '.join(node))}" if isinstance(node, dict) else ""
             return Reject(record.source, "missing-field", f"{record.place}: no {key!r} of {path!r}{known}")
         node = node[key]
     if not isinstance(node, str):
         return Reject(record.source, "not-a-string", f"{record.place}: {path!r} is {_kind(node)}")
-    # Half a surrogate pair is valid JSON, but no text that a file could hold.
-    if any("\ud800" <= character <= "\udfff" for character in node):
-        return Reject(record.source, "undecodable", f"{record.place}: {path!r} holds half a surrogate pair")
+    try:
+        node.encode()
+    except UnicodeEncodeError as error:
+        # Half a surrogate pair may be written in JSON, but is no text that a file could hold.
+        place = f"{record.place}: half a surrogate pair at character {error.start} of {path!r}"
+        return Reject(record.source, "undecodable", place)
     return node
+
+
+def encodable(text: str) -> str:
+    """Text with halves of surrogate pairs written as escapes, for labels and details."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _document(record: Record, path: str) -> RawDocument | Reject:

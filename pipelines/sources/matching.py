@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from urllib.parse import quote, unquote
 
 from pyarrow import fs
 
@@ -11,6 +13,8 @@ from pipelines.recipe import InputError
 from pipelines.sources import InputFile
 
 _WILDCARD = re.compile(r"[*?\[]")
+# `?` is a wildcard as well: only `?key=value` at the end is a query, such as ?region=eu-west-1.
+_QUERY = re.compile(r"\?[A-Za-z_]+=[^/]*$")
 
 
 def find_files(patterns: tuple[str, ...]) -> list[InputFile]:
@@ -34,25 +38,43 @@ def find_files(patterns: tuple[str, ...]) -> list[InputFile]:
 
 
 def _match(pattern: str) -> list[InputFile]:
-    filesystem, path = storage.filesystem_of(pattern)
-    scheme = pattern[: pattern.index("://") + 3] if "://" in pattern else ""
+    location, path, query = _locate(pattern)
     wildcard = _WILDCARD.search(path)
-    base = path[: wildcard.start()].rpartition("/")[0] if wildcard else path.rstrip("/")
+    fixed = path[: wildcard.start()].rpartition("/")[0] if wildcard else path.rstrip("/")
+    filesystem, base = storage.filesystem_of(_uri(location, fixed, query) or "/")
+    base = base.rstrip("/")
+    # Of a URI, the file system's paths leave out the host (hdfs://) or begin with the bucket (s3://, gs://).
+    prefix = f"{location}{fixed}".rstrip("/").removesuffix(base) if location else ""
+
+    def input_file(info: fs.FileInfo, name: str) -> InputFile:
+        return InputFile(_uri(prefix, info.path, query), name, int(info.size), int(info.mtime_ns or 0))
+
     info = filesystem.get_file_info(base or "/")
     if info.type == fs.FileType.File:
-        return [_input_file(scheme, info, info.base_name)]
-    selector = fs.FileSelector(base, allow_not_found=True, recursive=True)
-    regex = re.compile(_regex_of(path)) if wildcard else re.compile(re.escape(base) + "/.*")
+        return [input_file(info, info.base_name)]
+    selector = fs.FileSelector(base or "/", allow_not_found=True, recursive=True)
+    below = _regex_of(path[len(fixed) :]) if wildcard else "/.*"
+    regex = re.compile(re.escape(base) + below, re.DOTALL)
     label = base.rpartition("/")[2]
     return [
-        _input_file(scheme, info, f"{label}/{info.path[len(base) :].lstrip('/')}")
+        input_file(info, f"{label}/{info.path[len(base) :].lstrip('/')}")
         for info in filesystem.get_file_info(selector)
         if info.type == fs.FileType.File and regex.fullmatch(info.path) and not info.base_name.startswith(".")
     ]
 
 
-def _input_file(scheme: str, info: fs.FileInfo, name: str) -> InputFile:
-    return InputFile(scheme + info.path, name, int(info.size), int(info.mtime_ns or 0))
+def _locate(pattern: str) -> tuple[str, str, str]:
+    """A pattern's scheme, its path without percent encoding, and its query; of a local path, only the path."""
+    if "://" not in pattern:
+        return "", os.path.abspath(pattern), ""
+    query = _QUERY.search(pattern)
+    end = query.start() if query else len(pattern)
+    start = pattern.index("://") + 3
+    return pattern[:start], unquote(pattern[start:end]), pattern[end:]
+
+
+def _uri(location: str, path: str, query: str) -> str:
+    return f"{location}{quote(path, safe='/:@')}{query}" if location else path
 
 
 def _regex_of(glob_path: str) -> str:

@@ -43,7 +43,8 @@ class PythonDocstrings:
         except OSError as error:
             yield Reject(file.name, "unreadable", str(error))
             return
-        text = "\n\n".join(_prose(docstring) for docstring in _docstrings(tree))
+        # A docstring may hold an escaped half of a surrogate pair, which is no text that a file could hold.
+        text = "\n\n".join(_prose(docstring) for docstring in _docstrings(tree)).encode("utf-8", "replace").decode()
         if text.strip():
             yield RawDocument(file.name, text)
         else:

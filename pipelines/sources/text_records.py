@@ -142,6 +142,8 @@ class _Pending:
 
 def read_whole(file: InputFile, config: SourceConfig) -> Record | Reject:
     """A file as one record."""
+    if codec_of(file.name) is None and file.size_bytes > config.max_record_bytes:
+        return Reject(file.name, "too-large", _too_large(file.size_bytes, config.max_record_bytes))
     with ExitStack() as stack:
         try:
             blocks = _blocks_of(file, stack)
@@ -149,8 +151,7 @@ def read_whole(file: InputFile, config: SourceConfig) -> Record | Reject:
             for block in blocks:
                 data += block
                 if len(data) > config.max_record_bytes:
-                    size_bytes = max(file.size_bytes, len(data))
-                    return Reject(file.name, "too-large", _too_large(size_bytes, config.max_record_bytes))
+                    return Reject(file.name, "too-large", _too_large(len(data), config.max_record_bytes))
             encoding = encoding_of(bytes(data[:HEAD_BYTES]), config.encoding)
             text = decode(bytes(data[encoding.mark_bytes :]), encoding.name, encoding.mark_bytes)
         except UnreadableError as error:
@@ -162,11 +163,7 @@ def read_head(file: InputFile, config: SourceConfig, num_bytes: int) -> str:
     """About the first bytes of a file as text, to tell what follows; empty where it cannot be read."""
     with ExitStack() as stack:
         try:
-            data = b""
-            for block in _blocks_of(file, stack):
-                data += block
-                if len(data) >= num_bytes:
-                    break
+            data = _first_bytes(_blocks_of(file, stack), num_bytes)
             encoding = encoding_of(data[:HEAD_BYTES], config.encoding)
         except UnreadableError:
             return ""
@@ -191,7 +188,7 @@ def _open_lines(file: InputFile, config: SourceConfig, stack: ExitStack) -> _Lin
         assert file.first_byte == 0, file
         return _lines_from_start(unpacked_blocks(file.uri, codec), file, config)
     stream = stack.enter_context(open_file(file.uri))
-    if file.first_byte == 0:
+    if file.begins_file:
         return _lines_from_start(blocks_from(stream, file.uri, 0), file, config)
     end_byte = file.size_bytes if file.end_byte is None else file.end_byte
     try:
@@ -209,15 +206,25 @@ def _open_lines(file: InputFile, config: SourceConfig, stack: ExitStack) -> _Lin
 
 
 def _lines_from_start(blocks: Iterator[bytes], file: InputFile, config: SourceConfig) -> _Lines:
-    first = next(blocks, b"")
-    encoding = encoding_of(first[:HEAD_BYTES], config.encoding)
-    rest = chain([first[encoding.mark_bytes :]], blocks)
+    head = _first_bytes(blocks, HEAD_BYTES)
+    encoding = encoding_of(head[:HEAD_BYTES], config.encoding)
+    rest = chain([head[encoding.mark_bytes :]], blocks)
     end_byte = float("inf") if file.end_byte is None else file.end_byte
     if encoding.is_wide:
         lines = _split_lines(to_utf8(rest, encoding.name), 0, config.max_record_bytes)
         return _Lines(lines, float("inf"), "utf-8", is_from_start=True, is_after_blank=True)
     lines = _split_lines(rest, encoding.mark_bytes, config.max_record_bytes)
     return _Lines(lines, end_byte, encoding.name, is_from_start=True, is_after_blank=True)
+
+
+def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:
+    """At least so many bytes, where there are as many."""
+    data = bytearray()
+    for block in blocks:
+        data += block
+        if len(data) >= num_bytes:
+            break
+    return bytes(data)
 
 
 def _encoding_for_ranges(head: bytes, config: SourceConfig) -> Encoding | None:

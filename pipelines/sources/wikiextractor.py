@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipelines.config import SourceConfig
 from pipelines.sources import InputFile, RawDocument, Reject
-from pipelines.sources.json_lines import LINES, parse_object, text_at
+from pipelines.sources.json_lines import LINES, encodable, parse_object, text_at
 from pipelines.sources.matching import find_files
 from pipelines.sources.text_records import Record, RecordShape, read_head, read_records
 
@@ -61,9 +61,12 @@ def _from_markup(file: InputFile, record: Record) -> Iterator[RawDocument | Reje
 
 def _from_json(file: InputFile, record: Record) -> Iterator[RawDocument | Reject]:
     value = parse_object(record)
-    text = value if isinstance(value, Reject) else text_at(value, "text", record)
-    if isinstance(value, Reject) or isinstance(text, Reject):
-        yield value if isinstance(value, Reject) else text
+    if isinstance(value, Reject):
+        yield value
+        return
+    text = text_at(value, "text", record)
+    if isinstance(text, Reject):
+        yield text
         return
     yield _article(_label(file, record, str(value.get("id", ""))), str(value.get("title", "")), text)
 
@@ -85,4 +88,4 @@ def _article(source: str, title: str, text: str) -> RawDocument | Reject:
 
 def _label(file: InputFile, record: Record, article_id: str) -> str:
     """Articles are known by their id, and those without one by their place."""
-    return f"{file.name}#{article_id}" if article_id else record.source
+    return f"{file.name}#{encodable(article_id)}" if article_id else record.source

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from reading import files_of, read_all, texts_of
 
-from pipelines.config import DocumentsConfig, SourceConfig
+from pipelines.config import SourceConfig
 from pipelines.recipe import InputError
 from pipelines.sentences import paragraphs_of, pieces_of, sentences_of
-from pipelines.sources import InputFile, RawDocument, Reject, find_inputs, source_of
+from pipelines.sources import RawDocument, Reject
 from pipelines.sources.matching import find_files
 
 
@@ -46,14 +47,6 @@ def test_a_file_named_twice_is_read_once_and_nothing_is_an_error(tree: Path) -> 
         find_files((f"{tree}/absent.txt",))
 
 
-def files_of(source: SourceConfig) -> list[InputFile]:
-    return find_inputs(DocumentsConfig(sources=(source,)))[0]
-
-
-def read_all(source: SourceConfig) -> list[RawDocument | Reject]:
-    return [item for file in files_of(source) for item in source_of(source).read(file, source)]
-
-
 def test_plain_text_with_bom_and_windows_line_ends(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfOne line\r\nwrapped.\r\n\r\nTwo.")
     (tmp_path / "b.txt").write_bytes(b"fine \xff not")
@@ -65,8 +58,8 @@ def test_plain_text_with_bom_and_windows_line_ends(tmp_path: Path) -> None:
 def test_blank_lines_as_document_separator(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("First sentence.\nSecond one.\n\n \n\nOther document.\n")
     documents = read_all(SourceConfig(inputs=(str(tmp_path),), document_separator="blank-line"))
-    assert [document.source.rpartition("#")[2] for document in documents] == ["0", "1"]
-    assert paragraphs_of(documents[0].text) == ["First sentence.", "Second one."]
+    assert [document.source.rpartition("#")[2] for document in documents] == ["0", "32"]
+    assert paragraphs_of(texts_of(documents)[0]) == ["First sentence.", "Second one."]
 
 
 def test_docstrings_are_parsed_and_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

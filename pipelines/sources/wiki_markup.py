@@ -1,0 +1,147 @@
+"""Wikitext to the prose that a reader sees: no tables, templates, references, captions, lists or headings.
+
+BERT's authors took "only the text passages" of Wikipedia and ignored "lists, tables, and headers". What
+mwparserfromhell would leak or is slow at (nested templates and tables, references, unbalanced brackets) is cut out
+before it parses the rest: on real articles that is most of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import mwparserfromhell
+from mwparserfromhell.nodes import ExternalLink, HTMLEntity, Node, Tag, Text, Wikilink
+from mwparserfromhell.wikicode import Wikicode
+
+_DROPPED_TAGS = (
+    "ref|references|gallery|timeline|math|chem|code|pre|syntaxhighlight|source|score|imagemap|table|graph|mapframe"
+    "|maplink|hiero|inputbox|templatedata|templatestyles|section|includeonly|style|script|indicator|categorytree"
+)
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+_NOWIKI = re.compile(r"<nowiki>([^<]*(?:<(?!/?nowiki\b)[^<]*)*)</nowiki>|<nowiki\s*/>", re.IGNORECASE)
+_EMPTY_ELEMENT = re.compile(rf"<(?:{_DROPPED_TAGS})\b[^<>]*/>", re.IGNORECASE)
+# Innermost elements only: a search that ran on past the next opening would cost the square of the unclosed ones.
+_ELEMENT = re.compile(rf"<({_DROPPED_TAGS})\b[^<>]*>[^<]*(?:<(?!/?\1\b)[^<]*)*</\1\s*>", re.IGNORECASE)
+_UNCLOSED_ELEMENT = re.compile(rf"<(?:{_DROPPED_TAGS})\b[^\n]*", re.IGNORECASE)
+_BRACES = re.compile(r"\{\{|\}\}|\[\[|\]\]|^[ \t:*]*\{\||^[ \t]*\|\}(?!\})", re.MULTILINE)
+_OPENING = {"}}": "{{", "]]": "[[", "|}": "{|"}
+_FILE_LINK = re.compile(r"\[\[[ \t]*(?:File|Image):", re.IGNORECASE)
+_LINES = re.compile(r"^[ \t]*(?:=.*=[ \t]*|[*#;:|!].*|-{4,})$", re.MULTILINE)
+_LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?:(?! )")
+_LEFT_BRACKETS = re.compile(r"\[\[|\]\]|\{\{+|\}\}+|\{\||\|\}")
+_BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_EXTERNAL_OPENING = re.compile(r"\[(?=(?:https?:|ftps?:)?//|mailto:)", re.IGNORECASE)
+# A character that XML cannot hold stands for the bracket before an address.
+_EXTERNAL_LINK = re.compile(r"\x02[^\s\]\x02]*[ \t]*([^\]\n\x02]*)\]?")
+_MAGIC_WORD = re.compile(r"__[A-Z]+__")
+_QUOTES = re.compile(r"'{2,}")
+_WIDE_GAP = re.compile(r"[ \t\xa0]{2,}")
+_EMPTY_PARENTHESES = re.compile(r"[ \xa0]?\([ \xa0,;:]*\)|[ \xa0]?\[[ \xa0,;:]*\]")
+_PARENTHESIS_GAP = re.compile(r"(?<=\()[ \xa0]?[,;:][ \xa0,;:]*|[ \xa0]?[,;][ \xa0]?(?=\))")
+_GAP_BEFORE_STOP = re.compile(r"[ \xa0](?=[,.](?:\s|$))")
+_INACTIVE = str.maketrans({character: f"&#{ord(character)};" for character in "[]{}|<>'=*#:;!-_()"})
+_INACTIVE_ENTITY = _INACTIVE | str.maketrans({"&": "&#38;"})
+_ACTIVE = {entity: chr(code) for code, entity in _INACTIVE_ENTITY.items()}
+_INACTIVE_CHARACTER = re.compile("|".join(_ACTIVE))
+
+ALWAYS_DROPPED_NAMESPACES = frozenset({"file", "image", "media", "category"})
+
+
+def prose_of(wikitext: str, dropped_namespaces: Iterable[str] = ()) -> str:
+    """The prose of a page, a blank line between paragraphs.
+
+    Links into `dropped_namespaces` (the wiki's own names for files and categories, lower-case) go with their captions.
+    """
+    text = _COMMENT.sub("", wikitext)
+    text = _NOWIKI.sub(lambda match: (match.group(1) or "").translate(_INACTIVE), text)
+    text = _EMPTY_ELEMENT.sub("", text)
+    num_elements = 1
+    while num_elements:
+        text, num_elements = _ELEMENT.subn("", text)
+    text = _without_braces(_UNCLOSED_ELEMENT.sub("", text))
+    # The parser takes the square of what is never closed, so it sees no tags and no brackets of external links.
+    text = _TAG.sub("", _BREAK.sub(" ", text)).replace("<", "&#60;")
+    text = _EXTERNAL_OPENING.sub("\x02", text.replace("\x02", ""))
+    dropped = ALWAYS_DROPPED_NAMESPACES.union(dropped_namespaces)
+    # Lists and headings go when links are text already: a file's caption may hold a line that looks like a list.
+    text = _text_of(mwparserfromhell.parse(text, skip_style_tags=True), dropped)
+    text = _LINES.sub("", _EXTERNAL_LINK.sub(r"\1", text))
+    text = _WIDE_GAP.sub(" ", _QUOTES.sub("", _MAGIC_WORD.sub("", text)))
+    text = _EMPTY_PARENTHESES.sub("", _PARENTHESIS_GAP.sub("", text))
+    text = _GAP_BEFORE_STOP.sub("", text)
+    return _INACTIVE_CHARACTER.sub(lambda match: _ACTIVE[match.group()], text).strip()
+
+
+def _without_braces(text: str) -> str:
+    """Cut out templates and tables with all that they hold.
+
+    What is never closed costs a line where that is a table's or a file's first one, and nothing elsewhere.
+    """
+    spans: list[tuple[int, int]] = []
+    opened: list[tuple[str, int]] = []
+    num_opened = dict.fromkeys(_OPENING.values(), 0)
+    for match in _BRACES.finditer(text):
+        brace = match.group().strip(" \t:*")
+        if brace in num_opened:
+            opened.append((brace, match.start()))
+            num_opened[brace] += 1
+            continue
+        # What was opened within and is still open now never gets closed.
+        kind = ""
+        while num_opened[_OPENING[brace]] and kind != _OPENING[brace]:
+            kind, start = opened.pop()
+            num_opened[kind] -= 1
+            if kind == _OPENING[brace] and kind != "[[":
+                spans.append((start, match.end()))
+            elif kind != _OPENING[brace]:
+                spans.append(_line_of_unclosed(text, kind, start))
+    spans += [_line_of_unclosed(text, kind, start) for kind, start in opened]
+    kept: list[str] = []
+    position = 0
+    for start, end in sorted(spans):
+        if start >= position:
+            kept.append(text[position:start])
+        position = max(position, end)
+    return "".join([*kept, text[position:]])
+
+
+def _line_of_unclosed(text: str, kind: str, start: int) -> tuple[int, int]:
+    if kind == "{|" or _FILE_LINK.match(text, start):
+        end = text.find("\n", start)
+        return start, len(text) if end < 0 else end
+    return start, start
+
+
+def _text_of(wikicode: Wikicode, dropped: frozenset[str]) -> str:
+    return "".join(_node_text(node, dropped) for node in wikicode.nodes)
+
+
+def _node_text(node: Node, dropped: frozenset[str]) -> str:
+    if isinstance(node, Text):
+        return _LEFT_BRACKETS.sub("", node.value)
+    if isinstance(node, Wikilink):
+        return _link_text(node, dropped)
+    if isinstance(node, ExternalLink):
+        return _text_of(node.title, dropped) if node.title is not None else "" if node.brackets else str(node.url)
+    if isinstance(node, HTMLEntity):
+        # Markup characters stay entities until markup has been taken out.
+        character = node.normalize()
+        if character == "\xa0" or "\ud800" <= character <= "\udfff":
+            return " "
+        return character.translate(_INACTIVE_ENTITY)
+    if isinstance(node, Tag):
+        contents = _text_of(node.contents, dropped) if node.contents is not None else ""
+        return f"{node.wiki_markup or ''}{contents}"
+    # Templates and arguments, which only unbalanced braces leave, comments, and headings: a break stays.
+    return "\n\n" if type(node).__name__ == "Heading" else ""
+
+
+def _link_text(link: Wikilink, dropped: frozenset[str]) -> str:
+    title = str(link.title).strip()
+    namespace = title.partition(":")[0].strip().lower()
+    if namespace in dropped or (link.text is None and _LANGUAGE_LINK.match(title)):
+        return ""
+    label = _text_of(link.text, dropped) if link.text is not None else ""
+    return label or _text_of(link.title, dropped).strip().removeprefix(":")

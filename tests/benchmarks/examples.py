@@ -1,0 +1,148 @@
+"""Documents to masked examples, passes 5, length 128, one core: ours against LDDL's own functions on the same text.
+
+The peer is `lddl` 0.1.0, installed by this script (without its dependencies) into build/, with `BertTokenizerFast`:
+its `create_pairs_from_document` with masking. Both count output tokens per CPU second, tokenising included. The random
+draws differ, so what is compared is what does not depend on them: the token ids of the documents.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from measuring import REPOSITORY, cpu_seconds, english_paragraphs, medians, report
+from transformers import BertTokenizerFast
+
+from pipelines.contract import DOCUMENTS_SCHEMA, SPECIAL_TOKENS
+from pipelines.documents import document_id
+from pipelines.examples import examples_of, examples_table, read_documents
+from pipelines.masking import MaskingRules
+from pipelines.sentences import sentences_of
+from pipelines.word_counts import count_words
+from pipelines.wordpiece import WordPieceTokenizer
+from pipelines.wordpiece_trainer import train
+
+RUNS = 3
+PASSES, LENGTH, MASKED_SHARE = 5, 128, 0.15
+PARAGRAPHS_PER_DOCUMENT = 40
+PEER_DOCUMENTS = 60
+SHARD_DOCUMENTS = 600
+
+
+def lddl_functions() -> Any:
+    """LDDL's BERT module; what it imports for reading and for Dask is not called and stands empty."""
+    target = REPOSITORY / "build" / "lddl-0.1.0"
+    if not target.is_dir():
+        install = ["-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(target), "lddl==0.1.0"]
+        subprocess.run([sys.executable, *install], check=True)
+    sys.path.insert(0, str(target))
+    for name in ("dask", "dask.bag", "dask.distributed", "dask.dataframe", "nltk", "lddl.dask.readers"):
+        sys.modules[name] = types.ModuleType(name)
+    for name in ("lddl.dask.bert.binning", "lddl.download.utils"):
+        sys.modules[name] = types.ModuleType(name)
+    for module, names in {
+        "lddl.dask.readers": [
+            "read_wikipedia",
+            "read_books",
+            "read_common_crawl",
+            "split_id_text",
+            "estimate_block_size",
+        ],
+        "lddl.dask.bert.binning": ["to_textfiles_binned", "to_dataframe_binned", "to_parquet_binned"],
+        "lddl.download.utils": ["parse_str_of_num_bytes"],
+    }.items():
+        for name in names:
+            setattr(sys.modules[module], name, None)
+    from lddl.dask.bert import pretrain
+
+    return pretrain
+
+
+def main() -> None:
+    paragraphs = english_paragraphs(60_000_000)
+    groups = [
+        paragraphs[start : start + PARAGRAPHS_PER_DOCUMENT]
+        for start in range(0, len(paragraphs), PARAGRAPHS_PER_DOCUMENT)
+    ]
+    documents = [sentences_of(group, "en") for group in groups[: 6 * SHARD_DOCUMENTS]]
+    counts = count_words(pa.array(paragraphs), lowercase=True, strip_accents=None)
+    vocabulary = train(counts["word"].combine_chunks(), counts["count"].to_numpy(), 30_522)
+    rules = MaskingRules(MASKED_SHARE, 20, False, 2, 3, 4, np.array([token.startswith("##") for token in vocabulary]))
+    assert vocabulary[2:5] == list(SPECIAL_TOKENS[2:5])
+    columns = [[document_id(sentences) for sentences in documents], ["novels"] * len(documents), documents]
+    table = pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, DOCUMENTS_SCHEMA, strict=True)],
+        schema=DOCUMENTS_SCHEMA,
+    )
+    shards = [table.slice(start, SHARD_DOCUMENTS) for start in range(0, len(documents), SHARD_DOCUMENTS)]
+    ours = WordPieceTokenizer(vocabulary, lowercase=True)
+    theirs = BertTokenizerFast(vocab={token: index for index, token in enumerate(vocabulary)})
+    lddl = lddl_functions()
+
+    def our_rate() -> float:
+        tokens = 0
+
+        def work() -> None:
+            nonlocal tokens
+            for shard in shards:
+                examples = examples_of(read_documents(shard, ours), 1, PASSES, LENGTH, 0.1, rules)
+                tokens += (
+                    examples_table(examples, len(vocabulary), {})["input_ids"].combine_chunks().flatten().__len__()
+                )
+
+        seconds = cpu_seconds(work)
+        return tokens / seconds / 1e6
+
+    def peer_rate() -> float:
+        tokens = 0
+        words = tuple(theirs.vocab)
+        random.seed(1)
+
+        def work() -> None:
+            nonlocal tokens
+            tokenized = [
+                lddl.Document(
+                    number,
+                    tuple(
+                        lddl.Sentence(tuple(theirs.tokenize(text, max_length=512, truncation=True)))
+                        for text in document
+                    ),
+                )
+                for number, document in enumerate(documents[:PEER_DOCUMENTS])
+            ]
+            for _ in range(PASSES):
+                for number in range(len(tokenized)):
+                    pairs = lddl.create_pairs_from_document(
+                        tokenized, number, LENGTH, masking=True, masked_lm_ratio=MASKED_SHARE, vocab_words=words
+                    )
+                    tokens += sum(pair["num_tokens"] for pair in pairs)
+
+        seconds = cpu_seconds(work)
+        return tokens / seconds / 1e6
+
+    our_rate()
+    value, peer_value, ratio = medians(our_rate, peer_rate, RUNS)
+    sample = documents[:PEER_DOCUMENTS]
+    expected = [
+        index for document in sample for text in document for index in theirs(text, add_special_tokens=False).input_ids
+    ]
+    found = read_documents(table.slice(0, PEER_DOCUMENTS), ours).input_ids.tolist()
+    report(
+        "examples",
+        value,
+        "M tokens/s of CPU",
+        peer="lddl 0.1.0 create_pairs_from_document with BertTokenizerFast",
+        peer_value=peer_value,
+        ratio=ratio,
+        identical=found == expected,
+        runs=RUNS,
+    )
+
+
+if __name__ == "__main__":
+    main()
