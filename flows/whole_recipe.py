@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.config import DocumentsConfig, ExamplesConfig, RunConfig, VocabularyConfig
-from pipelines.recipe import Recipe, RecipeError, Section, read_recipe
+from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
+from pipelines.recipe import Recipe, RecipeError, RunConfig, Section, read_recipe
 from training.config import FinetuningConfig, ModelConfig, PretrainingConfig, require_lengths_fit
 
 REGISTRY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

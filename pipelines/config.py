@@ -5,11 +5,10 @@ from __future__ import annotations
 import codecs
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe import Section
 
-OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 MAX_SEQ_LENGTH_LIMIT = 65_535
 """Positions are stored as uint16."""
 
@@ -22,15 +21,6 @@ _SETTINGS_OF_FORMATS = {
 }
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class RunConfig(Section):
-    """`[run]`: the run's name and where its workspace lies."""
-
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    workspace: str = Field("workspaces/run", min_length=1)
-    workers: int = Field(0, ge=0, json_schema_extra=OPERATIONAL)
-    """Processes of the local Beam runner; 0 means one per core."""
 
 
 class SourceConfig(Section):

@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 SECTION_NAMES = ("run", "documents", "vocabulary", "examples", "model", "pretraining", "finetuning", "tracking")
 
 EXIT_BAD_INPUT = 2
+
+OPERATIONAL: dict[str, JsonValue] = {"operational": True}
+"""Marks a field that says how a stage runs, not what it produces: worker counts, logging intervals."""
 
 
 class InputError(ValueError):
@@ -34,8 +37,7 @@ class RecipeError(InputError):
 class Section(BaseModel):
     """Base of every recipe section: frozen, unknown keys refused.
 
-    A field declared with `json_schema_extra={"operational": True}` says how a stage runs, not what it produces
-    (worker counts, logging intervals); it is left out of `identity()` and changing it rebuilds nothing.
+    A field declared with `json_schema_extra=OPERATIONAL` is left out of `identity()`; changing it rebuilds nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -57,6 +59,15 @@ def _identity_of(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_identity_of(item) for item in value]
     return value
+
+
+class RunConfig(Section):
+    """`[run]`: the run's name and where its workspace lies."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    workspace: str = Field("workspaces/run", min_length=1)
+    workers: int = Field(0, ge=0, json_schema_extra=OPERATIONAL)
+    """Processes of the local Beam runner; 0 means one per core."""
 
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -19,8 +19,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipelines import storage
-from pipelines.config import RunConfig
-from pipelines.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
+from pipelines.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
 
 _FIRST_PROGRESS_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
@@ -100,7 +99,7 @@ def limit_worker_threads() -> None:
 class Progress:
     """Progress of a job, read off the files that appear in its directory; it works with any runner.
 
-    Prints a line when the count has changed, after two seconds and then at most every five: `documents: 5 of 16 shards`.
+    Prints a line (`documents: 5 of 16 shards after 4 s`) when the count has changed, at most every five seconds.
     """
 
     def __init__(self, stage: str, steps: list[tuple[str, str, int]]):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipelines import storage
-from pipelines.config import DocumentsConfig, ExamplesConfig, RunConfig, VocabularyConfig
+from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
 from pipelines.contract import StageKey, digest_of, read_manifest
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, RunConfig
 from pipelines.sources import find_inputs
 
 DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"

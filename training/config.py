@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from pydantic.config import JsonDict
 
-from pipelines.recipe import InputError, Section
-
-OPERATIONAL: JsonDict = {"operational": True}
+from pipelines.recipe import OPERATIONAL, InputError, Section
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]

@@ -156,7 +156,7 @@ class FinetuningRun:
         order = keyed_permutation(len(rows), config.seed, self._trial.task.name, "epoch", epoch)
         num_warmup_steps = int(total_steps * config.warmup_proportion)
         engine.train()
-        total, since_line, clock = 0.0, 0.0, time.monotonic()
+        total, since_line, steps_since_line, clock = 0.0, 0.0, 0, time.monotonic()
         for index in range(steps_per_epoch):
             step = epoch * steps_per_epoch + index
             seed_dropout(keyed_seed(config.seed, "dropout", step))
@@ -173,13 +173,13 @@ class FinetuningRun:
             engine.backward(loss, is_last=True)
             engine.step(learning_rate_at(step, config.learning_rate, num_warmup_steps, total_steps))
             value = float(loss.detach())
-            total, since_line = total + value, since_line + value
+            total, since_line, steps_since_line = total + value, since_line + value, steps_since_line + 1
             if (step + 1) % config.log_every_steps == 0:
-                mean, seconds = since_line / config.log_every_steps, time.monotonic() - clock
-                left_seconds = (total_steps - step - 1) * seconds / config.log_every_steps
+                mean, seconds = since_line / steps_since_line, time.monotonic() - clock
+                left_seconds = (total_steps - step - 1) * seconds / steps_since_line
                 tracker.log(step + 1, {"loss": mean})
                 self._trial.say(f"step {step + 1}/{total_steps}: loss {mean:.4f}, {left_seconds:.0f} s left")
-                since_line, clock = 0.0, time.monotonic()
+                since_line, steps_since_line, clock = 0.0, 0, time.monotonic()
         return total / steps_per_epoch
 
     def _evaluate(self, engine: TrainingEngine, rows: TaskRows) -> dict[str, float]:

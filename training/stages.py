@@ -16,7 +16,7 @@ from pipelines.contract import (
     read_manifest,
     require_manifest,
 )
-from pipelines.recipe import InputError, Recipe
+from pipelines.recipe import InputError, Recipe, RunConfig
 from training.config import WORD_ORDER, FinetuningConfig, ModelConfig, PretrainingConfig, require_lengths_fit
 from training.glue.tasks import task_files
 
@@ -30,8 +30,6 @@ PRETRAINED, RANDOM = "pretrained", "random"
 PRETRAINING_VERSION = 1
 FINETUNING_VERSION = 1
 
-_DEFAULT_WORKSPACE = "workspaces/run"
-
 
 def workspace_of(recipe: Recipe) -> str:
     """The run's directory, which training needs on a local disk.
@@ -39,9 +37,7 @@ def workspace_of(recipe: Recipe) -> str:
     Raises:
         InputError: it is not a path, or lies on a remote file system.
     """
-    workspace = recipe.tables.get("run", {}).get("workspace", _DEFAULT_WORKSPACE)
-    if not isinstance(workspace, str) or not workspace:
-        raise InputError(f"{recipe.path}: run.workspace = {workspace!r}: must be the path of a directory")
+    workspace = recipe.section("run", RunConfig).workspace
     if not storage.is_local(workspace):
         raise InputError(
             f"{recipe.path}: run.workspace = {workspace!r}: training memory-maps its examples and needs a local "

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import DocumentsConfig, ExamplesConfig, RunConfig, VocabularyConfig
-from pipelines.recipe import InputError, exit_code_of, read_recipe
+from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
+from pipelines.recipe import InputError, RunConfig, exit_code_of, read_recipe
 
 TEXT = """
 [run]

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import os
 import random
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from reading import read, reasons_of, texts_of
 
 from pipelines.config import SourceConfig
 from pipelines.sources import Reject
+from pipelines.sources.wiki_markup import prose_of
 
 RECORD_FORMATS: list[dict[str, Any]] = [
     {"format": "text", "document_separator": "file"},
@@ -244,3 +246,12 @@ def test_legacy_encodings_are_undecodable_or_read_by_name(shared_data: Path) -> 
     latin = read(f"{directory}/*-Latin1", encoding="latin-1")
     assert not reasons_of(latin)
     assert any("Größe" in text or "über" in text for text in texts_of(latin))
+
+
+@pytest.mark.parametrize(
+    "opening", ["<div ", "<b>", "<ref>", "<nowiki>", "[http://x ", "[[a", "{{ }}", "(", "\n{|", "="]
+)
+def test_markup_that_is_never_closed_does_not_cost_its_square(opening: str) -> None:
+    started = time.process_time()
+    prose_of(opening * 20_000)
+    assert time.process_time() - started < 2
