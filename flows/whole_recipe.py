@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipelines import storage
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
 from pipelines.recipe import Recipe, RecipeError, RunConfig, Section, read_recipe
 from training.config import FinetuningConfig, ModelConfig, PretrainingConfig, require_lengths_fit
@@ -83,8 +84,8 @@ class WholeRecipe:
 
     @property
     def is_local(self) -> bool:
-        """Does the workspace lie on a local disk? Tells from the name alone: asking a bucket takes the network."""
-        return "://" not in self.run.workspace or self.run.workspace.startswith("file://")
+        """Does the workspace lie on a local disk?"""
+        return storage.is_local(self.run.workspace)
 
     @property
     def model_prefix(self) -> str:
