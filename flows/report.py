@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,10 +47,21 @@ def commands(tracking_uri: str, prefect_home: str | None) -> dict[str, str]:
     """The commands that open the pages; a server that runs already needs none."""
     found = {}
     if not tracking_uri.startswith(("http://", "https://")):
-        found["mlflow"] = f"mlflow server --backend-store-uri {shlex.quote(tracking_uri)} --host {LOOPBACK}"
+        found["mlflow"] = (
+            f"{_program('mlflow')} server --backend-store-uri {shlex.quote(tracking_uri)} --host {LOOPBACK}"
+        )
     if prefect_home is not None:
-        found["prefect"] = f"PREFECT_HOME={shlex.quote(prefect_home)} prefect server start --host {LOOPBACK}"
+        found["prefect"] = (
+            f"PREFECT_HOME={shlex.quote(prefect_home)} {_program('prefect')} server start --host {LOOPBACK}"
+        )
     return found
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment from here, whether or not the environment is activated."""
+    path = os.path.join(os.path.dirname(sys.executable), name)
+    relative = os.path.relpath(path)
+    return shlex.quote(path if relative.startswith(os.pardir) else relative)
 
 
 def write_report(whole: WholeRecipe, facts: Facts) -> dict[str, str]:

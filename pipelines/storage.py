@@ -103,7 +103,7 @@ def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
         with filesystem.open_output_stream(temporary, compression=None) as stream:
             yield stream
         if local:
-            _fsync(temporary)
+            flush_to_disk(temporary)
         filesystem.move(temporary, path)
     except BaseException:
         if filesystem.get_file_info(temporary).type == fs.FileType.File:
@@ -127,7 +127,8 @@ def sha256_of(uri: str) -> str:
     return digest.hexdigest()
 
 
-def _fsync(path: str) -> None:
+def flush_to_disk(path: str) -> None:
+    """Have the kernel write a local file, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

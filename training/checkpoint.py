@@ -157,14 +157,14 @@ class CheckpointStore:
         source, target = os.path.join(self._directory, temporary), os.path.join(self._directory, final)
         names = storage.list_files(source)
         for name in names:
-            _flush(os.path.join(source, name))
+            storage.flush_to_disk(os.path.join(source, name))
         records = [record_of(source, name, 0) for name in names]
         write_manifest(source, self._key.manifest(records, asdict(progress), code_version()))
-        _flush(source)
+        storage.flush_to_disk(source)
         if os.path.isdir(target):
             shutil.rmtree(target)
         os.rename(source, target)
-        _flush(self._directory)
+        storage.flush_to_disk(self._directory)
         storage.write_bytes(os.path.join(self._directory, LATEST_NAME), final.encode())
         for name in self.names()[: -self._keep]:
             shutil.rmtree(os.path.join(self._directory, name))
@@ -174,11 +174,3 @@ class CheckpointStore:
             for name in os.listdir(self._directory):
                 if name.startswith(_INCOMPLETE):
                     shutil.rmtree(os.path.join(self._directory, name))
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
