@@ -38,6 +38,7 @@ from pipelines.sources import InputFile, Reject, find_inputs, source_of, split_f
 from pipelines.stages import DOCUMENTS
 
 PART_BYTES = 4 << 20
+ROUND_CHARACTERS = 32 << 20
 PARTS_DIRECTORY = "parts"
 REJECTS_NAME = "rejected.jsonl.gz"
 
@@ -137,7 +138,10 @@ def documents_of(file: InputFile, source: SourceConfig, config: DocumentsConfig)
 
 
 class ReadPart(beam.DoFn):
-    """`CorpusPart` -> `PartSummary`: read a part's files and write its documents, one record batch a shard."""
+    """`CorpusPart` -> `PartSummary`: read a part's files and write its documents, one record batch a shard.
+
+    A part that unpacks to much more than its size is written in rounds of such batches, so memory stays bounded.
+    """
 
     def __init__(self, directory: str, config: DocumentsConfig):
         self._directory = directory
@@ -150,23 +154,30 @@ class ReadPart(beam.DoFn):
     def process(self, part: CorpusPart) -> Iterator[PartSummary]:
         portions: dict[tuple[Split, int], list[Document]] = {(split, index): [] for split, index, _ in self._shards}
         rejects: list[Reject] = []
-        documents_read = 0
-        for file in part.files:
-            for item in documents_of(file, part.source, self._config):
+        documents_read = held_characters = 0
+        base = storage.join(self._directory, PARTS_DIRECTORY, f"{part.number:06d}")
+        items = (item for file in part.files for item in documents_of(file, part.source, self._config))
+        with storage.atomic_output(base + ".arrow") as stream, pa.ipc.new_file(stream, _PART_SCHEMA) as writer:
+            for item in items:
                 documents_read += 1
                 if isinstance(item, Reject):
                     rejects.append(item)
                     Metrics.counter(DOCUMENTS, f"rejected-{item.reason}").inc()
                     continue
-                shard = shard_number(item.doc_id, self._config.heldout_share, self._config.num_shards)
-                portions[shard].append(item)
+                portions[shard_number(item.doc_id, self._config.heldout_share, self._config.num_shards)].append(item)
+                held_characters += sum(map(len, item.sentences))
+                if held_characters >= ROUND_CHARACTERS:
+                    self._write_round(writer, portions)
+                    held_characters = 0
+            self._write_round(writer, portions)
         Metrics.counter(DOCUMENTS, "read").inc(documents_read)
-        base = storage.join(self._directory, PARTS_DIRECTORY, f"{part.number:06d}")
         storage.write_bytes(base + ".rejected.jsonl.gz", _packed_rejects(rejects))
-        with storage.atomic_output(base + ".arrow") as stream, pa.ipc.new_file(stream, _PART_SCHEMA) as writer:
-            for split, index, _ in self._shards:
-                writer.write_batch(_part_batch(portions[split, index]))
         yield PartSummary(part.number, documents_read, dict(Counter(reject.reason for reject in rejects)))
+
+    def _write_round(self, writer: pa.RecordBatchFileWriter, portions: dict[tuple[Split, int], list[Document]]) -> None:
+        for split, index, _ in self._shards:
+            writer.write_batch(_part_batch(portions[split, index]))
+            portions[split, index].clear()
 
 
 class CollectShard(beam.DoFn):
@@ -180,7 +191,8 @@ class CollectShard(beam.DoFn):
         limit_worker_threads()
 
     def process(self, shard: int, parts: list[PartSummary]) -> Iterator[ShardSummary]:
-        batches = [_read_batch(self._directory, part, shard) for part in sorted(part.number for part in parts)]
+        numbers = sorted(part.number for part in parts)
+        batches = [batch for number in numbers for batch in self._read_batches(number, shard)]
         table = pa.Table.from_batches(batches, schema=_PART_SCHEMA).combine_chunks()
         table = table.sort_by([("doc_id", "ascending"), ("source", "ascending")])
         doc_ids, sources = table["doc_id"].to_pylist(), table["source"].to_pylist()
@@ -202,6 +214,12 @@ class CollectShard(beam.DoFn):
             "characters": int(pc.sum(pc.utf8_length(texts)).as_py() or 0),
         }
         yield ShardSummary(record_of(self._directory, name, len(first), statistics), rejects)
+
+    def _read_batches(self, part: int, shard: int) -> list[pa.RecordBatch]:
+        filesystem, path = storage.filesystem_of(storage.join(self._directory, PARTS_DIRECTORY, f"{part:06d}.arrow"))
+        with filesystem.open_input_file(path) as stream:
+            file = pa.ipc.open_file(stream)
+            return [file.get_batch(number) for number in range(shard, file.num_record_batches, len(self._shards))]
 
 
 class CompleteDocuments(beam.DoFn):
@@ -249,12 +267,6 @@ def _part_batch(documents: list[Document]) -> pa.RecordBatch:
         pa.array([document.sentences for document in documents], _PART_SCHEMA.field("sentences").type),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_PART_SCHEMA)
-
-
-def _read_batch(directory: str, part: int, shard: int) -> pa.RecordBatch:
-    filesystem, path = storage.filesystem_of(storage.join(directory, PARTS_DIRECTORY, f"{part:06d}.arrow"))
-    with filesystem.open_input_file(path) as stream:
-        return pa.ipc.open_file(stream).get_batch(shard)
 
 
 def _packed_rejects(rejects: list[Reject]) -> bytes:

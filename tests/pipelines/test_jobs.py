@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from small_run import run_all
 
-from pipelines import train_vocabulary
+from pipelines import shard_corpus, train_vocabulary
 from pipelines.arrow_files import read_table
 from pipelines.contract import read_manifest
 from pipelines.recipe import InputError
@@ -143,3 +143,12 @@ def test_documents_are_in_the_shard_of_their_hash(built: tuple[Path, str]) -> No
     assert len(ids) == len(set(ids)) == 60
     for table in tables:
         assert table["doc_id"].to_pylist() == sorted(table["doc_id"].to_pylist())
+
+
+def test_a_part_written_in_many_rounds_gives_the_same_bytes(
+    built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, recipe = built
+    monkeypatch.setattr("pipelines.documents.ROUND_CHARACTERS", 3_000)
+    shard_corpus.run([recipe, "--workspace", str(tmp_path)])
+    assert files_below(tmp_path / "documents") == files_below(workspace / "documents")
