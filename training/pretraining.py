@@ -86,7 +86,8 @@ class PretrainingRun:
         with Tracker(self._inputs.directory, self._processes.is_first, "pretraining.", resumed_step) as tracker:
             if not progress.step:
                 self._verify_examples()
-                before = self._evaluate(engine, self._config.phases[0], 0, tracker)
+                # At the length that the run ends with, so that before and after can be compared.
+                before = self._evaluate(engine, self._config.phases[-1], 0, tracker)
                 progress = replace(progress, statistics={"heldout_before": before})
             while progress.phase < len(self._config.phases):
                 progress, interrupted = self._train_phase(engine, progress, tracker)
@@ -185,8 +186,9 @@ class PretrainingRun:
             engine, self._examples("heldout", phase), self._config.eval_examples, batch_size, self._with_plan
         )
         self._say(
-            f"step {step}: held-out loss {metrics['loss']:.4f}, MLM accuracy {metrics['mlm_accuracy']:.4f}, "
-            f"perplexity {metrics['mlm_perplexity']:.1f}, NSP accuracy {metrics['nsp_accuracy']:.4f}"
+            f"step {step}: held-out at length {phase.max_seq_length}: loss {metrics['loss']:.4f}, "
+            f"MLM accuracy {metrics['mlm_accuracy']:.4f}, perplexity {metrics['mlm_perplexity']:.1f}, "
+            f"NSP accuracy {metrics['nsp_accuracy']:.4f}"
         )
         tracker.log(step, {f"heldout_{name}": value for name, value in metrics.items()})
         return metrics
