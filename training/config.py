@@ -59,7 +59,21 @@ class PhaseConfig(Section):
     """Sequences per optimizer step, over all ranks and micro-batches."""
 
 
-class PretrainingConfig(Section):
+class OptimizerConfig(Section):
+    """What pre-training and fine-tuning share: BERT's Adam with the paper's settings, clipping, precision."""
+
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    adam_beta1: Rate = 0.9
+    adam_beta2: Rate = 0.999
+    adam_eps: Positive = 1e-6
+    adam_bias_correction: bool = False
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Gradients are clipped to this global norm; 0 turns clipping off."""
+    precision: Precision = "auto"
+    """`auto` is bf16 on a GPU that has it, fp32 elsewhere."""
+
+
+class PretrainingConfig(OptimizerConfig):
     """`[pretraining]`: objective, optimizer and schedule; the defaults are those of the paper, appendix A.2."""
 
     seed: Seed = 12_345
@@ -69,16 +83,7 @@ class PretrainingConfig(Section):
     )
     learning_rate: Positive = 1e-4
     num_warmup_steps: int = Field(default=10_000, ge=0)
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    adam_beta1: Rate = 0.9
-    adam_beta2: Rate = 0.999
-    adam_eps: Positive = 1e-6
-    adam_bias_correction: bool = False
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-    """Gradients are clipped to this global norm; 0 turns clipping off."""
     zero_stage: int = Field(default=2, ge=0, le=3)
-    precision: Precision = "auto"
-    """`auto` is bf16 on a GPU that has it, fp32 elsewhere."""
 
     micro_batch_size: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
     """Sequences a rank computes at once; None computes its whole share of the global batch without accumulation."""
@@ -144,7 +149,7 @@ class WordOrderConfig(Section):
         return self
 
 
-class FinetuningConfig(Section):
+class FinetuningConfig(OptimizerConfig):
     """`[finetuning]`: which tasks, and the paper's settings for them (section 4.1)."""
 
     glue_dir: str | None = None
@@ -154,15 +159,8 @@ class FinetuningConfig(Section):
     learning_rate: Positive = 2e-5
     num_train_epochs: int = Field(default=3, ge=1)
     warmup_proportion: Rate = 0.1
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    adam_beta1: Rate = 0.9
-    adam_beta2: Rate = 0.999
-    adam_eps: Positive = 1e-6
-    adam_bias_correction: bool = False
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     max_seq_length: int = Field(default=128, ge=8, le=65_535)
     seed: Seed = 12_345
-    precision: Precision = "auto"
     compare_with_random: bool = False
     """Also train each task from random weights, to show what pre-training bought."""
     word_order: WordOrderConfig = WordOrderConfig()

@@ -20,7 +20,7 @@ from training.glue.tasks import TASKS, Task, task_files
 from training.heads import BertForSequenceClassification
 from training.interchange import huggingface_config, load_into, read_config, read_weights, write_model
 from training.modeling import initialize_weights
-from training.optimizer import BertAdam, decay_groups
+from training.optimizer import build_optimizer
 from training.ordering import IntArray, keyed_permutation, keyed_seed
 from training.packing import PackedSequences, pack
 from training.schedule import learning_rate_at
@@ -137,13 +137,7 @@ class FinetuningRun:
                 if name.startswith("bert.")
             }
             load_into(model, weights, trial.encoder_directory, optional=("classifier.", "bert.pooler."))
-        optimizer = BertAdam(
-            decay_groups(model, config.weight_decay),
-            lr=0.0,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_eps,
-            bias_correction=config.adam_bias_correction,
-        )
+        optimizer = build_optimizer(model, config)
         # With bf16 a ZeRO stage keeps the fp32 master weights; in fp32 on one process it would only add work.
         zero_stage = 2 if self._precision == "bf16" else 0
         settings = EngineSettings(zero_stage, self._precision, config.max_grad_norm, config.batch_size, 1)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.config import OptimizerConfig
+
 NO_DECAY = ("LayerNorm.weight", "bias")
 """Ends of the names of parameters without weight decay (exclude_from_weight_decay in the released code)."""
 
@@ -86,3 +88,15 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> BertAdam:
+    """The optimizer of a recipe; its rate is 0 until the schedule sets it before each step."""
+    return BertAdam(
+        decay_groups(model, config.weight_decay),
+        # DeepSpeed may call step() while it sets up.
+        lr=0.0,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+        bias_correction=config.adam_bias_correction,
+    )

@@ -26,7 +26,7 @@ from training.heads import BertForPreTraining
 from training.interchange import huggingface_config, write_model
 from training.losses import pretraining_loss
 from training.modeling import initialize_weights, parameter_count
-from training.optimizer import BertAdam, decay_groups
+from training.optimizer import build_optimizer
 from training.ordering import GlobalOrder, keyed_seed
 from training.schedule import learning_rate_at
 from training.stages import ENCODER_DIRECTORY, PretrainingInputs, code_version, vocabulary_size
@@ -125,14 +125,7 @@ class PretrainingRun:
         config = self._config
         model = BertForPreTraining(self._inputs.model, self._vocab_size)
         initialize_weights(model, self._inputs.model.initializer_range, config.seed)
-        optimizer = BertAdam(
-            decay_groups(model, config.weight_decay),
-            # DeepSpeed may call step() while it sets up; the schedule sets the rate before each real one.
-            lr=0.0,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_eps,
-            bias_correction=config.adam_bias_correction,
-        )
+        optimizer = build_optimizer(model, config)
         shares = [self._share(phase) for phase in config.phases]
         settings = EngineSettings(
             config.zero_stage,
