@@ -62,15 +62,15 @@ def require_same_run(checkpoint: str, key: StageKey, world_size: int) -> None:
     if difference := key.difference(checkpoint):
         raise InputError(
             f"{checkpoint}: belongs to another run ({difference}); finish it with its own settings, choose another "
-            "workspace, or pass --restart to delete it and begin anew"
+            f"workspace, or delete {os.path.dirname(checkpoint)} to begin anew (training.pretrain --restart does)"
         )
     manifest = read_manifest(checkpoint)
     assert manifest is not None
     written_by = manifest.statistics["world_size"]
     if written_by != world_size:
         raise InputError(
-            f"{checkpoint}: written by {written_by} ranks, this run has {world_size}; start it with that many, or pass "
-            "--restart to begin anew"
+            f"{checkpoint}: written by {written_by} ranks, this run has {world_size}; start it with that many, "
+            f"or delete {os.path.dirname(checkpoint)} to begin anew (training.pretrain --restart does)"
         )
 
 
