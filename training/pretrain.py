@@ -71,4 +71,9 @@ def _quiet_main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_quiet_main())
+    exit_code = _quiet_main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is written and closed. Tearing the interpreter down aborted a finished rank now and then, in a native thread
+    # of a library ("terminate called without an active exception"), which made the launcher report a failure.
+    os._exit(exit_code)
