@@ -96,7 +96,8 @@ class TrainVocabulary(beam.DoFn):
     def process(self, words: pa.Table) -> Iterator[Manifest]:
         config = self._config
         counts = words["count"].to_numpy()
-        tokens = train(words["word"].combine_chunks(), counts, config.size, config.min_count, config.alphabet_size)
+        distinct = words["word"].combine_chunks()
+        tokens = train(distinct, counts, config.size, config.min_count, config.alphabet_size, config.layout)
         storage.write_bytes(storage.join(self._directory, VOCABULARY_NAME), "".join(f"{t}\n" for t in tokens).encode())
         tokenizer = build_tokenizer(tokens, config.lowercase, config.strip_accents)
         storage.write_bytes(storage.join(self._directory, TOKENIZER_NAME), tokenizer.to_str(pretty=True).encode())

@@ -1,7 +1,7 @@
 """WordPiece tokenisation of Arrow strings at memory speed, with ids equal to those of `BertTokenizerFast`.
 
 BERT's tokeniser first splits at white space and around punctuation, and what it does to one piece never depends on
-its neighbours. So a text's ids are the ids of its chunks (see `chunk_table`), one after the other, and each distinct
+its neighbours. So a text's ids are the ids of its chunks (see `chunk_edges`), one after the other, and each distinct
 chunk is tokenised once. The table of chunks outlives the batch, so a worker soon meets few new ones. Words of plain
 ASCII are split here; every other chunk goes to the `tokenizers` library, which therefore remains the one judge of
 Unicode: control characters, accents, CJK, exotic white space.
@@ -18,13 +18,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from pipelines.chunk_table import FNV_OFFSET, FNV_PRIME, ChunkTable
+from pipelines.chunk_table import ChunkTable
 from pipelines.contract import CLS, SEP, SPECIAL_TOKENS, UNK
 
 MAX_CHARACTERS_PER_WORD = 100
 """Longer words become [UNK], as in `tokenizers` and `transformers`; the released code's limit is 200."""
 
 CONTINUATION = "##"
+
+_FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+_NOT_ONE = -1
 
 
 def build_tokenizer(vocabulary: Sequence[str], lowercase: bool, strip_accents: bool | None) -> Tokenizer:
@@ -69,17 +72,11 @@ class WordPieceTokenizer:
     """
 
     def __init__(self, vocabulary: Sequence[str], lowercase: bool, strip_accents: bool | None = None):
-        self._lowercase = lowercase
         self._pieces = _PieceTable(vocabulary)
         self._judge = build_tokenizer(vocabulary, lowercase, strip_accents)
         self._judge.encode_special_tokens = True
-        self._forget()
-
-    def _forget(self) -> None:
-        self._table = ChunkTable(self._lowercase)
-        self._ids = np.zeros(0, np.int32)
-        self._id_offsets = np.zeros(1, np.int64)
-        self._known = 0
+        self._table = ChunkTable(lowercase)
+        self._learned = _IdLists()
 
     def tokenize(self, texts: pa.Array) -> TokenizedTexts:
         """Ids of each text without [CLS] and [SEP].
@@ -87,16 +84,16 @@ class WordPieceTokenizer:
         Args:
             texts: Arrow `string` array without nulls, [texts].
         """
-        if self._table.is_large:
-            self._forget()
+        self._table.trim()
+        self._learned.truncate(self._table.size)
         chunks, chunk_offsets = self._table.chunk_numbers(texts)
         self._learn()
-        input_ids, offsets = _gather_ids(chunks, chunk_offsets, self._ids, self._id_offsets)
+        input_ids, offsets = self._learned.gather(chunks, chunk_offsets)
         return TokenizedTexts(input_ids, offsets)
 
     def _learn(self) -> None:
         """Find the ids of the chunks that are new: plain ASCII words here, all others by the `tokenizers` library."""
-        table, start, stop = self._table, self._known, self._table.size
+        table, start, stop = self._table, len(self._learned), self._table.size
         if start == stop:
             return
         ids, counts = self._pieces.split(table, start, stop)
@@ -112,10 +109,45 @@ class WordPieceTokenizer:
             places = np.cumsum(plain_counts)[foreign]
             flat = np.fromiter((index for one in judged for index in one), np.int32, int(counts[foreign].sum()))
             ids = np.insert(ids, np.repeat(places, counts[foreign]), flat)
-        first = len(self._ids)
-        self._ids = np.concatenate((self._ids, ids))
-        self._id_offsets = np.concatenate((self._id_offsets, first + np.cumsum(counts)))
-        self._known = stop
+        self._learned.append(ids, counts)
+
+
+class _IdLists:
+    """The ids of numbered chunks. Most have one id only, so that one is also kept where the number leads directly."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._only_id = np.zeros(1 << 10, np.int32)
+        self._offsets = np.zeros(1 + (1 << 10), np.int64)
+        self._ids = np.zeros(1 << 10, np.int32)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, ids: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
+        """Add chunks: their ids one after the other, and how many each has."""
+        first, start, size = int(self._offsets[self._size]), self._size, self._size + len(counts)
+        while size > len(self._only_id):
+            self._only_id = np.resize(self._only_id, 2 * len(self._only_id))
+            self._offsets = np.resize(self._offsets, 1 + len(self._only_id))
+        while first + len(ids) > len(self._ids):
+            self._ids = np.resize(self._ids, 2 * len(self._ids))
+        ends = first + np.cumsum(counts)
+        self._ids[first : first + len(ids)] = ids
+        self._offsets[start + 1 : size + 1] = ends
+        # Where a chunk has no ids, `ends - 1` is an earlier chunk's place, which `where` passes over.
+        self._only_id[start:size] = np.where(counts == 1, self._ids[ends - 1], _NOT_ONE)
+        self._size = size
+
+    def truncate(self, size: int) -> None:
+        """Forget the chunks from number `size` on."""
+        self._size = min(self._size, size)
+
+    def gather(
+        self, chunks: NDArray[np.uint32], chunk_offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The ids of the chunks of many texts one after the other, and where each text's begin."""
+        return _gather_ids(chunks, chunk_offsets, self._only_id, self._ids, self._offsets)
 
 
 class _PieceTable:
@@ -170,9 +202,9 @@ def _insert_pieces(
     for piece in range(len(lengths)):
         if lengths[piece] == 0:
             continue
-        piece_hash = FNV_OFFSET + np.uint64(is_continuation[piece])
+        piece_hash = _FNV_OFFSET + np.uint64(is_continuation[piece])
         for index in range(offsets[piece], offsets[piece] + lengths[piece]):
-            piece_hash = (piece_hash ^ np.uint64(piece_bytes[index])) * FNV_PRIME
+            piece_hash = (piece_hash ^ np.uint64(piece_bytes[index])) * _FNV_PRIME
         slot = (piece_hash ^ (piece_hash >> np.uint64(29))) & last_slot
         while slots[slot] >= 0:
             slot = (slot + np.uint64(1)) & last_slot
@@ -210,9 +242,9 @@ def _split_plain_chunks(
         position = start if stop - start <= MAX_CHARACTERS_PER_WORD else stop
         while position < stop:
             best, best_stop = -1, position
-            piece_hash = FNV_OFFSET + np.uint64(position > start)
+            piece_hash = _FNV_OFFSET + np.uint64(position > start)
             for end in range(position, min(stop, position + longest_piece)):
-                piece_hash = (piece_hash ^ np.uint64(key_bytes[end])) * FNV_PRIME
+                piece_hash = (piece_hash ^ np.uint64(key_bytes[end])) * _FNV_PRIME
                 slot = (piece_hash ^ (piece_hash >> np.uint64(29))) & last_slot
                 while slots[slot] >= 0:
                     piece = slots[slot]
@@ -240,21 +272,26 @@ def _split_plain_chunks(
 
 @numba.njit(cache=True, nogil=True)
 def _gather_ids(
-    chunks: NDArray[np.int32],
+    chunks: NDArray[np.uint32],
     chunk_offsets: NDArray[np.int64],
+    only_id: NDArray[np.int32],
     ids: NDArray[np.int32],
     id_offsets: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Put the ids of each chunk one after the other."""
     total = 0
     for chunk in chunks:
-        total += id_offsets[chunk + 1] - id_offsets[chunk]
+        total += 1 if only_id[chunk] >= 0 else id_offsets[chunk + 1] - id_offsets[chunk]
     input_ids = np.empty(total, np.int32)
     offsets = np.zeros(len(chunk_offsets), np.int64)
     written = 0
     for text in range(len(chunk_offsets) - 1):
         for index in range(chunk_offsets[text], chunk_offsets[text + 1]):
             chunk = chunks[index]
+            if only_id[chunk] >= 0:
+                input_ids[written] = only_id[chunk]
+                written += 1
+                continue
             for source in range(id_offsets[chunk], id_offsets[chunk + 1]):
                 input_ids[written] = ids[source]
                 written += 1

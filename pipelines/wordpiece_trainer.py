@@ -7,21 +7,45 @@ vocabulary.) Counts are 64-bit, and ties go to the pair with the smaller ids, so
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.contract import SPECIAL_TOKENS
+from pipelines.contract import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
 from pipelines.pair_table import PairTable
 from pipelines.recipe import InputError
 from pipelines.wordpiece import CONTINUATION
 
+Layout = Literal["compact", "bert"]
+
+_NUM_UNUSED, _NUM_UNUSED_BEFORE_UNK = 994, 99
+
+
+def reserved_tokens(layout: Layout) -> list[str]:
+    """What stands before the alphabet: the special tokens, and for `bert` the `[unused]` entries around them.
+
+    `bert` is the beginning of the released uncased vocabulary (vocab.txt of uncased_L-12_H-768_A-12): [PAD] 0,
+    [unused0] to [unused98] 1 to 99, [UNK] [CLS] [SEP] [MASK] 100 to 103, [unused99] to [unused993] 104 to 998. (The
+    cased one has the special tokens at the same ids and 101 `[unused]` entries, counted from 1.)
+    """
+    if layout == "compact":
+        return [*SPECIAL_TOKENS]
+    unused = [f"[unused{number}]" for number in range(_NUM_UNUSED)]
+    return [PAD, *unused[:_NUM_UNUSED_BEFORE_UNK], UNK, CLS, SEP, MASK, *unused[_NUM_UNUSED_BEFORE_UNK:]]
+
 
 def train(
-    words: pa.Array, counts: NDArray[np.int64], size: int, min_count: int = 2, alphabet_size: int = 1000
+    words: pa.Array,
+    counts: NDArray[np.int64],
+    size: int,
+    min_count: int = 2,
+    alphabet_size: int = 1000,
+    layout: Layout = "compact",
 ) -> list[str]:
-    """Train a vocabulary of exactly `size` entries: special tokens, alphabet, then merges in order of merging.
+    """Train a vocabulary of exactly `size` entries: reserved tokens, alphabet, then merges in order of merging.
 
     Args:
         words: Arrow `string` array of distinct words as BERT's pre-tokeniser gives them.
@@ -29,9 +53,11 @@ def train(
         min_count: a pair rarer than this is not merged.
         alphabet_size: so many characters, the most frequent, get an entry (ties: the smaller code point); as in
             `tokenizers`, the others are left out of the words that hold them.
+        layout: which tokens are reserved, see `reserved_tokens`; they count in `size`.
 
     Raises:
-        InputError: the corpus has too few characters or pairs for `size`, or `size` too little room for the alphabet.
+        InputError: the corpus has too few characters or pairs for `size`, or `size` too little room for the reserved
+            tokens and the alphabet.
     """
     codes, word_offsets = _code_points(words)
     alphabet = _alphabet(codes, word_offsets, counts, alphabet_size)
@@ -42,18 +68,19 @@ def train(
     starts = np.zeros(len(codes), np.bool_)
     starts[word_offsets[:-1][np.diff(word_offsets) > 0]] = True
     heads, tails = np.unique(codes[starts]), np.unique(codes[~starts])
-    tokens = [*SPECIAL_TOKENS]
+    tokens = reserved_tokens(layout)
+    num_reserved = len(tokens)
     # Every character can start a word at inference, so all of the alphabet stands there without ## as well.
     tokens += [chr(code) for code in np.union1d(alphabet, heads)]
     first_tail = len(tokens)
     tokens += [CONTINUATION + chr(code) for code in tails]
     if len(tokens) > size:
         raise InputError(
-            f"vocabulary.size = {size}: special tokens and alphabet alone need {len(tokens)} entries; "
-            "raise it, or lower vocabulary.alphabet_size"
+            f"vocabulary.size = {size}: reserved tokens ({num_reserved} with layout = {layout!r}) and alphabet alone "
+            f"need {len(tokens)} entries; raise it, or lower vocabulary.alphabet_size"
         )
     symbols = np.where(
-        starts, len(SPECIAL_TOKENS) + np.searchsorted(alphabet, codes), first_tail + np.searchsorted(tails, codes)
+        starts, num_reserved + np.searchsorted(alphabet, codes), first_tail + np.searchsorted(tails, codes)
     ).astype(np.int32)
     _merge_all(tokens, symbols, word_offsets.astype(np.int64), counts.astype(np.int64), size, min_count)
     if len(tokens) < size:

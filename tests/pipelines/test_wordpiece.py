@@ -78,7 +78,7 @@ def test_words_of_more_than_a_hundred_characters_are_unknown() -> None:
 
 
 def test_table_grows_and_is_renewed_without_changing_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"low{number} {number * 7919} est" for number in range(60_000)]
+    texts = [f"low{number} {number * 7919} est \u00e9{number % 977}low" for number in range(60_000)]
     expected = ids_of_transformers(SMALL, texts, True, None)
     monkeypatch.setattr("pipelines.chunk_table._MAX_CHUNKS", 50_000)
     ours = WordPieceTokenizer(SMALL, lowercase=True)
@@ -92,6 +92,27 @@ def test_sliced_and_empty_arrays() -> None:
     sliced = ours.tokenize(texts.slice(1, 2))
     assert sliced.offsets.tolist() == [0, 0, 2]
     assert ours.tokenize(pa.array([], pa.string())).input_ids.tolist() == []
+
+
+def test_words_of_every_length_at_every_place() -> None:
+    letters = "lowestnewerthemask" * 3
+    words = [letters[:length] for length in (1, 7, 8, 9, 15, 16, 17, 24, 33)]
+    words += [word[:place] + "\u00e9" + word[place:] for word in words for place in (0, 7, 8, 15, len(word))]
+    texts = [" " * before + word.upper() + after for word in words for before in (0, 3, 62, 63) for after in ("", "!x")]
+    expected = ids_of_transformers(SMALL, texts, True, None)
+    ours = WordPieceTokenizer(SMALL, lowercase=True)
+    assert ids_of_ours(ours, texts) == expected
+    for first in (0, 1, len(texts) // 2, len(texts) - 1):
+        tokenized = ours.tokenize(pa.array(["low", *texts, "est"]).slice(1 + first, len(texts) - first))
+        assert tokenized.input_ids.tolist() == [number for ids in expected[first:] for number in ids]
+
+
+def test_unused_entries_are_never_produced() -> None:
+    vocabulary = [SMALL[0], "[unused0]", *SMALL[1:], "[unused1]"]
+    texts = ["[unused0] low[unused1]", "[ unused0 ]", "[PAD][unused1]"]
+    ours = ids_of_ours(WordPieceTokenizer(vocabulary, lowercase=True), texts)
+    assert ours == ids_of_transformers(vocabulary, texts, True, None)
+    assert not {number for ids in ours for number in ids} & {0, 1, len(vocabulary) - 1}
 
 
 def test_one_very_long_text() -> None:

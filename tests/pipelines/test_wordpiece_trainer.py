@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,23 +11,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import train_wordpiece
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, BertTokenizerFast
 
-from pipelines.contract import SPECIAL_TOKENS
+from pipelines.config import VocabularyConfig
+from pipelines.contract import SPECIAL_TOKENS, Manifest, StageKey, verify_file
 from pipelines.recipe import InputError
-from pipelines.word_counts import count_words, merge_counts
+from pipelines.word_counts import TrainVocabulary, count_words, merge_counts
 from pipelines.wordpiece import WordPieceTokenizer, build_tokenizer
-from pipelines.wordpiece_trainer import train
+from pipelines.wordpiece_trainer import Layout, reserved_tokens, train
+
+LAYOUTS: list[Layout] = ["compact", "bert"]
 
 
-def trained(word_counts: dict[str, int], size: int, **settings: int) -> list[str]:
+def trained(word_counts: dict[str, int], size: int, alphabet_size: int = 1000, layout: Layout = "compact") -> list[str]:
     words = pa.array(list(word_counts), pa.string())
-    return train(words, np.array(list(word_counts.values()), np.int64), size, **settings)
+    counts = np.array(list(word_counts.values()), np.int64)
+    return train(words, counts, size, alphabet_size=alphabet_size, layout=layout)
 
 
-def alphabet_of(word_counts: dict[str, int]) -> list[str]:
+def alphabet_of(word_counts: dict[str, int], layout: Layout = "compact") -> list[str]:
     heads = sorted({character for word in word_counts for character in word})
     tails = sorted({character for word in word_counts for character in word[1:]})
-    return [*SPECIAL_TOKENS, *heads, *("##" + character for character in tails)]
+    return [*reserved_tokens(layout), *heads, *("##" + character for character in tails)]
+
+
+def written(directory: Path, words: pa.Table, config: VocabularyConfig) -> Manifest:
+    """What job 2 makes of word counts: `vocab.txt` and `tokenizer.json` in `directory`."""
+    (manifest,) = TrainVocabulary(str(directory), StageKey("vocabulary", 1, config, {}), config).process(words)
+    return manifest
 
 
 WORDS = st.dictionaries(st.text("abc", min_size=1, max_size=9), st.integers(1, 1 << 40), min_size=1, max_size=40)
@@ -87,3 +100,80 @@ def test_merging_counts_adds_up() -> None:
     one, two = (count_words(pa.array([text]), True, None) for text in ("a b b", "b c"))
     assert merge_counts([one, two]).to_pydict() == {"word": ["a", "b", "c"], "count": [1, 3, 1]}
     assert merge_counts([]).num_rows == 0
+
+
+def test_bert_layout_by_rule() -> None:
+    tokens = reserved_tokens("bert")
+    assert [tokens.index(token) for token in SPECIAL_TOKENS] == [0, 100, 101, 102, 103]
+    assert tokens[1:100] == [f"[unused{number}]" for number in range(99)]
+    assert tokens[104:] == [f"[unused{number}]" for number in range(99, 994)]
+    assert len(tokens) == 999
+
+
+def test_bert_layout_is_the_released_one(shared_data: Path) -> None:
+    released = (shared_data / "vocab" / "bert-base-uncased-vocab.txt").read_text("utf-8").split("\n")
+    assert reserved_tokens("bert") == released[:999]
+    assert released[999] == "!"
+    cased = (shared_data / "vocab" / "bert-base-cased-vocab.txt").read_text("utf-8").split("\n")
+    assert [cased.index(token) for token in SPECIAL_TOKENS] == [0, 100, 101, 102, 103]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=80, deadline=None)
+@given(word_counts=WORDS, more=st.integers(0, 40), seed=st.integers(0, 1 << 20))
+def test_every_layout_is_exact_and_blind_to_order(
+    layout: Layout, word_counts: dict[str, int], more: int, seed: int
+) -> None:
+    start = alphabet_of(word_counts, layout)
+    expected = train_wordpiece(word_counts, start, len(start) + more, min_count=2)
+    shuffled = list(word_counts.items())
+    random.Random(seed).shuffle(shuffled)
+    assert trained(word_counts, len(expected), layout=layout) == expected
+    assert trained(dict(shuffled), len(expected), layout=layout) == expected
+
+
+def test_bert_layout_with_too_small_a_size_says_what_to_do() -> None:
+    with pytest.raises(
+        InputError, match=r"vocabulary\.size = 999: reserved tokens \(999 with layout = 'bert'\)"
+    ) as info:
+        trained({"ab": 2}, 999, layout="bert")
+    assert "\n" not in str(info.value)
+    assert len(trained({"ab": 2}, 1003, layout="bert")) == 1003
+
+
+TEXTS = [
+    "The lower, the newer: low [MASK] [unused5]",
+    "caf\u00e9s are newest \u6771\u4eac",
+    "[PAD] lowest?",
+    "widest lows",
+    "a vocabulary comes from counts of words, and counts come from shards in any order",
+] * 3
+PROBES = ["newest [unused5] [MASK] lower", "[CLS]low[SEP]", "\u6771\u4eac caf\u00e9 \u2603", "[unused993] [PAD]"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_job_writes_what_tokenizers_and_transformers_read(tmp_path: Path, layout: Layout) -> None:
+    size = len(reserved_tokens(layout)) + 96
+    config = VocabularyConfig(size=size, layout=layout)
+    manifest = written(tmp_path / "one", count_words(pa.array(TEXTS), True, None), config)
+    shards = [count_words(pa.array(TEXTS[start::5]), True, None) for start in (3, 0, 4, 1, 2)]
+    again = written(tmp_path / "two", merge_counts(shards), config)
+    assert manifest == again
+    for file in again.files:
+        verify_file(str(tmp_path / "two"), file)
+
+    tokens = (tmp_path / "one" / "vocab.txt").read_text("utf-8").split("\n")[:-1]
+    assert len(tokens) == len(set(tokens)) == size == manifest.statistics["size"]
+    ours = WordPieceTokenizer(tokens, lowercase=True)
+    from_json = Tokenizer.from_file(str(tmp_path / "one" / "tokenizer.json"))
+    from_text = BertTokenizerFast(vocab=str(tmp_path / "one" / "vocab.txt"))
+    from_directory = AutoTokenizer.from_pretrained(str(tmp_path / "one"))
+    assert from_json.get_vocab_size() == len(from_text) == len(from_directory) == size
+    assert from_text.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [tokens.index(token) for token in SPECIAL_TOKENS]
+    for peer in (from_json, from_text.backend_tokenizer, from_directory.backend_tokenizer):
+        assert peer.encode("low [MASK] [unused5]").ids.count(tokens.index("[MASK]")) == 1
+        peer.encode_special_tokens = True
+        for text in PROBES:
+            ids = ours.tokenize(pa.array([text])).input_ids.tolist()
+            assert peer.encode(text, add_special_tokens=False).ids == ids
+            assert not {*ids} & {tokens.index(token) for token in reserved_tokens(layout) if token != "[UNK]"}
