@@ -28,7 +28,7 @@ def sentences_of(paragraphs: list[str], language: str) -> list[str]:
 
 def pieces_of(paragraphs: list[str], max_characters: int | None) -> Iterator[list[str]]:
     """Cut a text between paragraphs into documents of at most `max_characters`; a longer paragraph stays whole."""
-    if max_characters is None:
+    if max_characters is None or not paragraphs:
         yield paragraphs
         return
     piece: list[str] = []

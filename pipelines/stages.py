@@ -9,11 +9,12 @@ from pipelines.recipe import Recipe, RunConfig
 from pipelines.sources import find_inputs
 
 DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
+CORPUS_INPUT = "corpus"
 
 # To be raised whenever the same settings and inputs would give other bytes than before.
-DOCUMENTS_VERSION = 1
+DOCUMENTS_VERSION = 2
 VOCABULARY_VERSION = 1
-EXAMPLES_VERSION = 1
+EXAMPLES_VERSION = 2
 
 
 def stage_directory(recipe: Recipe, stage: str) -> str:
@@ -31,7 +32,7 @@ def documents_key(recipe: Recipe) -> StageKey:
     files = [
         [[file.name, file.size_bytes, file.modified_ns] for file in of_source] for of_source in find_inputs(config)
     ]
-    return StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, {"corpus": digest_of(files)})
+    return StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, {CORPUS_INPUT: digest_of(files)})
 
 
 def vocabulary_key(recipe: Recipe) -> StageKey:

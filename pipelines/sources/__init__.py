@@ -105,7 +105,8 @@ def is_splittable(file: InputFile, config: SourceConfig) -> bool:
     """Can ranges of the file be read without reading what lies before them?"""
     if config.format == "text" and config.document_separator == "file":
         return False
-    return _FORMATS[config.format].is_splittable and codec_of(file.name) is None
+    # A bz2 file may hold many streams; of one that holds a single stream, the other ranges are empty.
+    return _FORMATS[config.format].is_splittable and codec_of(file.name) in (None, "bz2")
 
 
 def split_file(file: InputFile, config: SourceConfig, range_bytes: int) -> list[InputFile]:

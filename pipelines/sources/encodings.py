@@ -9,6 +9,8 @@ from typing import NamedTuple
 from pipelines.sources.unpacking import UnreadableError
 
 HEAD_BYTES = 8192
+PLACES_PER_STREAM = 1 << 48
+"""Of a packed file that can be read from its middle, a place is its stream's first byte times this, plus an offset."""
 
 # UTF-32's little-endian mark begins with UTF-16's.
 _MARKS = [
@@ -55,7 +57,7 @@ def encoding_of(head: bytes, declared: str) -> Encoding:
 
 
 def decode(data: bytes, encoding: str, offset: int) -> str:
-    """Text of some bytes of a file, with line ends made one newline; `offset` is where they stand in the file.
+    """Text of some bytes of a file, with line ends made one newline; `offset` is their place in the file.
 
     Raises:
         UnreadableError: they are not of this encoding, or hold a NUL.
@@ -66,11 +68,17 @@ def decode(data: bytes, encoding: str, offset: int) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        place = f"not {encoding.upper()} at byte {offset + error.start}"
+        place = f"not {encoding.upper()} at byte {place_name(offset + error.start)}"
         raise UnreadableError("undecodable", f"{place}: {error.reason}") from error
     if wide and "\0" in text:
         raise _binary(offset + len(text[: text.index("\0")].encode(encoding)))
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def place_name(place: int) -> str:
+    """A place for people: an offset or, behind the first of several packed streams, `stream+offset`."""
+    stream, offset = divmod(place, PLACES_PER_STREAM)
+    return f"{stream}+{offset}" if stream else f"{offset}"
 
 
 def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
@@ -82,7 +90,9 @@ def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def _binary(offset: int) -> UnreadableError:
-    return UnreadableError("binary", f"NUL at byte {offset}: not text, or UTF-16 or UTF-32 without a byte order mark")
+    return UnreadableError(
+        "binary", f"NUL at byte {place_name(offset)}: not text, or UTF-16 or UTF-32 without a byte order mark"
+    )
 
 
 def _decodes(head: bytes, encoding: str) -> bool:

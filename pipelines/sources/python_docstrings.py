@@ -40,7 +40,8 @@ class PythonDocstrings:
         except (SyntaxError, ValueError, RecursionError) as error:
             yield Reject(file.name, "syntax-error", str(error))
             return
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
+            # Any other failure of the file system says nothing about the file: the runner shall try again.
             yield Reject(file.name, "unreadable", str(error))
             return
         # A docstring may hold an escaped half of a surrogate pair, which is no text that a file could hold.

@@ -4,8 +4,9 @@ A record goes from a line that begins one to the next such line, and belongs to 
 A file's first line begins a record whatever it is, so that nothing is lost. Whether a line begins a record depends on
 that line and on the one before being blank, and on nothing else: a range can be read without what lies before it.
 
-Offsets count the bytes of the unpacked text. UTF-16 and UTF-32 are recoded to UTF-8 first and not split: their
-offsets are those of the UTF-8 text.
+Offsets count the bytes of the unpacked text; in a bz2 file of many streams, those of one stream, whose own offset is
+named before them (`encodings.place_name`). UTF-16 and UTF-32 are recoded to UTF-8 first and not split: their offsets
+are those of the UTF-8 text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ import pyarrow as pa
 
 from pipelines.config import SourceConfig
 from pipelines.sources import InputFile, Reject
-from pipelines.sources.encodings import HEAD_BYTES, Encoding, decode, encoding_of, to_utf8
+from pipelines.sources.bz2_streams import Bz2Streams
+from pipelines.sources.encodings import (
+    HEAD_BYTES,
+    PLACES_PER_STREAM,
+    Encoding,
+    decode,
+    encoding_of,
+    place_name,
+    to_utf8,
+)
 from pipelines.sources.unpacking import (
     BLOCK_BYTES,
     UnreadableError,
@@ -28,7 +38,6 @@ from pipelines.sources.unpacking import (
     codec_of,
     open_file,
     unpacked_blocks,
-    unreadable,
 )
 
 _LINE_END_BYTE = re.compile(rb"[\r\n]")
@@ -54,7 +63,7 @@ class Record(NamedTuple):
     @property
     def place(self) -> str:
         """Where the record begins, for people."""
-        return f"line {self.line_number}" if self.line_number else f"byte {self.offset}"
+        return f"line {self.line_number}" if self.line_number else f"byte {place_name(self.offset)}"
 
 
 class _Line(NamedTuple):
@@ -125,7 +134,7 @@ class _Pending:
             self.lines.append(line.data)
 
     def finished(self) -> Iterator[Record | Reject]:
-        source = f"{self._file.name}#{self._offset}"
+        source = f"{self._file.name}#{place_name(self._offset)}"
         if self._size_bytes > self._max_bytes:
             yield Reject(source, "too-large", _too_large(self._size_bytes, self._max_bytes))
             return
@@ -172,9 +181,10 @@ def read_head(file: InputFile, config: SourceConfig, num_bytes: int) -> str:
 
 def _blocks_of(file: InputFile, stack: ExitStack) -> Iterator[bytes]:
     codec = codec_of(file.name)
-    if codec is not None:
+    if codec is not None and codec != "bz2":
         return unpacked_blocks(file.uri, codec)
-    return blocks_from(stack.enter_context(open_file(file.uri)), file.uri, 0)
+    stream = stack.enter_context(open_file(file.uri))
+    return blocks_from(stream, 0) if codec is None else Bz2Streams(stream, 0, 1).blocks()
 
 
 def _open_lines(file: InputFile, config: SourceConfig, stack: ExitStack) -> _Lines:
@@ -184,24 +194,23 @@ def _open_lines(file: InputFile, config: SourceConfig, stack: ExitStack) -> _Lin
         UnreadableError: the file is no text, or cannot be read. (Of a file's ranges, only the first one says so.)
     """
     codec = codec_of(file.name)
+    if codec == "bz2":
+        return _lines_of_streams(stack.enter_context(open_file(file.uri)), file, config)
     if codec is not None:
         assert file.first_byte == 0, file
         return _lines_from_start(unpacked_blocks(file.uri, codec), file, config)
     stream = stack.enter_context(open_file(file.uri))
     if file.begins_file:
-        return _lines_from_start(blocks_from(stream, file.uri, 0), file, config)
+        return _lines_from_start(blocks_from(stream, 0), file, config)
     end_byte = file.size_bytes if file.end_byte is None else file.end_byte
-    try:
-        encoding = _encoding_for_ranges(stream.read_at(HEAD_BYTES, 0), config)
-        if encoding is None:
-            return _NO_LINES
-        offset = _first_line_in(stream, file.first_byte, end_byte, encoding.mark_bytes)
-        if offset is None:
-            return _NO_LINES
-        is_after_blank = _is_after_blank(stream, offset, encoding.mark_bytes)
-    except OSError as error:
-        raise unreadable(file.uri, error) from error
-    lines = _split_lines(blocks_from(stream, file.uri, offset), offset, config.max_record_bytes)
+    encoding = _encoding_for_ranges(stream.read_at(HEAD_BYTES, 0), config)
+    if encoding is None:
+        return _NO_LINES
+    offset = _first_line_in(stream, file.first_byte, end_byte, encoding.mark_bytes)
+    if offset is None:
+        return _NO_LINES
+    is_after_blank = _is_after_blank(stream, offset, encoding.mark_bytes)
+    lines = _split_lines(blocks_from(stream, offset), offset, config.max_record_bytes)
     return _Lines(lines, end_byte, encoding.name, offset == encoding.mark_bytes, is_after_blank)
 
 
@@ -215,6 +224,41 @@ def _lines_from_start(blocks: Iterator[bytes], file: InputFile, config: SourceCo
         return _Lines(lines, float("inf"), "utf-8", is_from_start=True, is_after_blank=True)
     lines = _split_lines(rest, encoding.mark_bytes, config.max_record_bytes)
     return _Lines(lines, end_byte, encoding.name, is_from_start=True, is_after_blank=True)
+
+
+def _lines_of_streams(packed: pa.NativeFile, file: InputFile, config: SourceConfig) -> _Lines:
+    end_byte = file.size_bytes if file.end_byte is None else file.end_byte
+    streams = Bz2Streams(packed, file.first_byte, end_byte)
+    if streams.first_stream is None:
+        return _NO_LINES
+    end_place = end_byte * PLACES_PER_STREAM
+    blocks, max_bytes = streams.blocks(), config.max_record_bytes
+    if file.begins_file:
+        head = _first_bytes(blocks, HEAD_BYTES)
+        encoding = encoding_of(head[:HEAD_BYTES], config.encoding)
+        if encoding.is_wide:
+            return _lines_from_start(chain([head], blocks), file, config)
+        lines = _split_lines(chain([head[encoding.mark_bytes :]], blocks), encoding.mark_bytes, max_bytes)
+        return _Lines(_placed(lines, streams), end_place, encoding.name, is_from_start=True, is_after_blank=True)
+    head = _first_bytes(Bz2Streams(packed, 0, 1).blocks(), HEAD_BYTES)[:HEAD_BYTES]
+    common = _encoding_for_ranges(head, config)
+    if common is None:
+        return _NO_LINES
+    before = streams.text_before()
+    text = before.removeprefix(head[: common.mark_bytes])
+    lines = _split_lines(chain([text], blocks), -len(text), max_bytes)
+    is_after_blank = True
+    for line in lines:
+        if line.offset >= 0:
+            placed = _placed(chain([line], lines), streams)
+            return _Lines(placed, end_place, common.name, is_from_start=not text, is_after_blank=is_after_blank)
+        is_after_blank = not line.data.strip()
+    return _NO_LINES
+
+
+def _placed(lines: Iterable[_Line], streams: Bz2Streams) -> Iterator[_Line]:
+    for line in lines:
+        yield line._replace(offset=streams.place_of(line.offset))
 
 
 def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:

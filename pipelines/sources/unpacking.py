@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,37 +28,61 @@ def codec_of(name: str) -> str | None:
     return next((codec for suffix, codec in _CODECS.items() if name.lower().endswith(suffix)), None)
 
 
+class StorageFaultError(Exception):
+    """The file system failed, which says nothing about the file: not a reject, but for the runner to try again."""
+
+
+class _GuardedFile:
+    """A file whose own failures are told from those of what decodes it: both would be an OSError."""
+
+    def __init__(self, uri: str, file: pa.NativeFile):
+        self._uri = uri
+        self._file = file
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def read(self, num_bytes: int | None = None) -> Any:
+        try:
+            return self._file.read(None if num_bytes is None or num_bytes < 0 else num_bytes)
+        except OSError as error:
+            raise StorageFaultError(f"{self._uri}: reading failed: {error}") from error
+
+    def seek(self, position: int, whence: int = 0) -> Any:
+        return self._file.seek(position, whence)
+
+    def tell(self) -> Any:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def open_file(uri: str) -> pa.NativeFile:
     """Open a file for reading at any position.
 
     Raises:
-        UnreadableError: it cannot be opened.
+        UnreadableError: it is gone, or may not be read.
+        StorageFaultError: it cannot be opened for any other reason, now or while it is read.
     """
     filesystem, path = storage.filesystem_of(uri)
     try:
-        return filesystem.open_input_file(path)
+        file = filesystem.open_input_file(path)
+    except (FileNotFoundError, PermissionError) as error:
+        # The file system's words, but not this machine's path.
+        detail = str(error).replace(path, path.rpartition("/")[2])
+        raise UnreadableError("unreadable", detail) from error
     except OSError as error:
-        raise unreadable(uri, error) from error
+        raise StorageFaultError(f"{uri}: opening failed: {error}") from error
+    return pa.PythonFile(_GuardedFile(uri, file), mode="r")
 
 
-def unreadable(uri: str, error: OSError) -> UnreadableError:
-    """The reason `unreadable`, with the file system's words but not with this machine's path."""
-    _, path = storage.filesystem_of(uri)
-    return UnreadableError("unreadable", str(error).replace(path, path.rpartition("/")[2]))
-
-
-def blocks_from(stream: pa.NativeFile, uri: str, first_byte: int) -> Iterator[bytes]:
-    """Blocks of an open file from a position to the end.
-
-    Raises:
-        UnreadableError: the file system failed.
-    """
-    try:
-        stream.seek(first_byte)
-        while block := stream.read(BLOCK_BYTES):
-            yield block
-    except OSError as error:
-        raise unreadable(uri, error) from error
+def blocks_from(stream: pa.NativeFile, first_byte: int) -> Iterator[bytes]:
+    """Blocks of an open file from a position to the end."""
+    stream.seek(first_byte)
+    while block := stream.read(BLOCK_BYTES):
+        yield block
 
 
 def unpacked_blocks(uri: str, codec: str) -> Iterator[bytes]:
@@ -73,7 +98,7 @@ def unpacked_blocks(uri: str, codec: str) -> Iterator[bytes]:
                 yield block
                 num_bytes += len(block)
             return
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             cause = str(error)
     for block in _bytes_before_damage(uri, codec, num_bytes):
         yield block
@@ -90,7 +115,7 @@ def _bytes_before_damage(uri: str, codec: str, first_byte: int) -> Iterator[byte
         try:
             while byte := stream.read(1):
                 found += byte
-        except OSError:
+        except (OSError, pa.ArrowException):
             pass
         if found:
             yield bytes(found)

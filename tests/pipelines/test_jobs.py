@@ -125,7 +125,7 @@ def test_a_killed_job_is_not_complete_and_the_next_run_gives_the_same_bytes(
     process = subprocess.Popen(
         command("shard_corpus", recipe, "--workspace", str(tmp_path), "--set", "run.workers=2"), start_new_session=True
     )
-    parts = tmp_path / "documents" / "parts"
+    parts = tmp_path / "documents" / "building" / "parts"
     deadline = time.monotonic() + 60
     while not parts.is_dir() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -149,6 +149,6 @@ def test_a_part_written_in_many_rounds_gives_the_same_bytes(
     built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, recipe = built
-    monkeypatch.setattr("pipelines.documents.ROUND_CHARACTERS", 3_000)
+    monkeypatch.setattr("pipelines.parts.ROUND_CHARACTERS", 3_000)
     shard_corpus.run([recipe, "--workspace", str(tmp_path)])
     assert files_below(tmp_path / "documents") == files_below(workspace / "documents")

@@ -103,4 +103,4 @@ def test_long_texts_are_cut_between_paragraphs() -> None:
     paragraphs = ["a" * 6, "b" * 3, "c" * 20, "d"]
     assert list(pieces_of(paragraphs, 10)) == [["a" * 6, "b" * 3], ["c" * 20], ["d"]]
     assert list(pieces_of(paragraphs, None)) == [paragraphs]
-    assert list(pieces_of([], 10)) == []
+    assert list(pieces_of([], 10)) == list(pieces_of([], None)) == [[]]

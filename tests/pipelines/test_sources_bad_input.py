@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import read, reasons_of, texts_of
+from pyarrow import fs
+from reading import files_of, read, reasons_of, texts_of
 
 from pipelines.config import SourceConfig
-from pipelines.sources import Reject
+from pipelines.sources import InputFile, Reject, source_of, unpacking
 from pipelines.sources.wiki_markup import prose_of
 
 RECORD_FORMATS: list[dict[str, Any]] = [
@@ -199,8 +200,6 @@ def test_a_file_without_permission_is_a_reject(tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanishes_is_a_reject_without_this_machines_path(tmp_path: Path) -> None:
-    from pipelines.sources import InputFile, source_of
-
     for settings in RECORD_FORMATS:
         source = SourceConfig(inputs=("x",), **settings)
         (item,) = source_of(source).read(InputFile(f"{tmp_path}/gone", "gone", 5, 0), source)
@@ -255,3 +254,76 @@ def test_markup_that_is_never_closed_does_not_cost_its_square(opening: str) -> N
     started = time.process_time()
     prose_of(opening * 20_000)
     assert time.process_time() - started < 2
+
+
+FAULTY_FORMATS = {
+    "a.txt": {},
+    "b.txt": {"document_separator": "blank-line"},
+    "c.txt.gz": {"document_separator": "blank-line"},
+    "d.txt.bz2": {"document_separator": "blank-line"},
+    "e.jsonl.zst": {"format": "jsonl"},
+    "f.parquet": {"format": "parquet"},
+    "g.arrow": {"format": "arrow"},
+    "h.arrows": {"format": "arrow"},
+}
+
+
+@pytest.mark.parametrize("name", FAULTY_FORMATS)
+def test_a_file_system_that_fails_is_no_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It may do better when the runner tries again, so the records must not be given up."""
+    texts = [f'{{"text": "{text}"}}\n\n' for text in records(500)]
+    table = pa.table({"text": texts})
+    kind = name.rpartition(".")[2]
+    if kind == "parquet":
+        pq.write_table(table, tmp_path / name, row_group_size=50, use_dictionary=False)
+    elif kind in ("arrow", "arrows"):
+        with (pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream)(tmp_path / name, table.schema) as writer:
+            writer.write_table(table, 50)
+    else:
+        data = "".join(texts).encode()
+        (tmp_path / name).write_bytes(data if kind == "txt" else packed(kind, data))
+    source = SourceConfig(inputs=(str(tmp_path),), **FAULTY_FORMATS[name])
+    (file,) = files_of(source)
+    whole = list(source_of(source).read(file, source))
+    assert len(texts_of(whole)) == (1 if name == "a.txt" else 500)
+    reads = {"made": 0, "fails_at": 10**9}
+
+    class Failing:
+        """A file whose n-th read fails."""
+
+        def __init__(self, file: Any):
+            self._file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def read(self, num_bytes: int | None) -> bytes:
+            reads["made"] += 1
+            if reads["made"] >= reads["fails_at"]:
+                raise OSError("Connection reset by peer")
+            data: bytes = self._file.read(num_bytes)
+            return data
+
+    guarded = unpacking._GuardedFile
+    monkeypatch.setattr(unpacking, "_GuardedFile", lambda uri, file: guarded(uri, Failing(file)))
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", 10_000)
+    assert list(source_of(source).read(file, source)) == whole
+    num_reads = reads["made"]
+    for fails_at in range(1, num_reads + 1, max(1, num_reads // 5)):
+        reads.update(made=0, fails_at=fails_at)
+        with pytest.raises(unpacking.StorageFaultError, match=rf"{name}: reading failed: Connection reset by peer"):
+            list(source_of(source).read(file, source))
+
+
+def test_a_file_system_that_cannot_open_a_file_is_no_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    source = SourceConfig(inputs=(str(tmp_path),))
+    (file,) = files_of(source)
+
+    class Full(fs.LocalFileSystem):
+        def open_input_file(self, _path: str) -> Any:
+            raise OSError(23, "Too many open files in system")
+
+    monkeypatch.setattr("pipelines.storage.filesystem_of", lambda uri: (Full(), uri))
+    with pytest.raises(unpacking.StorageFaultError, match=r"opening failed: .*Too many open files"):
+        list(source_of(source).read(file, source))

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from reading import files_of, read, reasons_of, texts_of
 
 from pipelines.config import DocumentsConfig, SourceConfig
-from pipelines.documents import Document, documents_of
+from pipelines.documents import Document, DocumentReader
 from pipelines.recipe import InputError
 from pipelines.sources import RawDocument, Reject
 from pipelines.sources.wiki_markup import prose_of
@@ -36,7 +36,7 @@ def test_google_bert_sentences_are_kept_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One. Still the first.\r\nshe said (\n\n\nOther  document has one.\n")
     source = SourceConfig(inputs=(str(tmp_path / "a.txt"),), document_separator="google-bert")
     config = DocumentsConfig(sources=(source,), min_characters=1)
-    found = list(documents_of(files_of(source)[0], source, config))
+    found = list(DocumentReader(config).read(files_of(source)[0], source))
     assert all(isinstance(item, Document) for item in found)
     assert [item.sentences for item in found if isinstance(item, Document)] == [
         ["One. Still the first.", "she said ("],

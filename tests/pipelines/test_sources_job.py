@@ -37,7 +37,7 @@ format = "parquet"
 inputs = ["{root}/rows.parquet"]
 [[documents.sources]]
 format = "mediawiki"
-inputs = ["{root}/dump.xml.bz2"]
+inputs = ["{root}/dump.xml.bz2", "{root}/cut.xml"]
 [[documents.sources]]
 format = "wikiextractor"
 inputs = ["{root}/wiki_00"]
@@ -57,16 +57,21 @@ def write_inputs(root: Path) -> None:
     (root / "text/empty.txt").write_bytes(b"")
     (root / "text/nul.txt").write_bytes(prose("nul", 0).encode() + b"\0")
     (root / "text/latin.txt").write_bytes("déjà vu, une fois de plus".encode("latin-1"))
+    (root / "text/line.txt").write_text("A line of four megabytes has many words. " * 100_000)
+    (root / "text/picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 40)
     (root / "text/cut.txt.gz").write_bytes(gzip.compress(prose("cut", 0).encode())[:-9])
     (root / "bert.txt").write_text("Dr. Who is one. Sentence\nand this is another\n\n" + prose("bert", 1) + "\n")
     lines = [json.dumps({"text": prose("json", number)}) for number in range(2000)]
     (root / "lines/many.jsonl").write_text("\n".join([*lines, '{"text": "cut off']))
     packed = gzip.compress("\n".join(json.dumps({"text": prose("gz", number)}) for number in range(500)).encode())
     (root / "lines/cut.jsonl.gz").write_bytes(packed[:-12])
+    packed = bz2.compress("\n".join(json.dumps({"text": prose("bz2", number)}) for number in range(500)).encode())
+    (root / "lines/cut.jsonl.bz2").write_bytes(packed[:-12])
     pq.write_table(pa.table({"text": [prose("row", 0), None]}), root / "rows.parquet")
     page = "<page>\n<title>T</title><ns>0</ns><id>{0}</id><revision><id>1</id><text>{1}</text></revision>\n</page>\n"
     pages = "".join(page.format(number, prose("wiki", number)) for number in range(3))
     (root / "dump.xml.bz2").write_bytes(bz2.compress(f"<mediawiki>\n{pages}".encode()))
+    (root / "cut.xml").write_text(f"<mediawiki>\n{pages.replace('wiki', 'cut')}"[:-60])
     (root / "wiki_00").write_text(
         f'<doc id="1" title="T">\nT\n\n{prose("extract", 0)}\n</doc>\n<doc id="2" title="U">\n'
     )
@@ -96,7 +101,10 @@ def test_a_job_over_good_and_bad_input_of_every_format(tmp_path: Path, monkeypat
         ("text/empty.txt", "too-short"),
         ("text/latin.txt", "undecodable"),
         ("text/cut.txt.gz", "truncated"),
+        ("text/picture.txt", "binary"),
         ("lines/many.jsonl", "bad-json"),
+        ("lines/cut.jsonl.bz2", "truncated"),
+        ("cut.xml", "truncated"),
         ("lines/cut.jsonl.gz", "truncated"),
         ("rows.parquet", "not-a-string"),
         ("wiki_00", "truncated"),
@@ -109,4 +117,6 @@ def test_a_job_over_good_and_bad_input_of_every_format(tmp_path: Path, monkeypat
     assert 300 < kept_of.count("lines/cut.jsonl.gz") < 500
     assert sentences["bert.txt#0"] == ["Dr. Who is one. Sentence", "and this is another"]
     assert {name for name in sentences if "dump" in name} == {f"dump.xml.bz2#{number}" for number in range(3)}
+    assert {name for name in sentences if name.startswith("cut.xml")} == {"cut.xml#0", "cut.xml#1"}
+    assert len(sentences["text/line.txt"]) == 100_000
     assert {"text/good.txt", "text/wide.txt", "rows.parquet#0", "wiki_00#1"} <= set(sentences)
