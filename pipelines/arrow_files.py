@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.contract import DOCUMENTS_SCHEMA, examples_schema
+from pipelines.contract import DOCUMENTS_SCHEMA
 from pipelines.masking import MaskedExamples
 
 DOCUMENTS_PER_BATCH = 1024
@@ -22,13 +24,22 @@ def write_table(uri: str, table: pa.Table, rows_per_batch: int) -> None:
         writer.write_table(table, max_chunksize=rows_per_batch)
 
 
+@contextmanager
+def open_arrow(uri: str) -> Iterator[pa.RecordBatchFileReader]:
+    """Open an Arrow IPC file, to read single batches; a local one is memory-mapped."""
+    if storage.is_local(uri):
+        with pa.memory_map(storage.local_path(uri)) as stream:
+            yield pa.ipc.open_file(stream)
+        return
+    filesystem, path = storage.filesystem_of(uri)
+    with filesystem.open_input_file(path) as stream:
+        yield pa.ipc.open_file(stream)
+
+
 def read_table(uri: str) -> pa.Table:
     """Read a whole Arrow IPC file; a local one is memory-mapped."""
-    filesystem, path = storage.filesystem_of(uri)
-    if storage.is_local(uri):
-        return pa.ipc.open_file(pa.memory_map(path)).read_all()
-    with filesystem.open_input_file(path) as stream:
-        return pa.ipc.open_file(stream).read_all()
+    with open_arrow(uri) as file:
+        return file.read_all()
 
 
 def documents_table(doc_ids: Sequence[bytes], sources: Sequence[str], sentences: pa.Array) -> pa.Table:
@@ -42,33 +53,46 @@ def documents_table(doc_ids: Sequence[bytes], sources: Sequence[str], sentences:
     return pa.Table.from_arrays(columns, schema=DOCUMENTS_SCHEMA)
 
 
-def examples_table(examples: MaskedExamples, vocabulary_size: int, metadata: dict[str, str]) -> pa.Table:
-    """Wrap the arrays of masked examples as the contract's columns, in batches that each start at offset zero."""
-    schema = examples_schema(vocabulary_size, metadata)
-    return pa.Table.from_batches(list(_batches(examples, schema)), schema=schema)
-
-
-def _batches(examples: MaskedExamples, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    num_rows = len(examples.next_sentence_label)
+def examples_batch(examples: MaskedExamples, schema: pa.Schema) -> pa.RecordBatch:
+    """Wrap the arrays of masked examples as one batch of the contract's columns."""
     id_type = schema.field("input_ids").type.value_type.to_pandas_dtype()
-    for start in range(0, num_rows, EXAMPLES_PER_BATCH):
-        stop = min(start + EXAMPLES_PER_BATCH, num_rows)
-        columns = [
-            _lists(examples.input_ids, examples.offsets, start, stop, id_type),
-            pa.array(examples.segment_b_start[start:stop]),
-            _lists(examples.masked_lm_positions, examples.masked_lm_offsets, start, stop, np.uint16),
-            _lists(examples.masked_lm_ids, examples.masked_lm_offsets, start, stop, id_type),
-            pa.array(examples.next_sentence_label[start:stop]),
-        ]
-        yield pa.RecordBatch.from_arrays(
-            [column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-        )
+    columns = [
+        _lists(examples.input_ids, examples.offsets, id_type),
+        pa.array(examples.segment_b_start),
+        _lists(examples.masked_lm_positions, examples.masked_lm_offsets, np.uint16),
+        _lists(examples.masked_lm_ids, examples.masked_lm_offsets, id_type),
+        pa.array(examples.next_sentence_label),
+    ]
+    return pa.RecordBatch.from_arrays(
+        [column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )
 
 
-def _lists(
-    values: NDArray[np.generic], offsets: NDArray[np.int64], start: int, stop: int, dtype: type[np.generic]
-) -> pa.Array:
-    first, last = offsets[start], offsets[stop]
-    relative = (offsets[start : stop + 1] - first).astype(np.int32)
-    flat = pa.array(values[first:last].astype(dtype, copy=False))
-    return pa.ListArray.from_arrays(pa.array(relative), flat)
+def examples_of(rows: pa.Table | pa.RecordBatch) -> MaskedExamples:
+    """The columns of examples as flat arrays: the reverse of `examples_batch`."""
+    columns = {
+        name: column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        for name, column in zip(rows.schema.names, rows.columns, strict=True)
+    }
+
+    def flat(name: str) -> NDArray[Any]:
+        return columns[name].flatten().to_numpy()  # type: ignore[no-any-return]
+
+    def offsets(name: str) -> NDArray[np.int64]:
+        raw = columns[name].offsets.to_numpy().astype(np.int64)
+        return raw - raw[0] if len(raw) else np.zeros(1, np.int64)
+
+    return MaskedExamples(
+        input_ids=flat("input_ids").astype(np.int32),
+        offsets=offsets("input_ids"),
+        segment_b_start=columns["segment_b_start"].to_numpy(),
+        masked_lm_positions=flat("masked_lm_positions"),
+        masked_lm_ids=flat("masked_lm_ids").astype(np.int32),
+        masked_lm_offsets=offsets("masked_lm_positions"),
+        next_sentence_label=columns["next_sentence_label"].to_numpy(),
+    )
+
+
+def _lists(values: NDArray[np.generic], offsets: NDArray[np.int64], dtype: type[np.generic]) -> pa.Array:
+    flat = pa.array(values.astype(dtype, copy=False))
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), flat)

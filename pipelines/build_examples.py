@@ -1,10 +1,11 @@
-"""Job 3: tokenise the documents and write next-sentence pairs with masked tokens, one file a shard and length.
+"""Job 3: tokenise the documents and write rows with masked tokens, for every length that the recipe names.
 
     python -m pipelines.build_examples flows/recipes/demo.toml --set examples.passes=2
 
-A documents shard is the unit of work: its file's name and content are fixed before it starts, so a retry or another
-runner writes the same bytes. Random next sentences come from the documents of the shard, which is a random sample of
-the corpus. Options that this command does not know go to Beam (--runner, --direct_num_workers, ...).
+What a shard of documents gives and what a file of examples holds is fixed before the job starts, so a retry or another
+runner writes the same bytes, and a run that was killed goes on with what is not written yet. Random next sentences come
+from the documents of the shard, which is a random sample of the corpus. Options that this command does not know go to
+Beam (--runner, --direct_num_workers, ...).
 """
 
 from __future__ import annotations
@@ -15,23 +16,46 @@ import apache_beam as beam
 
 from pipelines import storage
 from pipelines.config import ExamplesConfig, VocabularyConfig
-from pipelines.contract import VOCABULARY_NAME, FileRecord, Manifest, clear_stage, length_directory, require_manifest
-from pipelines.examples import BuildShard, CompleteExamples
+from pipelines.contract import SPLITS, VOCABULARY_NAME, Manifest, length_directory, require_manifest
+from pipelines.examples import (
+    FILES_GROUP,
+    ROWS_GROUP,
+    BalanceShard,
+    BuildShard,
+    CompleteExamples,
+    FilesToWrite,
+    ShardNumber,
+    ShardRows,
+    WrittenFiles,
+)
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import exit_code_of
 from pipelines.runners import Progress, parse_job, run_pipeline
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY, examples_key, stage_directory
+from pipelines.unfinished import close_stage, count_finished, open_stage, scratch_uri
 
 
 def build(
-    pipeline: beam.Pipeline, names: list[str], build_shard: BuildShard, complete_stage: CompleteExamples
+    pipeline: beam.Pipeline,
+    shards: list[ShardNumber],
+    lengths: list[int],
+    build_shard: BuildShard,
+    balance_shard: BalanceShard,
+    complete_stage: CompleteExamples,
 ) -> beam.PCollection[Manifest]:
     """Construct the job; its one output element is the manifest."""
+    shard_rows = (
+        pipeline
+        | "Shards" >> beam.Create(shards).with_output_types(ShardNumber)
+        | "SpreadShards" >> beam.Reshuffle()
+        | "BuildShard" >> beam.ParDo(build_shard).with_output_types(ShardRows)
+    )
+    targets = [FilesToWrite(length, shard) for length in lengths for shard in shards]
     return (
         pipeline
-        | "Shards" >> beam.Create(names).with_output_types(str)
-        | "SpreadShards" >> beam.Reshuffle()
-        | "BuildShard" >> beam.ParDo(build_shard).with_output_types(FileRecord)
+        | "Files" >> beam.Create(targets).with_output_types(FilesToWrite)
+        | "SpreadFiles" >> beam.Reshuffle()
+        | "BalanceShard" >> beam.ParDo(balance_shard, beam.pvalue.AsList(shard_rows)).with_output_types(WrittenFiles)
         | "GatherFiles" >> beam.combiners.ToList()
         | "Complete" >> beam.ParDo(complete_stage).with_output_types(Manifest)
     )
@@ -46,25 +70,43 @@ def run(argv: list[str] | None = None) -> None:
     vocabulary = require_manifest(directories[VOCABULARY], "python -m pipelines.train_vocabulary")
     key, directory = examples_key(job.recipe), directories[EXAMPLES]
     if key.difference(directory) is None:
+        # What is left where a run was killed between its last two steps.
+        close_stage(directory)
         print(f"{EXAMPLES}: complete and unchanged in {directory}")
         return
-    clear_stage(directory)
-    names = [file.name for file in documents.files if file.name.endswith(".arrow")]
-    sha256 = next(file.sha256 for file in vocabulary.files if file.name == VOCABULARY_NAME)
+    shards = []
+    for split in SPLITS:
+        total = len(documents.files_of(split))
+        shards += [ShardNumber(split, number, total) for number in range(total)]
+    lengths = [length.max_seq_length for length in config.lengths]
+    if open_stage(directory, key):
+        done, written = (count_finished(directory, group) for group in (ROWS_GROUP, FILES_GROUP))
+        print(
+            f"{EXAMPLES}: rows of {done} of {len(shards)} shards and {written} of {len(lengths) * len(shards)} sets of "
+            "files were finished before and are kept"
+        )
+    vocabulary_uri = storage.join(directories[VOCABULARY], VOCABULARY_NAME)
+    tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
     # The casing is that of the vocabulary in the workspace, whatever the recipe says by now.
-    vocabulary_config = VocabularyConfig.model_validate(vocabulary.config)
-    build_shard = BuildShard(directories, config, vocabulary_config, sha256)
+    casing = VocabularyConfig.model_validate(vocabulary.config)
+    balance_shard = BalanceShard(directory, config, casing, tokens, storage.sha256_of(vocabulary_uri))
+    # A shard's rows of the last length are written last.
+    rows_directory = scratch_uri(directory, f"{ROWS_GROUP}/{length_directory(lengths[-1])}")
+    num_files = len(shards) * config.num_length_bins
     progress = Progress(
         EXAMPLES,
         [
-            (storage.join(directory, name), f"shards of {name}", len(names))
-            for name in (length_directory(length.max_seq_length) for length in config.lengths)
+            (rows_directory, "documents shards cut into rows", len(shards)),
+            *(
+                (storage.join(directory, name), f"files of {name}", num_files)
+                for name in map(length_directory, lengths)
+            ),
         ],
     )
+    build_shard = BuildShard(directories, config, casing)
+    complete_stage = CompleteExamples(directory, key, config)
     run_pipeline(
-        job,
-        lambda pipeline: build(pipeline, names, build_shard, CompleteExamples(directory, key, config)),
-        progress,
+        job, lambda pipeline: build(pipeline, shards, lengths, build_shard, balance_shard, complete_stage), progress
     )
 
 

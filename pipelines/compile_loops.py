@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from pipelines.config import ExampleLengthConfig, ExamplesConfig
 from pipelines.contract import SPECIAL_TOKENS
-from pipelines.examples import examples_of
-from pipelines.masking import MaskingRules
-from pipelines.sentence_pairs import TokenizedDocuments
+from pipelines.examples import masking_rules, plan_examples
+from pipelines.masking import build_examples
+from pipelines.planned_rows import TokenizedDocuments
 from pipelines.wordpiece import WordPieceTokenizer
 from pipelines.wordpiece_trainer import train
 
@@ -26,8 +27,11 @@ def main() -> None:
         document_offsets=np.array([0, 2, 4]),
         document_keys=np.array([1, 2], np.uint64),
     )
-    rules = MaskingRules(0.15, 2, False, 2, 3, 4, np.array([token.startswith("##") for token in vocabulary]))
-    examples_of(documents, seed=0, passes=1, max_seq_length=16, short_seq_prob=0.1, rules=rules)
+    length = ExampleLengthConfig(max_seq_length=16, max_predictions_per_seq=2)
+    for next_sentence in (True, False):
+        config = ExamplesConfig.model_validate({"lengths": (length,), "next_sentence": next_sentence})
+        rows = plan_examples(documents, config, length.max_seq_length)
+        build_examples(documents.input_ids, rows, masking_rules(config, length, vocabulary))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -47,11 +48,15 @@ def token_id_type(vocabulary_size: int) -> pa.DataType:
 
 
 def examples_schema(vocabulary_size: int, metadata: Mapping[str, str]) -> pa.Schema:
-    """One row a next-sentence pair `[CLS] A [SEP] B [SEP]`, unpadded, masks already applied to `input_ids`.
+    """One row a sequence, unpadded, masks already applied to `input_ids`.
 
-    `segment_b_start` is the position of B's first token, and the row's length where there is no B (full-sentence
-    packing). Static masks are reversible: put `masked_lm_ids` back at `masked_lm_positions`.
-    `next_sentence_label` is 1 where B is random, as in the released code.
+    With next sentences a row is the pair `[CLS] A [SEP] B [SEP]`; `segment_b_start` is the position of B's first token,
+    and `next_sentence_label` is 1 where B is random, as in the released code. Without (metadata `next_sentence` =
+    "false") it is `[CLS]`, full sentences with a [SEP] between documents, `[SEP]`; `segment_b_start` is then the row's
+    length, for there is no B, and `next_sentence_label` is 0.
+
+    Masks are reversible: put `masked_lm_ids` back at `masked_lm_positions`. With metadata `masking` = "dynamic" both
+    lists are empty and training draws the masks. Rows are longer than metadata `bin_above` and at most `bin_up_to`.
     """
     ids = pa.list_(pa.field("item", token_id_type(vocabulary_size), nullable=False))
     positions = pa.list_(pa.field("item", pa.uint16(), nullable=False))
@@ -67,14 +72,48 @@ def examples_schema(vocabulary_size: int, metadata: Mapping[str, str]) -> pa.Sch
     )
 
 
+class LengthBin(NamedTuple):
+    """Rows longer than `above` and at most `up_to` tokens."""
+
+    above: int
+    up_to: int
+
+
+def length_bins(max_seq_length: int, num_bins: int) -> list[LengthBin]:
+    """Equal steps of row length, up to one token."""
+    ends = [max_seq_length * number // num_bins for number in range(num_bins + 1)]
+    return [LengthBin(above, up_to) for above, up_to in pairwise(ends)]
+
+
+def length_label(length: int, max_seq_length: int) -> str:
+    """A length with so many digits as the maximum has, so that names are in order."""
+    return f"{length:0{len(str(max_seq_length))}d}"
+
+
 def shard_name(split: Split, index: int, count: int) -> str:
     """File name of one shard, such as `train-00003-of-00016.arrow`."""
-    return f"{split}-{index:05d}-of-{count:05d}.arrow"
+    return f"{split}-{_number(index, count)}"
+
+
+def _number(index: int, count: int) -> str:
+    return f"{index:05d}-of-{count:05d}.arrow"
 
 
 def length_directory(max_seq_length: int) -> str:
     """Directory of the examples of one maximum length, below the stage's own."""
     return f"length{max_seq_length}"
+
+
+def examples_name(max_seq_length: int, length_bin: LengthBin, split: Split, index: int, count: int) -> str:
+    """Name of one file of examples, such as `length128/train-00003-of-00016.arrow`."""
+    return examples_prefix(max_seq_length, length_bin, split) + _number(index, count)
+
+
+def examples_prefix(max_seq_length: int, length_bin: LengthBin, split: Split) -> str:
+    """How the names of a bin's files begin: `length128/train-`, or `length128/train-bin064-` for one bin of several."""
+    is_whole = length_bin == (0, max_seq_length)
+    infix = "" if is_whole else f"bin{length_label(length_bin.up_to, max_seq_length)}-"
+    return f"{length_directory(max_seq_length)}/{split}-{infix}"
 
 
 class _Record(BaseModel):

@@ -1,9 +1,16 @@
-"""Transforms of job 3: a shard of documents becomes files of masked next-sentence pairs."""
+"""Transforms of job 3: shards of documents become files of examples.
+
+`BuildShard` makes all rows of one documents shard and writes them in portions, one for each file to come;
+`BalanceShard` collects a file's portions from all shards and puts the rows in random order. Rows move through files,
+not through the runner, so memory is bounded by one shard of documents and one file of examples on any runner.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -12,26 +19,71 @@ from apache_beam.metrics import Metrics
 from numpy.typing import NDArray
 
 from pipelines import __version__, storage
-from pipelines.arrow_files import EXAMPLES_PER_BATCH, examples_table, read_table, write_table
+from pipelines.arrow_files import EXAMPLES_PER_BATCH, examples_batch, examples_of, open_arrow, read_table
+from pipelines.balancing import deal_rows, group_of, left_over_rows
 from pipelines.config import ExampleLengthConfig, ExamplesConfig, VocabularyConfig
 from pipelines.contract import (
     CLS,
     MASK,
     SEP,
+    SPLITS,
     VOCABULARY_NAME,
     FileRecord,
+    LengthBin,
     Manifest,
+    Split,
     StageKey,
+    examples_name,
+    examples_schema,
+    length_bins,
     length_directory,
     record_of,
+    shard_name,
     write_manifest,
 )
-from pipelines.masking import MaskedExamples, MaskingRules, build_examples
+from pipelines.example_statistics import COUNTS, counts_of, rows_per_length, summary_of
+from pipelines.full_sentences import plan_full_sentences
+from pipelines.masking import MaskingRules, build_examples
+from pipelines.planned_rows import PlannedRows, TokenizedDocuments, join_rows
 from pipelines.runners import limit_worker_threads
 from pipelines.seeding import PURPOSE_MASKS, PURPOSE_PAIRS, PURPOSE_ROW_ORDER, key_of
-from pipelines.sentence_pairs import TokenizedDocuments, plan_pairs
+from pipelines.sentence_pairs import plan_pairs, rows_of_pairs
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
+from pipelines.unfinished import close_stage, finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.wordpiece import WordPieceTokenizer
+
+ROWS_GROUP = "rows"
+FILES_GROUP = "files"
+
+
+class ShardNumber(NamedTuple):
+    """One documents shard; the files of examples have the same numbers."""
+
+    split: Split
+    number: int
+    total: int
+
+
+class ShardRows(NamedTuple):
+    """What `BuildShard` made of a shard: rows of each bin, by maximum length."""
+
+    shard: ShardNumber
+    rows: dict[int, list[int]]
+
+
+class FilesToWrite(NamedTuple):
+    """The files of one maximum length and number, one a bin."""
+
+    max_seq_length: int
+    shard: ShardNumber
+
+
+class WrittenFiles(NamedTuple):
+    """What `BalanceShard` wrote, and how many of the rows have 0, 1, ... `max_seq_length` tokens."""
+
+    max_seq_length: int
+    files: list[FileRecord]
+    rows_by_length: list[int]
 
 
 def read_documents(table: pa.Table, tokenizer: WordPieceTokenizer) -> TokenizedDocuments:
@@ -55,59 +107,87 @@ def read_documents(table: pa.Table, tokenizer: WordPieceTokenizer) -> TokenizedD
     )
 
 
-def examples_of(
-    documents: TokenizedDocuments,
-    seed: int,
-    passes: int,
-    max_seq_length: int,
-    short_seq_prob: float,
-    rules: MaskingRules,
-) -> MaskedExamples:
-    """All examples of one shard, over all passes, in random order."""
-    plans, keys = [], []
-    for number in range(passes):
-        plan = plan_pairs(
-            documents, key_of(seed, PURPOSE_PAIRS, max_seq_length, number), max_seq_length, short_seq_prob
+def plan_examples(documents: TokenizedDocuments, config: ExamplesConfig, max_seq_length: int) -> PlannedRows:
+    """All rows of one shard, pass after pass."""
+    plans = []
+    for number in range(config.passes):
+        cut_key, mask_key = (
+            key_of(config.seed, purpose, max_seq_length, number) for purpose in (PURPOSE_PAIRS, PURPOSE_MASKS)
         )
-        plans.append(plan)
-        keys.append(np.full(len(plan), key_of(seed, PURPOSE_MASKS, max_seq_length, number), np.uint64))
-    pairs, pass_keys = np.concatenate(plans), np.concatenate(keys)
-    # Sorting a counter's raw words, because NumPy's `permutation` may change from version to version.
-    words = np.random.Philox(key=int(key_of(seed, PURPOSE_ROW_ORDER, max_seq_length))).random_raw(len(pairs))
-    order = np.argsort(words, kind="stable")
-    return build_examples(documents, pairs[order], pass_keys[order], rules)
+        if config.next_sentence:
+            pairs = plan_pairs(documents, cut_key, max_seq_length, config.short_seq_prob)
+            plans.append(rows_of_pairs(documents, pairs, mask_key))
+        else:
+            plans.append(plan_full_sentences(documents, cut_key, mask_key, max_seq_length))
+    return join_rows(plans)
 
 
-def statistics_of(examples: MaskedExamples, mask_id: int) -> dict[str, Any]:
-    """Counts of one file, which add up over files."""
-    replaced = examples.input_ids[flat_positions(examples)]
-    is_mask = replaced == mask_id
-    is_kept = (replaced == examples.masked_lm_ids) & ~is_mask
+def masking_rules(config: ExamplesConfig, length: ExampleLengthConfig, tokens: list[str]) -> MaskingRules:
+    """The rules of one maximum length, with the ids of a vocabulary."""
+    return MaskingRules(
+        masked_lm_prob=config.masked_lm_prob,
+        max_predictions_per_seq=length.max_predictions_per_seq,
+        whole_word=config.masking == "whole_word",
+        cls_id=tokens.index(CLS),
+        sep_id=tokens.index(SEP),
+        mask_id=tokens.index(MASK),
+        is_continuation=np.array([token.startswith("##") for token in tokens]),
+        is_dynamic=config.masking == "dynamic",
+    )
+
+
+def metadata_of(
+    config: ExamplesConfig,
+    length: ExampleLengthConfig,
+    length_bin: LengthBin,
+    vocabulary: VocabularyConfig,
+    vocabulary_size: int,
+    vocabulary_sha256: str,
+) -> dict[str, str]:
+    """Schema metadata of one file of examples."""
     return {
-        "examples": len(examples.next_sentence_label),
-        "tokens": len(examples.input_ids),
-        "random_next": int(examples.next_sentence_label.sum()),
-        "masked": len(replaced),
-        "masked_as_mask": int(is_mask.sum()),
-        "masked_as_kept": int(is_kept.sum()),
-        "masked_as_random": int((~is_mask & ~is_kept).sum()),
+        "vocabulary_sha256": vocabulary_sha256,
+        "vocabulary_size": str(vocabulary_size),
+        "lowercase": str(vocabulary.lowercase).lower(),
+        "max_seq_length": str(length.max_seq_length),
+        "max_predictions_per_seq": str(length.max_predictions_per_seq),
+        "masked_lm_prob": str(config.masked_lm_prob),
+        "masking": config.masking,
+        "next_sentence": str(config.next_sentence).lower(),
+        "seed": str(config.seed),
+        "bin_above": str(length_bin.above),
+        "bin_up_to": str(length_bin.up_to),
     }
 
 
-def flat_positions(examples: MaskedExamples) -> NDArray[np.int64]:
-    """Where the predicted tokens of all rows lie in `input_ids`."""
-    per_row = np.diff(examples.masked_lm_offsets)
-    return np.repeat(examples.offsets[:-1], per_row) + examples.masked_lm_positions
+def random_words(count: int, seed: int, max_seq_length: int, shard: ShardNumber, *parts: int) -> NDArray[np.uint64]:
+    """Words of a counter, to be sorted: NumPy's `permutation` may change from version to version."""
+    key = key_of(seed, PURPOSE_ROW_ORDER, max_seq_length, SPLITS.index(shard.split), shard.number, *parts)
+    return np.random.Philox(key=int(key)).random_raw(count)
+
+
+def deal_shard(
+    documents: TokenizedDocuments, shard: ShardNumber, config: ExamplesConfig, max_seq_length: int
+) -> tuple[PlannedRows, list[list[NDArray[np.int64]]]]:
+    """Plan all rows of a shard and deal them to the files of its group, as `deal_rows` returns them."""
+    plan = plan_examples(documents, config, max_seq_length)
+    lengths = plan.lengths
+    ties = random_words(len(lengths), config.seed, max_seq_length, shard)
+    bin_ends = [one.up_to for one in length_bins(max_seq_length, config.num_length_bins)]
+    group = group_of(shard.number, shard.total)
+    return plan, deal_rows(lengths, ties, bin_ends, group.index(shard.number), len(group))
 
 
 class BuildShard(beam.DoFn):
-    """File name of a documents shard -> `FileRecord` of its examples, one a maximum length."""
+    """`ShardNumber` -> `ShardRows`: make all rows of a documents shard and write them in portions.
 
-    def __init__(self, directories: dict[str, str], config: ExamplesConfig, vocabulary: VocabularyConfig, sha256: str):
+    A scratch file holds one record batch for each bin and file, and after a bin's files one with the rows left over.
+    """
+
+    def __init__(self, directories: dict[str, str], config: ExamplesConfig, vocabulary: VocabularyConfig):
         self._directories = directories
         self._config = config
         self._vocabulary = vocabulary
-        self._vocabulary_sha256 = sha256
 
     def setup(self) -> None:
         limit_worker_threads()
@@ -115,80 +195,137 @@ class BuildShard(beam.DoFn):
         self._tokens = text.split("\n")[:-1]
         self._tokenizer = WordPieceTokenizer(self._tokens, self._vocabulary.lowercase, self._vocabulary.strip_accents)
 
-    def process(self, name: str) -> Iterator[FileRecord]:
-        documents = read_documents(read_table(storage.join(self._directories[DOCUMENTS], name)), self._tokenizer)
-        for length in self._config.lengths:
-            examples = examples_of(
-                documents,
-                self._config.seed,
-                self._config.passes,
-                length.max_seq_length,
-                self._config.short_seq_prob,
-                self._rules(length),
-            )
-            table = examples_table(examples, len(self._tokens), self._metadata(length))
-            path = f"{length_directory(length.max_seq_length)}/{name}"
-            write_table(storage.join(self._directories[EXAMPLES], path), table, EXAMPLES_PER_BATCH)
-            statistics = statistics_of(examples, self._tokens.index(MASK))
-            Metrics.counter(EXAMPLES, "examples").inc(statistics["examples"])
-            Metrics.counter(EXAMPLES, "tokens").inc(statistics["tokens"])
-            yield record_of(self._directories[EXAMPLES], path, table.num_rows, statistics)
+    def process(self, shard: ShardNumber) -> Iterator[ShardRows]:
+        directory, unit = self._directories[EXAMPLES], f"{ROWS_GROUP}/{shard_name(*shard)}"
+        record = finished_unit(directory, unit)
+        if record is None:
+            name = storage.join(self._directories[DOCUMENTS], shard_name(*shard))
+            documents = read_documents(read_table(name), self._tokenizer)
+            record = [self._write_rows(documents, shard, length) for length in self._config.lengths]
+            names = [scratch_name(rows_name(length.max_seq_length, shard)) for length in self._config.lengths]
+            finish_unit(directory, unit, record, names)
+        lengths = [length.max_seq_length for length in self._config.lengths]
+        yield ShardRows(shard, dict(zip(lengths, record, strict=True)))
 
-    def _rules(self, length: ExampleLengthConfig) -> MaskingRules:
-        return MaskingRules(
-            masked_lm_prob=self._config.masked_lm_prob,
-            max_predictions_per_seq=length.max_predictions_per_seq,
-            whole_word=self._config.masking == "whole-word",
-            cls_id=self._tokens.index(CLS),
-            sep_id=self._tokens.index(SEP),
-            mask_id=self._tokens.index(MASK),
-            is_continuation=np.array([token.startswith("##") for token in self._tokens]),
+    def _write_rows(self, documents: TokenizedDocuments, shard: ShardNumber, length: ExampleLengthConfig) -> list[int]:
+        plan, dealt = deal_shard(documents, shard, self._config, length.max_seq_length)
+        rules = masking_rules(self._config, length, self._tokens)
+        schema = examples_schema(len(self._tokens), {})
+        uri = scratch_uri(self._directories[EXAMPLES], rows_name(length.max_seq_length, shard))
+        with storage.atomic_output(uri) as stream, pa.ipc.new_file(stream, schema) as writer:
+            for portions in dealt:
+                for rows in portions:
+                    examples = build_examples(documents.input_ids, plan.take(rows), rules)
+                    writer.write_batch(examples_batch(examples, schema))
+        return [sum(map(len, portions)) for portions in dealt]
+
+
+def rows_name(max_seq_length: int, shard: ShardNumber) -> str:
+    """Scratch file in which `BuildShard` leaves the rows of a shard."""
+    return f"{ROWS_GROUP}/{length_directory(max_seq_length)}/{shard_name(*shard)}"
+
+
+class BalanceShard(beam.DoFn):
+    """`FilesToWrite` -> `WrittenFiles`: collect a file's portions from all shards of its group, in random order."""
+
+    def __init__(
+        self, directory: str, config: ExamplesConfig, vocabulary: VocabularyConfig, tokens: list[str], sha256: str
+    ):
+        self._directory = directory
+        self._config = config
+        self._vocabulary = vocabulary
+        self._vocabulary_size = len(tokens)
+        self._mask_id = tokens.index(MASK)
+        self._vocabulary_sha256 = sha256
+
+    def setup(self) -> None:
+        limit_worker_threads()
+
+    def process(self, target: FilesToWrite, shards: list[ShardRows]) -> Iterator[WrittenFiles]:
+        max_seq_length, shard = target
+        unit = f"{FILES_GROUP}/{length_directory(max_seq_length)}/{shard_name(*shard)}"
+        record = finished_unit(self._directory, unit)
+        if record is None:
+            rows = {one.shard.number: one.rows[max_seq_length] for one in shards if one.shard.split == shard.split}
+            written = self._write_files(target, [rows[number] for number in group_of(shard.number, shard.total)])
+            record = [[file.model_dump(mode="json") for file in written.files], written.rows_by_length]
+            finish_unit(self._directory, unit, record, [file.name for file in written.files])
+        files, rows_by_length = record
+        yield WrittenFiles(max_seq_length, [FileRecord.model_validate(file) for file in files], rows_by_length)
+
+    def _write_files(self, target: FilesToWrite, rows_of_group: list[list[int]]) -> WrittenFiles:
+        max_seq_length, shard = target
+        group = group_of(shard.number, shard.total)
+        files: list[FileRecord] = []
+        rows_by_length = np.zeros(max_seq_length + 1, np.int64)
+        with ExitStack() as stack:
+            names = [rows_name(max_seq_length, shard._replace(number=number)) for number in group]
+            sources = [stack.enter_context(open_arrow(scratch_uri(self._directory, name))) for name in names]
+            for bin_number, length_bin in enumerate(length_bins(max_seq_length, self._config.num_length_bins)):
+                left_over = [rows[bin_number] % len(group) for rows in rows_of_group]
+                rows = _collect(sources, bin_number, group.index(shard.number), left_over)
+                files.append(self._write_file(target, bin_number, length_bin, rows, rows_by_length))
+        return WrittenFiles(max_seq_length, files, rows_by_length.tolist())
+
+    def _write_file(
+        self,
+        target: FilesToWrite,
+        bin_number: int,
+        length_bin: LengthBin,
+        rows: pa.Table,
+        rows_by_length: NDArray[np.int64],
+    ) -> FileRecord:
+        """Write one file and add its rows to `rows_by_length`."""
+        max_seq_length, shard = target
+        length = next(one for one in self._config.lengths if one.max_seq_length == max_seq_length)
+        metadata = metadata_of(
+            self._config, length, length_bin, self._vocabulary, self._vocabulary_size, self._vocabulary_sha256
         )
+        schema = examples_schema(self._vocabulary_size, metadata)
+        name = examples_name(max_seq_length, length_bin, *shard)
+        order = np.argsort(random_words(len(rows), self._config.seed, max_seq_length, shard, bin_number), kind="stable")
+        counts = Counter(dict.fromkeys(COUNTS, 0))
+        uri = storage.join(self._directory, name)
+        with storage.atomic_output(uri) as stream, pa.ipc.new_file(stream, schema) as writer:
+            for start in range(0, len(rows), EXAMPLES_PER_BATCH):
+                taken = rows.take(pa.array(order[start : start + EXAMPLES_PER_BATCH])).combine_chunks()
+                (batch,) = taken.replace_schema_metadata(schema.metadata).to_batches()
+                writer.write_batch(batch)
+                examples = examples_of(batch)
+                counts.update(counts_of(examples, self._mask_id))
+                rows_by_length += rows_per_length(examples, max_seq_length)
+        Metrics.counter(EXAMPLES, "examples").inc(counts["examples"])
+        Metrics.counter(EXAMPLES, "tokens").inc(counts["tokens"])
+        return record_of(self._directory, name, len(rows), counts)
 
-    def _metadata(self, length: ExampleLengthConfig) -> dict[str, str]:
-        return {
-            "vocabulary_sha256": self._vocabulary_sha256,
-            "vocabulary_size": str(len(self._tokens)),
-            "lowercase": str(self._vocabulary.lowercase).lower(),
-            "max_seq_length": str(length.max_seq_length),
-            "max_predictions_per_seq": str(length.max_predictions_per_seq),
-            "masked_lm_prob": str(self._config.masked_lm_prob),
-            "masking": self._config.masking,
-            "seed": str(self._config.seed),
-        }
+
+def _collect(sources: list[pa.RecordBatchFileReader], bin_number: int, file: int, left_over: list[int]) -> pa.Table:
+    """One file's rows of one bin: its portion of every shard, and its share of the rows left over."""
+    first = bin_number * (len(sources) + 1)
+    batches = [source.get_batch(first + file) for source in sources]
+    for source, rows in zip(sources, left_over_rows(left_over, file, len(sources)), strict=True):
+        if len(rows):
+            batches.append(source.get_batch(first + len(sources)).take(pa.array(rows)))
+    return pa.Table.from_batches(batches).combine_chunks()
 
 
 class CompleteExamples(beam.DoFn):
-    """All `FileRecord` -> `Manifest`: add up the statistics of each length and complete the stage."""
+    """All `WrittenFiles` -> `Manifest`: add up the statistics of each length and complete the stage."""
 
     def __init__(self, directory: str, key: StageKey, config: ExamplesConfig):
         self._directory = directory
         self._key = key
         self._config = config
 
-    def process(self, files: list[FileRecord]) -> Iterator[Manifest]:
-        lengths = [length.max_seq_length for length in self._config.lengths]
-        manifest = self._key.manifest(files, {"lengths": summary_of_lengths(files, lengths)}, __version__)
+    def process(self, written: list[WrittenFiles]) -> Iterator[Manifest]:
+        files = [file for one in written for file in one.files]
+        lengths: dict[str, dict[str, Any]] = {}
+        for length in self._config.lengths:
+            of_length = [one.rows_by_length for one in written if one.max_seq_length == length.max_seq_length]
+            lengths[str(length.max_seq_length)] = summary_of(
+                files, np.sum(of_length, axis=0), length.max_seq_length, self._config.num_length_bins
+            )
+        manifest = self._key.manifest(files, {"lengths": lengths}, __version__)
         write_manifest(self._directory, manifest)
+        close_stage(self._directory)
         yield manifest
-
-
-def summary_of_lengths(files: list[FileRecord], lengths: list[int]) -> dict[str, dict[str, Any]]:
-    """The statistics of all files of each maximum length, added up, with the shares that people ask for."""
-    return {str(length): _summary(files, length_directory(length)) for length in lengths}
-
-
-def _summary(files: list[FileRecord], directory: str) -> dict[str, Any]:
-    of_length = [file.statistics for file in files if file.name.startswith(f"{directory}/")]
-    total = {name: sum(statistics[name] for statistics in of_length) for name in of_length[0]}
-    return total | {
-        "random_next_share": _share(total["random_next"], total["examples"]),
-        "masked_share": _share(total["masked"], total["tokens"]),
-        "mask_token_share": _share(total["masked_as_mask"], total["masked"]),
-        "kept_token_share": _share(total["masked_as_kept"], total["masked"]),
-        "random_token_share": _share(total["masked_as_random"], total["masked"]),
-    }
-
-
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 6) if whole else 0.0

@@ -2,7 +2,8 @@
 
 `min(max_predictions_per_seq, max(1, round(length * masked_lm_prob)))` tokens are predicted, the length counting [CLS]
 and [SEP], which themselves are never masked. 80 % become [MASK], 10 % stay, 10 % become a token drawn from the whole
-vocabulary. Whole-word masking takes a word's `##` pieces together and never joins words across [SEP].
+vocabulary. Whole-word masking takes a word's `##` pieces together and never joins words across [SEP]. Dynamic masking
+(Liu et al., 2019, section 4.1) leaves all this to training: rows are written out as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.seeding import derive_key, next_below, next_uniform
-from pipelines.sentence_pairs import NUM_SPECIAL_TOKENS, TokenizedDocuments
+from pipelines.planned_rows import PlannedRows
+from pipelines.seeding import next_below, next_uniform
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class MaskingRules:
     sep_id: int
     mask_id: int
     is_continuation: NDArray[np.bool_]
+    is_dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,30 +45,30 @@ class MaskedExamples:
     next_sentence_label: NDArray[np.uint8]
 
 
-def build_examples(
-    documents: TokenizedDocuments, pairs: NDArray[np.int64], pass_keys: NDArray[np.uint64], rules: MaskingRules
-) -> MaskedExamples:
-    """Write out planned pairs as `[CLS] A [SEP] B [SEP]` and mask them.
+def build_examples(input_ids: NDArray[np.int32], rows: PlannedRows, rules: MaskingRules) -> MaskedExamples:
+    """Write out planned rows as `[CLS] piece [SEP] piece [SEP] ...` and mask them.
 
     Args:
-        pairs: int64 [rows, 7] of `plan_pairs`.
-        pass_keys: uint64 [rows], the mask stream's key of the pass that each pair belongs to; a row draws from the
-            sub-stream of its document and number, so its masks do not depend on the order of rows.
+        input_ids: int32 [tokens] of the documents that the rows were planned from.
     """
     return MaskedExamples(
         *_build_examples(
-            documents.input_ids,
-            documents.document_keys,
-            pairs,
-            pass_keys,
+            input_ids,
+            rows.pieces,
+            rows.offsets,
+            rows.lengths,
+            rows.keys,
+            rows.has_segment_b,
             rules.masked_lm_prob,
             rules.max_predictions_per_seq,
             rules.whole_word,
+            rules.is_dynamic,
             rules.cls_id,
             rules.sep_id,
             rules.mask_id,
             rules.is_continuation,
-        )
+        ),
+        next_sentence_label=rows.next_sentence_label,
     )
 
 
@@ -79,12 +81,15 @@ def num_predictions(length: int, masked_lm_prob: float, max_predictions_per_seq:
 @numba.njit(cache=True, nogil=True)
 def _build_examples(
     token_ids: NDArray[np.int32],
-    document_keys: NDArray[np.uint64],
-    pairs: NDArray[np.int64],
-    pass_keys: NDArray[np.uint64],
+    pieces: NDArray[np.int64],
+    piece_offsets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    has_segment_b: bool,
     masked_lm_prob: float,
     max_predictions_per_seq: int,
     whole_word: bool,
+    is_dynamic: bool,
     cls_id: int,
     sep_id: int,
     mask_id: int,
@@ -96,45 +101,45 @@ def _build_examples(
     NDArray[np.uint16],
     NDArray[np.int32],
     NDArray[np.int64],
-    NDArray[np.uint8],
 ]:
-    num_rows = len(pairs)
+    num_rows = len(lengths)
     offsets = np.zeros(num_rows + 1, np.int64)
     masked_lm_offsets = np.zeros(num_rows + 1, np.int64)
     longest = 0
     for row in range(num_rows):
-        pair = pairs[row]
-        length = pair[1] - pair[0] + pair[3] - pair[2] + NUM_SPECIAL_TOKENS
-        longest = max(longest, length)
-        offsets[row + 1] = offsets[row] + length
+        longest = max(longest, lengths[row])
+        offsets[row + 1] = offsets[row] + lengths[row]
     input_ids = np.empty(offsets[num_rows], np.int32)
     segment_b_start = np.empty(num_rows, np.uint16)
-    next_sentence_label = np.empty(num_rows, np.uint8)
-    most = num_rows * num_predictions(longest, masked_lm_prob, max_predictions_per_seq)
+    most = 0 if is_dynamic else num_rows * num_predictions(longest, masked_lm_prob, max_predictions_per_seq)
     masked_lm_positions = np.empty(most, np.uint16)
     masked_lm_ids = np.empty(most, np.int32)
     stream = np.zeros(2, np.uint64)
-    starts, order = np.empty(longest + 1, np.int64), np.empty(longest + 1, np.int64)
+    starts, ends, order = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.int64)
     is_masked = np.zeros(longest, np.bool_)
     written = 0
     for row in range(num_rows):
-        pair = pairs[row]
         ids = input_ids[offsets[row] : offsets[row + 1]]
-        length = len(ids)
-        a_length = pair[1] - pair[0]
         ids[0] = cls_id
-        ids[1 : 1 + a_length] = token_ids[pair[0] : pair[1]]
-        ids[1 + a_length] = sep_id
-        ids[2 + a_length : length - 1] = token_ids[pair[2] : pair[3]]
-        ids[length - 1] = sep_id
-        segment_b_start[row] = 2 + a_length
-        next_sentence_label[row] = pair[4]
-
-        stream[0] = derive_key(derive_key(pass_keys[row], document_keys[pair[5]]), pair[6])
-        stream[1] = np.uint64(0)
-        num_words = _find_words(ids, 1 + a_length, whole_word, is_continuation, starts)
+        length, num_words = 1, 0
+        first, last = piece_offsets[row], piece_offsets[row + 1]
+        segment_b_start[row] = lengths[row]
+        for piece in range(first, last):
+            if has_segment_b and piece == first + 1:
+                segment_b_start[row] = length
+            start, size = pieces[piece, 0], pieces[piece, 1] - pieces[piece, 0]
+            ids[length : length + size] = token_ids[start : start + size]
+            ids[length + size] = sep_id
+            if not is_dynamic:
+                num_words = _find_words(
+                    ids, length, length + size, whole_word, is_continuation, starts, ends, num_words
+                )
+            length += size + 1
+        if is_dynamic:
+            continue
+        stream[0], stream[1] = keys[row], np.uint64(0)
         wanted = num_predictions(length, masked_lm_prob, max_predictions_per_seq)
-        _choose(starts, order, num_words, 1 + a_length, wanted, stream, is_masked)
+        _choose(starts, ends, order, num_words, wanted, stream, is_masked)
         for position in range(length):
             if not is_masked[position]:
                 continue
@@ -154,37 +159,36 @@ def _build_examples(
         masked_lm_positions[:written].copy(),
         masked_lm_ids[:written].copy(),
         masked_lm_offsets,
-        next_sentence_label,
     )
 
 
 @numba.njit(cache=True, nogil=True)
 def _find_words(
     ids: NDArray[np.int32],
-    first_sep: int,
+    first: int,
+    last: int,
     whole_word: bool,
     is_continuation: NDArray[np.bool_],
     starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    num_words: int,
 ) -> int:
-    """Write where each maskable unit (a token, or a whole word) starts, the row's last [SEP] after them; count them."""
-    num_words = 0
-    for position in range(1, len(ids) - 1):
-        if position == first_sep:
-            continue
-        joins = whole_word and position > 1 and position != first_sep + 1 and is_continuation[ids[position]]
-        if not joins:
-            starts[num_words] = position
+    """Add the maskable units (a token, or a whole word) of the piece at [first, last); count all so far."""
+    for position in range(first, last):
+        if whole_word and position > first and is_continuation[ids[position]]:
+            ends[num_words - 1] = position + 1
+        else:
+            starts[num_words], ends[num_words] = position, position + 1
             num_words += 1
-    starts[num_words] = len(ids) - 1
     return num_words
 
 
 @numba.njit(cache=True, nogil=True)
 def _choose(
     starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
     order: NDArray[np.int64],
     num_words: int,
-    first_sep: int,
     wanted: int,
     stream: NDArray[np.uint64],
     is_masked: NDArray[np.bool_],
@@ -199,9 +203,7 @@ def _choose(
         other = index + next_below(stream, num_words - index)
         word = order[other]
         order[other] = order[index]
-        start, end = starts[word], starts[word + 1]
-        if start < first_sep < end:
-            end = first_sep
+        start, end = starts[word], ends[word]
         if chosen + end - start <= wanted:
             is_masked[start:end] = True
             chosen += end - start

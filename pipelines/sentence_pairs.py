@@ -1,9 +1,8 @@
 """Next-sentence pairs, cut as `create_instances_from_document` of the released code (create_pretraining_data.py) does.
 
-A document is a run of sentences in one flat array of ids, so a segment is a range of that array and truncation moves
-the range's ends: pairs are planned without touching a token. Faithful in every clause: the short-sequence draw once
-per document and pass, A's end drawn inside the chunk, random next in half of the cases and wherever the chunk is one
-sentence, unused sentences put back, truncation of the longer side at a random end.
+A segment is a range of the documents' flat array of ids, and truncation moves the range's ends. Faithful in every
+clause: the short-sequence draw once per document and pass, A's end drawn inside the chunk, random next in half of the
+cases and wherever the chunk is one sentence, unused sentences put back, truncation of the longer side at a random end.
 
 Two departures, both on labels. The random document is never the document itself. And where a shard holds no other
 document, B is the true continuation, labelled so; the released code would call the same document's text "random".
@@ -11,12 +10,11 @@ document, B is the true continuation, labelled so; the released code would call 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.planned_rows import PlannedRows, TokenizedDocuments, keys_of_rows
 from pipelines.seeding import derive_key, next_below, next_uniform
 
 NUM_SPECIAL_TOKENS = 3
@@ -24,21 +22,6 @@ NUM_SPECIAL_TOKENS = 3
 
 PAIR_COLUMNS = ("a_start", "a_end", "b_start", "b_end", "is_random_next", "document", "number")
 A_START, A_END, B_START, B_END, IS_RANDOM_NEXT, DOCUMENT, NUMBER = range(len(PAIR_COLUMNS))
-
-
-@dataclass(frozen=True)
-class TokenizedDocuments:
-    """The documents of one shard, as flat arrays without empty sentences and empty documents.
-
-    `input_ids`: int32 [tokens]; `sentence_offsets`: int64 [sentences + 1], into `input_ids`;
-    `document_offsets`: int64 [documents + 1], into the sentences; `document_keys`: uint64 [documents], from the ids of
-    the documents, so that a document's random choices do not depend on its place.
-    """
-
-    input_ids: NDArray[np.int32]
-    sentence_offsets: NDArray[np.int64]
-    document_offsets: NDArray[np.int64]
-    document_keys: NDArray[np.uint64]
 
 
 def plan_pairs(
@@ -60,6 +43,23 @@ def plan_pairs(
         np.uint64(key),
         max_seq_length - NUM_SPECIAL_TOKENS,
         short_seq_prob,
+    )
+
+
+def rows_of_pairs(documents: TokenizedDocuments, pairs: NDArray[np.int64], mask_key: np.uint64) -> PlannedRows:
+    """The rows `[CLS] A [SEP] B [SEP]` of planned pairs.
+
+    Args:
+        pairs: int64 [rows, 7] of `plan_pairs`.
+        mask_key: key of the pass's masks; a row draws from the sub-stream of its document and number, so its masks do
+            not depend on the order of rows.
+    """
+    return PlannedRows(
+        pieces=pairs[:, A_START : B_END + 1].reshape(-1, 2),
+        offsets=2 * np.arange(len(pairs) + 1),
+        keys=keys_of_rows(np.uint64(mask_key), documents.document_keys, pairs[:, DOCUMENT], pairs[:, NUMBER]),
+        next_sentence_label=pairs[:, IS_RANDOM_NEXT].astype(np.uint8),
+        has_segment_b=True,
     )
 
 

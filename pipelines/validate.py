@@ -1,62 +1,101 @@
-"""Check a finished stage against its manifest: checksums, schema, every row, and the statistics recomputed.
+"""Check finished stages against their manifests: checksums, schemas, every row, and the statistics recomputed.
 
     python -m pipelines.validate workspaces/demo/examples
+    python -m pipelines.validate workspaces/demo
 
-Works on the directories of the documents and the examples stage. Exits with 1 at the first fault, naming file and row.
+Works on the directories of documents, vocabulary and examples, and on a workspace with all three. Exits with 1 at the
+first fault and names the file and the row; with 2 where there is nothing to check.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
+from tokenizers import Tokenizer
 
 from pipelines import storage
-from pipelines.arrow_files import read_table
-from pipelines.config import DocumentsConfig
+from pipelines.arrow_files import EXAMPLES_PER_BATCH, examples_of, read_table
+from pipelines.balancing import group_of
+from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
 from pipelines.contract import (
-    CLS,
     DOCUMENTS_SCHEMA,
     MASK,
-    SEP,
     SPECIAL_TOKENS,
+    SPLITS,
+    TOKENIZER_NAME,
     VOCABULARY_NAME,
     FileRecord,
     Manifest,
+    examples_name,
     examples_schema,
+    length_bins,
+    read_manifest,
     require_manifest,
     shard_name,
     verify_file,
 )
 from pipelines.documents import document_id, shard_number, shards_of
-from pipelines.examples import flat_positions, statistics_of, summary_of_lengths
-from pipelines.masking import MaskedExamples, num_predictions
+from pipelines.example_checks import first_fault
+from pipelines.example_statistics import COUNTS, counts_of, rows_per_length, summary_of
+from pipelines.examples import metadata_of
 from pipelines.recipe import InputError, exit_code_of
+from pipelines.rejects import REJECTS_NAME
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
+
+_COMMANDS = {DOCUMENTS: "shard_corpus", VOCABULARY: "train_vocabulary", EXAMPLES: "build_examples"}
 
 
 class FaultError(InputError):
     """A file that is not what its manifest says."""
 
 
-def validate(directory: str) -> str:
-    """Check a stage's directory and say in one line what was found in order.
+def validate(directory: str) -> list[str]:
+    """Check a stage's directory, or all stages of a workspace, and say in one line a stage what was found in order.
 
     Raises:
-        InputError: there is no complete stage, or a file is damaged.
-        FaultError: a row or a statistic is wrong; the line names the file and the row.
+        InputError: there is no complete stage here.
+        FaultError: a file, a row or a statistic is wrong; the line names the file and, where there is one, the row.
     """
-    manifest = require_manifest(directory, "the stage")
-    checks = {DOCUMENTS: _validate_documents, EXAMPLES: _validate_examples}
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        return [_validate_stage(directory, manifest)]
+    stages = {stage: storage.join(directory, stage) for stage in _COMMANDS}
+    if not any(read_manifest(uri) for uri in stages.values()):
+        raise InputError(f"{directory}: neither a complete stage nor a workspace with one")
+    return [
+        _validate_stage(uri, require_manifest(uri, f"python -m pipelines.{_COMMANDS[stage]}"))
+        for stage, uri in stages.items()
+    ]
+
+
+def _validate_stage(directory: str, manifest: Manifest) -> str:
+    checks: dict[str, Callable[[str, Manifest], None]] = {
+        DOCUMENTS: _validate_documents,
+        VOCABULARY: _validate_vocabulary,
+        EXAMPLES: _validate_examples,
+    }
     if manifest.stage not in checks:
-        raise InputError(f"{directory}: holds the stage {manifest.stage!r}; this command checks {' and '.join(checks)}")
+        raise InputError(f"{directory}: holds the stage {manifest.stage!r}; this command checks {', '.join(checks)}")
     for file in manifest.files:
-        verify_file(directory, file)
+        if storage.file_size_bytes(storage.join(directory, file.name)) is None:
+            raise FaultError(f"{directory}/{file.name}: missing, though the manifest lists it")
+    # Rows first: where a file is damaged, the row that shows it says more than the checksum.
     checks[manifest.stage](directory, manifest)
+    for file in manifest.files:
+        try:
+            verify_file(directory, file)
+        except InputError as error:
+            raise FaultError(str(error)) from error
     rows = sum(file.rows for file in manifest.files)
     return f"{directory}: {manifest.stage} in order: {len(manifest.files)} files, {rows} rows"
 
@@ -65,6 +104,8 @@ def _validate_documents(directory: str, manifest: Manifest) -> None:
     config = DocumentsConfig.model_validate(manifest.config)
     names = {(split, index): shard_name(split, index, count) for split, index, count in shards_of(config)}
     shards = [file for file in manifest.files if file.name.endswith(".arrow")]
+    _compare_names(directory, shards, list(names.values()))
+    found: Counter[str] = Counter()
     for file in shards:
         table = _table_of(directory, file, DOCUMENTS_SCHEMA)
         previous = b""
@@ -81,107 +122,176 @@ def _validate_documents(directory: str, manifest: Manifest) -> None:
                 raise FaultError(f"{where}: belongs to {names[split, number]} by its hash")
             previous = doc_id
         texts = table["sentences"].combine_chunks().flatten()
-        _compare(f"{directory}/{file.name}", "sentences", file.statistics["sentences"], len(texts))
-    _compare(directory, "documents_kept", manifest.statistics["documents_kept"], sum(file.rows for file in shards))
+        counts = {"sentences": len(texts), "characters": int(pc.sum(pc.utf8_length(texts)).as_py() or 0)}
+        for name, count in counts.items():
+            _compare(f"{directory}/{file.name}", name, file.statistics.get(name), count)
+        found.update(counts)
+        found.update({"documents_kept": table.num_rows, f"{file.name.partition('-')[0]}_documents": table.num_rows})
+    rejected = _count_rejects(directory, manifest)
+    found.update({"documents_rejected": sum(rejected.values())})
+    found["documents_read"] = found["documents_kept"] + found["documents_rejected"]
+    stated = {"train_documents": 0, "heldout_documents": 0} | manifest.statistics
+    for name in sorted(found):
+        _compare(directory, name, stated.get(name), found[name])
+    _compare(directory, "rejected_by_reason", manifest.statistics.get("rejected_by_reason"), dict(rejected))
+
+
+def _count_rejects(directory: str, manifest: Manifest) -> Counter[str]:
+    """The lines of the rejects' file by reason."""
+    (file,) = (file for file in manifest.files if file.name == REJECTS_NAME)
+    where = f"{directory}/{file.name}"
+    reasons: Counter[str] = Counter()
+    filesystem, path = storage.filesystem_of(storage.join(directory, file.name))
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream, gzip.open(stream) as lines:
+            for line in lines:
+                reasons[json.loads(line)["reason"]] += 1
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        row = sum(reasons.values())
+        raise FaultError(f"{where}, row {row}: no JSON with a reason, or the file is cut ({error})") from error
+    _compare(where, "rows", file.rows, sum(reasons.values()))
+    return reasons
+
+
+def _validate_vocabulary(directory: str, manifest: Manifest) -> None:
+    where = f"{directory}/{VOCABULARY_NAME}"
+    tokens = _tokens_of(directory)
+    seen: dict[str, int] = {}
+    for row, token in enumerate(tokens):
+        if not token or token != token.strip():
+            raise FaultError(f"{where}, row {row}: {token!r} is no token")
+        if seen.setdefault(token, row) != row:
+            raise FaultError(f"{where}, row {row}: {token!r} stands already in row {seen[token]}")
+    for token in SPECIAL_TOKENS:
+        if token not in seen:
+            raise FaultError(f"{where}: has no {token}")
+    for file in manifest.files:
+        _compare(f"{directory}/{file.name}", "rows", file.rows, len(tokens))
+    _compare(directory, "size", manifest.statistics.get("size"), len(tokens))
+    if len(tokens) > manifest.config["size"]:
+        raise FaultError(f"{where}: {len(tokens)} tokens, more than size = {manifest.config['size']}")
+    where = f"{directory}/{TOKENIZER_NAME}"
+    try:
+        tokenizer = Tokenizer.from_str(storage.read_bytes(storage.join(directory, TOKENIZER_NAME)).decode())
+    except Exception as error:  # The library raises nothing narrower.
+        raise FaultError(f"{where}: not a tokenizer ({error})") from error
+    ids = tokenizer.get_vocab()
+    for row, token in enumerate(tokens):
+        if ids.get(token) != row:
+            raise FaultError(f"{where}: {token!r} has the id {ids.get(token)}, in {VOCABULARY_NAME} it is row {row}")
+    _compare(where, "tokens", len(tokens), len(ids))
 
 
 def _validate_examples(directory: str, manifest: Manifest) -> None:
-    vocabulary_uri = storage.join(directory.rstrip("/").rpartition("/")[0] or ".", VOCABULARY, VOCABULARY_NAME)
-    tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
-    sha256 = storage.sha256_of(vocabulary_uri)
-    for file in manifest.files:
-        where = f"{directory}/{file.name}"
-        metadata = _metadata_of(directory, file)
-        if metadata["vocabulary_sha256"] != sha256:
-            raise FaultError(f"{where}: was made with another vocabulary than {vocabulary_uri}")
-        table = _table_of(directory, file, examples_schema(len(tokens), metadata))
-        examples = arrays_of(table)
-        _check_rows(where, examples, metadata, tokens)
-        found = statistics_of(examples, tokens.index(MASK))
-        for name, value in found.items():
-            _compare(where, name, file.statistics[name], value)
-    lengths = summary_of_lengths(list(manifest.files), [int(length) for length in manifest.statistics["lengths"]])
-    _compare(directory, "lengths", manifest.statistics["lengths"], lengths)
+    config = ExamplesConfig.model_validate(manifest.config)
+    vocabulary_directory = storage.join(directory.rstrip("/").rpartition("/")[0] or ".", VOCABULARY)
+    vocabulary = require_manifest(vocabulary_directory, "python -m pipelines.train_vocabulary")
+    casing = VocabularyConfig.model_validate(vocabulary.config)
+    tokens = _tokens_of(vocabulary_directory)
+    sha256 = storage.sha256_of(storage.join(vocabulary_directory, VOCABULARY_NAME))
+    records = {file.name: file for file in manifest.files}
+    totals = {split: _num_files(manifest, split) for split in SPLITS}
+    expected: list[str] = []
+    lengths: dict[str, Any] = {}
+    for length in config.lengths:
+        most = length.max_seq_length
+        rows_by_length = np.zeros(most + 1, np.int64)
+        for length_bin in length_bins(most, config.num_length_bins):
+            metadata = metadata_of(config, length, length_bin, casing, len(tokens), sha256)
+            schema = examples_schema(len(tokens), metadata)
+            for split, total in totals.items():
+                names = [examples_name(most, length_bin, split, number, total) for number in range(total)]
+                expected += names
+                for name in names:
+                    if name in records:
+                        rows_by_length += _check_examples(directory, records[name], schema, metadata, tokens)
+                _check_balance(directory, [records[name] for name in names if name in records])
+        lengths[str(most)] = summary_of(manifest.files, rows_by_length, most, config.num_length_bins)
+    _compare_names(directory, list(manifest.files), expected)
+    for most_text, summary in lengths.items():
+        for key in sorted({*summary, *manifest.statistics["lengths"][most_text]}):
+            stated = manifest.statistics["lengths"][most_text].get(key)
+            _compare(directory, f"lengths.{most_text}.{key}", stated, summary.get(key))
 
 
-def arrays_of(table: pa.Table) -> MaskedExamples:
-    """The columns of an examples table as flat arrays."""
-    columns = {name: table[name].combine_chunks() for name in table.column_names}
-
-    def flat(name: str) -> NDArray[Any]:
-        return columns[name].flatten().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-
-    def offsets(name: str) -> NDArray[np.int64]:
-        raw = columns[name].offsets.to_numpy().astype(np.int64)
-        return raw - raw[0] if len(raw) else np.zeros(1, np.int64)
-
-    return MaskedExamples(
-        input_ids=flat("input_ids").astype(np.int32),
-        offsets=offsets("input_ids"),
-        segment_b_start=columns["segment_b_start"].to_numpy(),
-        masked_lm_positions=flat("masked_lm_positions"),
-        masked_lm_ids=flat("masked_lm_ids").astype(np.int32),
-        masked_lm_offsets=offsets("masked_lm_positions"),
-        next_sentence_label=columns["next_sentence_label"].to_numpy(),
-    )
+def _num_files(manifest: Manifest, split: str) -> int:
+    """How many files of a split each length and bin has, as the first of their names says."""
+    names = [file.name for file in manifest.files if f"/{split}-" in file.name]
+    return int(names[0].removesuffix(".arrow").rpartition("-")[2]) if names else 0
 
 
-def _check_rows(where: str, examples: MaskedExamples, metadata: dict[str, str], tokens: list[str]) -> None:
-    ids, starts = examples.input_ids, examples.offsets[:-1]
-    lengths, per_row = np.diff(examples.offsets), np.diff(examples.masked_lm_offsets)
-    cls_id, sep_id = tokens.index(CLS), tokens.index(SEP)
-    rows_of_predictions = np.repeat(np.arange(len(lengths)), per_row)
-    positions, places = examples.masked_lm_positions.astype(np.int64), flat_positions(examples)
-    ends = lengths[rows_of_predictions]
-    most, prob = int(metadata["max_predictions_per_seq"]), float(metadata["masked_lm_prob"])
-    expected = np.array([num_predictions(length, prob, most) for length in range(int(metadata["max_seq_length"]) + 1)])
-    ascending = np.diff(positions, prepend=-1) > 0
-    ascending[examples.masked_lm_offsets[:-1][per_row > 0]] = True
+def _check_examples(
+    directory: str, file: FileRecord, schema: pa.Schema, metadata: dict[str, str], tokens: list[str]
+) -> Any:
+    """Check the rows of one file; returns how many have 0, 1, ... `max_seq_length` tokens."""
+    where, max_seq_length = f"{directory}/{file.name}", int(metadata["max_seq_length"])
+    rows_by_length = np.zeros(max_seq_length + 1, np.int64)
+    counts = Counter(dict.fromkeys(COUNTS, 0))
+    first_row = 0
+    for batch in _table_of(directory, file, schema).to_batches(EXAMPLES_PER_BATCH):
+        examples = examples_of(batch)
+        if fault := first_fault(examples, metadata, tokens):
+            raise FaultError(f"{where}, row {first_row + fault[0]}: {fault[1]}")
+        counts.update(counts_of(examples, tokens.index(MASK)))
+        rows_by_length += rows_per_length(examples, max_seq_length)
+        first_row += batch.num_rows
+    for name, count in counts.items():
+        _compare(where, name, file.statistics.get(name), count)
+    return rows_by_length
 
-    def require(what: str, right: NDArray[np.bool_], rows: NDArray[Any] | None = None) -> None:
-        wrong = np.flatnonzero(~right)
-        if len(wrong):
-            raise FaultError(f"{where}, row {wrong[0] if rows is None else rows[wrong[0]]}: {what}")
 
-    require("longer than max_seq_length", lengths <= int(metadata["max_seq_length"]))
-    require("shorter than the five tokens of the smallest pair", lengths >= 5)
-    require("an id is not in the vocabulary", ids < len(tokens), np.repeat(np.arange(len(lengths)), lengths))
-    require("next_sentence_label is neither 0 nor 1", examples.next_sentence_label <= 1)
-    inside = (examples.segment_b_start >= 3) & (examples.segment_b_start < lengths - 1)
-    require("segment_b_start leaves a segment without a token", inside)
-    require("does not begin with [CLS]", ids[starts] == cls_id)
-    require("does not end with [SEP]", ids[examples.offsets[1:] - 1] == sep_id)
-    require("segment A does not end with [SEP]", ids[starts + examples.segment_b_start - 1] == sep_id)
-    if metadata["masking"] == "whole-word":
-        require("more masked_lm_positions than masked_lm_prob asks for", per_row <= expected[lengths])
-    else:
-        require("the number of masked_lm_positions is not what masked_lm_prob asks for", per_row == expected[lengths])
-    require("masked_lm_positions are not ascending", ascending, rows_of_predictions)
-    require("a masked position lies outside the text", (positions > 0) & (positions < ends - 1), rows_of_predictions)
-    separators = examples.segment_b_start[rows_of_predictions].astype(np.int64) - 1
-    require("a [SEP] is masked", positions != separators, rows_of_predictions)
-    special = np.isin(examples.masked_lm_ids, [tokens.index(token) for token in SPECIAL_TOKENS if token != "[UNK]"])
-    require("a special token is predicted", ~special, rows_of_predictions)
-    assert len(places) == len(positions)
+def _check_balance(directory: str, files: list[FileRecord]) -> None:
+    """Files that exchanged rows differ by at most one row."""
+    for number, file in enumerate(files):
+        first = files[group_of(number, len(files)).start]
+        if not -1 <= file.rows - first.rows <= 1:
+            raise FaultError(f"{directory}/{file.name}: {file.rows} rows where {first.name} has {first.rows}")
+
+
+def _tokens_of(vocabulary_directory: str) -> list[str]:
+    uri = storage.join(vocabulary_directory, VOCABULARY_NAME)
+    try:
+        lines = storage.read_bytes(uri).decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise FaultError(f"{uri}: not UTF-8 ({error})") from error
+    if lines[-1]:
+        raise FaultError(f"{uri}, row {len(lines) - 1}: no line end")
+    return lines[:-1]
 
 
 def _table_of(directory: str, file: FileRecord, schema: pa.Schema) -> pa.Table:
     where = f"{directory}/{file.name}"
-    table = read_table(storage.join(directory, file.name))
+    try:
+        table = read_table(storage.join(directory, file.name))
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise FaultError(f"{where}: not a sound Arrow file ({error})") from error
     if not table.schema.equals(schema):
         raise FaultError(f"{where}: its schema is not the contract's")
+    found, expected = table.schema.metadata or {}, schema.metadata or {}
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key):
+            raise FaultError(
+                f"{where}: its metadata {key.decode()} is {_text(found.get(key))}, by the manifests it should be "
+                f"{_text(expected.get(key))}"
+            )
     _compare(where, "rows", file.rows, table.num_rows)
     return table
 
 
-def _metadata_of(directory: str, file: FileRecord) -> dict[str, str]:
-    raw = read_table(storage.join(directory, file.name)).schema.metadata or {}
-    return {key.decode().removeprefix("clozeworks."): value.decode() for key, value in raw.items()}
+def _text(value: bytes | None) -> str:
+    return "absent" if value is None else repr(value.decode(errors="replace"))
 
 
 def _compare(where: str, name: str, stated: object, found: object) -> None:
     if stated != found:
         raise FaultError(f"{where}: the manifest states {name} = {stated}, the files give {found}")
+
+
+def _compare_names(directory: str, files: list[FileRecord], expected: list[str]) -> None:
+    for name in sorted({file.name for file in files} ^ set(expected)):
+        what = "is missing from the manifest" if name in expected else "is no file that this stage writes"
+        raise FaultError(f"{directory}/{name}: {what}")
 
 
 def main() -> int:
@@ -190,10 +300,11 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", help="directory of a finished stage, such as workspaces/demo/examples")
+    parser.add_argument("directory", help="a finished stage, such as workspaces/demo/examples, or a workspace")
     arguments = parser.parse_args()
     try:
-        print(validate(arguments.directory))
+        for line in validate(arguments.directory):
+            print(line)
     except FaultError as fault:
         print(f"fault: {fault}", file=sys.stderr)
         return 1

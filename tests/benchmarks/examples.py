@@ -7,21 +7,23 @@ draws differ, so what is compared is what does not depend on them: the token ids
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
 import types
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from measuring import REPOSITORY, cpu_seconds, english_paragraphs, medians, report
 from transformers import BertTokenizerFast
 
-from pipelines.contract import DOCUMENTS_SCHEMA, SPECIAL_TOKENS
+from pipelines.arrow_files import examples_batch
+from pipelines.config import ExampleLengthConfig, ExamplesConfig
+from pipelines.contract import DOCUMENTS_SCHEMA, examples_schema
 from pipelines.documents import document_id
-from pipelines.examples import examples_of, examples_table, read_documents
-from pipelines.masking import MaskingRules
+from pipelines.examples import ShardNumber, deal_shard, masking_rules, read_documents
+from pipelines.masking import build_examples
 from pipelines.sentences import sentences_of
 from pipelines.word_counts import count_words
 from pipelines.wordpiece import WordPieceTokenizer
@@ -72,8 +74,9 @@ def main() -> None:
     documents = [sentences_of(group, "en") for group in groups[: 6 * SHARD_DOCUMENTS]]
     counts = count_words(pa.array(paragraphs), lowercase=True, strip_accents=None)
     vocabulary = train(counts["word"].combine_chunks(), counts["count"].to_numpy(), 30_522)
-    rules = MaskingRules(MASKED_SHARE, 20, False, 2, 3, 4, np.array([token.startswith("##") for token in vocabulary]))
-    assert vocabulary[2:5] == list(SPECIAL_TOKENS[2:5])
+    length = ExampleLengthConfig(max_seq_length=LENGTH, max_predictions_per_seq=20)
+    config = ExamplesConfig(seed=1, passes=PASSES, lengths=(length,), masked_lm_prob=MASKED_SHARE)
+    rules, schema = masking_rules(config, length, vocabulary), examples_schema(len(vocabulary), {})
     columns = [[document_id(sentences) for sentences in documents], ["novels"] * len(documents), documents]
     table = pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, DOCUMENTS_SCHEMA, strict=True)],
@@ -89,11 +92,12 @@ def main() -> None:
 
         def work() -> None:
             nonlocal tokens
-            for shard in shards:
-                examples = examples_of(read_documents(shard, ours), 1, PASSES, LENGTH, 0.1, rules)
-                tokens += (
-                    examples_table(examples, len(vocabulary), {})["input_ids"].combine_chunks().flatten().__len__()
-                )
+            for number, shard in enumerate(shards):
+                read = read_documents(shard, ours)
+                plan, dealt = deal_shard(read, ShardNumber("train", number, len(shards)), config, LENGTH)
+                for rows in itertools.chain.from_iterable(dealt):
+                    batch = examples_batch(build_examples(read.input_ids, plan.take(rows), rules), schema)
+                    tokens += len(batch["input_ids"].flatten())
 
         seconds = cpu_seconds(work)
         return tokens / seconds / 1e6

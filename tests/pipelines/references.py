@@ -80,8 +80,42 @@ def pairs_of_document(
     return pairs
 
 
+def full_sentence_rows(
+    documents: list[list[list[int]]], document_keys: list[int], order_key: int, max_seq_length: int
+) -> list[tuple[list[list[int]], int, int]]:
+    """RoBERTa's "full-sentences": each row's pieces (one a document), the document it begins in, and at which token."""
+    order = sorted(range(len(documents)), key=lambda index: derive_key(order_key, document_keys[index]))
+    # Everything that is to be placed, in order: (document, place of its first token, tokens).
+    units = []
+    for index in order:
+        place = 0
+        for sentence in documents[index]:
+            for start in range(0, len(sentence), max_seq_length - 2):
+                unit = sentence[start : start + max_seq_length - 2]
+                units.append((index, place, unit))
+                place += len(unit)
+    rows: list[list[tuple[int, int, list[int]]]] = []
+    for unit in units:
+        if rows:
+            candidate = [*rows[-1], unit]
+            separators = sum(one[0] != other[0] for one, other in pairwise(candidate))
+            if 2 + separators + sum(len(tokens) for _, _, tokens in candidate) <= max_seq_length:
+                rows[-1] = candidate
+                continue
+        rows.append([unit])
+    result = []
+    for row in rows:
+        pieces: list[list[int]] = []
+        for number, (index, _, tokens) in enumerate(row):
+            if number == 0 or row[number - 1][0] != index:
+                pieces.append([])
+            pieces[-1].extend(tokens)
+        result.append((pieces, row[0][0], row[0][1]))
+    return result
+
+
 def masked(
-    pair: Pair,
+    pieces: list[list[int]],
     stream: Stream,
     masked_lm_prob: float,
     max_predictions: int,
@@ -90,18 +124,17 @@ def masked(
     continuations: set[int],
     vocabulary_size: int,
 ) -> tuple[list[int], list[int], list[int]]:
-    """`create_masked_lm_predictions`: ids after masking, positions and labels."""
-    tokens_a, tokens_b, _ = pair
-    ids = [special["cls"], *tokens_a, special["sep"], *tokens_b, special["sep"]]
-    first_of_b = len(tokens_a) + 2
+    """`create_masked_lm_predictions`: ids after masking, positions and labels; `pieces` stand between [SEP]s."""
+    ids = [special["cls"]]
     candidates: list[list[int]] = []
-    for position, token in enumerate(ids):
-        if position in (0, first_of_b - 1, len(ids) - 1):
-            continue
-        if whole_word and token in continuations and position not in (1, first_of_b):
-            candidates[-1].append(position)
-        else:
-            candidates.append([position])
+    for piece in pieces:
+        for place, token in enumerate(piece):
+            if whole_word and token in continuations and place > 0:
+                candidates[-1].append(len(ids))
+            else:
+                candidates.append([len(ids)])
+            ids.append(token)
+        ids.append(special["sep"])
     wanted = min(max_predictions, max(1, round(len(ids) * masked_lm_prob)))
     chosen: list[int] = []
     order = list(range(len(candidates)))

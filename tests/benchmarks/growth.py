@@ -1,0 +1,189 @@
+"""How the three preprocessing jobs grow with the corpus and with the workers, each run as a person runs it.
+
+1x, 2x, 4x and 8x of a corpus with one worker: CPU seconds per MB should stay within 5 % and no process should need more
+memory, given as many more shards. Then the largest size with two workers too: the wall-clock time of all three jobs
+should fall by 1.8 at least (each worker process takes some seconds to start, so small sizes cannot show it). Copies of
+the corpus hold the same paragraphs in other documents, so that nothing is dropped as a duplicate and the text stays of
+one kind.
+
+    make bench NAME=growth
+    .venv/bin/python tests/benchmarks/growth.py --megabytes 4 --scales 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from measuring import REPOSITORY, english_paragraphs, report
+
+JOBS = ("shard_corpus", "train_vocabulary", "build_examples")
+PARAGRAPHS_PER_DOCUMENT = 40
+SHARDS = 8
+"""At 1x; a shard is a worker's unit of memory, so a corpus of twice the size gets twice as many."""
+
+RECIPE = """
+[run]
+workspace = "{workspace}"
+workers = {workers}
+[documents]
+num_shards = {num_shards}
+[[documents.sources]]
+inputs = ["{corpus}/*.txt"]
+document_separator = "blank-line"
+[vocabulary]
+size = 8000
+[examples]
+passes = 2
+"""
+
+
+class Usage(NamedTuple):
+    """What one job took; memory is the peak of the process with the most."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    peak_megabytes: float
+
+
+class ProcessTree:
+    """CPU time and peak memory of a process and all below it, polled from /proc: workers are killed, not waited for."""
+
+    _POLL_SECONDS = 0.1
+
+    def __init__(self, pid: int):
+        self._pid = pid
+        self._cpu_seconds: dict[int, float] = {}
+        self._peak_megabytes: dict[int, float] = {}
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> tuple[float, float]:
+        self._finished.set()
+        self._thread.join()
+        return sum(self._cpu_seconds.values()), max(self._peak_megabytes.values())
+
+    def _poll(self) -> None:
+        while not self._finished.is_set():
+            self._look(self._pid)
+            self._finished.wait(self._POLL_SECONDS)
+
+    def _look(self, pid: int) -> None:
+        process = Path(f"/proc/{pid}")
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+            children = " ".join(path.read_text() for path in process.glob("task/*/children"))
+        except OSError:
+            return
+        if "VmHWM" in status:
+            self._cpu_seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            self._peak_megabytes[pid] = int(status["VmHWM"].split()[0]) / 1024
+        for child in children.split():
+            self._look(int(child))
+
+
+def write_corpus(directory: Path, paragraphs: list[str], scale: int) -> float:
+    """Write `scale` copies, each a file a few megabytes at a time; returns megabytes."""
+    directory.mkdir()
+    size_bytes = 0
+    for copy in range(scale):
+        order = np.random.Generator(np.random.Philox(key=copy)).permutation(len(paragraphs))
+        lines = [" ".join(paragraphs[number].split()) for number in order]
+        starts = range(0, len(lines), PARAGRAPHS_PER_DOCUMENT)
+        documents = ["\n".join(lines[start : start + PARAGRAPHS_PER_DOCUMENT]) for start in starts]
+        for number, start in enumerate(range(0, len(documents), 500)):
+            text = "\n\n".join(documents[start : start + 500]).encode()
+            (directory / f"{copy:02d}-{number:04d}.txt").write_bytes(text)
+            size_bytes += len(text)
+    return size_bytes / 1e6
+
+
+def run_jobs(root: Path, corpus: Path, scale: int, workers: int) -> dict[str, Usage]:
+    """All three jobs in a workspace of their own, which is removed afterwards."""
+    with tempfile.TemporaryDirectory(dir=root) as directory:
+        recipe = Path(directory) / "growth.toml"
+        recipe.write_text(
+            RECIPE.format(workspace=f"{directory}/workspace", corpus=corpus, workers=workers, num_shards=SHARDS * scale)
+        )
+        usages = {}
+        for job in JOBS:
+            started = time.monotonic()
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"pipelines.{job}", str(recipe)], stderr=subprocess.DEVNULL, cwd=REPOSITORY
+            )
+            tree = ProcessTree(process.pid)
+            if process.wait() != 0:
+                raise RuntimeError(f"{job} ended with {process.returncode}")
+            usages[job] = Usage(time.monotonic() - started, *tree.finish())
+        return usages
+
+
+def total(usages: dict[str, Usage]) -> Usage:
+    values = list(usages.values())
+    return Usage(
+        sum(usage.wall_seconds for usage in values),
+        sum(usage.cpu_seconds for usage in values),
+        max(usage.peak_megabytes for usage in values),
+    )
+
+
+def shown(usage: Usage) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in usage._asdict().items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=32, help="size of the corpus at 1x")
+    parser.add_argument("--scales", type=int, nargs="+", default=[1, 2, 4, 8])
+    arguments = parser.parse_args()
+    paragraphs = english_paragraphs(arguments.megabytes * 1_000_000)
+    # The novels come file by file; the size asked for is met exactly.
+    sizes = np.cumsum([len(paragraph.encode()) for paragraph in paragraphs])
+    paragraphs = paragraphs[: int(np.searchsorted(sizes, arguments.megabytes * 1_000_000)) + 1]
+    (REPOSITORY / "build").mkdir(exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    speedups: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as directory:
+        root = Path(directory)
+        for scale in arguments.scales:
+            corpus = root / f"corpus{scale}"
+            megabytes = write_corpus(corpus, paragraphs, scale)
+            one = run_jobs(root, corpus, scale, workers=1)
+            rows.append({"scale": scale, "megabytes": round(megabytes, 1), **shown(total(one))})
+            rows[-1]["cpu_seconds_per_megabyte"] = round(total(one).cpu_seconds / megabytes, 4)
+            rows[-1]["jobs"] = {job: shown(usage) for job, usage in one.items()}
+            print(rows[-1], flush=True)
+            if scale == arguments.scales[-1]:
+                two = run_jobs(root, corpus, scale, workers=2)
+                speedups = {job: one[job].wall_seconds / two[job].wall_seconds for job in JOBS}
+                speedups["all"] = total(one).wall_seconds / total(two).wall_seconds
+                print({job: round(speedup, 3) for job, speedup in speedups.items()}, flush=True)
+    per_megabyte = [row["cpu_seconds_per_megabyte"] for row in rows]
+    marginal = [
+        (after["cpu_seconds"] - before["cpu_seconds"]) / (after["megabytes"] - before["megabytes"])
+        for before, after in pairwise(rows)
+    ]
+    report(
+        "growth",
+        per_megabyte[-1] / per_megabyte[0],
+        f"CPU seconds per MB at {rows[-1]['scale']}x over 1x (start-up included)",
+        marginal_seconds_per_megabyte=[round(value, 4) for value in marginal],
+        peak_memory_growth=max(row["peak_megabytes"] for row in rows) / rows[0]["peak_megabytes"],
+        speedup_of_two_workers={job: round(speedup, 3) for job, speedup in speedups.items()},
+        sizes=rows,
+    )
+
+
+if __name__ == "__main__":
+    main()
