@@ -17,6 +17,7 @@ from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import Manifest
 from pipelines.recipe import InputError
+from pipelines.stages import CORPUS_INPUT
 
 if TYPE_CHECKING:  # MLflow takes two seconds to import, which command.py hides behind the start of Prefect's server
     from mlflow import MlflowClient
@@ -30,6 +31,8 @@ ItemT = TypeVar("ItemT")
 
 _MAX_VALUES_PER_REQUEST = 100
 _MAX_PARAMETER_LENGTH = 500
+_DIGEST_CHARACTERS = 32
+"""MLflow takes up to 36."""
 _NAME_LEFT_OUT = re.compile(r"[^\w\-./ ]")
 
 
@@ -103,6 +106,7 @@ class Tracker:
         artifacts = None
         if whole.tracking.mlflow_tracking_uri is None:
             artifacts = storage.join(storage.local_path(whole.run.workspace), "mlartifacts")
+        self._workspace = whole.run.workspace
         self.client, self.experiment_id = open_store(self.uri, artifacts, whole.tracking.experiment)
 
     @contextmanager
@@ -144,6 +148,28 @@ class Tracker:
             text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
             self.client.log_text(run_id, text, f"manifests/{name}.json")
         self._log(run_id, parameters, metrics, tags)
+        self._log_lineage(run_id, list(manifests.values()))
+
+    def _log_lineage(self, run_id: str, manifests: list[Manifest]) -> None:
+        """Enter what a stage consumed as the run's data sets, each with the digest that its manifest states."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        datasets = {
+            name: DatasetInput(
+                Dataset(name, digest[:_DIGEST_CHARACTERS], "clozeworks", json.dumps(self._source_of(name, manifest)))
+            )
+            for manifest in manifests
+            for name, digest in sorted(manifest.inputs.items())
+            if digest
+        }
+        if datasets:
+            self.client.log_inputs(run_id, datasets=list(datasets.values()))
+
+    def _source_of(self, name: str, consumer: Manifest) -> Any:
+        """Where a consumed stage lies; for the corpus itself, the sources that the recipe names."""
+        if name == CORPUS_INPUT:
+            return consumer.config.get("sources")
+        return {"uri": storage.join(self._workspace, name)}
 
     def _log_recipe(self, run_id: str, whole: WholeRecipe) -> None:
         settings = {name: section.model_dump(mode="json") for name, section in whole.sections().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from mlflow import MlflowClient
 
 from flows.stage_run import FlowOutcome
 from flows.whole_recipe import RunRequest
+from pipelines.contract import read_manifest
 from pipelines.recipe import InputError
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "chain_of_stand_ins.py")
@@ -39,6 +41,9 @@ def test_the_chain_builds_skips_and_rebuilds_what_depends(write_recipe: Callable
         ("models:/trial-cola@champion", "1", True),
     ]
 
+    examples = read_manifest(f"{workspace}/examples")
+    assert examples is not None
+
     begin = time.monotonic()
     second = run_chain(recipe)
     assert time.monotonic() - begin < 10
@@ -54,11 +59,11 @@ def test_the_chain_builds_skips_and_rebuilds_what_depends(write_recipe: Callable
     assert [stage.built for stage in third.stages] == [False, False, True, True, True]
     assert [(model.version, model.new) for model in third.models] == [("2", True), ("2", True)]
 
-    check_runs(workspace, flows=3)
+    check_runs(workspace, 3, examples.digest)
 
 
-def check_runs(workspace: str, flows: int) -> None:
-    """One parent run a flow, one child a stage, with parameters, metrics and manifests."""
+def check_runs(workspace: str, flows: int, examples_digest: str) -> None:
+    """One parent run a flow, one child a stage, with parameters, metrics, manifests and the data it consumed."""
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
     (experiment,) = (found for found in client.search_experiments() if found.name == "clozeworks")
     runs = client.search_runs([experiment.experiment_id])
@@ -79,6 +84,10 @@ def check_runs(workspace: str, flows: int) -> None:
     names = [item.path for item in client.list_artifacts(by_name["documents"].info.run_id, "manifests")]
     assert names == ["manifests/documents.json"]
     assert [item.path for item in client.list_artifacts(oldest.info.run_id, "recipe")] == ["recipe/recipe.toml"]
+    (consumed,) = by_name["pretraining"].inputs.dataset_inputs
+    assert consumed.dataset.name == "examples"
+    assert json.loads(consumed.dataset.source) == {"uri": f"{workspace}/examples"}
+    assert examples_digest.startswith(consumed.dataset.digest)
     versions = client.search_model_versions("name = 'trial-encoder'")
     assert by_name["pretraining"].info.run_id in [version.run_id for version in versions]
 
