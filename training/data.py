@@ -1,28 +1,27 @@
 """Pre-training examples: memory-mapped Arrow files in, packed batches out, without a Python loop over rows.
 
 One window of the global order (training/ordering.py) is copied into memory block by block, which is sequential
-reading; batches are then gathered from it. Every rank goes through the same windows and takes its slice of each
+reading; batches are then gathered from it. Every rank goes through the same windows and is dealt its part of each
 global batch, so the set of samples of a step does not depend on the number of ranks.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from pipelines import storage
 from pipelines.contract import Manifest, Split, length_directory
 from pipelines.recipe import InputError
-from training.ordering import GlobalOrder, IntArray, Window, share_of
+from training.columns import Rows
+from training.dynamic_masking import DynamicMasking, KeyArray, row_keys
+from training.ordering import GlobalOrder, IntArray, Window, deal, share_of
 from training.packing import PackedSequences, pack
+from training.prefetching import prefetched
 
 PREFETCHED_STEPS = 2
 
@@ -53,84 +52,18 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's part of one optimizer step, with the sizes of the whole step over all ranks."""
+    """One rank's part of one optimizer step, with the sizes of the whole step over all ranks.
+
+    global_squared_tokens: squares of the rows' lengths, summed: what attention's cost goes by.
+    next_position: where in the global order the next step begins; with it a checkpoint resumes.
+    """
 
     micro_batches: tuple[MicroBatch, ...]
     global_masked_tokens: int
     global_sequences: int
     global_tokens: int
-
-
-@dataclass(frozen=True)
-class _Ragged:
-    """Rows of unequal length: row i is values[offsets[i] : offsets[i + 1]]."""
-
-    values: npt.NDArray[Any]
-    offsets: IntArray
-
-    def rows(self, first: int, last: int) -> _Ragged:
-        offsets = self.offsets[first : last + 1]
-        return _Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-    def take(self, rows: IntArray) -> tuple[npt.NDArray[Any], IntArray]:
-        """Values of the rows laid end to end, and their lengths."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
-        ends = np.cumsum(lengths)
-        source = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-        return self.values[source], lengths
-
-
-def _join(parts: list[_Ragged]) -> _Ragged:
-    bases = np.cumsum([0] + [len(part.values) for part in parts])
-    offsets = [part.offsets[:-1] + base for part, base in zip(parts, bases[:-1], strict=True)]
-    return _Ragged(np.concatenate([part.values for part in parts]), np.concatenate([*offsets, bases[-1:]]))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some examples in memory, column by column (pipelines.contract.examples_schema)."""
-
-    input_ids: _Ragged
-    segment_b_start: npt.NDArray[Any]
-    masked_lm_positions: _Ragged
-    masked_lm_ids: _Ragged
-    next_sentence_label: npt.NDArray[Any]
-
-    def slice(self, first: int, last: int) -> Rows:
-        return Rows(
-            self.input_ids.rows(first, last),
-            self.segment_b_start[first:last],
-            self.masked_lm_positions.rows(first, last),
-            self.masked_lm_ids.rows(first, last),
-            self.next_sentence_label[first:last],
-        )
-
-    @staticmethod
-    def joined(parts: list[Rows]) -> Rows:
-        return Rows(
-            _join([part.input_ids for part in parts]),
-            np.concatenate([part.segment_b_start for part in parts]),
-            _join([part.masked_lm_positions for part in parts]),
-            _join([part.masked_lm_ids for part in parts]),
-            np.concatenate([part.next_sentence_label for part in parts]),
-        )
-
-    def micro_batch(self, rows: IntArray, device: torch.device | str, with_plan: bool) -> MicroBatch:
-        """Gather and pack rows, longest first, so that sequences of one length lie side by side."""
-        lengths = self.input_ids.offsets[rows + 1] - self.input_ids.offsets[rows]
-        rows = rows[np.argsort(-lengths, kind="stable")]
-        input_ids, lengths = self.input_ids.take(rows)
-        positions, counts = self.masked_lm_positions.take(rows)
-        masked_ids, _ = self.masked_lm_ids.take(rows)
-        first_tokens = np.cumsum(lengths) - lengths
-        flat_positions = positions.astype(np.int64) + np.repeat(first_tokens, counts)
-        return MicroBatch(
-            sequences=pack(input_ids, lengths, self.segment_b_start[rows].astype(np.int64), device, with_plan),
-            masked_lm_positions_M=torch.from_numpy(flat_positions),
-            masked_lm_ids_M=torch.from_numpy(masked_ids.astype(np.int64)),
-            next_sentence_label_B=torch.from_numpy(self.next_sentence_label[rows].astype(np.int64)),
-        )
+    global_squared_tokens: int
+    next_position: int
 
 
 class ArrowExamples:
@@ -156,10 +89,15 @@ class ArrowExamples:
             self.metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
             for batch in table.to_batches():
                 if batch.num_rows:
-                    self._chunks.append(_columns_of(batch))
+                    self._chunks.append(Rows.of(batch))
                     first_rows.append(first_rows[-1] + batch.num_rows)
         self._first_rows = np.array(first_rows, dtype=np.int64)
         self.num_rows = int(self._first_rows[-1])
+
+    @property
+    def is_unmasked(self) -> bool:
+        """Do the files leave it to the reader to mask?"""
+        return self.metadata.get("clozeworks.masking") == "dynamic"
 
     def read(self, blocks: tuple[tuple[int, int], ...]) -> Rows:
         """Copy runs of consecutive rows, given as (first, past the last), laid end to end."""
@@ -186,23 +124,109 @@ def _open_shard(uri: str, size_bytes: int) -> pa.Table:
         raise InputError(f"{uri}: not a readable Arrow file ({error}); rebuild the examples stage") from error
 
 
-def _columns_of(batch: pa.RecordBatch) -> Rows:
-    def ragged(name: str) -> _Ragged:
-        column = batch.column(name)
-        offsets = column.offsets.to_numpy().astype(np.int64)
-        return _Ragged(column.values.to_numpy(), offsets)
+@dataclass(frozen=True)
+class _Samples:
+    """Rows in memory that batches are gathered from.
 
-    def plain(name: str) -> npt.NDArray[Any]:
-        values: npt.NDArray[Any] = batch.column(name).to_numpy()
-        return values
+    num_predictions: [rows]. keys: [rows] where masks are drawn at reading (the rows are then unmasked), else None.
+    """
 
-    return Rows(
-        ragged("input_ids"),
-        plain("segment_b_start"),
-        ragged("masked_lm_positions"),
-        ragged("masked_lm_ids"),
-        plain("next_sentence_label"),
-    )
+    rows: Rows
+    num_predictions: IntArray
+    keys: KeyArray | None
+
+    @staticmethod
+    def of(rows: Rows, row_numbers: IntArray, masking: DynamicMasking | None, *stream: int | str) -> _Samples:
+        """Prepare rows that `read` has copied; `stream` keys their masks, together with their numbers."""
+        if masking is None:
+            return _Samples(rows, rows.masked_lm_positions.lengths(), None)
+        rows = rows.without_masks()
+        num_predictions = masking.num_predictions(rows.input_ids.values, rows.input_ids.offsets)
+        return _Samples(rows, num_predictions, row_keys(row_numbers, *stream))
+
+    def take(self, places: IntArray) -> _Samples:
+        keys = None if self.keys is None else self.keys[places]
+        return _Samples(self.rows.take(places), self.num_predictions[places], keys)
+
+    @staticmethod
+    def joined(parts: list[_Samples]) -> _Samples:
+        keys = [part.keys for part in parts if part.keys is not None]
+        return _Samples(
+            Rows.joined([part.rows for part in parts]),
+            np.concatenate([part.num_predictions for part in parts]),
+            np.concatenate(keys) if keys else None,
+        )
+
+    def micro_batch(
+        self, places: IntArray, masking: DynamicMasking | None, device: torch.device | str, with_plan: bool
+    ) -> MicroBatch:
+        """Gather, mask and pack rows, longest first, so that sequences of one length lie side by side."""
+        own = self.take(places[np.argsort(-self.rows.input_ids.lengths_of(places), kind="stable")])
+        input_ids, lengths = own.rows.input_ids.values, own.rows.input_ids.lengths()
+        if masking is None:
+            positions, masked_ids = own.rows.flat_masked_positions(), own.rows.masked_lm_ids.values
+        else:
+            assert own.keys is not None
+            positions, masked_ids = masking.apply(input_ids, lengths, own.keys, own.num_predictions)
+        segment_b_start = own.rows.segment_b_start.astype(np.int64)
+        return MicroBatch(
+            sequences=pack(input_ids, lengths, segment_b_start, device, with_plan),
+            masked_lm_positions_M=torch.from_numpy(positions),
+            masked_lm_ids_M=torch.from_numpy(masked_ids.astype(np.int64)),
+            next_sentence_label_B=torch.from_numpy(own.rows.next_sentence_label.astype(np.int64)),
+        )
+
+
+@dataclass(frozen=True)
+class _LoadedWindow:
+    """A window with its rows; the sums [rows + 1] run along its shuffled order."""
+
+    window: Window
+    samples: _Samples
+    tokens_before: IntArray
+    predictions_before: IntArray
+
+    @staticmethod
+    def of(window: Window, samples: _Samples) -> _LoadedWindow:
+        lengths = samples.rows.input_ids.lengths()[window.order]
+        return _LoadedWindow(
+            window, samples, _sums_before(lengths), _sums_before(samples.num_predictions[window.order])
+        )
+
+    def holds(self, epoch: int, within_epoch: int) -> bool:
+        first = self.window.first_position
+        return self.window.epoch == epoch and first <= within_epoch < first + len(self.window.order)
+
+
+def _sums_before(values: IntArray) -> IntArray:
+    sums = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(values, out=sums[1:])
+    return sums
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The run of a global batch that lies in one window: places first to last of its shuffled order."""
+
+    source: _LoadedWindow
+    first: int
+    last: int
+
+    @property
+    def places(self) -> IntArray:
+        return self.source.window.order[self.first : self.last]
+
+    @property
+    def lengths(self) -> IntArray:
+        return np.diff(self.source.tokens_before[self.first : self.last + 1])
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.source.tokens_before[self.last] - self.source.tokens_before[self.first])
+
+    @property
+    def num_predictions(self) -> int:
+        return int(self.source.predictions_before[self.last] - self.source.predictions_before[self.first])
 
 
 class StepReader:
@@ -212,102 +236,102 @@ class StepReader:
         self,
         examples: ArrowExamples,
         order: GlobalOrder,
-        global_batch_size: int,
+        global_batch_size: int | None,
         micro_batches: int,
         rank: int,
         world_size: int,
         device: torch.device | str = "cpu",
         with_plan: bool = True,
+        *,
+        global_batch_tokens: int | None = None,
+        masking: DynamicMasking | None = None,
     ) -> None:
-        assert global_batch_size >= world_size * micro_batches
+        """Read steps of a number of sequences, or of as many as a number of tokens has room for.
+
+        Args:
+            global_batch_size: sequences of a step over all ranks; None with `global_batch_tokens`.
+            micro_batches: parts that each rank's share of a step is cut into, each of one row at least.
+            device, with_plan: as in training/packing.py, `pack`.
+            global_batch_tokens: tokens of a step over all ranks, at most; so many that each part gets a row of the
+                maximum length.
+            masking: how masks are drawn, anew in each epoch; None takes them as written.
+        """
+        assert (global_batch_size is None) != (global_batch_tokens is None), "sequences or tokens, one of both"
+        assert masking is not None or not examples.is_unmasked, "nothing is masked"
         self._examples, self._order = examples, order
-        self._global_batch_size, self._micro_batches = global_batch_size, micro_batches
-        self._rank, self._world_size = rank, world_size
-        self._device, self._with_plan = device, with_plan
-        self._window: Window | None = None
-        self._rows: Rows | None = None
+        self._global_batch_size, self._global_batch_tokens = global_batch_size, global_batch_tokens
+        self._micro_batches, self._rank, self._parts = micro_batches, rank, world_size * micro_batches
+        assert global_batch_size is None or global_batch_size >= self._parts
+        self._device, self._with_plan, self._masking = device, with_plan, masking
+        self._loaded: _LoadedWindow | None = None
 
-    def steps(self, position: int, count: int) -> Iterator[StepBatch]:
-        """Batches of `count` steps, the first of which starts at global sample `position`."""
-        finished = threading.Event()
-        ready: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=PREFETCHED_STEPS)
+    def steps(self, position: int, count: int) -> Generator[StepBatch, None, None]:
+        """Batches of `count` steps, the first of which starts at global sample `position`; close it when done early."""
+        return prefetched(self._steps(position, count), PREFETCHED_STEPS)
 
-        def produce() -> None:
-            item: StepBatch | BaseException
-            for step in range(count):
-                try:
-                    item = self.step_at(position + step * self._global_batch_size)
-                except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-                    item = error
-                while not finished.is_set():
-                    try:
-                        ready.put(item, timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
-                if finished.is_set() or isinstance(item, BaseException):
-                    return
-
-        producer = threading.Thread(target=produce, name="examples", daemon=True)
-        producer.start()
-        try:
-            for _ in range(count):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            # A thread that is still inside torch while the interpreter shuts down aborts the process.
-            finished.set()
-            producer.join()
+    def _steps(self, position: int, count: int) -> Iterator[StepBatch]:
+        for _ in range(count):
+            step = self.step_at(position)
+            position = step.next_position
+            yield step
 
     def step_at(self, position: int) -> StepBatch:
         """This rank's part of the step whose global batch starts at sample `position`."""
-        rows, places = self._gather(position)
-        first, last = share_of(len(places), self._rank, self._world_size)
-        own = places[first:last]
-        shares = (share_of(len(own), index, self._micro_batches) for index in range(self._micro_batches))
-        batches = (rows.micro_batch(own[start:end], self._device, self._with_plan) for start, end in shares)
+        pieces = self._pieces(position)
+        lengths = np.concatenate([piece.lengths for piece in pieces])
+        assert len(lengths) >= self._parts, "a micro-batch is empty: global_batch_tokens is too small"
+        parts = range(self._rank * self._micro_batches, (self._rank + 1) * self._micro_batches)
         return StepBatch(
-            micro_batches=tuple(batches),
-            global_masked_tokens=_total_length(rows.masked_lm_ids, places),
-            global_sequences=len(places),
-            global_tokens=_total_length(rows.input_ids, places),
+            micro_batches=tuple(self._micro_batch(pieces, deal(lengths, part, self._parts)) for part in parts),
+            global_masked_tokens=sum(piece.num_predictions for piece in pieces),
+            global_sequences=len(lengths),
+            global_tokens=sum(piece.num_tokens for piece in pieces),
+            global_squared_tokens=int((lengths**2).sum()),
+            next_position=position + len(lengths),
         )
 
-    def _gather(self, position: int) -> tuple[Rows, IntArray]:
-        """Rows that hold the whole global batch, and where in them its samples are, in order."""
-        pieces: list[tuple[Rows, IntArray]] = []
-        missing = self._global_batch_size
-        while missing:
-            window, rows = self._load(position)
-            offset = position % self._order.num_rows - window.first_position
-            places = window.order[offset : offset + missing]
-            pieces.append((rows, places))
-            position, missing = position + len(places), missing - len(places)
+    def _micro_batch(self, pieces: list[_Piece], rows: IntArray) -> MicroBatch:
+        """Put together rows of the global batch, given by their places in it."""
         if len(pieces) == 1:
-            return pieces[0]
-        # A batch that crosses windows is rare: lay its own rows out anew.
-        parts = [Rows.joined([rows.slice(place, place + 1) for place in places]) for rows, places in pieces]
-        return Rows.joined(parts), np.arange(self._global_batch_size)
+            samples, places = pieces[0].source.samples, pieces[0].places[rows]
+        else:
+            taken: list[_Samples] = []
+            for piece in pieces:
+                here = rows[(rows >= 0) & (rows < piece.last - piece.first)]
+                taken.append(piece.source.samples.take(piece.places[here]))
+                rows = rows - (piece.last - piece.first)
+            samples = _Samples.joined(taken)
+            places = np.arange(len(samples.num_predictions))
+        return samples.micro_batch(places, self._masking, self._device, self._with_plan)
 
-    def _load(self, position: int) -> tuple[Window, Rows]:
+    def _pieces(self, position: int) -> list[_Piece]:
+        """The whole global batch: the next samples that the step has room for, window by window."""
+        pieces: list[_Piece] = []
+        rows_left, tokens_left = self._global_batch_size, self._global_batch_tokens
+        while True:
+            source = self._load(position)
+            first = position % self._order.num_rows - source.window.first_position
+            last = len(source.window.order)
+            if rows_left is not None:
+                last = min(last, first + rows_left)
+                rows_left -= last - first
+            if tokens_left is not None:
+                most = source.tokens_before[first] + tokens_left
+                last = int(np.searchsorted(source.tokens_before, most, side="right")) - 1
+                tokens_left = int(most - source.tokens_before[last])
+            pieces.append(_Piece(source, first, last))
+            position += last - first
+            if last < len(source.window.order) or rows_left == 0:
+                return pieces
+
+    def _load(self, position: int) -> _LoadedWindow:
         epoch, within_epoch = divmod(position, self._order.num_rows)
-        window, rows = self._window, self._rows
-        if (
-            window is None
-            or rows is None
-            or window.epoch != epoch
-            or not 0 <= within_epoch - window.first_position < len(window.order)
-        ):
+        if self._loaded is None or not self._loaded.holds(epoch, within_epoch):
             window = self._order.window_at(position)
             rows = self._examples.read(window.blocks)
-            self._window, self._rows = window, rows
-        return window, rows
-
-
-def _total_length(column: _Ragged, rows: IntArray) -> int:
-    return int((column.offsets[rows + 1] - column.offsets[rows]).sum())
+            stream = (self._order.seed, self._order.stream, epoch)
+            self._loaded = _LoadedWindow.of(window, _Samples.of(rows, window.laid_out(), self._masking, *stream))
+        return self._loaded
 
 
 def heldout_batches(
@@ -318,11 +342,16 @@ def heldout_batches(
     world_size: int,
     device: torch.device | str = "cpu",
     with_plan: bool = True,
+    masking: DynamicMasking | None = None,
 ) -> Iterator[MicroBatch]:
-    """This rank's share of the first `max_examples` rows, in batches; a rank may get none."""
+    """This rank's share of the first `max_examples` rows, in batches; a rank may get none.
+
+    Where masks are drawn at reading, they are the same in every evaluation of every run.
+    """
+    assert masking is not None or not examples.is_unmasked, "nothing is masked"
     first, last = share_of(min(max_examples, examples.num_rows), rank, world_size)
     while first < last:
         end = min(first + batch_size, last)
-        rows = examples.read(((first, end),))
-        yield rows.micro_batch(np.arange(end - first), device, with_plan)
+        samples = _Samples.of(examples.read(((first, end),)), np.arange(first, end), masking, "heldout")
+        yield samples.micro_batch(np.arange(end - first), masking, device, with_plan)
         first = end

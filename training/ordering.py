@@ -49,10 +49,13 @@ class Window:
     blocks: tuple[tuple[int, int], ...]
     order: IntArray
 
+    def laid_out(self) -> IntArray:
+        """Row numbers of the data set in reading order."""
+        return np.concatenate([np.arange(first, last) for first, last in self.blocks])
+
     def rows(self) -> IntArray:
         """Row numbers of the data set in the window's shuffled order."""
-        laid_out = np.concatenate([np.arange(first, last) for first, last in self.blocks])
-        return laid_out[self.order]
+        return self.laid_out()[self.order]
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,15 @@ def _block_order(num_blocks: int, seed: int, stream: str, epoch: int) -> IntArra
 def share_of(total: int, part: int, parts: int) -> tuple[int, int]:
     """First and past-the-last index of one part, where parts differ by at most one: ranks, then micro-batches."""
     return total * part // parts, total * (part + 1) // parts
+
+
+def deal(lengths: IntArray, part: int, parts: int) -> IntArray:
+    """Which rows of a batch one part gets, longest first: dealt by length, there and back again.
+
+    So the parts (micro-batches of all ranks) differ by at most one row, and in tokens by at most one row's length:
+    no rank waits for another that drew the long rows.
+    """
+    descending = np.argsort(-lengths, kind="stable")
+    rounds = np.arange(-(-len(lengths) // parts))
+    turns = rounds * parts + np.where(rounds % 2 == 0, part, parts - 1 - part)
+    return descending[turns[turns < len(lengths)]]

@@ -8,14 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contract import read_manifest
 from pipelines.recipe import InputError
-from training.data import ArrowExamples, StepReader, heldout_batches
+from training.data import ArrowExamples
 from training.ordering import GlobalOrder, keyed_permutation, share_of
 
 
@@ -54,85 +53,6 @@ def test_order_depends_on_seed_stream_and_epoch_and_mixes_widely() -> None:
 def test_permutation_is_pinned() -> None:
     # A change here changes the order of every run that is under way: raise PRETRAINING_VERSION with it.
     assert keyed_permutation(8, 1, "rows", 0).tolist() == [1, 2, 4, 3, 5, 6, 7, 0]
-
-
-@pytest.fixture(scope="module")
-def examples(make_workspace: Callable[[str], Any]) -> tuple[ArrowExamples, list[dict[str, Any]]]:
-    workspace = make_workspace("data")
-    directory = os.path.join(workspace.path, "examples")
-    manifest = read_manifest(directory)
-    assert manifest is not None
-    rows: list[dict[str, Any]] = []
-    for file in manifest.files_of("train", "length32"):
-        with pa.memory_map(os.path.join(directory, file.name)) as source:
-            rows += pa.ipc.open_file(source).read_all().to_pylist()
-    return ArrowExamples(directory, manifest, "train", 32), rows
-
-
-def unpacked(batch: Any) -> list[tuple[Any, ...]]:
-    """The rows of a packed batch as plain values, in no particular order."""
-    sequences = batch.sequences
-    edges = sequences.cu_seqlens.tolist()
-    rows = []
-    for index, (first, last) in enumerate(pairwise(edges)):
-        inside = (batch.masked_lm_positions_M >= first) & (batch.masked_lm_positions_M < last)
-        rows.append(
-            (
-                tuple(sequences.input_ids_T[first:last].tolist()),
-                sequences.token_type_ids_T[first:last].tolist().index(1),
-                tuple((batch.masked_lm_positions_M[inside] - first).tolist()),
-                tuple(batch.masked_lm_ids_M[inside].tolist()),
-                int(batch.next_sentence_label_B[index]),
-            )
-        )
-        assert sequences.position_ids_T[first:last].tolist() == list(range(last - first))
-        assert sequences.first_tokens_B[index] == first
-    return rows
-
-
-def plain(row: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        tuple(row["input_ids"]),
-        row["segment_b_start"],
-        tuple(row["masked_lm_positions"]),
-        tuple(row["masked_lm_ids"]),
-        row["next_sentence_label"],
-    )
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
-def test_a_step_is_the_same_set_for_any_number_of_ranks(
-    examples: tuple[ArrowExamples, list[dict[str, Any]]], world_size: int
-) -> None:
-    data, rows = examples
-    # Small windows, so that batches cross them; 30 steps of 24 rows go through almost two epochs of 400.
-    order = GlobalOrder(data.num_rows, 3, "p", block_rows=32, window_blocks=3)
-    readers = [StepReader(data, order, 24, 2, rank, world_size) for rank in range(world_size)]
-    for step, parts in enumerate(zip(*(reader.steps(0, 30) for reader in readers), strict=True)):
-        found = [row for part in parts for batch in part.micro_batches for row in unpacked(batch)]
-        wanted = [plain(rows[index]) for index in order.rows(step * 24, 24)]
-        assert sorted(found) == sorted(wanted)
-        assert parts[0].global_sequences == 24
-        assert parts[0].global_masked_tokens == sum(len(row[2]) for row in wanted)
-        assert parts[0].global_tokens == sum(len(row[0]) for row in wanted)
-
-
-def test_resuming_gives_the_remaining_steps(examples: tuple[ArrowExamples, list[dict[str, Any]]]) -> None:
-    data, _ = examples
-    order = GlobalOrder(data.num_rows, 3, "p", block_rows=32, window_blocks=3)
-
-    def steps(position: int, count: int) -> list[Any]:
-        reader = StepReader(data, order, 16, 1, 0, 1)
-        return [unpacked(step.micro_batches[0]) for step in reader.steps(position, count)]
-
-    whole = steps(0, 40)
-    assert steps(16 * 27, 13) == whole[27:]
-
-
-def test_heldout_rows_are_shared_without_loss(examples: tuple[ArrowExamples, list[dict[str, Any]]]) -> None:
-    data, rows = examples
-    found = [row for rank in range(3) for batch in heldout_batches(data, 50, 8, rank, 3) for row in unpacked(batch)]
-    assert sorted(found) == sorted(plain(row) for row in rows[:50])
 
 
 @given(total=st.integers(0, 1000), parts=st.integers(1, 20))

@@ -1,0 +1,61 @@
+"""An iterator that a thread works ahead of, and that leaves no thread behind however it ends."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+_PATIENCE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class _End:
+    """The source has ended: by itself, or with an error."""
+
+    error: BaseException | None = None
+
+
+def prefetched(source: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
+    """The items of `source`, made by a thread up to `ahead` items early; its error is raised where it would have been.
+
+    Closing the generator ends the thread and waits for it, so close it where a loop may end early
+    (`contextlib.closing`). Where nobody does (an exception's traceback keeps it alive), the thread ends by itself once
+    the main thread has: one that is inside torch while the interpreter shuts down aborts the process.
+    """
+    closed = threading.Event()
+    ready: queue.Queue[Item | _End] = queue.Queue(maxsize=ahead)
+
+    def offer(item: Item | _End) -> bool:
+        while not closed.is_set() and threading.main_thread().is_alive():
+            try:
+                ready.put(item, timeout=_PATIENCE_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def produce() -> None:
+        try:
+            for item in source:
+                if not offer(item):
+                    return
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            offer(_End(error))
+        else:
+            offer(_End())
+
+    producer = threading.Thread(target=produce, name="prefetch", daemon=False)
+    producer.start()
+    try:
+        while not isinstance(item := ready.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        closed.set()
+        producer.join()
