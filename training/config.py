@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,17 @@ from pipelines.recipe import OPERATIONAL, InputError, Section
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Optimizer = Literal["adam", "adamw", "lamb"]
+Schedule = Literal["linear", "cosine", "warmup_stable_decay"]
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
+    "small": {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+}
+"""`model.size`: base and large as in the paper, section 3; tiny and small as in Turc et al., 2019, table 1."""
 
 GLUE_TASK_NAMES = ("cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli")
 WORD_ORDER = "word-order"
@@ -23,18 +33,28 @@ class ModelConfig(Section):
     The defaults are BERT-base of the paper, section 3; names are those of the released code's bert_config.json.
     """
 
+    size: Literal["tiny", "small", "base", "large"] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """A name for the four numbers of SHAPES; a number given beside it takes precedence."""
     hidden_size: int = Field(default=768, ge=1)
     num_hidden_layers: int = Field(default=12, ge=1)
     num_attention_heads: int = Field(default=12, ge=1)
     intermediate_size: int = Field(default=3072, ge=1)
     max_position_embeddings: int = Field(default=512, ge=8, le=65_535)
     type_vocab_size: int = Field(default=2, ge=2)
-    hidden_act: Literal["gelu_new", "gelu"] = "gelu_new"
-    """`gelu_new` is the tanh form of the released code since February 2019, `gelu` the exact one."""
+    hidden_act: Literal["gelu", "gelu_new"] = "gelu"
+    """`gelu` is the exact one (erf), with which the paper's models were trained; `gelu_new` its tanh approximation, in
+    the released code since February 2019. Both are Hugging Face's names."""
     hidden_dropout_prob: Rate = 0.1
     attention_probs_dropout_prob: Rate = 0.1
     layer_norm_eps: Positive = 1e-12
     initializer_range: Positive = 0.02
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_size(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("size"), str):
+            return {**SHAPES.get(values["size"], {}), **values}
+        return values
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> ModelConfig:
@@ -57,20 +77,67 @@ class PhaseConfig(Section):
     steps: int = Field(ge=1)
     global_batch_size: int = Field(default=256, ge=1)
     """Sequences per optimizer step, over all ranks and micro-batches."""
+    global_batch_tokens: int | None = Field(default=None, ge=1)
+    """Fill each step with as many sequences as have at most so many tokens together, instead of global_batch_size."""
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> PhaseConfig:
+        if self.global_batch_tokens is None:
+            return self
+        # A manifest names every setting, so only one that was changed tells a mistake.
+        if self.global_batch_size != type(self).model_fields["global_batch_size"].default:
+            raise ValueError(
+                f"global_batch_size = {self.global_batch_size} and global_batch_tokens = {self.global_batch_tokens}: "
+                "a step is filled by sequences or by tokens; leave one out"
+            )
+        if self.global_batch_tokens < self.max_seq_length:
+            raise ValueError(
+                f"global_batch_tokens = {self.global_batch_tokens} has no room for a sequence of max_seq_length = "
+                f"{self.max_seq_length}; raise it"
+            )
+        return self
+
+    @property
+    def full_sequences(self) -> int:
+        """Sequences of a step where all have the maximum length."""
+        return (
+            self.global_batch_size
+            if self.global_batch_tokens is None
+            else self.global_batch_tokens // self.max_seq_length
+        )
 
 
 class OptimizerConfig(Section):
     """What pre-training and fine-tuning share: BERT's Adam with the paper's settings, clipping, precision."""
 
+    optimizer: Optimizer = "adam"
+    """`adam` is that of the released code, `adamw` PyTorch's own fused one, `lamb` for very large batches."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     adam_beta1: Rate = 0.9
     adam_beta2: Rate = 0.999
     adam_eps: Positive = 1e-6
     adam_bias_correction: bool = False
+    """Left out, it is as the optimizer's source has it: off in BERT's Adam, on in AdamW and LAMB."""
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Gradients are clipped to this global norm; 0 turns clipping off."""
     precision: Precision = "auto"
-    """`auto` is bf16 on a GPU that has it, fp32 elsewhere."""
+    """`auto` is bf16 on a GPU that has it, fp32 elsewhere; fp16, with dynamic loss scaling, needs a GPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _correct_bias_as_the_source(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("optimizer") in ("adamw", "lamb"):
+            return {"adam_bias_correction": True, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _adamw_corrects_bias(self) -> OptimizerConfig:
+        if self.optimizer == "adamw" and not self.adam_bias_correction:
+            raise ValueError(
+                "optimizer = 'adamw' is Adam with bias correction, but adam_bias_correction = false; "
+                "leave that out, or use optimizer = 'adam'"
+            )
+        return self
 
 
 class PretrainingConfig(OptimizerConfig):
@@ -83,10 +150,22 @@ class PretrainingConfig(OptimizerConfig):
     )
     learning_rate: Positive = 1e-4
     num_warmup_steps: int = Field(default=10_000, ge=0)
+    schedule: Schedule = "linear"
+    """The decay after warm-up, one over all phases: training/schedule.py has the formulas."""
+    masking: Literal["as_written", "dynamic"] = "as_written"
+    """`dynamic` draws masks anew in each epoch, in place of those written; unmasked examples always get that."""
+    num_decay_steps: int | None = Field(default=None, ge=1)
+    """Last steps in which `warmup_stable_decay` lowers the rate to 0; None is a tenth of all steps."""
     zero_stage: int = Field(default=2, ge=0, le=3)
+    offload_optimizer: bool = False
+    """Keep master weights and moments in the host's memory and update them there (ZeRO-Offload)."""
 
     micro_batch_size: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
     """Sequences a rank computes at once; None computes its whole share of the global batch without accumulation."""
+    activation_checkpointing: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Keep each layer's input only and compute the layer again in backward: less memory, a third more work."""
+    compile: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Let torch.compile fuse what lies between matrix products; dropout then draws other, equally keyed numbers."""
     ranks: int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
     """Processes of one node; 0 means one per GPU, or two where there is none."""
     eval_every_steps: int = Field(default=10_000, ge=1, json_schema_extra=OPERATIONAL)
@@ -94,6 +173,19 @@ class PretrainingConfig(OptimizerConfig):
     """Held-out examples that one evaluation reads at most."""
     checkpoint_every_steps: int = Field(default=1_000, ge=1, json_schema_extra=OPERATIONAL)
     keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra=OPERATIONAL)
+    keep_every_n_steps: int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
+    """Checkpoints at multiples of this many steps are never deleted; 0 keeps none but the newest."""
+    async_checkpoints: bool = Field(default=True, json_schema_extra=OPERATIONAL)
+    """Write checkpoints while training goes on, from a copy in main memory (12 bytes per parameter, over all ranks)."""
+    max_bad_steps: int = Field(default=10, ge=1, json_schema_extra=OPERATIONAL)
+    """Steps in a row with a loss or gradient that is not finite, or with a loss spike, that lead back to a checkpoint.
+
+    This and the next two act only on a run that is going wrong: that it can be continued with others is their point.
+    """
+    loss_spike_deviations: float = Field(default=10.0, ge=0.0, json_schema_extra=OPERATIONAL)
+    """A spike lies this many robust standard deviations above the median of recent losses; 0 looks for none."""
+    max_rollbacks: int = Field(default=3, ge=0, json_schema_extra=OPERATIONAL)
+    """Returns to a checkpoint before a run gives up."""
     log_every_steps: int = Field(default=100, ge=1, json_schema_extra=OPERATIONAL)
 
     @model_validator(mode="after")
@@ -104,6 +196,41 @@ class PretrainingConfig(OptimizerConfig):
             raise ValueError(
                 f"num_warmup_steps = {self.num_warmup_steps} is not below the {self.num_train_steps} steps of all "
                 "phases; lower it, or train longer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> PretrainingConfig:
+        if self.optimizer == "lamb" and self.zero_stage:
+            raise ValueError(
+                f"optimizer = 'lamb' with zero_stage = {self.zero_stage}: LAMB scales each matrix's update by that "
+                "matrix's norm, and ZeRO 1-3 cut all matrices into flat pieces; set zero_stage = 0, or use 'adamw'"
+            )
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError(
+                "offload_optimizer = true with zero_stage = 0: only ZeRO moves the optimizer's state; set zero_stage "
+                "to 1, 2 or 3, or turn offload_optimizer off"
+            )
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile = true with zero_stage = 3: ZeRO-3 gathers weights by hooks inside what would be compiled; "
+                "set zero_stage to 0, 1 or 2, or turn compile off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decay_fits(self) -> PretrainingConfig:
+        if self.num_decay_steps is None:
+            return self
+        if self.schedule != "warmup_stable_decay":
+            raise ValueError(
+                f"num_decay_steps = {self.num_decay_steps} with schedule = {self.schedule!r}, which decays all the "
+                "way; leave it out, or use schedule = 'warmup_stable_decay'"
+            )
+        if self.num_warmup_steps + self.num_decay_steps > self.num_train_steps:
+            raise ValueError(
+                f"num_warmup_steps = {self.num_warmup_steps} and num_decay_steps = {self.num_decay_steps} exceed the "
+                f"{self.num_train_steps} steps of all phases; lower one"
             )
         return self
 
@@ -165,6 +292,12 @@ class FinetuningConfig(OptimizerConfig):
     """Also train each task from random weights, to show what pre-training bought."""
     word_order: WordOrderConfig = WordOrderConfig()
     log_every_steps: int = Field(default=50, ge=1, json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _batches_are_small(self) -> FinetuningConfig:
+        if self.optimizer == "lamb":
+            raise ValueError("optimizer = 'lamb' is for very large batches; fine-tune with 'adam' or 'adamw'")
+        return self
 
     @model_validator(mode="after")
     def _tasks_known(self) -> FinetuningConfig:

@@ -6,12 +6,14 @@ the same gradients for any number of ranks and micro-batches, also when their si
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
+import math
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, cast
@@ -44,6 +46,10 @@ class Processes:
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
+
+    def count(self, value: bool) -> int:
+        """On how many ranks a condition holds."""
+        return int(self.sum(torch.tensor(int(value), device=self.device)))
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -121,17 +127,23 @@ def _available_cores() -> int:
 
 
 def resolved_precision(precision: Precision, device: torch.device) -> str:
-    """`fp32` or `bf16`.
+    """`fp32`, `bf16` or `fp16`.
 
     Raises:
-        InputError: bf16 is asked for on a GPU that lacks it.
+        InputError: bf16 is asked for on a GPU that lacks it, or fp16 on a CPU.
     """
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     if precision == "auto":
         return "bf16" if has_bf16 else "fp32"
     if precision == "bf16" and device.type == "cuda" and not has_bf16:
-        raise InputError("pretraining.precision = 'bf16': this GPU has no bfloat16; use 'fp32'")
+        raise InputError("precision = 'bf16': this GPU has no bfloat16; use 'fp32' or 'fp16'")
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("precision = 'fp16' needs a GPU: a CPU has no fast float16; use 'fp32' or 'bf16'")
     return precision
+
+
+TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""In which type weights and activations are computed, by resolved precision."""
 
 
 def seed_dropout(seed: int) -> None:
@@ -150,18 +162,26 @@ class EngineSettings:
     max_grad_norm: float
     micro_batch_size: int
     gradient_accumulation_steps: int
+    offload_optimizer: bool = False
 
     def deepspeed_json(self) -> dict[str, Any]:
         """The generated configuration; there is no hand-written one."""
+        # Overlap together with compilation and bf16 gave NaN before DeepSpeed 0.19.4.
+        zero: dict[str, Any] = {"stage": self.zero_stage, "overlap_comm": False}
+        if self.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             # DeepSpeed's own default is 1.0, so "no clipping" has to be said.
             "gradient_clipping": self.max_grad_norm,
             "bf16": {"enabled": self.precision == "bf16"},
-            # Overlap together with compilation and bf16 gave NaN before DeepSpeed 0.19.4.
-            "zero_optimization": {"stage": self.zero_stage, "overlap_comm": False},
+            # Loss scale 0 is a dynamic one: halved where a gradient overflows, doubled after a thousand good steps.
+            "fp16": {"enabled": self.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            # Offloaded or not, the optimizer is ours: a run updates by the same formulas wherever it keeps its state.
+            "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
         }
 
@@ -176,6 +196,7 @@ class TrainingEngine:
 
         self.processes = processes
         self.settings = settings
+        self.was_updated = False
         with contextlib.redirect_stdout(sys.stderr):
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(processes.device),
@@ -183,6 +204,9 @@ class TrainingEngine:
                 config=settings.deepspeed_json(),
                 dist_init_required=False,
             )
+        for state in optimizer.state.values():
+            # Some of DeepSpeed's wrappers call step() while they set up, and bias correction would count that call.
+            state["step"].zero_()
 
     def __call__(self, *arguments: Any) -> Any:
         """Forward pass."""
@@ -197,30 +221,54 @@ class TrainingEngine:
     def backward(self, loss: torch.Tensor, is_last: bool) -> None:
         """Back-propagate a micro-batch's part of the global loss; `is_last` marks the step's last one.
 
-        DeepSpeed averages gradients over ranks, while the parts are to be added up: hence the factor.
+        DeepSpeed averages gradients over ranks, while the parts are to be added up: hence the factor. It is NaN for a
+        loss that is not finite: so are the gradients then, whatever backward makes of it, and no rank takes the step.
         """
         self._engine.set_gradient_accumulation_boundary(is_last)
-        self._engine.backward(loss * self.processes.world_size, scale_wrt_gas=False)
+        factor = self.processes.world_size + 0.0 * loss.detach()
+        self._engine.backward(loss * factor, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update and clear the gradients.
+        """Clip, update and clear the gradients; without an update if one of them is not finite on any rank.
 
         Returns:
-            The global gradient norm before clipping; NaN where DeepSpeed does not compute one.
+            The global gradient norm before clipping, NaN where DeepSpeed does not tell it. Whether there was an update
+            is then in `was_updated`.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if not hasattr(self._engine.optimizer, "overflow"):
+            # fp32 without ZeRO: DeepSpeed calls our optimizer as it is, without a look at the gradients.
+            norm = self._reduced_grad_norm()
+            self.was_updated = math.isfinite(norm)
+            if self.was_updated:
+                self._engine.step()
+            else:
+                self._engine.zero_grad()
+            return norm
         self._engine.step()
+        self.was_updated = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
+
+    def _reduced_grad_norm(self) -> float:
+        gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def full_precision_state(self) -> dict[str, torch.Tensor]:
         """All parameters in fp32 on the CPU, gathered from whatever stage; every rank has to call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
+        masters: dict[nn.Parameter, torch.Tensor] = {}
+        if not self.settings.zero_stage and self.settings.precision != "fp32":
+            wrapper = self._engine.optimizer  # of 16-bit weights; it keeps them in fp32 beside the model's own
+            for own, master in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+                masters.update(zip(own, master, strict=True))
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
-            whole = safe_get_full_fp32_param(parameter) if self.settings.zero_stage else parameter
+            whole = (
+                safe_get_full_fp32_param(parameter) if self.settings.zero_stage else masters.get(parameter, parameter)
+            )
             assert whole is not None, name
             state[name] = whole.detach().float().cpu().clone()
         return state
@@ -232,16 +280,49 @@ class TrainingEngine:
             for name, parameter in self._engine.module.named_parameters():
                 parameter.copy_(state[name])
 
-    def save(self, directory: str, tag: str) -> None:
-        """Write DeepSpeed's own files below directory/tag; neither atomic nor final (see training/checkpoint.py)."""
+    def save(self, directory: str, tag: str, write: Callable[[Any, str], None]) -> None:
+        """Hand all files of a checkpoint to `write(content, path)`, their paths below directory/tag.
+
+        DeepSpeed would write them in place, neither atomic nor flushed (see training/checkpoint.py).
+        """
+        # The attribute is DeepSpeed's own door for other writers; its class would have to be imported for a subclass.
+        self._engine.checkpoint_engine.save = write
         with contextlib.redirect_stdout(sys.stderr):
             self._engine.save_checkpoint(directory, tag=tag, save_latest=False)
 
-    def load(self, directory: str, tag: str) -> None:
+    def load(self, directory: str, tag: str, is_universal: bool = False) -> None:
         """Restore weights and optimizer; the files are pickles, so only our own checkpoints may be loaded."""
+        optimizer = self._engine.basic_optimizer
+        settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
+        self._engine._config.load_universal_checkpoint = is_universal
         with contextlib.redirect_stdout(sys.stderr):
             path, _ = self._engine.load_checkpoint(directory, tag=tag)
         assert path is not None, (directory, tag)
+        # Two faults of DeepSpeed 0.19.8's stage 3 with universal checkpoints: every group gets the settings of the
+        # first one (biases would decay), and all flat parameters share one `step`, which then counts several times.
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
+
+    @staticmethod
+    def convert_to_universal(source: str, target: str) -> None:
+        """Turn DeepSpeed's files of one number of ranks into its form for any; one process does it."""
+        from deepspeed.checkpoint import ds_to_universal
+
+        arguments = argparse.Namespace(
+            input_folder=source,
+            output_folder=target,
+            # More would fork this process, whose threads hold locks.
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            ds_to_universal.main(arguments)
 
     def close(self) -> None:
         self._engine.destroy()

@@ -7,36 +7,62 @@ import math
 import torch
 
 from training.data import ArrowExamples, MicroBatch, heldout_batches
+from training.dynamic_masking import DynamicMasking
 from training.engine import TrainingEngine
 from training.heads import PreTrainingOutput
 from training.losses import MLM_DENOMINATOR_EPS
 
 
 def metrics_from_sums(sums: torch.Tensor) -> dict[str, float]:
-    """Means from sums [6] float64: MLM loss, MLM correct, masked tokens, NSP loss, NSP correct, sequences."""
-    mlm_loss_sum, mlm_correct, masked, nsp_loss_sum, nsp_correct, sequences = sums.tolist()
+    """Means from sums [6] float64: MLM loss, MLM correct, masked tokens, NSP loss, NSP correct, labelled pairs.
+
+    Without labelled pairs there is no next-sentence task, and nothing is told about it.
+    """
+    mlm_loss_sum, mlm_correct, masked, nsp_loss_sum, nsp_correct, pairs = sums.tolist()
     mlm_loss = mlm_loss_sum / (masked + MLM_DENOMINATOR_EPS)
-    nsp_loss = nsp_loss_sum / max(sequences, 1.0)
-    return {
-        "loss": mlm_loss + nsp_loss,
+    metrics = {
+        "loss": mlm_loss,
         "mlm_loss": mlm_loss,
         "mlm_accuracy": mlm_correct / max(masked, 1.0),
         "mlm_perplexity": math.exp(min(mlm_loss, 700.0)),
-        "nsp_loss": nsp_loss,
-        "nsp_accuracy": nsp_correct / max(sequences, 1.0),
     }
+    if pairs:
+        nsp_loss = nsp_loss_sum / pairs
+        metrics |= {"loss": mlm_loss + nsp_loss, "nsp_loss": nsp_loss, "nsp_accuracy": nsp_correct / pairs}
+    return metrics
+
+
+def accuracies_in_words(metrics: dict[str, float]) -> str:
+    """`MLM accuracy 0.1234, NSP accuracy 0.5678`, or the first alone where there is no second task."""
+    line = f"MLM accuracy {metrics['mlm_accuracy']:.4f}"
+    return line + (f", NSP accuracy {metrics['nsp_accuracy']:.4f}" if "nsp_accuracy" in metrics else "")
 
 
 def evaluate(
-    engine: TrainingEngine, examples: ArrowExamples, max_examples: int, batch_size: int, with_plan: bool
+    engine: TrainingEngine,
+    examples: ArrowExamples,
+    max_examples: int,
+    batch_size: int,
+    with_plan: bool,
+    masking: DynamicMasking | None = None,
 ) -> dict[str, float]:
-    """Evaluate on the first `max_examples` held-out rows, shared among the ranks; every rank gets the same result."""
+    """Evaluate on the first `max_examples` held-out rows, shared among the ranks; every rank gets the same result.
+
+    `masking`: how rows are masked at reading, the same each time; None takes their own masks.
+    """
     processes = engine.processes
     sums = torch.zeros(6, dtype=torch.float64, device=processes.device)
     engine.eval()
     with torch.no_grad():
         batches = heldout_batches(
-            examples, max_examples, batch_size, processes.rank, processes.world_size, processes.device, with_plan
+            examples,
+            max_examples,
+            batch_size,
+            processes.rank,
+            processes.world_size,
+            processes.device,
+            with_plan,
+            masking,
         )
         for batch in batches:
             sums += batch_sums(engine, batch.to(processes.device))[0]
@@ -49,15 +75,9 @@ def batch_sums(engine: TrainingEngine, batch: MicroBatch) -> tuple[torch.Tensor,
     output: PreTrainingOutput = engine(
         batch.sequences, batch.masked_lm_positions_M, batch.masked_lm_ids_M, batch.next_sentence_label_B
     )
-    masked, sequences = len(batch.masked_lm_ids_M), batch.sequences.num_sequences
-    sums = torch.stack(
-        [
-            output.mlm_loss_sum.detach().double(),
-            output.mlm_correct.double(),
-            torch.tensor(float(masked), dtype=torch.float64, device=output.mlm_loss_sum.device),
-            output.nsp_loss_sum.detach().double(),
-            output.nsp_correct.double(),
-            torch.tensor(float(sequences), dtype=torch.float64, device=output.mlm_loss_sum.device),
-        ]
-    )
+    sums = torch.zeros(6, dtype=torch.float64, device=output.mlm_loss_sum.device)
+    sums[0], sums[1], sums[2] = output.mlm_loss_sum.detach(), output.mlm_correct, len(batch.masked_lm_ids_M)
+    if output.nsp_loss_sum is not None and output.nsp_correct is not None:
+        sums[3], sums[4] = output.nsp_loss_sum.detach(), output.nsp_correct
+        sums[5] = batch.sequences.num_sequences
     return sums, output

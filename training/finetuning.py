@@ -13,7 +13,7 @@ from pipelines import storage
 from pipelines.contract import StageKey, clear_stage, record_of, write_manifest
 from training.attention import flash_attention_applies
 from training.config import FinetuningConfig, ModelConfig
-from training.engine import EngineSettings, Processes, TrainingEngine, resolved_precision, seed_dropout
+from training.engine import TORCH_TYPES, EngineSettings, Processes, TrainingEngine, resolved_precision, seed_dropout
 from training.glue.metrics import Values, majority_baseline, scores
 from training.glue.reading import LabelledText, read_examples
 from training.glue.tasks import TASKS, Task, task_files
@@ -92,9 +92,8 @@ class FinetuningRun:
     def __init__(self, trial: Trial, config: FinetuningConfig, data: TaskData, processes: Processes) -> None:
         self._trial, self._config, self._data, self._processes = trial, config, data, processes
         self._precision = resolved_precision(config.precision, processes.device)
-        dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
         self._with_plan = not flash_attention_applies(
-            processes.device.type, dtype, trial.model.attention_probs_dropout_prob
+            processes.device.type, TORCH_TYPES[self._precision], trial.model.attention_probs_dropout_prob
         )
 
     def run(self) -> dict[str, float]:
@@ -138,8 +137,8 @@ class FinetuningRun:
             }
             load_into(model, weights, trial.encoder_directory, optional=("classifier.", "bert.pooler."))
         optimizer = build_optimizer(model, config)
-        # With bf16 a ZeRO stage keeps the fp32 master weights; in fp32 on one process it would only add work.
-        zero_stage = 2 if self._precision == "bf16" else 0
+        # With 16 bits a ZeRO stage keeps the fp32 master weights; in fp32 on one process it would only add work.
+        zero_stage = 0 if self._precision == "fp32" else 2
         settings = EngineSettings(zero_stage, self._precision, config.max_grad_norm, config.batch_size, 1)
         return TrainingEngine(model, optimizer, settings, self._processes)
 

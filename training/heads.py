@@ -57,30 +57,39 @@ class MaskedLMHead(nn.Module):
 
 
 class PreTrainingHeads(nn.Module):
-    def __init__(self, config: ModelConfig, weight_VH: nn.Parameter) -> None:
+    def __init__(self, config: ModelConfig, weight_VH: nn.Parameter, next_sentence: bool) -> None:
         super().__init__()
         self.predictions = MaskedLMHead(config, weight_VH)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2) if next_sentence else None
 
 
 class PreTrainingOutput(NamedTuple):
-    """Sums over a micro-batch: losses [] float32, counts of correct predictions [] int64."""
+    """Sums over a micro-batch: losses [] float32, counts of correct predictions [] int64; None without that task."""
 
     mlm_loss_sum: torch.Tensor
-    nsp_loss_sum: torch.Tensor
     mlm_correct: torch.Tensor
-    nsp_correct: torch.Tensor
+    nsp_loss_sum: torch.Tensor | None
+    nsp_correct: torch.Tensor | None
 
 
 class BertForPreTraining(nn.Module):
-    """BERT with both heads; keys of `state_dict` equal Hugging Face's class of the same name."""
+    """BERT with both heads; keys of `state_dict` equal Hugging Face's class of the same name.
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    Without `next_sentence` there is neither that head nor the pooler, which it alone trains: keys are then those of
+    Hugging Face's BertForMaskedLM.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, next_sentence: bool = True) -> None:
         super().__init__()
-        self.bert = BertModel(config, vocab_size)
+        self.bert = BertModel(config, vocab_size, with_pooler=next_sentence)
         weight_VH = self.bert.embeddings.word_embeddings.weight
         assert isinstance(weight_VH, nn.Parameter)
-        self.cls = PreTrainingHeads(config, weight_VH)
+        self.cls = PreTrainingHeads(config, weight_VH, next_sentence)
+
+    @property
+    def architecture(self) -> str:
+        """Hugging Face's class that holds exactly these weights."""
+        return "BertForMaskedLM" if self.cls.seq_relationship is None else "BertForPreTraining"
 
     def forward(
         self,
@@ -89,20 +98,22 @@ class BertForPreTraining(nn.Module):
         masked_lm_ids_M: torch.Tensor,
         next_sentence_label_B: torch.Tensor,
     ) -> PreTrainingOutput:
-        """Both losses, summed.
+        """The losses, summed.
 
         Args:
             sequences: the packed batch.
             masked_lm_positions_M: [M] int64, flat positions among the T tokens.
             masked_lm_ids_M: [M] int64, the original tokens there.
-            next_sentence_label_B: [B] int64, 1 where segment B is random.
+            next_sentence_label_B: [B] int64, 1 where segment B is random; not read without `next_sentence`.
         """
         hidden_TH, pooled_BH = self.bert(sequences)
         mlm_loss_sum, mlm_correct = self.cls.predictions(
             hidden_TH.index_select(0, masked_lm_positions_M), masked_lm_ids_M
         )
+        if self.cls.seq_relationship is None:
+            return PreTrainingOutput(mlm_loss_sum, mlm_correct, None, None)
         nsp_loss_sum, nsp_correct = classification_loss(self.cls.seq_relationship(pooled_BH), next_sentence_label_B)
-        return PreTrainingOutput(mlm_loss_sum, nsp_loss_sum, mlm_correct, nsp_correct)
+        return PreTrainingOutput(mlm_loss_sum, mlm_correct, nsp_loss_sum, nsp_correct)
 
 
 class BertForSequenceClassification(nn.Module):

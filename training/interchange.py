@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,14 @@ from pipelines import storage
 from pipelines.recipe import InputError
 from training.config import ModelConfig
 
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
 VOCABULARY_NAME, TOKENIZER_NAME = "vocab.txt", "tokenizer.json"
 VOCABULARY_FILES = (VOCABULARY_NAME, TOKENIZER_NAME, "tokenizer_config.json", "special_tokens_map.json")
 
-_TIED = "cls.predictions.decoder.weight"
-_BUFFERS = ("position_ids", "embeddings.token_type_ids", "cls.predictions.decoder.bias")
+_DECODER = "cls.predictions.decoder"
+_TIED = f"{_DECODER}.weight"
+_BUFFERS = (".position_ids", ".embeddings.token_type_ids")
+_HEADS = ("cls.", "classifier.")
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
 
@@ -78,15 +81,18 @@ def read_config(directory: str) -> tuple[ModelConfig, int]:
         raise InputError(f"{directory}: no {CONFIG_NAME}; give the directory of a Hugging Face BERT model")
     try:
         values = json.loads(storage.read_bytes(path))
-        known = {name: values[name] for name in ModelConfig.model_fields if name in values}
+        # What a file leaves out has Hugging Face's default, which equals ours.
+        known = {name: values[name] for name in ModelConfig.model_fields if name in values and name != "size"}
         if values.get("model_type") != "bert":
             raise ValueError(f"model_type is {values.get('model_type')!r}, not 'bert'")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise ValueError(f"position_embedding_type is {values['position_embedding_type']!r}, not 'absolute'")
         if values.get("hidden_act") in ("gelu_pytorch_tanh", "gelu_fast"):
             known["hidden_act"] = "gelu_new"
+        if values.get("is_decoder") or values.get("add_cross_attention"):
+            raise ValueError("is_decoder is set, and this is no encoder then")
         return ModelConfig.model_validate(known), int(values["vocab_size"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         first_line = str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be used ({first_line}); give the directory of a BERT model") from error
 
@@ -94,26 +100,73 @@ def read_config(directory: str) -> tuple[ModelConfig, int]:
 def read_weights(directory: str) -> dict[str, torch.Tensor]:
     """All tensors of a Hugging Face BERT directory under our names: encoder keys begin with `bert.`.
 
+    Read is model.safetensors or, where there is none, pytorch_model.bin, either of them also in parts with an index.
+    Nothing of a .bin is run: only tensors are unpickled. Names of the released TensorFlow code (gamma, beta) and keys
+    without `bert.` are understood; what is derived or tied is left out.
+
     Raises:
-        InputError: there is no readable model.safetensors.
+        InputError: there are no readable weights, or the decoder is not tied to the word embeddings.
     """
-    path = storage.join(directory, WEIGHTS_NAME)
-    if storage.file_size_bytes(path) is None:
-        raise InputError(f"{directory}: no {WEIGHTS_NAME}; save the model with safe_serialization=True")
+    stored = {_our_name(name): tensor for name, tensor in _stored_tensors(directory).items()}
+    if not any(name.startswith("bert.") for name in stored):
+        stored = {name if name.startswith(_HEADS) else f"bert.{name}": tensor for name, tensor in stored.items()}
+    decoder = stored.pop(_TIED, None)
+    embeddings = stored.get("bert.embeddings.word_embeddings.weight")
+    if decoder is not None and embeddings is not None and not torch.equal(decoder, embeddings):
+        raise InputError(
+            f"{directory}: weight {_TIED} differs from the word embeddings; a BERT shares them, this model does not"
+        )
+    bias = stored.pop(f"{_DECODER}.bias", None)
+    if bias is not None:
+        stored.setdefault("cls.predictions.bias", bias)
+    return {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
+
+
+def _our_name(name: str) -> str:
+    for old, new in _OLD_NAMES:
+        name = name.replace(old, new)
+    return name
+
+
+def _stored_tensors(directory: str) -> dict[str, torch.Tensor]:
+    for name in (WEIGHTS_NAME, OLD_WEIGHTS_NAME):
+        path = storage.join(directory, name)
+        if storage.file_size_bytes(path) is not None:
+            return _tensors_of(path)
+        index = f"{path}.index.json"
+        if storage.file_size_bytes(index) is not None:
+            tensors: dict[str, torch.Tensor] = {}
+            for part in _parts_of(index):
+                tensors |= _tensors_of(storage.join(directory, part))
+            return tensors
+    raise InputError(
+        f"{directory}: neither {WEIGHTS_NAME} nor {OLD_WEIGHTS_NAME}; give the directory of a Hugging Face BERT model"
+    )
+
+
+def _parts_of(index: str) -> list[str]:
     try:
-        tensors = safetensors.torch.load_file(storage.local_path(path))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
-    has_prefix = any(name.startswith("bert.") for name in tensors)
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        if name == _TIED or name.endswith(_BUFFERS):
-            continue
-        for old, new in _OLD_NAMES:
-            name = name.replace(old, new)
-        is_head = name.startswith(("cls.", "classifier."))
-        state[name if has_prefix or is_head else f"bert.{name}"] = tensor
-    return state
+        return sorted({str(part) for part in json.loads(storage.read_bytes(index))["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{index}: not an index of weights ({error}); fetch it again") from error
+
+
+def _tensors_of(path: str) -> dict[str, torch.Tensor]:
+    if storage.file_size_bytes(path) is None:
+        raise InputError(f"{path}: missing, though the index names it; fetch the model again")
+    if not path.endswith(".bin"):
+        try:
+            return safetensors.torch.load_file(storage.local_path(path))
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+    try:
+        found = torch.load(storage.local_path(path), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read as weights alone ({reason}); save it as {WEIGHTS_NAME}") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise InputError(f"{path}: holds something else than named tensors; save the model's state_dict")
+    return found
 
 
 def load_into(
@@ -139,7 +192,7 @@ def load_into(
             tensor = state.get(name)
             if tensor is None:
                 if not name.startswith(tuple(optional)):
-                    raise InputError(f"{source}: lacks the weight {name}; it is not a whole BERT encoder")
+                    raise InputError(f"{source}: lacks the weight {name}; it is not a whole BERT of this kind")
                 kept.append(name)
                 continue
             if tensor.shape != parameter.shape:

@@ -92,11 +92,12 @@ def classification_loss(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tupl
 
 
 def pretraining_loss(
-    mlm_loss_sum: torch.Tensor, nsp_loss_sum: torch.Tensor, masked_tokens: int, sequences: int
+    mlm_loss_sum: torch.Tensor, nsp_loss_sum: torch.Tensor | None, masked_tokens: int, sequences: int
 ) -> torch.Tensor:
-    """Plain sum of both losses over a batch: sum / (n + 1e-5) for masked-LM, the mean for next-sentence.
+    """Plain sum of both losses over a batch: sum / (n + 1e-5) for masked-LM, the mean for next-sentence if there is it.
 
     `masked_tokens` and `sequences` count the whole global batch, so that the parts which ranks and micro-batches
     contribute add up to the same loss however the batch is cut.
     """
-    return mlm_loss_sum / (masked_tokens + MLM_DENOMINATOR_EPS) + nsp_loss_sum / sequences
+    mlm_loss = mlm_loss_sum / (masked_tokens + MLM_DENOMINATOR_EPS)
+    return mlm_loss if nsp_loss_sum is None else mlm_loss + nsp_loss_sum / sequences

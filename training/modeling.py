@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from training.attention import packed_attention
 from training.config import ModelConfig
@@ -23,7 +24,7 @@ from training.packing import PackedSequences
 
 
 def activation(hidden_TI: torch.Tensor, hidden_act: str) -> torch.Tensor:
-    """GELU: `gelu_new` is the tanh approximation, `gelu` the exact one (modeling.py, `gelu`)."""
+    """GELU: `gelu` is the exact one, `gelu_new` the tanh approximation (modeling.py, `gelu`)."""
     return functional.gelu(hidden_TI, approximate="tanh" if hidden_act == "gelu_new" else "none")
 
 
@@ -87,14 +88,12 @@ class BertResidualOutput(nn.Module):
 
 
 class BertAttention(nn.Module):
+    """Names the two parts of a layer's first half as the released code does; BertLayer calls them."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.self = BertSelfAttention(config)
         self.output = BertResidualOutput(config, config.hidden_size)
-
-    def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        result_TH: torch.Tensor = self.output(self.self(hidden_TH, sequences), hidden_TH)
-        return result_TH
 
 
 class BertIntermediate(nn.Module):
@@ -117,19 +116,30 @@ class BertLayer(nn.Module):
         self.output = BertResidualOutput(config, config.intermediate_size)
 
     def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        attended_TH = self.attention(hidden_TH, sequences)
+        return self.after_attention(self.attention.self(hidden_TH, sequences), hidden_TH)
+
+    def after_attention(self, context_TH: torch.Tensor, hidden_TH: torch.Tensor) -> torch.Tensor:
+        """What treats each token by itself, which is what `compile_layers` compiles."""
+        attended_TH = self.attention.output(context_TH, hidden_TH)
         result_TH: torch.Tensor = self.output(self.intermediate(attended_TH), attended_TH)
         return result_TH
 
 
 class BertEncoder(nn.Module):
+    """The layers; with `activation_checkpointing` each keeps only its input and is computed again in backward."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
+        self.activation_checkpointing = False
 
     def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
         for layer in self.layer:
-            hidden_TH = layer(hidden_TH, sequences)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # It restores the generators, so that dropout draws the same numbers the second time.
+                hidden_TH = checkpoint(layer, hidden_TH, sequences, use_reentrant=False)
+            else:
+                hidden_TH = layer(hidden_TH, sequences)
         return hidden_TH
 
 
@@ -145,22 +155,34 @@ class BertPooler(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings, encoder and pooler."""
+    """Embeddings, encoder and, unless nothing would train it, the pooler."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, with_pooler: bool = True) -> None:
         super().__init__()
         self.embeddings = BertEmbeddings(config, vocab_size)
         self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config)
+        self.pooler = BertPooler(config) if with_pooler else None
 
-    def forward(self, sequences: PackedSequences) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, sequences: PackedSequences) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encode a packed batch.
 
         Returns:
-            hidden_TH [T, H], the last layer's output, and pooled_BH [B, H].
+            hidden_TH [T, H], the last layer's output, and pooled_BH [B, H], None without a pooler.
         """
         hidden_TH = self.encoder(self.embeddings(sequences), sequences)
-        return hidden_TH, self.pooler(hidden_TH, sequences)
+        return hidden_TH, self.pooler(hidden_TH, sequences) if self.pooler is not None else None
+
+
+def compile_layers(model: BertModel) -> None:
+    """Let torch.compile fuse the token-wise part of every layer: projections, GELU, dropout, residuals, LayerNorms.
+
+    The number of tokens is a symbol and all layers share the code, so a run compiles a handful of times, in training
+    and in evaluation, and not again for new lengths. Attention stays as it is: on CUDA one kernel of its own, on a CPU
+    a loop over length bins, whose number and sizes change with every batch.
+    """
+    for layer in model.encoder.layer:
+        assert isinstance(layer, BertLayer)
+        layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
 
 
 def initialize_weights(model: nn.Module, initializer_range: float, seed: int) -> None:

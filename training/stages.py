@@ -27,7 +27,7 @@ PRETRAINED, RANDOM = "pretrained", "random"
 """Trials of a fine-tuning task, by the weights that they begin from."""
 
 # To be raised whenever the same settings and inputs would give another model than before.
-PRETRAINING_VERSION = 1
+PRETRAINING_VERSION = 2
 FINETUNING_VERSION = 1
 
 
@@ -56,7 +56,7 @@ def code_version() -> str:
 
 def vocabulary_size(directory: str) -> int:
     """Number of entries of a vocabulary stage's vocab.txt."""
-    return len(storage.read_bytes(storage.join(directory, "vocab.txt")).decode().splitlines())
+    return len(storage.read_bytes(storage.join(directory, "vocab.txt")).decode().split("\n")) - 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,14 @@ class PretrainingInputs:
     @property
     def examples_directory(self) -> str:
         return storage.join(self.workspace, EXAMPLES)
+
+    @property
+    def next_sentence(self) -> bool:
+        """Do the examples carry next-sentence labels? Their shards say so; there is no second setting to contradict."""
+        length = self.pretraining.phases[0].max_seq_length
+        file = self.examples.files_of("train", length_directory(length))[0]
+        metadata = shard_metadata(storage.join(self.examples_directory, file.name))
+        return metadata.get("clozeworks.next_sentence", "true") == "true"
 
     @property
     def key(self) -> StageKey:
@@ -175,12 +183,20 @@ def finetuning_key(recipe: Recipe, task: str, start: str, encoder: str | None = 
         assert config.glue_dir is not None
         inputs["data"] = digest_of({path: storage.sha256_of(path) for path in task_files(task, config.glue_dir)})
     if encoder is not None:
-        inputs[ENCODER_DIRECTORY] = storage.sha256_of(storage.join(encoder, "model.safetensors"))
+        inputs[ENCODER_DIRECTORY] = _weights_digest(encoder)
     elif start == PRETRAINED:
         inputs[PRETRAINING] = _digest(workspace, PRETRAINING)
     else:
         settings["model"] = recipe.section("model", ModelConfig).identity()
     return StageKey(FINETUNING, FINETUNING_VERSION, {"task": task, "start": start, **settings}, inputs)
+
+
+def _weights_digest(encoder: str) -> str:
+    """Hash of the weights of a Hugging Face directory, in whichever form training/interchange.py reads them."""
+    names = [name for name in storage.list_files(encoder) if name.endswith((".safetensors", ".bin"))]
+    if "model.safetensors" in names:
+        return storage.sha256_of(storage.join(encoder, "model.safetensors"))
+    return digest_of({name: storage.sha256_of(storage.join(encoder, name)) for name in names})
 
 
 def _digest(workspace: str, stage: str) -> str:

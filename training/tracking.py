@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,14 @@ class Tracker:
     batches, so training waits for neither.
     """
 
-    def __init__(self, directory: str, is_first: bool, prefix: str = "", resumed_step: int = -1) -> None:
+    def __init__(
+        self,
+        directory: str,
+        is_first: bool,
+        prefix: str = "",
+        resumed_step: int = -1,
+        parameters: Mapping[str, str] | None = None,
+    ) -> None:
         """Open `directory`/metrics.jsonl for appending, without what a killed run wrote after its last checkpoint.
 
         Args:
@@ -37,6 +45,7 @@ class Tracker:
             is_first: on other ranks nothing is written.
             prefix: put before the names that MLflow gets.
             resumed_step: last step whose line is kept; -1 begins a new file.
+            parameters: what MLflow shall know of the run as a whole.
         """
         self._stream = None
         self._sender: _MlflowSender | None = None
@@ -47,7 +56,7 @@ class Tracker:
         _drop_after(path, resumed_step)
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
         if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("MLFLOW_TRACKING_URI"):
-            self._sender = _MlflowSender(os.environ["MLFLOW_RUN_ID"], prefix)
+            self._sender = _MlflowSender(os.environ["MLFLOW_RUN_ID"], prefix, parameters or {})
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the values of one step."""
@@ -73,8 +82,8 @@ class Tracker:
 class _MlflowSender:
     """A thread that hands metrics to MLflow; after its first failure it says so and drops the rest."""
 
-    def __init__(self, run_id: str, prefix: str) -> None:
-        self._run_id, self._prefix = run_id, prefix
+    def __init__(self, run_id: str, prefix: str, parameters: Mapping[str, str]) -> None:
+        self._run_id, self._prefix, self._parameters = run_id, prefix, parameters
         self._waiting: queue.Queue[tuple[int, int, dict[str, float]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -95,6 +104,8 @@ class _MlflowSender:
             from mlflow.tracking import MlflowClient
 
             client = MlflowClient()
+            for name, value in self._parameters.items():
+                client.log_param(self._run_id, self._prefix + name, value)
             is_open = True
             while is_open:
                 records, is_open = self._gather()

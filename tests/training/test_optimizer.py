@@ -1,4 +1,4 @@
-"""BertAdam and its schedule against optimization.py of the released code, written out number by number."""
+"""The optimizers, each against its source's formulas written out number by number."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from training.config import ModelConfig
+from training.config import FinetuningConfig, ModelConfig, PretrainingConfig
 from training.heads import BertForPreTraining
-from training.optimizer import BertAdam, decay_groups
-from training.schedule import learning_rate_at
+from training.optimizer import BertAdam, Lamb, build_optimizer, decay_groups
 
 
 @pytest.mark.parametrize("bias_correction", [False, True])
@@ -62,14 +62,78 @@ def test_layer_norm_and_biases_do_not_decay_and_the_pooler_is_trained() -> None:
     assert "bert.pooler.dense.bias" in plain
 
 
-def test_schedule_decays_from_step_zero() -> None:
-    def rate(step: int) -> float:
-        return learning_rate_at(step, 1e-4, num_warmup_steps=10, num_train_steps=1000)
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_lamb_equals_algorithm_2(bias_correction: bool) -> None:
+    """You et al., 2020: matrices are scaled by |p| / |r|, vectors are not, and a zero matrix takes Adam's step."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(3, 4), (2, 5), (4,), (2, 2)]
+    starts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    starts[3].zero_()
+    parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+    groups = [
+        {"params": [parameters[0], parameters[1], parameters[3]], "weight_decay": 0.01},
+        {"params": [parameters[2]], "weight_decay": 0.0},
+    ]
+    optimizer = Lamb(groups, lr=1.0, bias_correction=bias_correction)
+    values = [start.flatten().tolist() for start in starts]
+    first, second = ([[0.0] * len(value) for value in values] for _ in range(2))
+    for step in range(1, 6):
+        rate = 0.1 / step
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for index, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(shapes[index], generator=generator, dtype=torch.float64)
+            update = []
+            for place, g in enumerate(parameter.grad.flatten().tolist()):
+                first[index][place] = 0.9 * first[index][place] + 0.1 * g
+                second[index][place] = 0.999 * second[index][place] + 0.001 * g * g
+                m, v = first[index][place], second[index][place]
+                if bias_correction:
+                    m, v = m / (1 - 0.9**step), v / (1 - 0.999**step)
+                decay = 0.0 if len(shapes[index]) == 1 else 0.01
+                update.append(m / (math.sqrt(v) + 1e-6) + decay * values[index][place])
+            weight_norm, update_norm = math.hypot(*values[index]), math.hypot(*update)
+            ratio = weight_norm / update_norm if len(shapes[index]) > 1 and weight_norm and update_norm else 1.0
+            values[index] = [value - rate * ratio * r for value, r in zip(values[index], update, strict=True)]
+        optimizer.step()
+        for parameter, value in zip(parameters, values, strict=True):
+            assert parameter.flatten().tolist() == pytest.approx(value, rel=1e-9, abs=1e-12)
 
-    assert rate(0) == 0.0
-    assert rate(5) == pytest.approx(5e-5)
-    # The rate drops by a hundredth where warm-up ends: the decay has counted from step 0.
-    assert rate(10) == pytest.approx(1e-4 * 0.99)
-    assert rate(500) == pytest.approx(5e-5)
-    assert rate(1000) == rate(2000) == 0.0
-    assert learning_rate_at(0, 1e-4, 0, 10) == 1e-4
+
+def test_a_recipe_names_its_optimizer_and_fused_adamw_equals_ours() -> None:
+    """AdamW out of PyTorch, fused, against BERT's Adam with bias correction, on the groups of a model."""
+    states = []
+    for settings in ({"optimizer": "adamw"}, {"optimizer": "adam", "adam_bias_correction": True}):
+        config = PretrainingConfig.model_validate(settings)
+        torch.manual_seed(0)
+        model = BertForPreTraining(ModelConfig(hidden_size=12, intermediate_size=8, num_hidden_layers=1), 9)
+        optimizer = build_optimizer(model, config)
+        assert isinstance(optimizer, torch.optim.AdamW if config.optimizer == "adamw" else BertAdam)
+        for step in range(5):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * (step + 1)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        states.append(model.state_dict())
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_bias_correction_is_as_the_source_has_it_unless_said_otherwise() -> None:
+    def corrected(**settings: object) -> bool:
+        return PretrainingConfig.model_validate({"zero_stage": 0, **settings}).adam_bias_correction
+
+    assert [corrected(optimizer=name) for name in ("adam", "adamw", "lamb")] == [False, True, True]
+    assert corrected(adam_bias_correction=True)
+    assert not corrected(optimizer="lamb", adam_bias_correction=False)
+    with pytest.raises(ValidationError, match="'adamw' is Adam with bias correction"):
+        corrected(optimizer="adamw", adam_bias_correction=False)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_lamb_is_refused_where_matrices_are_cut(stage: int) -> None:
+    with pytest.raises(ValidationError, match=rf"'lamb' with zero_stage = {stage}: LAMB scales each matrix"):
+        PretrainingConfig.model_validate({"optimizer": "lamb", "zero_stage": stage})
+    with pytest.raises(ValidationError, match="fine-tune with 'adam' or 'adamw'"):
+        FinetuningConfig.model_validate({"optimizer": "lamb"})
