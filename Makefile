@@ -6,13 +6,17 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check setup bench lock clean
+.PHONY: demo test test-faults check setup bench lock clean
 
 demo: setup
 	$(BIN)/python -m flows.end_to_end flows/recipes/demo.toml
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Thirty kills at random moments instead of the three of `make test`; about ten minutes.
+test-faults: setup
+	CLOZEWORKS_FAULT_KILLS=30 $(BIN)/python -m pytest tests/training/test_faults.py
 
 check: setup
 	$(BIN)/ruff check .

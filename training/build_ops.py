@@ -55,6 +55,8 @@ def load_communication_operator() -> bool:
         InputError: the compiler failed.
     """
     directory = extensions_directory()
+    # Two versions of ninja hash a command differently, and each rebuilds what the other has built: always use ours.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     with _sole_builder(directory):
         remove_stale_locks(directory)
         from deepspeed.accelerator import get_accelerator

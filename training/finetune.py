@@ -10,7 +10,6 @@ skipped.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 
 from pipelines import storage
@@ -18,6 +17,7 @@ from pipelines.contract import StageKey, require_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
 from training.config import WORD_ORDER, FinetuningConfig, ModelConfig
+from training.process_end import run_and_leave
 from training.stages import (
     DOCUMENTS,
     ENCODER_DIRECTORY,
@@ -140,4 +140,4 @@ def _require_length_fits(config: FinetuningConfig, model: ModelConfig, recipe: R
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    run_and_leave(lambda: exit_code_of(main))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 
 from pipelines import storage
@@ -20,6 +19,7 @@ from pipelines.contract import read_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import EXIT_BAD_INPUT, InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
 from training.checkpoint import CHECKPOINTS_DIRECTORY, refuse_foreign_checkpoints
+from training.process_end import run_and_leave
 from training.stages import pretraining_inputs
 
 _SECONDS_FOR_FIRST_RANK = 3.0
@@ -40,9 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"pretraining: complete and up to date in {inputs.directory}", flush=True)
         return 0
     if read_manifest(inputs.directory) is None and not parsed.restart:
-        refuse_foreign_checkpoints(
-            storage.join(inputs.directory, CHECKPOINTS_DIRECTORY), inputs.key, int(os.environ.get("WORLD_SIZE", "1"))
-        )
+        refuse_foreign_checkpoints(storage.join(inputs.directory, CHECKPOINTS_DIRECTORY), inputs.key)
     if is_first:
         print(f"pretraining: {difference or 'restarted'}; starting", flush=True)
 
@@ -71,9 +69,4 @@ def _quiet_main() -> int:
 
 
 if __name__ == "__main__":
-    exit_code = _quiet_main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All is written and closed. Tearing the interpreter down aborted a finished rank now and then, in a native thread
-    # of a library ("terminate called without an active exception"), which made the launcher report a failure.
-    os._exit(exit_code)
+    run_and_leave(_quiet_main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.torch
+import torch
 from tokenizers import BertWordPieceTokenizer
 
 from pipelines import storage
@@ -111,6 +114,51 @@ class Workspace:
             text=True,
             start_new_session=True,
         )
+
+    def start_ranks(self, command: list[str], ranks: int) -> list[subprocess.Popen[str]]:
+        """Start the processes of a run without a launcher, which costs seconds."""
+        shared = {**environment(), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONFAULTHANDLER": "1"}
+        return [
+            subprocess.Popen(
+                command,
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                cwd=REPOSITORY,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+
+    def losses(self) -> dict[int, float]:
+        """Logged training losses by step."""
+        return {int(line["step"]): line["loss"] for line in self.metrics() if "loss" in line}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What the run has exported."""
+        return safetensors.torch.load_file(os.path.join(self.path, "pretraining", "encoder", "model.safetensors"))
+
+    def has_weights_of(self, other: Workspace) -> bool:
+        first, second = self.weights(), other.weights()
+        return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+    def checkpoints(self) -> dict[int, str]:
+        """Directories of finished checkpoints by their steps."""
+        folder = os.path.join(self.path, "pretraining", "checkpoints")
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        return {int(name[5:]): os.path.join(folder, name) for name in sorted(names) if name.startswith("step-")}
+
+    def stopped_after(self, step: int, name: str) -> Workspace:
+        """A copy of a finished run as it was when its checkpoint of this step was the newest."""
+        copy = Workspace(f"{self.path}-{name}", self.recipe)
+        shutil.copytree(self.path, copy.path)
+        os.remove(os.path.join(copy.path, "pretraining", "manifest.json"))
+        for other, directory in copy.checkpoints().items():
+            if other > step:
+                shutil.rmtree(directory)
+        assert step in copy.checkpoints()
+        return copy
 
     def metrics(self, stage: str = "pretraining") -> list[dict[str, float]]:
         with open(os.path.join(self.path, stage, "metrics.jsonl"), encoding="utf-8") as stream:
@@ -242,6 +290,15 @@ def write_workspace(path: str, num_documents: int = 200, rows: int = 400) -> Wor
     recipe = os.path.join(path, "recipe.toml")
     storage.write_bytes(recipe, RECIPE.encode())
     return Workspace(path, recipe)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(make_workspace: Callable[[str], Workspace]) -> Workspace:
+    """Two ranks, ZeRO stage 2, dropout on, both phases, from start to end."""
+    workspace = make_workspace("undisturbed")
+    result = workspace.run("training.pretrain", ranks=2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return workspace
 
 
 @pytest.fixture(scope="session")
