@@ -162,8 +162,11 @@ def _result_rows(facts: Facts) -> list[tuple[str, str]]:
         ("examples", f"{_count(corpus['examples'])} with {_count(corpus['example_tokens'])} tokens"),
         ("vocabulary", f"{_count(corpus['vocabulary_size'])} of {_count(corpus['distinct_words'])} distinct words"),
         ("encoder", f"{_count(pretraining.get('parameters'))} parameters, {_count(pretraining.get('steps'))} steps"),
+        ("deviations from BERT", pretraining.get("deviations", UNKNOWN)),
     ]
     for key, label in (("mlm_accuracy", "MLM accuracy, held out"), ("nsp_accuracy", "NSP accuracy, held out")):
+        if key == "nsp_accuracy" and after and key not in after:
+            continue
         rows.append((label, f"{_score(before.get(key))} -> {_score(after.get(key))}"))
     for task in facts["tasks"]:
         text = f"{_score(task['pretrained'])} pre-trained, {_score(task['random'])} from random weights"

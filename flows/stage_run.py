@@ -86,6 +86,8 @@ def build_stage(stage: Stage, whole: WholeRecipe, tracker: Tracker, parent_run_i
             seconds = time.monotonic() - begin
             timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)
             tracker.log_stage(run_id, stage.manifests(), seconds)
+            for output in stage.outputs:
+                tracker.log_pictures(run_id, output.directory)
             narrator.event(f"done in {shown_seconds(seconds)}")
     return StageOutcome(
         stage=stage.name,

@@ -150,6 +150,14 @@ class Tracker:
         self._log(run_id, parameters, metrics, tags)
         self._log_lineage(run_id, list(manifests.values()))
 
+    def log_pictures(self, run_id: str, directory: str) -> None:
+        """Log the pictures that a stage has drawn into its directory."""
+        if not storage.is_local(directory):
+            return
+        for name in storage.list_files(directory):
+            if name.endswith(".png") and "/" not in name:
+                self.client.log_artifact(run_id, storage.local_path(storage.join(directory, name)), "pictures")
+
     def _log_lineage(self, run_id: str, manifests: list[Manifest]) -> None:
         """Enter what a stage consumed as the run's data sets, each with the digest that its manifest states."""
         from mlflow.entities import Dataset, DatasetInput
