@@ -6,13 +6,17 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-faults check setup bench lock clean
+.PHONY: demo test test-spark test-faults check setup bench lock clean
 
 demo: setup
 	$(BIN)/python -m flows.end_to_end flows/recipes/demo.toml
 
 test: setup
 	$(BIN)/python -m pytest
+
+# A real Spark of two executors from Maven Central; skips, and says why, where that cannot be.
+test-spark: setup
+	$(BIN)/python -m pytest -m spark tests/spark
 
 # Thirty kills at random moments instead of the three of `make test`; about ten minutes.
 test-faults: setup

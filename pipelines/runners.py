@@ -119,13 +119,15 @@ class Progress:
             thread.join()
 
     def _report(self) -> None:
-        started, step, last = time.monotonic(), 0, ""
+        started, step, most, last = time.monotonic(), 0, 0, ""
         while not self._finished.wait(_FIRST_PROGRESS_SECONDS if not last else _PROGRESS_SECONDS):
             # A step that was complete stays behind us, for its files may be cleared away.
             while step < len(self._steps) - 1 and _count_files(self._steps[step][0]) >= self._steps[step][2]:
-                step += 1
+                step, most = step + 1, 0
             directory, label, total = self._steps[step]
-            line = f"{self._stage}: {min(_count_files(directory), total)} of {total} {label}"
+            # Scratch files are cleared away at the end; a count never falls.
+            most = max(most, min(_count_files(directory), total))
+            line = f"{self._stage}: {most} of {total} {label}"
             if line != last:
                 print(f"{line} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
                 last = line

@@ -19,6 +19,9 @@ from pipelines.recipe import InputError
 
 _HASH_BLOCK_BYTES = 1 << 20
 
+TEMPORARY_SUFFIX = ".tmp"
+"""Ends the name of a file that is still being written."""
+
 
 def join(uri: str, *parts: str) -> str:
     """Join path components with `/`, which local paths and object-store URIs share."""
@@ -98,7 +101,7 @@ def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
     local = isinstance(filesystem, fs.LocalFileSystem)
     if local:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
     try:
         with filesystem.open_output_stream(temporary, compression=None) as stream:
             yield stream

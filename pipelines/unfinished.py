@@ -17,7 +17,6 @@ from pipelines.contract import MANIFEST_NAME, SCHEMA_VERSION, StageKey, clear_st
 BUILDING_DIRECTORY = "building"
 _KEY_NAME = "key.json"
 _RECORD_SUFFIX = ".json"
-_TEMPORARY_SUFFIX = ".tmp"
 
 
 def open_stage(directory: str, key: StageKey) -> int:
@@ -30,10 +29,7 @@ def open_stage(directory: str, key: StageKey) -> int:
     key_uri = storage.join(directory, BUILDING_DIRECTORY, _KEY_NAME)
     if storage.file_size_bytes(key_uri) is not None and json.loads(storage.read_bytes(key_uri)) == digest:
         storage.remove_file(storage.join(directory, MANIFEST_NAME))
-        # A killed worker leaves what it was writing under its temporary name.
-        for name in storage.list_files(directory):
-            if name.endswith(_TEMPORARY_SUFFIX):
-                storage.remove_file(storage.join(directory, name))
+        _remove_half_written(directory)
         return count_finished(directory)
     clear_stage(directory)
     storage.write_bytes(key_uri, json.dumps(digest).encode())
@@ -83,3 +79,11 @@ def finish_unit(directory: str, unit: str, record: Any, files: Iterable[str] = (
 def close_stage(directory: str) -> None:
     """Remove scratch files and records; to be called when the manifest is written."""
     storage.remove_directory(storage.join(directory, BUILDING_DIRECTORY))
+    _remove_half_written(directory)
+
+
+def _remove_half_written(directory: str) -> None:
+    """A killed worker leaves what it was writing under its temporary name."""
+    for name in storage.list_files(directory):
+        if name.endswith(storage.TEMPORARY_SUFFIX):
+            storage.remove_file(storage.join(directory, name))

@@ -1,0 +1,31 @@
+"""What the Flex Template's launcher runs: its `--name=value` parameters become the command line of one of the jobs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+
+from pipelines import build_examples, shard_corpus, storage, train_vocabulary
+from pipelines.recipe import exit_code_of
+
+JOBS = {job.__name__.removeprefix("pipelines."): job for job in (shard_corpus, train_vocabulary, build_examples)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--job", required=True, choices=JOBS)
+    parser.add_argument("--recipe", required=True, help="recipe file, such as gs://bucket/recipe.toml")
+    parser.add_argument("--workspace", required=True, help="directory of the run, such as gs://bucket/runs/one")
+    parser.add_argument("--settings", default="", help="section.key=value, with ; between them")
+    arguments, beam_arguments = parser.parse_known_args(argv)
+    overrides = [part for setting in arguments.settings.split(";") if setting for part in ("--set", setting)]
+    with tempfile.NamedTemporaryFile(suffix=".toml") as recipe:
+        recipe.write(storage.read_bytes(arguments.recipe))
+        recipe.flush()
+        command = [recipe.name, "--workspace", arguments.workspace, *overrides]
+        JOBS[arguments.job].run([*command, *beam_arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,151 @@
+"""The three jobs on a real Spark: the local runner's bytes, also where workers are killed in the middle.
+
+Java side from Maven Central, two executors, Python workers as processes of their own. `make test-spark` runs this.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_spark import LocalSpark, SparkUnavailableError
+
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(1200)]
+
+NO_WORKER_CACHE = "--environment_cache_millis=0"
+
+# In order, with the stage that each writes.
+JOBS = {"shard_corpus": "documents", "train_vocabulary": "vocabulary", "build_examples": "examples"}
+
+RECIPE = """
+[run]
+name = "spark"
+workspace = "{workspace}"
+workers = 2
+[documents]
+num_shards = 4
+heldout_share = 0.2
+[documents.near_duplicates]
+{sources}
+[vocabulary]
+size = 2000
+[examples]
+passes = 2
+[[examples.lengths]]
+max_seq_length = 64
+max_predictions_per_seq = 10
+[[examples.lengths]]
+max_seq_length = 128
+max_predictions_per_seq = 20
+"""
+
+# Real text that any machine with Python has, and more where corpora lie beside the checkout.
+DOCSTRINGS = """
+[[documents.sources]]
+format = "python-docstrings"
+inputs = ["stdlib"]
+max_input_bytes = 4_000_000
+"""
+NOVELS = """
+[[documents.sources]]
+inputs = ["{directory}/*.txt"]
+document_separator = "blank-line"
+"""
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSpark]:
+    try:
+        server = LocalSpark(tmp_path_factory.mktemp("server") / "job_server.log", workers=2)
+    except SparkUnavailableError as reason:
+        pytest.skip(str(reason))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    root = tmp_path_factory.mktemp("recipe")
+    novels = repository.parent / "shared" / "data" / "corpora" / "demo"
+    sources = DOCSTRINGS + (NOVELS.format(directory=novels) if novels.is_dir() else "")
+    path = root / "spark.toml"
+    path.write_text(RECIPE.format(workspace=root / "workspace", sources=sources))
+    return path
+
+
+@pytest.fixture(scope="module")
+def local(recipe: Path) -> Path:
+    """A workspace that the local runner built, with two worker processes."""
+    for job in JOBS:
+        subprocess.run(command(job, recipe), check=True)
+    return recipe.parent / "workspace"
+
+
+def command(job: str, recipe: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"pipelines.{job}", str(recipe), *arguments]
+
+
+def files_below(directory: Path) -> dict[str, bytes]:
+    """All files, but for what a killed process was writing: it has a temporary name, which no manifest holds."""
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def workers_of(spark: LocalSpark) -> list[int]:
+    """Process ids of the Python workers that the executors have started and not yet stopped."""
+    listing = subprocess.run(["ps", "-ww", "-eo", "pid=,sid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listing.splitlines()]
+    return [int(pid) for pid, session, arguments in rows if session == str(spark.pid) and is_worker(arguments)]
+
+
+def is_worker(arguments: str) -> bool:
+    return "clozeworks-worker" in arguments and "--provision_endpoint" in arguments
+
+
+def test_every_file_is_the_local_runners(spark: LocalSpark, recipe: Path, local: Path, tmp_path: Path) -> None:
+    for job in JOBS:
+        subprocess.run(spark.command(command(job, recipe, f"--workspace={tmp_path}")), check=True)
+    expected = files_below(local)
+    assert {path.split("/")[0] for path in expected} == set(JOBS.values())
+    assert files_below(tmp_path) == expected
+    assert "Lost task" not in spark.log.read_text()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_killed_workers_change_nothing(job: str, spark: LocalSpark, recipe: Path, local: Path, tmp_path: Path) -> None:
+    stage = JOBS[job]
+    for before in list(JOBS.values())[: list(JOBS).index(job)]:
+        shutil.copytree(local / before, tmp_path / before)
+    lost_before = spark.log.read_text().count("Lost task")
+    # A worker that is kept for the next stage is kept dead as well, so a cluster's setting is no cache.
+    process = subprocess.Popen(spark.command(command(job, recipe, f"--workspace={tmp_path}", NO_WORKER_CACHE)))
+    try:
+        killed = kill_at_work(spark, process, tmp_path / stage)
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert killed, "the job ended before a worker could be killed"
+    assert spark.log.read_text().count("Lost task") > lost_before
+    assert files_below(tmp_path / stage) == files_below(local / stage)
+
+
+def kill_at_work(spark: LocalSpark, process: subprocess.Popen[bytes], directory: Path) -> list[int]:
+    """Kill all Python workers once they have written something; where none writes but the last, one that is new."""
+    writes = directory.name != JOBS["train_vocabulary"]
+    while process.poll() is None:
+        workers = workers_of(spark)
+        at_work = any(path.suffix in (".arrow", ".tmp") for path in directory.rglob("*")) if writes else bool(workers)
+        if workers and at_work:
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            return workers
+        time.sleep(0.05)
+    return []
