@@ -28,7 +28,9 @@ from measuring import REPOSITORY, english_paragraphs, report
 
 JOBS = ("shard_corpus", "train_vocabulary", "build_examples")
 PARAGRAPHS_PER_DOCUMENT = 40
-SHARDS = 8
+COPIES = 5
+"""At 1x: enough that starting the workers counts for little at 8x."""
+SHARDS = 16
 """At 1x; a shard is a worker's unit of memory, so a corpus of twice the size gets twice as many."""
 
 RECIPE = """
@@ -43,7 +45,8 @@ document_separator = "blank-line"
 [vocabulary]
 size = 8000
 [examples]
-passes = 2
+passes = 5
+lengths = [{{ max_seq_length = 128, max_predictions_per_seq = 20 }}]
 """
 
 
@@ -93,11 +96,11 @@ class ProcessTree:
             self._look(int(child))
 
 
-def write_corpus(directory: Path, paragraphs: list[str], scale: int) -> float:
-    """Write `scale` copies, each a file a few megabytes at a time; returns megabytes."""
+def write_corpus(directory: Path, paragraphs: list[str], copies: int) -> float:
+    """Write copies, each a file a few megabytes at a time; returns megabytes."""
     directory.mkdir()
     size_bytes = 0
-    for copy in range(scale):
+    for copy in range(copies):
         order = np.random.Generator(np.random.Philox(key=copy)).permutation(len(paragraphs))
         lines = [" ".join(paragraphs[number].split()) for number in order]
         starts = range(0, len(lines), PARAGRAPHS_PER_DOCUMENT)
@@ -144,7 +147,7 @@ def shown(usage: Usage) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=32, help="size of the corpus at 1x")
+    parser.add_argument("--megabytes", type=int, default=52, help="size of one copy; 1x is five copies")
     parser.add_argument("--scales", type=int, nargs="+", default=[1, 2, 4, 8])
     arguments = parser.parse_args()
     paragraphs = english_paragraphs(arguments.megabytes * 1_000_000)
@@ -158,7 +161,7 @@ def main() -> None:
         root = Path(directory)
         for scale in arguments.scales:
             corpus = root / f"corpus{scale}"
-            megabytes = write_corpus(corpus, paragraphs, scale)
+            megabytes = write_corpus(corpus, paragraphs, COPIES * scale)
             one = run_jobs(root, corpus, scale, workers=1)
             rows.append({"scale": scale, "megabytes": round(megabytes, 1), **shown(total(one))})
             rows[-1]["cpu_seconds_per_megabyte"] = round(total(one).cpu_seconds / megabytes, 4)
