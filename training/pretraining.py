@@ -135,7 +135,7 @@ class PretrainingRun:
             if not progress.step:
                 self._verify_examples()
                 # At the length that the run ends with, so that before and after can be compared.
-                before = self._evaluate(engine, self._config.phases[-1], 0, tracker)
+                before = self._evaluate(engine, self._config.phases[-1], progress, tracker)
                 progress = replace(progress, statistics={"heldout_before": before})
             if events := progress.health.events():
                 tracker.log(progress.step, events)
@@ -144,7 +144,7 @@ class PretrainingRun:
                 if ending is not None:
                     self._checkpoints.wait()
                     return ending, progress
-            after = self._evaluate(engine, self._config.phases[-1], progress.step, tracker)
+            after = self._evaluate(engine, self._config.phases[-1], progress, tracker)
             self._checkpoints.wait()
             self._export(engine, progress, after)
         return Ending.COMPLETE, progress
@@ -257,8 +257,11 @@ class PretrainingRun:
         tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
         return masking_of(examples.metadata, tokens, always=self._config.masking == "dynamic")
 
-    def _evaluate(self, engine: TrainingEngine, phase: PhaseConfig, step: int, tracker: Tracker) -> dict[str, float]:
+    def _evaluate(
+        self, engine: TrainingEngine, phase: PhaseConfig, progress: Progress, tracker: Tracker
+    ) -> dict[str, float]:
         """Held-out metrics; empty where the corpus left no document to hold out."""
+        step = progress.step
         files = self._inputs.examples.files_of("heldout", length_directory(phase.max_seq_length))
         if not sum(file.rows for file in files):
             self._say(f"step {step}: no held-out examples of length {phase.max_seq_length}, evaluation left out")
@@ -272,7 +275,8 @@ class PretrainingRun:
             f"step {step}: held-out at length {phase.max_seq_length}: loss {metrics['loss']:.4f}, "
             f"{accuracies_in_words(metrics)}, perplexity {metrics['mlm_perplexity']:.1f}"
         )
-        tracker.log(step, {f"heldout_{name}": value for name, value in metrics.items()})
+        heldout = {f"heldout_{name}": value for name, value in metrics.items()}
+        tracker.log(step, {"tokens": float(progress.tokens), **heldout})
         return metrics
 
     def _train_phase(
@@ -358,7 +362,7 @@ class PretrainingRun:
                 )
                 return progress, Ending.INTERRUPTED
             if progress.step % self._config.eval_every_steps == 0 and not is_last:
-                heldout = self._evaluate(engine, phase, progress.step, tracker)
+                heldout = self._evaluate(engine, phase, progress, tracker)
                 for alarm in alarms.observe_heldout(heldout) if heldout else []:
                     self._say(f"ALARM at step {progress.step}: {alarm}")
             meter.restart_clock()

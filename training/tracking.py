@@ -16,6 +16,7 @@ from pipelines import storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 METRICS_NAME = "metrics.jsonl"
@@ -30,8 +31,8 @@ _LAST_SEND_SECONDS = 30.0
 _BATCH_METRICS = 1_000
 """What MLflow takes in one call."""
 _CHUNK_BYTES = 1 << 18
-_SYSTEM_SAMPLES = 4_096
-"""Eleven hours at MLflow's usual ten seconds; older ones are dropped while it is away."""
+_SYSTEM_POINTS = 40_000
+"""About ten hours at MLflow's usual ten seconds; older ones are dropped while it is away."""
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # The sender tries again by itself; MLflow's own seven tries of two minutes each would keep it from noticing.
@@ -145,7 +146,7 @@ class _MlflowSender:
         self._run_id, self._prefix, self._path = run_id, prefix, path
         self._parameters = {prefix + name: value for name, value in parameters.items()}
         self._offset_bytes, self._tokens = 0, 0
-        self._samples: deque[Point] = deque(maxlen=_SYSTEM_SAMPLES)
+        self._samples: deque[Point] = deque(maxlen=_SYSTEM_POINTS)
         self._client: MlflowClient | None = None
         self._system: SystemMetricsMonitor | None = None
         self._next_sample = 0.0
@@ -173,13 +174,10 @@ class _MlflowSender:
     def _work(self) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # What MLflow and its HTTP client tell of each failure is told here, once.
-        for name in ("mlflow", "alembic", "urllib3"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         pause_seconds, next_try, is_away = 0.0, 0.0, False
         while not self._gave_up.is_set():
             try:
-                # Not the same `is_set` twice: what is logged after this one belongs to the next round.
+                # Asked before sending: once it is closing, nothing more is written, so this round has all of it.
                 is_last = self._closing.is_set()
                 if is_last or time.monotonic() >= next_try:
                     self._send()
@@ -200,22 +198,25 @@ class _MlflowSender:
 
     def _send(self) -> None:
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         if self._client is None:
+            # What MLflow and its HTTP client tell of each failure is told here, once. Importing it sets its level.
+            for name in ("mlflow", "alembic", "urllib3"):
+                logging.getLogger(name).setLevel(logging.ERROR)
             self._client = MlflowClient()
             self._system = self._system_monitor()
         for name in list(self._parameters):
             try:
                 self._client.log_param(self._run_id, name, self._parameters[name])
-            except Exception as error:
+            except MlflowException as error:
                 self._tell_refusal(error)
             del self._parameters[name]
         while lines := self._next_lines():
             points, tokens = points_of(lines, self._tokens, self._prefix)
             self._log(points)
             self._offset_bytes, self._tokens = self._offset_bytes + len(lines), tokens
-        samples = list(self._samples)
-        self._log(samples)
+        self._log(list(self._samples))
         self._samples.clear()
 
     def _next_lines(self) -> bytes:
@@ -226,18 +227,19 @@ class _MlflowSender:
 
     def _log(self, points: list[Point]) -> None:
         from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
 
         assert self._client is not None
         for start in range(0, len(points), _BATCH_METRICS):
             batch = [Metric(*point) for point in points[start : start + _BATCH_METRICS]]
             try:
                 self._client.log_batch(self._run_id, metrics=batch)
-            except Exception as error:
+            except MlflowException as error:
                 self._tell_refusal(error)
 
-    def _tell_refusal(self, error: Exception) -> None:
+    def _tell_refusal(self, error: MlflowException) -> None:
         """Step over what MLflow will never take, as a parameter that has another value; raise every other error."""
-        if getattr(error, "error_code", None) != "INVALID_PARAMETER_VALUE":
+        if error.error_code != "INVALID_PARAMETER_VALUE":
             raise error
         reason = _first_line(error)
         if reason not in self._refusals:
@@ -266,7 +268,7 @@ class _MlflowSender:
             self._system = None
             return
         for monitor in self._system.monitors:
-            monitor.clear_metrics()
+            monitor.clear_metrics()  # type: ignore[no-untyped-call]
         timestamp_ms = time.time_ns() // 1_000_000
         self._samples.extend(Point(f"system/{name}", value, timestamp_ms, self.step) for name, value in values.items())
 

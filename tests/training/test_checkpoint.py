@@ -174,7 +174,8 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(runs: A
     health = statistics(runs["skip"], 20)["health"]
     assert (health["skipped_steps"], health["rollbacks"], health["bad_steps_in_a_row"]) == (1, 0, 0)
     assert sorted(runs["skip"].losses()) == [step for step in range(1, 21) if step != 7]
-    assert {"step": 7, "skipped_steps": 1, "loss_spikes": 0, "rollbacks": 0} in runs["skip"].metrics()
+    events = {"step": 7, "skipped_steps": 1, "loss_spikes": 0, "rollbacks": 0}
+    assert any(events.items() <= line.items() for line in runs["skip"].metrics())
     assert "step 7: loss or gradient not finite, no update (1 bad steps in a row" in runs["output"][0]
 
 
