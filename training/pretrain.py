@@ -19,7 +19,7 @@ from pipelines.contract import read_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import EXIT_BAD_INPUT, InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
 from training.checkpoint import CHECKPOINTS_DIRECTORY, refuse_foreign_checkpoints
-from training.process_end import run_and_leave
+from training.process_end import StopRequest, run_and_leave
 from training.stages import pretraining_inputs
 
 _SECONDS_FOR_FIRST_RANK = 3.0
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
     from training.engine import start_processes, stop_processes
-    from training.pretraining import PretrainingRun, StopRequest
+    from training.pretraining import PretrainingRun
 
     stop = StopRequest()
     processes = start_processes()

@@ -7,11 +7,9 @@ import enum
 import gc
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,7 +21,6 @@ from pipelines.contract import (
     length_directory,
     read_manifest,
     record_of,
-    verify_file,
     write_manifest,
 )
 from pipelines.recipe import InputError
@@ -45,9 +42,10 @@ from training.meter import FlopsOfSteps, LargestGradient, Meter
 from training.modeling import compile_layers, initialize_weights, parameter_count
 from training.optimizer import build_optimizer
 from training.ordering import GlobalOrder, keyed_seed
+from training.process_end import StopRequest
 from training.recovery import Limits, Verdict, judge
 from training.schedule import learning_rate_at
-from training.stages import ENCODER_DIRECTORY, PretrainingInputs, code_version, vocabulary_size
+from training.stages import ENCODER_DIRECTORY, PretrainingInputs, code_version, damaged_examples, vocabulary_size
 from training.throughput import measured_peak_flops
 from training.tracking import METRICS_NAME, Tracker
 
@@ -63,18 +61,6 @@ class Ending(enum.Enum):
     COMPLETE = "complete"
     INTERRUPTED = "interrupted"
     ROLL_BACK = "roll back"
-
-
-class StopRequest:
-    """Remembers SIGTERM and SIGINT, so that the step that is under way can be finished."""
-
-    def __init__(self) -> None:
-        self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
-        self.received = True
 
 
 class PretrainingRun:
@@ -181,15 +167,7 @@ class PretrainingRun:
 
     def _verify_examples(self) -> None:
         """Compare the checksums of all shards that the run will read; once, when it begins."""
-        problem = ""
-        if self._processes.is_first:
-            lengths = {phase.max_seq_length for phase in self._config.phases}
-            try:
-                for file in self._inputs.examples.files:
-                    if file.name.split("/")[0] in {length_directory(length) for length in lengths}:
-                        verify_file(self._inputs.examples_directory, file)
-            except InputError as error:
-                problem = str(error)
+        problem = damaged_examples(self._inputs) if self._processes.is_first else None
         if problem := self._processes.from_first(problem):
             raise InputError(problem)
 

@@ -1,12 +1,26 @@
-"""How a training process ends."""
+"""How a training process ends: by a signal, which it may finish a step for, and without being torn down."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
+
+
+class StopRequest:
+    """Remembers SIGTERM and SIGINT, so that the step that is under way can be finished."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        self.received = True
 
 
 def run_and_leave(main: Callable[[], int]) -> NoReturn:

@@ -15,6 +15,7 @@ from pipelines.contract import (
     length_directory,
     read_manifest,
     require_manifest,
+    verify_file,
 )
 from pipelines.recipe import InputError, Recipe, RunConfig
 from training.config import WORD_ORDER, FinetuningConfig, ModelConfig, PretrainingConfig, require_lengths_fit
@@ -117,6 +118,18 @@ def pretraining_inputs(recipe: Recipe) -> PretrainingInputs:
     inputs = PretrainingInputs(recipe, workspace, model, pretraining, vocabulary, examples)
     _require_same_vocabulary(inputs)
     return inputs
+
+
+def damaged_examples(inputs: PretrainingInputs) -> str | None:
+    """Compare the checksums of all shards that a run will read; the line for the first that differs, None if none."""
+    directories = {length_directory(phase.max_seq_length) for phase in inputs.pretraining.phases}
+    try:
+        for file in inputs.examples.files:
+            if file.name.split("/")[0] in directories:
+                verify_file(inputs.examples_directory, file)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _require_same_vocabulary(inputs: PretrainingInputs) -> None:

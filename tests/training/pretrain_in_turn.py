@@ -19,7 +19,8 @@ from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import InputError, add_recipe_arguments, recipe_from_arguments
 from training.data import StepBatch
 from training.engine import Processes, TrainingEngine, start_processes
-from training.pretraining import PretrainingRun, StopRequest
+from training.pretraining import PretrainingRun
+from training.process_end import StopRequest
 from training.stages import pretraining_inputs
 
 poisoned = range(0)

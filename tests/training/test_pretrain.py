@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 from pipelines.contract import read_manifest
 from pipelines.recipe import exit_code_of
 from training import pretrain
-from training.pretraining import StopRequest
+from training.process_end import StopRequest
 
 pytestmark = pytest.mark.timeout(300)
 
