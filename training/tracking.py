@@ -204,7 +204,8 @@ class _MlflowSender:
             # What MLflow and its HTTP client tell of each failure is told here, once. Importing it sets its level.
             for name in ("mlflow", "alembic", "urllib3"):
                 logging.getLogger(name).setLevel(logging.ERROR)
-            self._client = MlflowClient()
+            # Named, because a URI that code of this process has set for MLflow at large would go before the variable.
+            self._client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
             self._system = self._system_monitor()
         for name in list(self._parameters):
             try:
