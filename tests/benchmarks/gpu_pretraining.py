@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from length_mix import Batch, make_batch
+from length_mix import Batch, make_batch, our_loss, peer_loss
 
 from training.attention import flash_attention_applies
 from training.config import SHAPES, ModelConfig
 from training.heads import BertForPreTraining
-from training.losses import pretraining_loss
 from training.modeling import compile_layers, initialize_weights
 from training.throughput import measured_peak_flops, step_flops
 
@@ -78,13 +77,6 @@ class MasterWeights:
         torch._foreach_copy_([low.data for low in self._low], self._high)
         for low in self._low:
             low.grad = None
-
-
-def our_loss(model: Callable[..., Any], batch: Batch) -> torch.Tensor:
-    output = model(batch.sequences, batch.masked_lm_positions_M, batch.masked_lm_ids_M, batch.next_sentence_label_B)
-    return pretraining_loss(
-        output.mlm_loss_sum, output.nsp_loss_sum, len(batch.masked_lm_ids_M), len(batch.next_sentence_label_B)
-    )
 
 
 def our_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> BertForPreTraining:
@@ -144,13 +136,7 @@ def peer_step(config: ModelConfig, device: torch.device, dtype: torch.dtype, com
     master, call = MasterWeights(model), torch.compile(model) if compiled else model
 
     def step(batch: Batch) -> torch.Tensor:
-        loss: torch.Tensor = call(
-            input_ids=batch.input_ids_BS,
-            attention_mask=batch.attention_mask_BS,
-            token_type_ids=batch.token_type_ids_BS,
-            labels=batch.labels_BS,
-            next_sentence_label=batch.next_sentence_label_B,
-        ).loss
+        loss = peer_loss(call, batch)
         loss.backward()
         master.step()
         return loss.detach()

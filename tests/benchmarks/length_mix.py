@@ -6,12 +6,15 @@ the others anything up to seven eighths, which gives that mean.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.losses import pretraining_loss
 from training.packing import PackedSequences, pack
 
 CLS_ID, SEP_ID, MASK_ID = 101, 102, 103
@@ -92,3 +95,23 @@ def make_batch(
         attention_mask_BS=there(real),
         labels_BS=there(labels),
     )
+
+
+def our_loss(model: Callable[..., Any], batch: Batch) -> torch.Tensor:
+    """Mean masked-LM plus mean next-sentence loss of our model, or of an engine around it."""
+    output = model(batch.sequences, batch.masked_lm_positions_M, batch.masked_lm_ids_M, batch.next_sentence_label_B)
+    return pretraining_loss(
+        output.mlm_loss_sum, output.nsp_loss_sum, len(batch.masked_lm_ids_M), len(batch.next_sentence_label_B)
+    )
+
+
+def peer_loss(model: Callable[..., Any], batch: Batch) -> torch.Tensor:
+    """The same loss of `transformers`, on the padded form of the rows."""
+    loss: torch.Tensor = model(
+        input_ids=batch.input_ids_BS,
+        attention_mask=batch.attention_mask_BS,
+        token_type_ids=batch.token_type_ids_BS,
+        labels=batch.labels_BS,
+        next_sentence_label=batch.next_sentence_label_B,
+    ).loss
+    return loss

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 import transformers
-from length_mix import Batch, make_batch
+from length_mix import Batch, make_batch, our_loss, peer_loss
 from measuring import cpu_seconds, report
 
 from training.config import ModelConfig
 from training.engine import EngineSettings, TrainingEngine, start_processes, stop_processes
 from training.heads import BertForPreTraining
 from training.interchange import huggingface_config
-from training.losses import pretraining_loss
 from training.modeling import initialize_weights
 
 RUNS, STEPS = 5, 2
@@ -35,24 +34,6 @@ MODEL = ModelConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
-
-
-def our_loss(model: Callable[..., Any], batch: Batch) -> torch.Tensor:
-    output = model(batch.sequences, batch.masked_lm_positions_M, batch.masked_lm_ids_M, batch.next_sentence_label_B)
-    return pretraining_loss(
-        output.mlm_loss_sum, output.nsp_loss_sum, len(batch.masked_lm_ids_M), len(batch.next_sentence_label_B)
-    )
-
-
-def peer_loss(model: Callable[..., Any], batch: Batch) -> torch.Tensor:
-    loss: torch.Tensor = model(
-        input_ids=batch.input_ids_BS,
-        attention_mask=batch.attention_mask_BS,
-        token_type_ids=batch.token_type_ids_BS,
-        labels=batch.labels_BS,
-        next_sentence_label=batch.next_sentence_label_B,
-    ).loss
-    return loss
 
 
 def stepper(
