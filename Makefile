@@ -6,7 +6,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-spark test-faults check setup bench lock clean
+.PHONY: demo test test-spark test-faults check setup bench ui doctor lock clean
 
 demo: setup
 	$(BIN)/python -m flows.end_to_end flows/recipes/demo.toml
@@ -27,6 +27,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python infra/check_infra.py
 
 setup: $(STAMP)
 
@@ -43,6 +44,14 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pipelines.compile_loops
 	$(BIN)/python -m training.build_ops
 	touch $@
+
+# MLflow and Prefect of a workspace, on loopback.
+WORKSPACE ?= workspaces/demo
+ui: setup
+	$(BIN)/python -m flows.ui $(WORKSPACE)
+
+doctor:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.doctor; else $(PYTHON) -m flows.doctor; fi
 
 bench: setup
 	@test -f "tests/benchmarks/$(NAME).py" || { echo "NAME=$(NAME): no such benchmark; there are: $$(cd tests/benchmarks && ls *.py | sed 's/\.py//' | xargs)" >&2; exit 2; }

@@ -5,11 +5,13 @@ This is the one place where flows knows the commands and keys of `pipelines` and
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flows.tracking import tracking_uri
 from flows.whole_recipe import WholeRecipe
 from pipelines import stages as preprocessing
 from pipelines import storage
@@ -77,13 +79,16 @@ def pretraining_stage(whole: WholeRecipe) -> Stage:
     return Stage(
         training.PRETRAINING,
         (output,),
-        command=lambda: _deepspeed_module(whole, "training.pretrain"),
-        environment=lambda: {} if _gpu_count() else {"DS_ACCELERATOR": "cpu"},
+        command=lambda: _deepspeed_module(whole, "training.pretrain", whole.pretraining.ranks),
+        environment=_accelerator,
     )
 
 
 def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     """Fine-tuning: one command that trains every task of the recipe; none where the recipe names no task."""
+    if (whole.finetuning.encoder or "").startswith(("models:/", "runs:/")):
+        # A trial's key asks the registry which version an alias names; the command itself gets this from the tracker.
+        os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(whole))
 
     def output(task: str, start: str) -> StageOutput:
         directory = training.finetuning_directory(whole.recipe, task, start)
@@ -91,15 +96,27 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
 
     starts = (training.PRETRAINED, training.RANDOM) if whole.finetuning.compare_with_random else (training.PRETRAINED,)
     outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
-    return [Stage(training.FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))] if outputs else []
+    if not outputs:
+        return []
+    if whole.finetuning.ranks == 1:
+        return [Stage(training.FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))]
+    ranks = whole.finetuning.ranks
+    return [
+        Stage(training.FINETUNING, outputs, lambda: _deepspeed_module(whole, "training.finetune", ranks), _accelerator)
+    ]
+
+
+def _accelerator() -> dict[str, str]:
+    return {} if _gpu_count() else {"DS_ACCELERATOR": "cpu"}
 
 
 def _python_module(whole: WholeRecipe, module: str) -> list[str]:
     return [sys.executable, "-m", module, *_recipe_arguments(whole)]
 
 
-def _deepspeed_module(whole: WholeRecipe, module: str) -> list[str]:
-    ranks = whole.pretraining.ranks or _gpu_count() or RANKS_WITHOUT_GPU
+def _deepspeed_module(whole: WholeRecipe, module: str, ranks: int) -> list[str]:
+    """DeepSpeed's launcher on this node; 0 ranks are one per GPU, or two where there is none."""
+    ranks = ranks or _gpu_count() or RANKS_WITHOUT_GPU
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
     options = [f"--num_accelerators={ranks}", f"--master_addr={LOOPBACK}", f"--master_port={_free_port()}"]
     return [*launcher, "--quiet", *options, "--module", module, *_recipe_arguments(whole)]

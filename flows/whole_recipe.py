@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.recipe_forms import SectionForm, form_of, toml_value
 from pipelines import storage
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
+from pipelines.credentials import refusal
 from pipelines.recipe import Recipe, RecipeError, RunConfig, Section, read_recipe
-from training.config import FinetuningConfig, ModelConfig, PretrainingConfig, require_lengths_fit
+from training.config import ModelConfig, PretrainingConfig, require_lengths_fit
+from training.distillation_config import DistillationConfig
+from training.finetuning_config import FinetuningConfig
 
 REGISTRY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -23,16 +28,46 @@ class TrackingConfig(Section):
     registered_model_prefix: str | None = Field(None, pattern=REGISTRY_NAME_PATTERN)
     """Models are registered as `<prefix>-encoder` and `<prefix>-<task>`; None means the name of the run."""
     alias: str = Field("champion", pattern=r"^[a-z][a-z0-9_-]*$")
-    """Alias that is moved to the version which this run registers."""
+    """Alias of the best version: one that this run registers gets it at the promotion gate."""
+    promotion_margin: float = Field(default=0.0, ge=0.0)
+    """By how much a new version's score must exceed the champion's to replace it; more is asked for than mere luck."""
 
 
-class RunRequest(BaseModel):
-    """Parameters of every flow: which recipe, with which overrides, in which workspace."""
+if TYPE_CHECKING:
+    # Generated at run time; a type checker knows what they have in common.
+    DocumentsForm: TypeAlias = SectionForm
+    VocabularyForm: TypeAlias = SectionForm
+    ExamplesForm: TypeAlias = SectionForm
+    ModelForm: TypeAlias = SectionForm
+    PretrainingForm: TypeAlias = SectionForm
+    FinetuningForm: TypeAlias = SectionForm
+else:
+    DocumentsForm, VocabularyForm, ExamplesForm = map(form_of, (DocumentsConfig, VocabularyConfig, ExamplesConfig))
+    ModelForm, PretrainingForm, FinetuningForm = map(form_of, (ModelConfig, PretrainingConfig, FinetuningConfig))
+
+
+class BaseRequest(BaseModel):
+    """Parameters that all flows share: which recipe, what to change in it, and how its stages are run.
+
+    A setting in a form goes before the recipe's, one in `overrides` before both.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    recipe: str = Field(description="path of the recipe file (TOML)")
-    overrides: tuple[str, ...] = Field(default=(), description="settings to override, each as section.key=value")
+    recipe: str = Field(min_length=1, description="path of the recipe file (TOML), such as flows/recipes/demo.toml")
+    workspace: str | None = Field(
+        default=None, min_length=1, description="directory of the run, instead of the recipe's"
+    )
+    overrides: tuple[str, ...] = Field(
+        default=(), description="settings to override, each as section.key=value, such as pretraining.seed=7"
+    )
+    stage_retries: int = Field(
+        default=0, ge=0, le=10, description="attempts after a stage has failed; a mistake in the recipe gets none"
+    )
+    stage_timeout_seconds: float | None = Field(
+        default=None, gt=0, description="end a stage that takes longer; pre-training writes its checkpoint first"
+    )
+    rebuild: bool = Field(default=False, description="build every stage anew, also those that are complete")
     parent_run_id: str | None = Field(
         default=None, description="MLflow run to nest this flow's runs under; none starts one"
     )
@@ -41,9 +76,45 @@ class RunRequest(BaseModel):
         """Read and check the recipe.
 
         Raises:
-            RecipeError: a mistake in the file or in an override.
+            RecipeError: a mistake in the file, in a form or in an override.
         """
-        return WholeRecipe.check(read_recipe(self.recipe, self.overrides))
+        return WholeRecipe.check(read_recipe(self.recipe, self.all_overrides()))
+
+    def all_overrides(self) -> tuple[str, ...]:
+        """What the forms, the workspace and `overrides` change, in the order in which it is applied."""
+        found: list[str] = []
+        for name in type(self).model_fields:
+            form = getattr(self, name)
+            if isinstance(form, SectionForm):
+                found += form.overrides(name)
+        if self.workspace is not None:
+            found.append(f"run.workspace={toml_value(self.workspace)}")
+        return (*found, *self.overrides)
+
+
+class PreprocessRequest(BaseRequest):
+    """Parameters of the flow that turns text into examples."""
+
+    documents: DocumentsForm | None = None
+    vocabulary: VocabularyForm | None = None
+    examples: ExamplesForm | None = None
+
+
+class PretrainRequest(BaseRequest):
+    """Parameters of the flow that pre-trains the encoder."""
+
+    model: ModelForm | None = None
+    pretraining: PretrainingForm | None = None
+
+
+class FinetuneRequest(BaseRequest):
+    """Parameters of the flow that fine-tunes the encoder."""
+
+    finetuning: FinetuningForm | None = None
+
+
+class RunRequest(PreprocessRequest, PretrainRequest, FinetuneRequest):
+    """Parameters of the whole chain; each of its flows takes it too."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +128,7 @@ class WholeRecipe:
     examples: ExamplesConfig
     model: ModelConfig
     pretraining: PretrainingConfig
+    distillation: DistillationConfig
     finetuning: FinetuningConfig
     tracking: TrackingConfig
 
@@ -67,6 +139,9 @@ class WholeRecipe:
         Raises:
             RecipeError: the first mistake, in one line.
         """
+        # First of all: a section's own error would show the value.
+        if refused := refusal(recipe.tables):
+            raise RecipeError(f"{recipe.path}: {refused}")
         whole = cls(
             recipe=recipe,
             run=recipe.section("run", RunConfig),
@@ -75,6 +150,7 @@ class WholeRecipe:
             examples=recipe.section("examples", ExamplesConfig),
             model=recipe.section("model", ModelConfig),
             pretraining=recipe.section("pretraining", PretrainingConfig),
+            distillation=recipe.section("distillation", DistillationConfig),
             finetuning=recipe.section("finetuning", FinetuningConfig),
             tracking=recipe.section("tracking", TrackingConfig),
         )
@@ -100,6 +176,7 @@ class WholeRecipe:
             "examples": self.examples,
             "model": self.model,
             "pretraining": self.pretraining,
+            "distillation": self.distillation,
             "finetuning": self.finetuning,
             "tracking": self.tracking,
         }

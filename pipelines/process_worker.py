@@ -31,7 +31,11 @@ _PACKAGE_LIST = "submission_environment_dependencies.txt"
 
 def main() -> None:
     follow_lifeline()
-    parser = argparse.ArgumentParser(prog="clozeworks-worker", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="clozeworks-worker",
+        description=__doc__,
+        epilog="example: clozeworks-worker --id 1-1 --provision_endpoint localhost:8097",
+    )
     parser.add_argument("--id", required=True, help="the name that the runner gives this worker")
     parser.add_argument("--provision_endpoint", required=True, help="host:port to ask for all else")
     arguments, _ = parser.parse_known_args()

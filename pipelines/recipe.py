@@ -18,7 +18,17 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-SECTION_NAMES = ("run", "documents", "vocabulary", "examples", "model", "pretraining", "finetuning", "tracking")
+SECTION_NAMES = (
+    "run",
+    "documents",
+    "vocabulary",
+    "examples",
+    "model",
+    "pretraining",
+    "distillation",
+    "finetuning",
+    "tracking",
+)
 
 EXIT_BAD_INPUT = 2
 
@@ -40,7 +50,7 @@ class Section(BaseModel):
     A field declared with `json_schema_extra=OPERATIONAL` is left out of `identity()`; changing it rebuilds nothing.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the stage's output, as plain JSON values."""

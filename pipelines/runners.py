@@ -37,7 +37,10 @@ class Job(NamedTuple):
 def parse_job(module: str, description: str | None, argv: list[str] | None) -> Job:
     """Parse the command line that all three jobs share: recipe, `--set`, `--workspace`; the rest is Beam's."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {module}",
+        description=description,
+        epilog=f"example: python -m {module} flows/recipes/demo.toml --set run.workers=2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_recipe_arguments(parser)
     arguments, beam_arguments = parser.parse_known_args(argv)

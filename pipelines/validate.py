@@ -298,6 +298,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.validate",
         description=__doc__,
+        epilog="example: python -m pipelines.validate workspaces/demo",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", help="a finished stage, such as workspaces/demo/examples, or a workspace")

@@ -1,4 +1,4 @@
-"""Recipe sections of training: `[model]`, `[pretraining]` and `[finetuning]`; light to import, without torch."""
+"""Recipe sections `[model]` and `[pretraining]`, and the optimizer's settings; light to import, without torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ SHAPES: dict[str, dict[str, int]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
 """`model.size`: base and large as in the paper, section 3; tiny and small as in Turc et al., 2019, table 1."""
-
-GLUE_TASK_NAMES = ("cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli")
-WORD_ORDER = "word-order"
 
 
 class ModelConfig(Section):
@@ -253,64 +250,3 @@ def require_lengths_fit(model: ModelConfig, pretraining: PretrainingConfig, reci
                 f"model.max_position_embeddings = {model.max_position_embeddings}; "
                 "raise the latter or shorten the phase"
             )
-
-
-class WordOrderConfig(Section):
-    """`[finetuning.word_order]`: the demonstration task, made from held-out documents in CoLA's own form."""
-
-    max_train_examples: int = Field(default=4_000, ge=2)
-    max_dev_examples: int = Field(default=1_000, ge=2)
-    min_words: int = Field(default=6, ge=3)
-    max_words: int = Field(default=40, ge=3)
-    damaged_words: int = Field(default=5, ge=2)
-    """Length of the run of neighbouring words whose order is changed."""
-    seed: Seed = 12_345
-
-    @model_validator(mode="after")
-    def _words_fit(self) -> WordOrderConfig:
-        if not self.damaged_words <= self.min_words <= self.max_words:
-            raise ValueError(
-                f"damaged_words = {self.damaged_words}, min_words = {self.min_words}, max_words = {self.max_words} "
-                "must not decrease in this order"
-            )
-        return self
-
-
-class FinetuningConfig(OptimizerConfig):
-    """`[finetuning]`: which tasks, and the paper's settings for them (section 4.1)."""
-
-    glue_dir: str | None = None
-    """Folder with GLUE's own sub-folders (CoLA, SST-2, MRPC ...)."""
-    tasks: tuple[str, ...] = ()
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: Positive = 2e-5
-    num_train_epochs: int = Field(default=3, ge=1)
-    warmup_proportion: Rate = 0.1
-    max_seq_length: int = Field(default=128, ge=8, le=65_535)
-    seed: Seed = 12_345
-    compare_with_random: bool = False
-    """Also train each task from random weights, to show what pre-training bought."""
-    word_order: WordOrderConfig = WordOrderConfig()
-    log_every_steps: int = Field(default=50, ge=1, json_schema_extra=OPERATIONAL)
-
-    @model_validator(mode="after")
-    def _batches_are_small(self) -> FinetuningConfig:
-        if self.optimizer == "lamb":
-            raise ValueError("optimizer = 'lamb' is for very large batches; fine-tune with 'adam' or 'adamw'")
-        return self
-
-    @model_validator(mode="after")
-    def _tasks_known(self) -> FinetuningConfig:
-        valid = (*GLUE_TASK_NAMES, WORD_ORDER)
-        for task in self.tasks:
-            if task not in valid:
-                raise ValueError(f"tasks names {task!r}; valid names: {', '.join(valid)}")
-        if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks = {list(self.tasks)} names a task twice")
-        glue_tasks = [task for task in self.tasks if task != WORD_ORDER]
-        if glue_tasks and self.glue_dir is None:
-            raise ValueError(
-                f"tasks asks for {', '.join(glue_tasks)} but glue_dir is not set; add "
-                "--set finetuning.glue_dir=<folder that holds CoLA, RTE ...>"
-            )
-        return self

@@ -1,27 +1,30 @@
-"""Fine-tune an encoder on GLUE tasks, and on the word-order task made from held-out documents.
+"""Fine-tune an encoder: on GLUE, SQuAD, sequence tagging, and the word-order task made from held-out documents.
 
-    python -m training.finetune recipe.toml [--tasks cola rte] [--encoder DIR]
+    python -m training.finetune recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
 
-One process, no launcher. Each trial writes <workspace>/finetuning/<task>/<start>: model/ (a Hugging Face
-BertForSequenceClassification), metrics.jsonl and, last of all, manifest.json with the scores. Complete trials are
-skipped.
+One process, or several under DeepSpeed's launcher. Each trial writes <workspace>/finetuning/<task>/<start>: model/ (a
+Hugging Face directory), predictions/, metrics.jsonl and, last of all, manifest.json with the scores. Complete trials
+are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipelines import storage
 from pipelines.contract import StageKey, require_manifest
 from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
-from training.config import WORD_ORDER, FinetuningConfig, ModelConfig
-from training.process_end import run_and_leave
+from pipelines.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
+from training.config import ModelConfig
+from training.finetuning_config import BEGIN_FROM_MNLI, MNLI, WORD_ORDER, FinetuningConfig
+from training.process_end import exit_code_of_rank, run_and_leave
 from training.stages import (
     DOCUMENTS,
     ENCODER_DIRECTORY,
     FINETUNING,
+    MODEL_DIRECTORY,
     PRETRAINED,
     PRETRAINING,
     RANDOM,
@@ -33,59 +36,85 @@ from training.stages import (
     workspace_of,
 )
 
+if TYPE_CHECKING:
+    from training.finetuning import Trial
+
 DATA_DIRECTORY = "data"
-
-
-@dataclass(frozen=True)
-class _Planned:
-    task: str
-    start: str
-    directory: str
-    key: StageKey
+_EXAMPLE = "example: python -m training.finetune recipe.toml --tasks rte --set finetuning.glue_dir=glue"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="training.finetune", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="training.finetune", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+    )
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to train, instead of finetuning.tasks")
-    parser.add_argument("--encoder", metavar="DIR", help="Hugging Face BERT directory, instead of the workspace's own")
+    parser.add_argument("--encoder", metavar="SOURCE", help="where to begin from, instead of finetuning.encoder")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     parsed = parser.parse_args(arguments)
     if parsed.tasks:
         parsed.overrides.append(f"finetuning.tasks={list(parsed.tasks)!r}")
+    if parsed.encoder:
+        parsed.overrides.append(f"finetuning.encoder={parsed.encoder!r}")
     follow_lifeline()
     recipe = recipe_from_arguments(parsed)
     config = recipe.section("finetuning", FinetuningConfig)
     if not config.tasks:
         raise InputError(f"{recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
-    planned = _planned(recipe, config, parsed.encoder)
-    if not planned:
+    require_inputs(recipe, config)
+    planned = _planned(recipe, config)
+    if all(trial.difference() is None for trial in planned):
         print("finetuning: all trials are complete and up to date", flush=True)
         return 0
-    _prepare_data(recipe, config, planned)
-    _run(recipe, config, planned, parsed.encoder)
+    _run(recipe, config, planned)
     return 0
 
 
-def _planned(recipe: Recipe, config: FinetuningConfig, encoder: str | None) -> list[_Planned]:
-    """The trials that are not complete yet."""
+@dataclass(frozen=True)
+class _Planned:
+    recipe: Recipe
+    task: str
+    start: str
+
+    @property
+    def directory(self) -> str:
+        return finetuning_directory(self.recipe, self.task, self.start)
+
+    @property
+    def key(self) -> StageKey:
+        """Asked for when the trial's turn comes: it may begin from what an earlier trial writes."""
+        return finetuning_key(self.recipe, self.task, self.start)
+
+    def difference(self) -> str | None:
+        return self.key.difference(self.directory)
+
+
+def _planned(recipe: Recipe, config: FinetuningConfig) -> list[_Planned]:
+    """All trials of the recipe, MNLI's first where others begin from it."""
+    tasks = sorted(config.tasks, key=lambda task: task != MNLI) if config.mnli_first else config.tasks
+    starts = (PRETRAINED, RANDOM) if config.compare_with_random else (PRETRAINED,)
+    return [_Planned(recipe, task, start) for task in tasks for start in starts]
+
+
+def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
+    """Check that the stages which fine-tuning reads are complete.
+
+    Raises:
+        InputError: one is missing; the message names its command.
+    """
     workspace = workspace_of(recipe)
-    require_manifest(storage.join(workspace, VOCABULARY), f"python -m pipelines.train_vocabulary {recipe.path}")
-    if encoder is None:
+    if config.encoder is None or config.compare_with_random:
+        require_manifest(storage.join(workspace, VOCABULARY), f"python -m pipelines.train_vocabulary {recipe.path}")
+    if config.encoder is None:
         require_manifest(storage.join(workspace, PRETRAINING), f"deepspeed --module training.pretrain {recipe.path}")
-    planned = []
-    for task in config.tasks:
-        for start in (PRETRAINED, RANDOM) if config.compare_with_random else (PRETRAINED,):
-            directory = finetuning_directory(recipe, task, start)
-            key = finetuning_key(recipe, task, start, encoder if start == PRETRAINED else None)
-            if (difference := key.difference(directory)) is not None:
-                print(f"finetuning: {task}/{start}: {difference}", flush=True)
-                planned.append(_Planned(task, start, directory, key))
-    return planned
+    if WORD_ORDER in config.tasks:
+        require_manifest(storage.join(workspace, DOCUMENTS), f"python -m pipelines.shard_corpus {recipe.path}")
 
 
-def _prepare_data(recipe: Recipe, config: FinetuningConfig, planned: list[_Planned]) -> None:
-    if not any(trial.task == WORD_ORDER for trial in planned):
-        return
+def data_directory(recipe: Recipe, config: FinetuningConfig, task: str) -> str | None:
+    """The folder that a task's own folder lies in; the word-order task's is made here where it is not there yet."""
+    if task != WORD_ORDER:
+        return config.glue_dir
     from training.glue.word_order import prepare_word_order
 
     workspace = workspace_of(recipe)
@@ -93,51 +122,63 @@ def _prepare_data(recipe: Recipe, config: FinetuningConfig, planned: list[_Plann
     manifest = require_manifest(documents, f"python -m pipelines.shard_corpus {recipe.path}")
     target = storage.join(workspace, FINETUNING, DATA_DIRECTORY)
     prepare_word_order(target, documents, manifest, config.word_order, code_version())
+    return target
 
 
-def _run(recipe: Recipe, config: FinetuningConfig, planned: list[_Planned], encoder: str | None) -> None:
-    # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
-    from training.engine import start_processes, stop_processes
-    from training.finetuning import FinetuningRun, TaskData, Trial, architecture_of, load_task
-    from training.glue.tasks import TASKS
-    from training.text import TextEncoder
+def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, directory: str, key: StageKey) -> Trial:
+    """Find the weights and the vocabulary that a trial begins from.
+
+    Raises:
+        InputError: the encoder cannot be read.
+    """
+    from training.finetuning import Trial, architecture_of
 
     workspace = workspace_of(recipe)
-    own_vocabulary = storage.join(workspace, VOCABULARY)
-    own_encoder = storage.join(workspace, PRETRAINING, ENCODER_DIRECTORY)
+    if start == RANDOM:
+        vocabulary = storage.join(workspace, VOCABULARY)
+        model = recipe.section("model", ModelConfig)
+        return Trial(task, start, directory, key, model, vocabulary_size(vocabulary), None, vocabulary)
+    if config.mnli_first and task in BEGIN_FROM_MNLI:
+        source = storage.join(finetuning_directory(recipe, MNLI, PRETRAINED), MODEL_DIRECTORY)
+    elif config.encoder is not None:
+        from training.encoders import encoder_directory
+
+        source = encoder_directory(config.encoder)
+    else:
+        source = storage.join(workspace, PRETRAINING, ENCODER_DIRECTORY)
+    return Trial(task, start, directory, key, *architecture_of(source), source, source)
+
+
+def _run(recipe: Recipe, config: FinetuningConfig, planned: list[_Planned]) -> None:
+    # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
+    from training.engine import start_processes, stop_processes
+    from training.finetuning import open_problem, run_trial
+    from training.fitting import Problem
+    from training.trial_runs import TrialRuns, numbers_of
+
     processes = start_processes()
     try:
-        data: dict[tuple[str, str], TaskData] = {}
-        for trial in planned:
-            if trial.start == RANDOM:
-                source, vocabulary = None, own_vocabulary
-                model, size = recipe.section("model", ModelConfig), vocabulary_size(own_vocabulary)
-            else:
-                source = vocabulary = encoder or own_encoder
-                model, size = architecture_of(source)
-            _require_length_fits(config, model, recipe)
-            if (trial.task, vocabulary) not in data:
-                folder = config.glue_dir
-                if trial.task == WORD_ORDER:
-                    folder = storage.join(workspace, FINETUNING, DATA_DIRECTORY)
-                assert folder is not None
-                data[trial.task, vocabulary] = load_task(
-                    trial.task, folder, TextEncoder(vocabulary), config.max_seq_length
-                )
-            task = TASKS[trial.task]
-            described = Trial(task, trial.start, trial.directory, trial.key, model, size, source, vocabulary)
-            FinetuningRun(described, config, data[trial.task, vocabulary], processes).run()
+        runs = TrialRuns.from_environment() if processes.is_first else TrialRuns(None)
+        problems: dict[tuple[str, str], Problem] = {}
+        for each in planned:
+            difference = processes.from_first(each.difference() if processes.is_first else None)
+            if difference is None:
+                continue
+            if processes.is_first:
+                print(f"finetuning: {each.task}/{each.start}: {difference}", flush=True)
+                data_directory(recipe, config, each.task)
+            processes.barrier()
+            trial = trial_of(recipe, config, each.task, each.start, each.directory, each.key)
+            read = (each.task, trial.vocabulary_directory)
+            if read not in problems:
+                folder = data_directory(recipe, config, each.task)
+                problems = {read: open_problem(each.task, config, folder, trial.vocabulary_directory)}
+            with runs.trial(f"{each.task}/{each.start}", trial.directory, trial.key) as run:
+                statistics = run_trial(trial, config, problems[read], processes, run.run_id)
+                run.scores = numbers_of(statistics)
     finally:
         stop_processes()
 
 
-def _require_length_fits(config: FinetuningConfig, model: ModelConfig, recipe: Recipe) -> None:
-    if config.max_seq_length > model.max_position_embeddings:
-        raise InputError(
-            f"{recipe.path}: finetuning.max_seq_length = {config.max_seq_length} exceeds the encoder's "
-            f"{model.max_position_embeddings} positions; lower it"
-        )
-
-
 if __name__ == "__main__":
-    run_and_leave(lambda: exit_code_of(main))
+    run_and_leave(lambda: exit_code_of_rank(main))

@@ -130,8 +130,7 @@ class BertForSequenceClassification(nn.Module):
 
     def forward(self, sequences: PackedSequences) -> torch.Tensor:
         """Logits [B, C] of a packed batch."""
-        _, pooled_BH = self.bert(sequences)
-        logits_BC: torch.Tensor = self.classifier(self.dropout(pooled_BH))
+        logits_BC: torch.Tensor = self.classifier(self.dropout(self.bert.pooled(sequences)))
         return logits_BC
 
     @staticmethod

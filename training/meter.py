@@ -13,7 +13,7 @@ from training.checkpoint import Progress
 from training.config import ModelConfig
 from training.data import StepBatch
 from training.evaluation import accuracies_in_words, metrics_from_sums
-from training.throughput import step_flops
+from training.flops import step_flops
 from training.tracking import Tracker
 
 

@@ -115,8 +115,14 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertResidualOutput(config, config.intermediate_size)
 
-    def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        return self.after_attention(self.attention.self(hidden_TH, sequences), hidden_TH)
+    def forward(
+        self, hidden_TH: torch.Tensor, sequences: PackedSequences, tokens_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Output of all tokens or, with `tokens_B`, of those alone: [B, H]."""
+        context_TH = self.attention.self(hidden_TH, sequences)
+        if tokens_B is not None:
+            context_TH, hidden_TH = context_TH.index_select(0, tokens_B), hidden_TH.index_select(0, tokens_B)
+        return self.after_attention(context_TH, hidden_TH)
 
     def after_attention(self, context_TH: torch.Tensor, hidden_TH: torch.Tensor) -> torch.Tensor:
         """What treats each token by itself, which is what `compile_layers` compiles."""
@@ -133,13 +139,17 @@ class BertEncoder(nn.Module):
         self.layer = nn.ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
         self.activation_checkpointing = False
 
-    def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        for layer in self.layer:
+    def forward(
+        self, hidden_TH: torch.Tensor, sequences: PackedSequences, tokens_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Output of the last layer for all tokens or, with `tokens_B`, for those alone: [B, H]."""
+        for index, layer in enumerate(self.layer):
+            wanted_B = tokens_B if index + 1 == len(self.layer) else None
             if self.activation_checkpointing and torch.is_grad_enabled():
                 # It restores the generators, so that dropout draws the same numbers the second time.
-                hidden_TH = checkpoint(layer, hidden_TH, sequences, use_reentrant=False)
+                hidden_TH = checkpoint(layer, hidden_TH, sequences, wanted_B, use_reentrant=False)
             else:
-                hidden_TH = layer(hidden_TH, sequences)
+                hidden_TH = layer(hidden_TH, sequences, wanted_B)
         return hidden_TH
 
 
@@ -150,8 +160,8 @@ class BertPooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        return torch.tanh(self.dense(hidden_TH.index_select(0, sequences.first_tokens_B)))
+    def forward(self, first_BH: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.dense(first_BH))
 
 
 class BertModel(nn.Module):
@@ -170,7 +180,17 @@ class BertModel(nn.Module):
             hidden_TH [T, H], the last layer's output, and pooled_BH [B, H], None without a pooler.
         """
         hidden_TH = self.encoder(self.embeddings(sequences), sequences)
-        return hidden_TH, self.pooler(hidden_TH, sequences) if self.pooler is not None else None
+        if self.pooler is None:
+            return hidden_TH, None
+        return hidden_TH, self.pooler(hidden_TH.index_select(0, sequences.first_tokens_B))
+
+    def pooled(self, sequences: PackedSequences) -> torch.Tensor:
+        """pooled_BH [B, H] alone: after attention the last layer computes [CLS] only, as nothing reads the rest."""
+        assert self.pooler is not None
+        pooled_BH: torch.Tensor = self.pooler(
+            self.encoder(self.embeddings(sequences), sequences, sequences.first_tokens_B)
+        )
+        return pooled_BH
 
 
 def compile_layers(model: BertModel) -> None:

@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 
 from pipelines import storage
 from pipelines.contract import read_manifest
 from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import EXIT_BAD_INPUT, InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.recipe import add_recipe_arguments, recipe_from_arguments
 from training.checkpoint import CHECKPOINTS_DIRECTORY, refuse_foreign_checkpoints
-from training.process_end import StopRequest, run_and_leave
+from training.process_end import StopRequest, exit_code_of_rank, run_and_leave
 from training.stages import pretraining_inputs
 
-_SECONDS_FOR_FIRST_RANK = 3.0
+_EXAMPLE = "example: deepspeed --num_accelerators 2 --module training.pretrain recipe.toml --set pretraining.seed=7"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="training.pretrain", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="training.pretrain", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+    )
     add_recipe_arguments(parser)
     parser.add_argument("--restart", action="store_true", help="delete what an earlier run left and begin anew")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -56,17 +57,5 @@ def main(arguments: list[str] | None = None) -> int:
         stop_processes()
 
 
-def _quiet_main() -> int:
-    """Every rank meets the same mistake; one of them tells it."""
-    if os.environ.get("RANK", "0") == "0":
-        return exit_code_of(main)
-    try:
-        return main()
-    except InputError:
-        # The launcher ends all ranks as soon as one fails: leave rank 0 the time to say why.
-        time.sleep(_SECONDS_FOR_FIRST_RANK)
-        return EXIT_BAD_INPUT
-
-
 if __name__ == "__main__":
-    run_and_leave(_quiet_main)
+    run_and_leave(lambda: exit_code_of_rank(main))

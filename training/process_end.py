@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
+
+from pipelines.recipe import EXIT_BAD_INPUT, InputError, exit_code_of
+
+_SECONDS_FOR_FIRST_RANK = 3.0
 
 
 class StopRequest:
@@ -38,3 +43,15 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
+
+
+def exit_code_of_rank(main: Callable[[], int]) -> int:
+    """Run a command's main on one of several ranks: all meet the same mistake, the first one tells it."""
+    if os.environ.get("RANK", "0") == "0":
+        return exit_code_of(main)
+    try:
+        return main()
+    except InputError:
+        # The launcher ends all ranks as soon as one fails: leave rank 0 the time to say why.
+        time.sleep(_SECONDS_FOR_FIRST_RANK)
+        return EXIT_BAD_INPUT

@@ -18,8 +18,11 @@ from pipelines.contract import (
     verify_file,
 )
 from pipelines.recipe import InputError, Recipe, RunConfig
-from training.config import WORD_ORDER, FinetuningConfig, ModelConfig, PretrainingConfig, require_lengths_fit
-from training.glue.tasks import task_files
+from training.config import ModelConfig, OptimizerConfig, PretrainingConfig, require_lengths_fit
+from training.finetuning_config import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, WORD_ORDER, FinetuningConfig
+from training.glue.tasks import prediction_files, task_files
+from training.squad.config import data_files as squad_files
+from training.tagging.config import data_files as tagging_files
 
 DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
 PRETRAINING, FINETUNING = "pretraining", "finetuning"
@@ -29,7 +32,7 @@ PRETRAINED, RANDOM = "pretrained", "random"
 
 # To be raised whenever the same settings and inputs would give another model than before.
 PRETRAINING_VERSION = 2
-FINETUNING_VERSION = 1
+FINETUNING_VERSION = 2
 
 
 def workspace_of(recipe: Recipe) -> str:
@@ -171,45 +174,64 @@ def finetuning_directory(recipe: Recipe, task: str, start: str) -> str:
     return storage.join(workspace_of(recipe), FINETUNING, task, start)
 
 
-def finetuning_key(recipe: Recipe, task: str, start: str, encoder: str | None = None) -> StageKey:
+def finetuning_key(recipe: Recipe, task: str, start: str, config: FinetuningConfig | None = None) -> StageKey:
     """Key of one fine-tuning trial: the settings that its task depends on, and the digests of what it reads.
 
     Args:
         recipe: with the sections [model] and [finetuning].
-        task: a name of training/glue/tasks.py.
-        start: PRETRAINED or RANDOM.
-        encoder: a Hugging Face directory to begin from; None is the workspace's own encoder.
+        task: a name that `finetuning.tasks` takes.
+        start: RANDOM, or another word for a trial that begins from an encoder.
+        config: settings of this trial, instead of the recipe's own section.
 
     Raises:
         InputError: a section is wrong, or a file of the task is missing.
     """
-    config = recipe.section("finetuning", FinetuningConfig)
+    config = config or recipe.section("finetuning", FinetuningConfig)
     workspace = workspace_of(recipe)
-    settings = config.identity()
-    for name in ("tasks", "glue_dir", "compare_with_random", "word_order"):
-        del settings[name]
-    inputs = {VOCABULARY: _digest(workspace, VOCABULARY)}
+    settings = {name: config.identity()[name] for name in (*OptimizerConfig.model_fields, "dropout")}
+    settings |= config.fitting(task).identity()
+    for name in _NOT_OF_A_TRIAL:
+        settings.pop(name, None)
+    inputs: dict[str, str] = {}
     if task == WORD_ORDER:
         settings["word_order"] = config.word_order.identity()
         inputs[DOCUMENTS] = _digest(workspace, DOCUMENTS)
     else:
-        assert config.glue_dir is not None
-        inputs["data"] = digest_of({path: storage.sha256_of(path) for path in task_files(task, config.glue_dir)})
-    if encoder is not None:
-        inputs[ENCODER_DIRECTORY] = _weights_digest(encoder)
-    elif start == PRETRAINED:
-        inputs[PRETRAINING] = _digest(workspace, PRETRAINING)
-    else:
+        inputs["data"] = digest_of({path: storage.sha256_of(path) for path in _data_files(task, config)})
+    if start == RANDOM:
+        inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
         settings["model"] = recipe.section("model", ModelConfig).identity()
+    elif config.mnli_first and task in BEGIN_FROM_MNLI:
+        inputs[MNLI] = _digest(workspace, storage.join(FINETUNING, MNLI, PRETRAINED))
+    elif config.encoder is not None:
+        inputs[ENCODER_DIRECTORY] = _encoder_digest(config.encoder)
+    else:
+        inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
+        inputs[PRETRAINING] = _digest(workspace, PRETRAINING)
     return StageKey(FINETUNING, FINETUNING_VERSION, {"task": task, "start": start, **settings}, inputs)
 
 
-def _weights_digest(encoder: str) -> str:
-    """Hash of the weights of a Hugging Face directory, in whichever form training/interchange.py reads them."""
-    names = [name for name in storage.list_files(encoder) if name.endswith((".safetensors", ".bin"))]
-    if "model.safetensors" in names:
-        return storage.sha256_of(storage.join(encoder, "model.safetensors"))
-    return digest_of({name: storage.sha256_of(storage.join(encoder, name)) for name in names})
+# What names places, or belongs to other tasks; a trial's data and encoder enter its key by their digests.
+_NOT_OF_A_TRIAL = (
+    "tasks", "encoder", "glue_dir", "compare_with_random", "mnli_first", "word_order", "squad", "tagging", "sweep",
+    "train_file", "dev_file", "test_file",
+)  # fmt: skip
+
+
+def _data_files(task: str, config: FinetuningConfig) -> list[str]:
+    if task == SQUAD:
+        return squad_files(config.squad)
+    if task == TAGGING:
+        return tagging_files(config.tagging)
+    assert config.glue_dir is not None
+    return task_files(task, config.glue_dir) + prediction_files(task, config.glue_dir)
+
+
+def _encoder_digest(source: str) -> str:
+    """Hash of what a trial begins from; a registered model is fetched for it, since an alias may have moved."""
+    from training.encoders import encoder_digest, encoder_directory  # they know this module's names
+
+    return encoder_digest(encoder_directory(source))
 
 
 def _digest(workspace: str, stage: str) -> str:

@@ -1,8 +1,4 @@
-"""How much arithmetic a step is, and what the device can do at most: model FLOPs utilisation.
-
-Counted as PaLM (Chowdhery et al., 2022, appendix B) and Megatron-LM count it, forward and backward together, for the
-tokens that exist: padding and recomputation add nothing.
-"""
+"""What the device can do at most: the denominator of model FLOPs utilisation (training/flops.py has the numerator)."""
 
 from __future__ import annotations
 
@@ -10,26 +6,8 @@ import time
 
 import torch
 
-from training.config import ModelConfig
-
 _PEAK_SECONDS = 0.25
 _MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
-
-
-def step_flops(model: ModelConfig, vocab_size: int, tokens: int, squared_tokens: int, masked_tokens: int) -> float:
-    """Floating-point operations of one training step, forward and backward.
-
-    6 N T + 12 L H sum(S^2) + 6 M (H^2 + H V), where N counts the encoder's matrices (4 H^2 + 2 H I a layer), T the
-    tokens, S the length of each sequence and M the masked tokens.
-
-    Args:
-        tokens, squared_tokens: sums of the lengths of the step's sequences, and of their squares.
-        masked_tokens: tokens that the masked-LM head sees.
-    """
-    hidden, layers = model.hidden_size, model.num_hidden_layers
-    encoder = layers * (4 * hidden * hidden + 2 * hidden * model.intermediate_size)
-    head = hidden * hidden + hidden * vocab_size
-    return 6.0 * encoder * tokens + 12.0 * layers * hidden * squared_tokens + 6.0 * masked_tokens * head
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -33,7 +33,8 @@ _BATCH_METRICS = 1_000
 _CHUNK_BYTES = 1 << 18
 _SYSTEM_POINTS = 40_000
 """About ten hours at MLflow's usual ten seconds; older ones are dropped while it is away."""
-_ENVIRONMENT = {
+
+MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # The sender tries again by itself; MLflow's own seven tries of two minutes each would keep it from noticing.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -53,8 +54,9 @@ class Point(NamedTuple):
 class Tracker:
     """Writes metrics by step; on other ranks than 0 it does nothing. Tracking never ends a training run.
 
-    MLflow takes part when MLFLOW_RUN_ID and MLFLOW_TRACKING_URI are set. A thread imports it (seconds) and sends what
-    the file has, so training waits for neither, and a server that was away gets later what it missed.
+    MLflow takes part when a run is given, or named by MLFLOW_RUN_ID, and MLFLOW_TRACKING_URI is set. A thread imports
+    it (seconds) and sends what the file has, so training waits for neither, and a server that was away gets later what
+    it missed.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Tracker:
         prefix: str = "",
         resumed_step: int = -1,
         parameters: Mapping[str, str] | None = None,
+        run_id: str | None = None,
     ) -> None:
         """Open `directory`/metrics.jsonl for appending, without what a killed run wrote after its last checkpoint.
 
@@ -73,6 +76,7 @@ class Tracker:
             prefix: put before the names that MLflow gets.
             resumed_step: last step whose line is kept; -1 begins a new file.
             parameters: what MLflow shall know of the run as a whole.
+            run_id: the MLflow run, instead of the one that MLFLOW_RUN_ID names.
         """
         self._stream = None
         self._sender: _MlflowSender | None = None
@@ -82,8 +86,9 @@ class Tracker:
         os.makedirs(directory, exist_ok=True)
         _drop_after(path, resumed_step)
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
-        if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("MLFLOW_TRACKING_URI"):
-            self._sender = _MlflowSender(os.environ["MLFLOW_RUN_ID"], prefix, parameters or {}, path)
+        run_id = run_id or os.environ.get("MLFLOW_RUN_ID")
+        if run_id and os.environ.get("MLFLOW_TRACKING_URI"):
+            self._sender = _MlflowSender(run_id, prefix, parameters or {}, path)
             self._sender.step = max(resumed_step, 0)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -140,6 +145,9 @@ class _MlflowSender:
     again, and a resumed run sends what its killed predecessor could not.
     """
 
+    waited_seconds = 0.0
+    """By all senders of this process, at their ends, for a server that did not take everything."""
+
     def __init__(self, run_id: str, prefix: str, parameters: Mapping[str, str], path: str) -> None:
         self.step = 0
         """Last step that was logged; samples of the machine are entered there."""
@@ -158,8 +166,10 @@ class _MlflowSender:
     def close(self) -> None:
         """Send what is left, within a limit; metrics.jsonl is closed by now."""
         self._closing.set()
-        self._thread.join(_LAST_SEND_SECONDS)
+        started = time.monotonic()
+        self._thread.join(max(_LAST_SEND_SECONDS - _MlflowSender.waited_seconds, _PAUSE_AT_CLOSE_SECONDS))
         if self._thread.is_alive():
+            _MlflowSender.waited_seconds += time.monotonic() - started
             self._gave_up.set()
             _say(
                 f"MLflow has not taken everything within {_LAST_SEND_SECONDS:.0f} s; {self._lines_left()} lines are "
@@ -172,7 +182,7 @@ class _MlflowSender:
             return sum(1 for _ in stream)
 
     def _work(self) -> None:
-        for name, value in _ENVIRONMENT.items():
+        for name, value in MLFLOW_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         pause_seconds, next_try, is_away = 0.0, 0.0, False
         while not self._gave_up.is_set():

@@ -28,9 +28,10 @@ from length_mix import Batch, make_batch, our_loss, peer_loss
 
 from training.attention import flash_attention_applies
 from training.config import SHAPES, ModelConfig
+from training.flops import step_flops
 from training.heads import BertForPreTraining
 from training.modeling import compile_layers, initialize_weights
-from training.throughput import measured_peak_flops, step_flops
+from training.throughput import measured_peak_flops
 
 VOCAB_SIZE = 30_522
 LEARNING_RATE, MAX_GRAD_NORM = 1e-5, 1.0

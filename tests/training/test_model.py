@@ -228,3 +228,21 @@ def test_fused_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch
     assert int(correct) == int((logits.argmax(1) == labels).sum())
     for gradient, tensor in zip(found, (hidden, weight, bias), strict=True):
         torch.testing.assert_close(gradient, tensor.grad, atol=1e-4, rtol=1e-5)
+
+
+def test_pooled_alone_is_what_the_whole_encoder_pools() -> None:
+    config = ModelConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    model = built(config, 50, seed=3).bert
+    rng = np.random.default_rng(0)
+    lengths = np.array([9, 5, 5, 2])
+    sequences = pack(rng.integers(0, 50, lengths.sum()), lengths, lengths // 2)
+    gradients = []
+    for pooled_BH in (model(sequences)[1], model.pooled(sequences)):
+        assert pooled_BH is not None
+        model.zero_grad()
+        (pooled_BH * torch.linspace(-1, 1, pooled_BH.numel()).view_as(pooled_BH)).sum().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    whole, alone = gradients
+    for name, gradient in whole.items():
+        torch.testing.assert_close(alone[name], gradient, atol=TOLERANCE, rtol=TOLERANCE, msg=name)
+    torch.testing.assert_close(model.pooled(sequences), model(sequences)[1], atol=TOLERANCE, rtol=TOLERANCE)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from training.config import FinetuningConfig, ModelConfig, PretrainingConfig
+from training.config import ModelConfig, PretrainingConfig
+from training.finetuning_config import FinetuningConfig
 from training.heads import BertForPreTraining
 from training.optimizer import BertAdam, Lamb, build_optimizer, decay_groups
 

@@ -84,6 +84,7 @@ def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "_ROUND_SECONDS", ROUND_SECONDS)
     monkeypatch.setattr(tracking, "_LONGEST_PAUSE_SECONDS", 1.0)
     monkeypatch.setattr(tracking, "_LAST_SEND_SECONDS", ARRIVAL_SECONDS)
+    monkeypatch.setattr(tracking._MlflowSender, "waited_seconds", 0.0)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_DISABLE_TELEMETRY"):
         # Set and deleted, so that what the sender sets is taken back after the test.

@@ -12,8 +12,9 @@ import torch
 from training.alarms import MLM_STEPS, NSP_STEPS, Alarms
 from training.config import ModelConfig
 from training.curves import CURVES_NAME, draw_curves
+from training.flops import step_flops
 from training.heads import BertForPreTraining
-from training.throughput import measured_peak_flops, step_flops
+from training.throughput import measured_peak_flops
 
 
 def test_flops_count_two_per_weight_and_token_and_three_passes() -> None:

@@ -1,19 +1,23 @@
-"""GLUE's metrics, computed by scikit-learn and SciPy."""
+"""GLUE's metrics, computed by scikit-learn and SciPy, and the two ways in which its average is counted."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from training.glue.tasks import Task
+from pipelines.recipe import InputError
+from training.glue.tasks import GLUE_TASKS, Task
 
 Values = npt.NDArray[np.float64]
+
+Results = Mapping[str, Mapping[str, float]]
+"""Metrics by the name of a submission file: {"CoLA": {"matthews_correlation": 0.52}, "MNLI-mm": {"accuracy": ...}}."""
 
 
 def _correlation(of: Callable[[Values, Values], tuple[float, float]]) -> Callable[[Values, Values], float]:
@@ -40,10 +44,10 @@ def scores(task: Task, labels: Values, predictions: Values) -> dict[str, float]:
     """All metrics of a task.
 
     Args:
-        task: its `metrics` are computed.
+        task: its `metrics` and `also_reported` are computed.
         labels, predictions: [rows], class numbers or scores.
     """
-    return {name: _METRICS[name](labels, predictions) for name in task.metrics}
+    return {name: _METRICS[name](labels, predictions) for name in (*task.metrics, *task.also_reported)}
 
 
 def majority_baseline(task: Task, train_labels: Values, dev_labels: Values) -> float:
@@ -54,3 +58,57 @@ def majority_baseline(task: Task, train_labels: Values, dev_labels: Values) -> f
         values, counts = np.unique(train_labels, return_counts=True)
         answer = float(values[counts.argmax()])
     return _METRICS[task.metric](dev_labels, np.full_like(dev_labels, answer))
+
+
+def paper_average(results: Results, with_wnli: bool = False) -> float:
+    """The column "Average" of the BERT paper's table 1: one metric a column, MNLI counted twice, WNLI left out.
+
+    Each task enters with its `metric` (F1 for QQP and MRPC, Spearman for STS-B, Matthews for CoLA, accuracy elsewhere).
+    That MNLI-m and MNLI-mm are two of nine columns is not said there but follows from its rows: BERT-base's have the
+    mean 79.6 that is printed, and 79.05 with MNLI as one.
+
+    Args:
+        results: of all tasks; AX does not count.
+        with_wnli: count WNLI as a tenth column.
+
+    Raises:
+        InputError: a result is missing.
+
+    Source: Devlin et al. 2019, section 4.1, table 1 and its caption.
+    """
+    return _mean(_value(results, name, task.metric) for task in _scored_tasks(with_wnli) for name in task.submissions)
+
+
+def leaderboard_average(results: Results, with_wnli: bool = True) -> float:
+    """The leaderboard's score: the mean of the tasks, each of which is the mean of its metrics and of its test sets.
+
+    BERT-large's row on the leaderboard gives its score 80.5 this way; MNLI is one task of nine there.
+
+    Args:
+        results: of all tasks; AX does not count.
+        with_wnli: False leaves WNLI out.
+
+    Raises:
+        InputError: a result is missing.
+
+    Source: Wang et al. 2019 (GLUE), section 3.4.
+    """
+    return _mean(
+        _mean(_value(results, name, metric) for name in task.submissions for metric in task.metrics)
+        for task in _scored_tasks(with_wnli)
+    )
+
+
+def _scored_tasks(with_wnli: bool) -> list[Task]:
+    return [task for task in GLUE_TASKS if not task.predicted_by and (with_wnli or task.name != "wnli")]
+
+
+def _value(results: Results, name: str, metric: str) -> float:
+    if metric not in results.get(name, {}):
+        raise InputError(f"GLUE's average needs {metric} of {name}, which has no result; finish that task first")
+    return results[name][metric]
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines import storage
 from pipelines.recipe import InputError
-from training.glue.tasks import Column, Task
+from training.glue.tasks import MAX_SCORE, Column, Task
+
+_BLOCK_BYTES = 1 << 22
+
+_Row = tuple[int, list[bytes]]
+"""Line number in the file, counted from 1, and the cells."""
 
 
 @dataclass(frozen=True)
@@ -25,77 +33,94 @@ def read_examples(task: Task, path: str) -> LabelledText:
     """Read a training or development file.
 
     Raises:
-        InputError: the file is missing or empty, or a row has too few columns or an unknown label.
+        InputError: the file is missing or empty, or a row has another number of columns or an unknown label.
     """
-    rows, columns, first_line = _table(path, task, has_header=task.has_header)
-    columns_needed = [task.sentence_a, *([task.sentence_b] if task.sentence_b else []), task.label]
-    numbers = [_number(path, column, columns) for column in columns_needed]
-    width = len(columns) or max(numbers) + 1
-    kept, labels = [], []
-    for line_number, row in enumerate(rows, start=first_line):
-        if len(row) < width:
-            if task.skips_broken_rows:
-                continue
-            raise InputError(f"{path}:{line_number}: has {len(row)} columns where {width} were expected")
-        kept.append(row)
-        labels.append(_label_of(task, path, line_number, row[numbers[-1]].strip()))
-    if not kept:
-        raise InputError(f"{path}: holds no rows; expected tab-separated rows of {task.folder}")
-    return LabelledText(
-        [row[numbers[0]].strip() for row in kept],
-        [row[numbers[1]].strip() for row in kept] if task.sentence_b else None,
-        labels,
-    )
+    return _read(task, path, has_header=task.has_header, labelled=True)
 
 
 def read_test(task: Task, path: str) -> LabelledText:
-    """Read a test file, which has a header and no labels that count."""
-    rows, columns, first_line = _table(path, task, has_header=True)
-    numbers = [columns.index(task.sentence_a.name) if task.sentence_a.name in columns else len(columns) - 1]
-    if task.sentence_b:
-        numbers = [_number(path, Column(column.name), columns) for column in (task.sentence_a, task.sentence_b)]
-    for line_number, row in enumerate(rows, start=first_line):
-        if len(row) < len(columns):
-            raise InputError(f"{path}:{line_number}: has {len(row)} columns where {len(columns)} were expected")
-    return LabelledText(
-        [row[numbers[0]].strip() for row in rows],
-        [row[numbers[1]].strip() for row in rows] if task.sentence_b else None,
-        None,
-    )
+    """Read a test file, which has a header and no labels that count.
+
+    Raises:
+        InputError: the file is missing or empty, a column is missing, or a row has another number of columns.
+    """
+    return _read(task, path, has_header=True, labelled=False)
 
 
-def _table(path: str, task: Task, has_header: bool) -> tuple[list[list[str]], list[str], int]:
-    """Rows split at tabs, the header's names, and the line number of the first row."""
+def _read(task: Task, path: str, has_header: bool, labelled: bool) -> LabelledText:
+    rows = _rows(path, task)
+    columns = [task.sentence_a, *([task.sentence_b] if task.sentence_b else []), *([task.label] if labelled else [])]
+    if has_header:
+        numbers, width = _header(path, columns, next(rows, None))
+    else:
+        numbers = [column.number for column in columns if column.number is not None]
+        assert len(numbers) == len(columns), task.name
+        width = max(numbers) + 1
+    # Of MNLI's columns most are parse trees, ten times the sentences: only what is asked for is kept.
+    kept: list[list[str]] = [[] for _ in columns]
+    labels: list[float] = []
+    for line_number, row in rows:
+        if len(row) != width:
+            if task.skips_broken_rows and labelled:
+                continue
+            raise InputError(f"{path}:{line_number}: has {len(row)} columns where {width} were expected")
+        for cells, number in zip(kept, numbers, strict=True):
+            cells.append(_text(path, line_number, row[number]))
+        if labelled:
+            labels.append(_label_of(task, path, line_number, kept[-1].pop()))
+    if not kept[0]:
+        raise InputError(f"{path}: holds no rows; expected tab-separated rows of {task.folder}")
+    return LabelledText(kept[0], kept[1] if task.sentence_b else None, labels if labelled else None)
+
+
+def _rows(path: str, task: Task) -> Iterator[_Row]:
+    """All lines split at tabs. Only a line feed ends a line: sentences hold other line separators of Unicode."""
     if storage.file_size_bytes(path) is None:
         raise InputError(f"{path}: missing; expected GLUE's own file for {task.folder}")
+    for line_number, line in enumerate(_lines(path), start=1):
+        if line_number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        yield line_number, line.removesuffix(b"\r").split(b"\t")
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    filesystem, inner_path = storage.filesystem_of(path)
+    rest = b""
+    with filesystem.open_input_stream(inner_path, compression=None) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from lines
+    if rest.strip():
+        yield rest
+
+
+def _header(path: str, columns: list[Column], first: _Row | None) -> tuple[list[int], int]:
+    """Numbers of the wanted columns, and how many columns a row has."""
+    if first is None:
+        raise InputError(f"{path}: is empty; expected a header with {columns[0].name!r}")
+    names = [_text(path, 1, cell) for cell in first[1]]
+    for column in columns:
+        if column.name not in names:
+            raise InputError(f"{path}: no column {column.name!r}; its header names {', '.join(names)}")
+    return [names.index(column.name) for column in columns], len(names)
+
+
+def _text(path: str, line_number: int, cell: bytes) -> str:
     try:
-        text = storage.read_bytes(path).decode("utf-8-sig")
+        return cell.decode().strip()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; expected GLUE's own file") from error
-    rows = [line.removesuffix("\r").split("\t") for line in text.split("\n")]
-    if rows and rows[-1] in ([""], ["\r"]):
-        rows.pop()
-    if not has_header:
-        return rows, [], 1
-    if not rows:
-        raise InputError(f"{path}: is empty; expected a header with {task.sentence_a.name!r}")
-    return rows[1:], [name.strip() for name in rows[0]], 2
-
-
-def _number(path: str, column: Column, header: list[str]) -> int:
-    if column.number is not None:
-        return column.number
-    if column.name not in header:
-        raise InputError(f"{path}: no column {column.name!r}; its header names {', '.join(header)}")
-    return header.index(column.name)
+        raise InputError(f"{path}:{line_number}: {cell[:40]!r} is not UTF-8; expected GLUE's own file") from error
 
 
 def _label_of(task: Task, path: str, line_number: int, text: str) -> float:
     if task.is_regression:
         try:
-            return float(text)
+            score = float(text)
         except ValueError as error:
             raise InputError(f"{path}:{line_number}: label {text!r} is not a number") from error
+        if not (math.isfinite(score) and 0.0 <= score <= MAX_SCORE):
+            raise InputError(f"{path}:{line_number}: label {text!r} lies outside 0 to {MAX_SCORE:g}")
+        return score
     if text not in task.labels:
         raise InputError(f"{path}:{line_number}: label {text!r} is none of {', '.join(task.labels)}")
     return float(task.labels.index(text))

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines import storage
 from pipelines.contract import Manifest, StageKey, clear_stage, record_of, write_manifest
 from pipelines.recipe import InputError
-from training.config import WORD_ORDER, WordOrderConfig
+from training.finetuning_config import WORD_ORDER, WordOrderConfig
 from training.ordering import keyed_permutation, keyed_seed
 
 _VERSION = 1

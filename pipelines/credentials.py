@@ -1,0 +1,73 @@
+"""Find credentials in a recipe: it is logged, copied into manifests and published with its models.
+
+They belong into the environment, where MLflow, Arrow and the clouds' own tools look for them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_PASSWORD = re.compile(r"://[^/?#\s@:]*:(?!\d+(?:/|$))[^?#\s]*@")
+"""`scheme://user:password@host`; a port is no password, and a slash that should have been escaped does not hide one."""
+_TOKEN_AS_USER = re.compile(r"^https?://[^/?#\s@]+@")
+_KEY_PARAMETER = re.compile(
+    r"[?&;](?:[A-Za-z0-9_.-]*[_.-])?"
+    r"(?:password|passwd|secret|token|signature|sig|credential|access[_-]?key(?:[_-]?id)?|secret[_-]?key|api[_-]?key)=",
+    re.IGNORECASE,
+)
+"""Among a URI's parameters: `?secret_key=...`, a signed URL's `X-Amz-Signature=...`."""
+
+_USER_INFO = re.compile(r"://[^/?#\s@]*@|://[^/?#\s@:]*:(?!\d+(?:/|$))[^?#\s]*@")
+_KEY_VALUE = re.compile(_KEY_PARAMETER.pattern.join(("(", ")")) + r"[^&;\s]*", re.IGNORECASE)
+
+_REMEDIES = {
+    "http": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,",
+    "https": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,",
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE,",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS",
+    "postgresql": "set PGUSER and PGPASSWORD, or PGPASSFILE,",
+}
+_OTHERWISE = "give them to its client library"
+
+
+def refusal(tables: Mapping[str, Any]) -> str | None:
+    """Why a recipe is refused: the first key whose text carries credentials, never the text; None where there is none.
+
+    Args:
+        tables: the whole recipe, overrides applied.
+    """
+    for key, text in _texts("", tables):
+        if holds_credentials(text):
+            scheme = text.partition("://")[0].partition("+")[0].lower()
+            remedy = _REMEDIES.get(scheme, _OTHERWISE)
+            return (
+                f"{key} holds credentials, and a recipe is logged and published with its models; take them out and "
+                f"{remedy} in the environment"
+            )
+    return None
+
+
+def holds_credentials(text: str) -> bool:
+    """Does a URI carry a password, a token or a key?"""
+    if "://" not in text:
+        return False
+    return any(pattern.search(text) for pattern in (_PASSWORD, _TOKEN_AS_USER, _KEY_PARAMETER))
+
+
+def redacted(text: str) -> str:
+    """A message without the credentials of the URIs in it."""
+    return _KEY_VALUE.sub(r"\1***", _USER_INFO.sub("://***@", text))
+
+
+def _texts(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every text below a value, with its dotted key."""
+    if isinstance(value, str):
+        yield prefix, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(f"{prefix}.{key}" if prefix else str(key), item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(f"{prefix}.{index}", item)

@@ -1,0 +1,229 @@
+"""The loop of fine-tuning: best epoch, early stop, several ranks, other encoders, small tasks that begin from MNLI."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipelines.contract import read_manifest
+from pipelines.recipe import InputError
+from training.config import ModelConfig
+from training.engine import Processes
+from training.finetuning_config import FinetuningConfig
+from training.fitting import Beginning, Fitting, Forward
+from training.heads import BertForPreTraining, BertForSequenceClassification
+from training.interchange import huggingface_config, write_model
+from training.modeling import initialize_weights
+from training.packing import IntArray, PackedSequences
+from training.text import EncodedText
+from training.tracking import METRICS_NAME, Tracker
+
+MODEL = ModelConfig(
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=32,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+WORDS = [f"w{number}" for number in range(40)]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+class Scripted:
+    """A problem whose scores are given beforehand."""
+
+    metric = "accuracy"
+    head_prefixes: tuple[str, ...] = ("classifier.",)
+
+    def __init__(self, scores: list[float]) -> None:
+        rows = [np.array([2, 5 + row, 3], dtype=np.uint32) for row in range(6)]
+        self.train_text = EncodedText(rows, np.full(6, 3), np.full(6, 3))
+        self._scores = iter(scores)
+        self.seen: list[torch.Tensor] = []
+        self.finished: list[torch.Tensor] = []
+
+    def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
+        return BertForSequenceClassification(model, vocab_size, 2)
+
+    def loss_sum(self, output: torch.Tensor, rows: IntArray, _packed: PackedSequences, /) -> torch.Tensor:
+        return nn.functional.cross_entropy(output, torch.from_numpy(rows % 2), reduction="sum")
+
+    def num_loss_terms(self, rows: IntArray) -> int:
+        return len(rows)
+
+    def evaluate(self, forward: Forward) -> dict[str, float]:
+        self.seen.append(self._answers(forward))
+        return {"accuracy": next(self._scores)}
+
+    def finish(self, forward: Forward, _directory: str) -> dict[str, Any]:
+        self.finished.append(self._answers(forward))
+        return {"rows": 6}
+
+    def huggingface(self) -> tuple[str, dict[str, Any]]:
+        return "BertForSequenceClassification", {}
+
+    def _answers(self, forward: Forward) -> torch.Tensor:
+        answers = torch.empty(6, 2)
+        for rows, _, output in forward(self.train_text):
+            answers[torch.from_numpy(rows)] = output
+        return answers
+
+
+def fit(problem: Scripted, processes: Processes, directory: Path, **settings: Any) -> tuple[Any, list[str]]:
+    config = FinetuningConfig(batch_size=4, learning_rate=1e-2, max_seq_length=8, log_every_steps=1, **settings)
+    lines: list[str] = []
+    fitting = Fitting(problem, Beginning(MODEL, len(VOCABULARY), None), config, config, processes, lines.append)
+    with Tracker(str(directory), is_first=True) as tracker:
+        return fitting.run(tracker, str(directory / "predictions")), lines
+
+
+def test_the_best_epoch_is_kept_and_finishes(single_process: Processes, tmp_path: Path) -> None:
+    problem = Scripted([0.5, 0.75, 0.75, 0.6])
+    fitted, lines = fit(problem, single_process, tmp_path, num_train_epochs=4)
+    assert (fitted.epoch, fitted.metrics, fitted.more) == (2, {"accuracy": 0.75}, {"rows": 6})
+    assert len(problem.seen) == 4
+    # Predictions come from the second epoch's weights, which are those in the result, and not from the last one's.
+    torch.testing.assert_close(problem.finished[0], problem.seen[1], rtol=0, atol=0)
+    assert not torch.equal(problem.finished[0], problem.seen[3])
+    assert sum(line.startswith("epoch") for line in lines) == 4
+
+
+def test_early_stop_waits_for_so_many_epochs(single_process: Processes, tmp_path: Path) -> None:
+    problem = Scripted([0.5, 0.7, 0.7, 0.6, 0.9])
+    fitted, lines = fit(problem, single_process, tmp_path, num_train_epochs=5, early_stopping_epochs=2)
+    assert fitted.epoch == 2
+    assert len(problem.seen) == 4
+    assert lines[-1] == "stopping early: no better accuracy since epoch 2"
+
+
+def test_mistakes_are_refused_before_training(single_process: Processes, tmp_path: Path) -> None:
+    config, problem = FinetuningConfig(max_seq_length=64), Scripted([0.5])
+    with pytest.raises(InputError, match="max_seq_length = 64 exceeds the encoder's 32 positions; lower it"):
+        Fitting(problem, Beginning(MODEL, 45, None), config, config, single_process, lambda _line: None)
+    problem.loss_sum = lambda output, _rows, _packed, /: output.sum() * float("nan")  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"loss nan or its gradient is not finite; lower learning_rate = 0\.01"):
+        fit(problem, single_process, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RTE, MRPC and MNLI of a few rows each, in GLUE's own columns; the label is in the first word."""
+    folder = tmp_path_factory.mktemp("glue")
+
+    def write(path: str, header: str, rows: Iterator[str]) -> None:
+        target = folder / path
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(header + "\n" + "".join(row + "\n" for row in rows))
+
+    rte = ("entailment", "not_entailment")
+    mnli = ("contradiction", "entailment", "neutral")
+    for file, count in (("train", 10), ("dev", 6)):
+        write(
+            f"RTE/{file}.tsv",
+            "index\tsentence1\tsentence2\tlabel",
+            (f"{n}\t{WORDS[n % 2]} {WORDS[n + 5]}\t{WORDS[n]}\t{rte[n % 2]}" for n in range(count)),
+        )
+    for file in ("train", "dev_matched", "dev_mismatched"):
+        write(
+            f"MNLI/{file}.tsv",
+            "index\tsentence1\tsentence2\tgold_label",
+            (f"{n}\t{WORDS[n % 3]}\t{WORDS[n]} {WORDS[n + 9]}\t{mnli[n % 3]}" for n in range(12)),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory with random weights and a vocabulary, as somebody else might bring it."""
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "vocabulary").mkdir()
+    (folder / "vocabulary" / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    model = BertForPreTraining(MODEL, len(VOCABULARY))
+    initialize_weights(model, 0.1, 3)
+    config = huggingface_config(MODEL, len(VOCABULARY), "BertForPreTraining")
+    write_model(str(folder / "model"), model.state_dict(), config, str(folder / "vocabulary"))
+    return folder / "model"
+
+
+def finetune(workspace: Path, glue: Path, encoder: Path, tasks: list[str], ranks: int = 1, *more: str) -> None:
+    """Run the command, as so many processes on loopback."""
+    recipe = workspace / "recipe.toml"
+    workspace.mkdir(exist_ok=True)
+    recipe.write_text(
+        f'[run]\nname = "fitting"\nworkspace = "{workspace}"\n[finetuning]\ntasks = {tasks}\nencoder = "{encoder}"\n'
+        f'glue_dir = "{glue}"\nbatch_size = 4\nlearning_rate = 1e-2\nnum_train_epochs = 2\nmax_seq_length = 16\n'
+        "log_every_steps = 1\ndropout = 0.0\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "training.finetune", str(recipe), *more],
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+            | {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * ranks, outputs
+
+
+def losses_of(trial: Path) -> list[float]:
+    lines = [json.loads(line) for line in (trial / METRICS_NAME).read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def shared_buffers() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("deepspeed")}
+
+
+@pytest.mark.timeout(300)
+def test_three_ranks_learn_what_one_learns(glue: Path, encoder: Path, tmp_path: Path) -> None:
+    buffers = shared_buffers()
+    finetune(tmp_path / "one", glue, encoder, ["rte"])
+    finetune(tmp_path / "three", glue, encoder, ["rte"], 3)
+    one, three = (tmp_path / name / "finetuning" / "rte" / "pretrained" for name in ("one", "three"))
+    # Ten rows in batches of four: the last batch of an epoch leaves one of three ranks without a row.
+    assert len(losses_of(one)) == 6
+    np.testing.assert_allclose(losses_of(three), losses_of(one), atol=2e-5, rtol=0)
+    scores = [read_manifest(str(trial)) for trial in (one, three)]
+    assert scores[0] is not None
+    assert scores[1] is not None
+    assert scores[0].statistics["dev"] == scores[1].statistics["dev"]
+    # DeepSpeed would leave 64 MiB of the machine's memory a rank behind.
+    assert shared_buffers() <= buffers
+
+
+@pytest.mark.timeout(300)
+def test_small_tasks_may_begin_from_mnli(glue: Path, encoder: Path, tmp_path: Path) -> None:
+    finetune(tmp_path, glue, encoder, ["rte", "mnli"], 1, "--set", "finetuning.mnli_first=true")
+    rte, mnli = (read_manifest(str(tmp_path / "finetuning" / name / "pretrained")) for name in ("rte", "mnli"))
+    assert rte is not None
+    assert mnli is not None
+    assert rte.inputs["mnli"] == mnli.digest
+    assert "encoder" in mnli.inputs
+    assert "encoder" not in rte.inputs
+    assert set(mnli.statistics["mismatched"]) == {"accuracy"}
+    # Three classes there, two here: the head is not taken over.
+    assert json.loads((tmp_path / "finetuning/rte/pretrained/model/config.json").read_text())["label2id"] == {
+        "entailment": 0,
+        "not_entailment": 1,
+    }

@@ -1,0 +1,61 @@
+"""Distil an encoder into one of half its depth, by DistilBERT's recipe.
+
+    python -m training.distill recipe.toml
+    deepspeed --num_accelerators 2 --module training.distill recipe.toml
+
+Reads <workspace>/examples and pretraining/encoder (or distillation.teacher), writes <workspace>/distillation:
+encoder/ (a Hugging Face BertForMaskedLM), checkpoints/, metrics.jsonl and, last of all, manifest.json with sizes,
+speeds and held-out scores of both. Run again, it resumes from the newest checkpoint, or ends at once if it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from pipelines import storage
+from pipelines.contract import read_manifest
+from pipelines.lifeline import follow_lifeline
+from pipelines.recipe import add_recipe_arguments, recipe_from_arguments
+from training.checkpoint import CHECKPOINTS_DIRECTORY, refuse_foreign_checkpoints
+from training.distillation_inputs import distillation_inputs
+from training.process_end import StopRequest, exit_code_of_rank, run_and_leave
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="training.distill",
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog="example: python -m training.distill flows/recipes/demo.toml",
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument("--restart", action="store_true", help="delete what an earlier run left and begin anew")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
+    parsed = parser.parse_args(arguments)
+    follow_lifeline()
+    inputs = distillation_inputs(recipe_from_arguments(parsed))
+    is_first = os.environ.get("RANK", "0") == "0"
+    difference = inputs.key.difference(inputs.directory)
+    if difference is None and not parsed.restart:
+        if is_first:
+            print(f"distillation: complete and up to date in {inputs.directory}", flush=True)
+        return 0
+    if read_manifest(inputs.directory) is None and not parsed.restart:
+        refuse_foreign_checkpoints(storage.join(inputs.directory, CHECKPOINTS_DIRECTORY), inputs.key)
+    if is_first:
+        print(f"distillation: {difference or 'restarted'}; starting", flush=True)
+
+    # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
+    from training.distillation import DistillationRun
+    from training.engine import start_processes, stop_processes
+
+    stop = StopRequest()
+    processes = start_processes()
+    try:
+        return DistillationRun(inputs, processes, stop).run(parsed.restart)
+    finally:
+        stop_processes()
+
+
+if __name__ == "__main__":
+    run_and_leave(lambda: exit_code_of_rank(main))

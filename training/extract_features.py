@@ -1,0 +1,128 @@
+"""Write BERT's hidden states for each line of a text as Arrow: its feature-based use (paper, section 5.3).
+
+    python -m training.extract_features --model models:/NAME@champion --input text.txt --output features.arrow
+
+The input has one text a line; a line may have any length, nothing is cut off. --pool says what a row is:
+
+    concat  a sub-token: line, text, start, end, vector
+    tokens  a word: the same, with the vector of its first sub-token, as the paper does for named entities
+    mean    a line: line, vector; the mean over its sub-tokens without [CLS] and [SEP], null where it has none
+    cls     a line: line, vector; that of [CLS], of a line in several windows the mean of theirs
+
+line counts from 0; start and end are characters (code points) of the line, and text lies between them. A vector is a
+fixed-size list of 32-bit floats: the hidden states that --layers names, side by side. The default, the last four, was
+the paper's best. The schema's metadata tells model, digest, layers, pool, length and vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import BinaryIO
+
+from pipelines import storage
+from pipelines.recipe import InputError, exit_code_of
+from training.encoders import add_encoder_arguments, encoder_directory, parse_encoder_arguments
+from training.process_end import run_and_leave
+
+STANDARD_INPUT = "-"
+_PROGRESS_SECONDS = 10.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="training.extract_features",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m training.extract_features --model models:/NAME@champion --input text.txt "
+        "--pool tokens --output features.arrow",
+    )
+    add_encoder_arguments(parser, layers="-1,-2,-3,-4")
+    parser.add_argument(
+        "--input", required=True, metavar="FILE", help="UTF-8 text, one text a line; - is standard input"
+    )
+    parser.add_argument(
+        "--pool", choices=("concat", "mean", "cls", "tokens"), default="concat", help="default: %(default)s"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="Arrow IPC file; appears when it is whole")
+    parsed = parse_encoder_arguments(parser, arguments)
+    directory = encoder_directory(parsed.model)
+    with ExitStack() as stack:
+        stream = _opened(parsed.input, stack)
+        _extract(parsed, directory, stream)
+    return 0
+
+
+def _opened(path: str, stack: ExitStack) -> BinaryIO:
+    if path == STANDARD_INPUT:
+        return sys.stdin.buffer
+    try:
+        return stack.enter_context(open(path, "rb"))
+    except OSError as error:
+        raise InputError(f"--input {path}: cannot be read ({error.strerror}); give a text file or -") from error
+
+
+def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    """Lines of a UTF-8 stream without their ends; a byte-order mark is left out.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    for number, raw in enumerate(stream, start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name}:{number}: not UTF-8 at byte {error.start} of the line; convert the file, or remove the line"
+            ) from error
+        yield line.removesuffix("\n").removesuffix("\r")
+
+
+def _extract(parsed: argparse.Namespace, directory: str, stream: BinaryIO) -> None:
+    # torch takes seconds to load: not for --help, nor for a model or file that is not there.
+    import pyarrow as pa
+    import torch
+
+    from training.features import FeatureExtractor, chosen_layers, chosen_length, load_encoder
+    from training.stages import code_version
+
+    started = time.monotonic()
+    encoder = load_encoder(directory, "cuda" if torch.cuda.is_available() else "cpu")
+    layers = chosen_layers(parsed.layers, encoder.config.num_hidden_layers)
+    length = chosen_length(parsed.max_seq_length, encoder.config)
+    extractor = FeatureExtractor(encoder.model, encoder.tokenizer, layers, parsed.pool, length, encoder.device)
+    metadata = {
+        "model": parsed.model,
+        "model_sha256": encoder.digest,
+        "layers": ",".join(str(layer) for layer in layers),
+        "pool": parsed.pool,
+        "max_seq_length": str(length),
+        "vocabulary_sha256": encoder.tokenizer.vocabulary_sha256(),
+        "code_version": code_version(),
+    }
+    schema = extractor.schema.with_metadata({f"clozeworks.{key}": value for key, value in metadata.items()})
+    print(f"features: {parsed.model} on {encoder.device}, {extractor.vector_size} numbers a row", flush=True)
+    num_rows, num_lines, told = 0, 0, started
+
+    def counted() -> Iterator[str]:
+        nonlocal num_lines
+        for line in read_lines(stream, "standard input" if parsed.input == STANDARD_INPUT else parsed.input):
+            num_lines += 1
+            yield line
+
+    with storage.atomic_output(parsed.output) as output, pa.ipc.new_file(output, schema) as writer:
+        for batch in extractor.batches(counted()):
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            num_rows += batch.num_rows
+            if time.monotonic() - told >= _PROGRESS_SECONDS:
+                told = time.monotonic()
+                print(f"features: {num_lines} lines read, {num_rows} rows, {told - started:.0f} s", flush=True)
+    seconds = time.monotonic() - started
+    print(f"features: {num_lines} lines, {num_rows} rows in {parsed.output}, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    run_and_leave(lambda: exit_code_of(main))

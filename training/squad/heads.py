@@ -1,0 +1,55 @@
+"""The output layer for spans: two logits a token, as create_model of run_squad.py has it.
+
+Tensor suffixes as in training/modeling.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from training.config import ModelConfig
+from training.modeling import BertModel
+from training.packing import PackedSequences
+
+
+class BertForQuestionAnswering(nn.Module):
+    """One dense layer on each token; keys of `state_dict` equal those of Hugging Face's class of the same name."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.bert = BertModel(config, vocab_size, with_pooler=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, sequences: PackedSequences) -> torch.Tensor:
+        """Logits [T, 2] of a packed batch: the token begins the answer, the token ends it."""
+        hidden_TH, _ = self.bert(sequences)
+        logits_T2: torch.Tensor = self.qa_outputs(hidden_TH)
+        return logits_T2
+
+
+def span_loss_sum(
+    logits_T2: torch.Tensor, starts_B: torch.Tensor, ends_B: torch.Tensor, packed: PackedSequences
+) -> torch.Tensor:
+    """Sum over sequences of half the cross-entropy of the start plus half that of the end (run_squad.py, model_fn).
+
+    The softmax goes over a sequence's own tokens. That of the released code goes over padding too, which the model has
+    to learn to avoid.
+
+    Args:
+        logits_T2: [T, 2].
+        starts_B, ends_B: [B] int64, positions in their sequence.
+        packed: the batch that gave the logits.
+
+    Returns:
+        [] float32.
+    """
+    lengths_B = packed.cu_seqlens.diff().long()
+    numbers_B = torch.arange(packed.num_sequences, device=lengths_B.device)
+    owners_T = torch.repeat_interleave(numbers_B, lengths_B, output_size=packed.num_tokens)
+    logits_BS2 = logits_T2.new_full((packed.num_sequences, packed.max_seqlen, 2), -torch.inf, dtype=torch.float32)
+    logits_BS2 = logits_BS2.index_put((owners_T, packed.position_ids_T), logits_T2.float())
+    start_loss = functional.cross_entropy(logits_BS2[..., 0], starts_B, reduction="sum")
+    end_loss = functional.cross_entropy(logits_BS2[..., 1], ends_B, reduction="sum")
+    return (start_loss + end_loss) / 2

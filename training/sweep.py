@@ -1,0 +1,178 @@
+"""Fine-tune with many settings and seeds, side by side, and compare them: the grids of the BERT paper, or others.
+
+    python -m training.sweep recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
+
+Each trial writes <workspace>/finetuning/<task>/sweep/<name> as training.finetune does, beside them summary.json (each
+point of the grid: median, mean, standard deviation, best) and best.json (the best trial and its model). Complete
+trials are not repeated, so a sweep that was killed is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import signal
+import sys
+
+from pipelines import storage
+from pipelines.lifeline import follow_lifeline
+from pipelines.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from training.finetune import data_directory, require_inputs, trial_of
+from training.finetuning_config import FinetuningConfig
+from training.process_end import run_and_leave
+from training.stages import FINETUNING, PRETRAINED, workspace_of
+from training.sweep_results import TaskSweep, comparison, table_of
+from training.sweeping import (
+    SWEEP_DIRECTORY,
+    SweepTrial,
+    plan,
+    run_side_by_side,
+    sole_sweep,
+    worker_environments,
+)
+from training.trial_runs import SweepRun
+
+_EXAMPLE = "example: python -m training.sweep recipe.toml --tasks rte --set finetuning.sweep.seeds=5"
+_NOT_ALL_COMPLETE = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="training.sweep", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to sweep, instead of finetuning.tasks")
+    parser.add_argument("--encoder", metavar="SOURCE", help="where to begin from, instead of finetuning.encoder")
+    parser.add_argument("--worker", type=int, metavar="FILE", help=argparse.SUPPRESS)
+    parsed = parser.parse_args(arguments)
+    follow_lifeline()
+    if parsed.encoder:
+        parsed.overrides.append(f"finetuning.encoder={json.dumps(parsed.encoder)}")
+    recipe, config, tasks = _read(parsed)
+    if parsed.worker is not None:
+        return _work(recipe, config, tasks, parsed.worker)
+    require_inputs(recipe, config.model_copy(update={"tasks": tasks, "compare_with_random": False}))
+    command = [sys.executable, "-m", "training.sweep", *(sys.argv[1:] if arguments is None else arguments), "--worker"]
+    with sole_sweep(workspace_of(recipe)) as lock:
+        return _sweep(recipe, config, tasks, command, lock)
+
+
+def _read(parsed: argparse.Namespace) -> tuple[Recipe, FinetuningConfig, tuple[str, ...]]:
+    """The recipe, its section, and the tasks: `--tasks` stand beside the recipe's own for the checks that need all."""
+    recipe = recipe_from_arguments(parsed)
+    if parsed.tasks:
+        own = recipe.tables.get("finetuning", {}).get("tasks", [])
+        names = list(dict.fromkeys([*parsed.tasks, *(own if isinstance(own, list) else [])]))
+        parsed.overrides.append(f"finetuning.tasks={json.dumps(names)}")
+        recipe = recipe_from_arguments(parsed)
+    config = recipe.section("finetuning", FinetuningConfig)
+    tasks = tuple(parsed.tasks or config.tasks)
+    if not tasks:
+        raise InputError(f"{recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
+    return recipe, config, tasks
+
+
+def _sweep(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], command: list[str], lock: int) -> int:
+    root = storage.join(workspace_of(recipe), FINETUNING)
+    sweeps: dict[str, TaskSweep] = {}
+    for task in tasks:
+        trials = plan(recipe, config, task, data_directory(recipe, config, task))
+        directory, keeps_all = storage.join(root, task, SWEEP_DIRECTORY), config.sweep.keep_models == "all"
+        sweep = sweeps[task] = TaskSweep(directory, trials, keeps_all, config.mnli_first)
+        sweep.settle()
+        print(f"sweep: {task}: {len(trials)} trials, {len(sweep.complete)} complete", flush=True)
+
+    def enter(trial: SweepTrial, problem: str | None) -> None:
+        sweep = sweeps[trial.task]
+        sweep.enter(trial, problem)
+        found = sweep.problems.get(trial) or f"{sweep.metric} {sweep.score(trial):.4f}"
+        print(f"sweep: {len(sweep.complete)} of {len(sweep.trials)} complete; {trial.label}: {found}", flush=True)
+
+    run: SweepRun | None = None
+    status, tried = "KILLED", set[SweepTrial]()
+    try:
+        while todo := [trial for sweep in sweeps.values() for trial in sweep.to_train(tried)]:
+            tried |= set(todo)
+            run = run or SweepRun(root)
+            gpus, cores = _visible_gpus(), len(os.sched_getaffinity(0))
+            environments = worker_environments(len(todo), config.sweep.side_by_side, gpus, cores)
+            print(f"sweep: {len(todo)} trials to train, {len(environments)} side by side", flush=True)
+            own = run.environment()
+            run_side_by_side(todo, [own | each for each in environments], command, lock, enter)
+        problems = {trial: problem for sweep in sweeps.values() for trial, problem in sweep.problems.items()}
+        status = "FAILED" if problems else "FINISHED"
+    finally:
+        table = table_of(list(sweeps.values()))
+        # Where nothing was to be trained, whoever gave a run gets the comparison all the same.
+        run = run or SweepRun(root, is_new=False)
+        outcomes = {name: facts for sweep in sweeps.values() for name, facts in sweep.outcomes.items()}
+        run.end(status, outcomes, comparison(list(sweeps.values())), table)
+    print(table, end="", flush=True)
+    return _told(problems, tried)
+
+
+def _told(problems: dict[SweepTrial, str], tried: set[SweepTrial]) -> int:
+    """Exit code of the sweep; one line on stderr where not all is complete."""
+    if not problems:
+        return 0
+    first, problem = next(iter(problems.items()))
+    others = ", ".join(trial.label for trial in list(problems)[1:])
+    print(
+        f"error: sweep: {len(problems)} of {len(tried)} trials failed: {first.label}: {problem}"
+        f"{f'; also {others}' if others else ''}; run the command again to try them once more",
+        file=sys.stderr,
+        flush=True,
+    )
+    return _NOT_ALL_COMPLETE
+
+
+def _visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return []
+    # Seconds to import, and needed only once there is something to train.
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
+
+
+def _work(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], answers: int) -> int:
+    """Train the trials whose labels come in on standard input; see `sweeping.run_side_by_side`."""
+    # Ctrl-C reaches all processes of a terminal; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from training.engine import start_processes
+    from training.finetuning import Trial, open_problem, run_trial
+    from training.fitting import Problem
+    from training.trial_runs import TrialRuns, numbers_of
+
+    folders = {task: data_directory(recipe, config, task) for task in tasks}
+    planned = {trial.label: trial for task in tasks for trial in plan(recipe, config, task, folders[task])}
+    runs, processes = TrialRuns.from_environment(), start_processes()
+    opened: dict[str, tuple[Trial, Problem]] = {}
+    for line in iter(sys.stdin.readline, ""):
+        each = planned[line.strip()]
+        problem: str | None = None
+        try:
+            if each.task not in opened:
+                pattern = trial_of(recipe, config, each.task, PRETRAINED, each.directory, each.key)
+                learnt = open_problem(each.task, config, folders[each.task], pattern.vocabulary_directory)
+                opened = {each.task: (pattern, learnt)}
+            pattern, learnt = opened[each.task]
+            trial = dataclasses.replace(pattern, directory=each.directory, key=each.key, name=each.label)
+            with runs.trial(each.label, each.directory, each.key, {"mnli_first": config.mnli_first}) as run:
+                run.scores = numbers_of(run_trial(trial, each.config(config), learnt, processes, run.run_id))
+        except InputError as error:
+            problem = str(error)
+        os.write(answers, json.dumps(problem).encode() + b"\n")
+        # DeepSpeed's engine and its hooks refer to one another; its memory shall be free before the next one is made.
+        gc.collect()
+    return 0
+
+
+if __name__ == "__main__":
+    run_and_leave(lambda: exit_code_of(main))

@@ -1,0 +1,177 @@
+"""Tagging for the fine-tuning loop: words' labels from BERT's output on their first sub-tokens (paper, section 5.3)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipelines import storage
+from pipelines.recipe import InputError
+from training.config import ModelConfig
+from training.fitting import Forward
+from training.modeling import BertModel
+from training.packing import IntArray, PackedSequences
+from training.tagging.config import TaggingConfig, data_files
+from training.tagging.encoding import TaggingRows, encode_words
+from training.tagging.reading import DOCUMENT_START, TaggedText, read_conll
+from training.tagging.schemes import OUTSIDE
+from training.tagging.scores import scores_by_type, span_scores
+from training.text import TextEncoder
+
+CLASSIFIER = "classifier."
+
+
+class BertForTokenClassification(nn.Module):
+    """One dense layer on each token's output, after dropout; named as Hugging Face's class, which has no pooler."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int) -> None:
+        super().__init__()
+        self.bert = BertModel(config, vocab_size, with_pooler=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, sequences: PackedSequences) -> torch.Tensor:
+        """Logits [T, C] of a packed batch."""
+        hidden_TH, _ = self.bert(sequences)
+        logits_TC: torch.Tensor = self.classifier(self.dropout(hidden_TH))
+        return logits_TC
+
+
+@dataclass(frozen=True)
+class TaggedFile:
+    """A file as it was read, and its rows."""
+
+    text: TaggedText
+    rows: TaggingRows
+
+    def gold(self) -> list[list[str]]:
+        return [list(sentence.labels) for sentence in self.text.sentences]
+
+
+class TaggingProblem:
+    """What the loop asks of a task; labels are IOB2, O first, then B- and I- of each type of the training file."""
+
+    metric = "f1"
+    head_prefixes: tuple[str, ...] = (CLASSIFIER,)
+
+    def __init__(self, train: TaggedFile, dev: TaggedFile, test: TaggedFile | None) -> None:
+        self._train, self._dev = train, dev
+        self._files = {"train": train, "dev": dev} | ({"test": test} if test else {})
+        self.train_text = train.rows.text
+        self.labels = (OUTSIDE, *(f"{prefix}-{name}" for name in train.text.types for prefix in "BI"))
+        ids = {label: index for index, label in enumerate(self.labels)}
+        self._label_ids: IntArray = np.array(
+            [ids[label] for sentence in train.text.sentences for label in sentence.labels], dtype=np.int64
+        )
+
+    def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
+        return BertForTokenClassification(model, vocab_size, len(self.labels))
+
+    def loss_sum(self, output: torch.Tensor, rows: IntArray, packed: PackedSequences) -> torch.Tensor:
+        """Cross-entropy over the words that the rows label; output [T, C]."""
+        positions, labels = (
+            torch.from_numpy(values).to(output.device)
+            for values in (_positions(self._train.rows, rows, packed), self._label_ids[self._train.rows.words(rows)])
+        )
+        return functional.cross_entropy(output.index_select(0, positions).float(), labels, reduction="sum")
+
+    def num_loss_terms(self, rows: IntArray) -> int:
+        return self._train.rows.num_words(rows)
+
+    def evaluate(self, forward: Forward) -> dict[str, float]:
+        return span_scores(self._dev.gold(), self._predicted(self._dev, forward))
+
+    def finish(self, forward: Forward, directory: str) -> dict[str, Any]:
+        """Write dev.conll and, with a test file, test.conll; scores by type, and those on the test file."""
+        results: dict[str, Any] = {
+            "labels": list(self.labels),
+            "train_sentences": len(self._train.text.sentences),
+            "dev_sentences": len(self._dev.text.sentences),
+            "schemes": {name: file.text.scheme for name, file in self._files.items()},
+        }
+        for name, file in self._files.items():
+            if name == "train":
+                continue
+            predicted = self._predicted(file, forward)
+            gold = file.gold()
+            if name == "test":
+                results["test"] = span_scores(gold, predicted)
+            results[f"{name}_by_type"] = scores_by_type(gold, predicted)
+            storage.write_bytes(storage.join(directory, f"{name}.conll"), conll_of(file.text, predicted))
+        return results
+
+    def huggingface(self) -> tuple[str, dict[str, Any]]:
+        return "BertForTokenClassification", {
+            "id2label": {str(index): label for index, label in enumerate(self.labels)},
+            "label2id": {label: index for index, label in enumerate(self.labels)},
+        }
+
+    def _predicted(self, file: TaggedFile, forward: Forward) -> list[list[str]]:
+        """Each word's most probable label, sentence by sentence."""
+        choices = np.full(file.text.num_words, -1, dtype=np.int64)
+        for rows, packed, logits_TC in forward(file.rows.text):
+            positions = torch.from_numpy(_positions(file.rows, rows, packed))
+            choices[file.rows.words(rows)] = logits_TC.index_select(0, positions).argmax(1).numpy()
+        assert (choices >= 0).all()
+        labels = iter(choices.tolist())
+        return [[self.labels[next(labels)] for _ in sentence.words] for sentence in file.text.sentences]
+
+
+def _positions(own: TaggingRows, rows: IntArray, packed: PackedSequences) -> IntArray:
+    return own.positions(rows, packed.first_tokens_B.cpu().numpy())
+
+
+def conll_of(text: TaggedText, predicted: Sequence[Sequence[str]]) -> bytes:
+    """What conlleval reads: word, gold and predicted label in a row, an empty line after each sentence.
+
+    Columns are apart as in the file read, labels are IOB2, and -DOCSTART- rows come back where documents began.
+    """
+    lines: list[str] = []
+    document = 0
+    for sentence, labels in zip(text.sentences, predicted, strict=True):
+        if sentence.document != document:
+            document = sentence.document
+            lines += [text.separator.join((DOCUMENT_START, OUTSIDE, OUTSIDE)), ""]
+        columns = zip(sentence.words, sentence.labels, labels, strict=True)
+        lines += [text.separator.join(row) for row in columns]
+        lines.append("")
+    return "\n".join([*lines, ""]).encode()
+
+
+def open_tagging(config: TaggingConfig, encoder_directory: str) -> TaggingProblem:
+    """Read and tokenise the files of `[finetuning.tagging]`.
+
+    Raises:
+        InputError: a file is missing or has a bad row, the training file marks no span, or a file has no documents to
+            take context from.
+    """
+    encoder = TextEncoder(encoder_directory)
+    files: list[TaggedFile] = []
+    for path in data_files(config):
+        text = read_conll(path, config.token_column, config.label_column, config.scheme)
+        if config.document_context and not text.has_documents:
+            raise InputError(
+                f"{path}: has no {DOCUMENT_START} rows, so nothing tells where a document ends; set "
+                "finetuning.tagging.document_context = false"
+            )
+        _say(text.in_words())
+        files.append(TaggedFile(text, encode_words(encoder, text, config.max_seq_length, config.document_context)))
+    train, dev, *tests = files
+    if not train.text.types:
+        raise InputError(f"{train.text.path}: marks no span, all labels are {OUTSIDE}; is label_column right?")
+    for file in files[1:]:
+        if unseen := sorted(set(file.text.types) - set(train.text.types)):
+            _say(f"{file.text.path}: marks {', '.join(unseen)}, which the training file does not: they count as missed")
+    return TaggingProblem(train, dev, tests[0] if tests else None)
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"finetuning: tagging: {line}", flush=True)

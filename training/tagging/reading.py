@@ -1,0 +1,201 @@
+"""CoNLL column files: a word a row, columns apart by spaces or tabs, an empty line after each sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines import storage
+from pipelines.recipe import InputError
+from training.tagging.schemes import PREFIXES, Scheme, converted, departures, detected_scheme, is_label
+
+DOCUMENT_START = "-DOCSTART-"
+COMMENT = "#"
+
+_SPACES = re.compile(" +")
+
+
+@dataclass(frozen=True)
+class TaggedSentence:
+    """Words with their labels in IOB2. document: number of its document in the file, counted from 0."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+    document: int
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    """One file.
+
+    scheme: as the file was written. irregular_labels: how many were not spelled as that scheme has it.
+    has_documents: are there -DOCSTART- rows? separator: what stood between its columns.
+    """
+
+    path: str
+    sentences: tuple[TaggedSentence, ...]
+    scheme: Scheme
+    irregular_labels: int
+    has_documents: bool
+    separator: str
+
+    @property
+    def num_words(self) -> int:
+        return sum(len(sentence.words) for sentence in self.sentences)
+
+    @property
+    def types(self) -> list[str]:
+        """Types of its spans, sorted."""
+        return sorted({label[2:] for sentence in self.sentences for label in sentence.labels} - {""})
+
+    def in_words(self) -> str:
+        """A line for whoever started the run: what was found, and what was taken as it is."""
+        line = f"{self.path}: {len(self.sentences):,} sentences, {self.num_words:,} words, labels in {self.scheme}"
+        if self.irregular_labels:
+            line += f" but for {self.irregular_labels:,}, which are read as conlleval does"
+        return line
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    word: str
+    label: str
+
+
+def read_conll(path: str, token_column: int, label_column: int, scheme: Literal["auto"] | Scheme) -> TaggedText:
+    """Read a file; its labels become IOB2.
+
+    Where the first word's row holds a tab, columns are apart by single tabs, else by runs of spaces. -DOCSTART- rows
+    begin a document and are no sentence. A row that begins with # before a sentence's first word is a comment unless
+    it has as many columns as the others and a label in the label's: so "# NN I-NP O" is a word.
+    Irregular labels, such as I- after O in IOB2, are counted and read as conlleval does.
+
+    Args:
+        path: UTF-8, with or without byte-order mark and carriage returns.
+        token_column, label_column: counted from 0, or from the end with -1, -2 ...
+        scheme: how labels are written; `auto` finds it out (training/tagging/schemes.py, detected_scheme).
+
+    Raises:
+        InputError: the file is missing, not UTF-8 or without a sentence, a row has another number of columns or an
+            empty word, or a label is not one of the scheme.
+    """
+    lines = _lines(path)
+    separator = _separator(lines)
+    sentences: list[list[_Row]] = []
+    documents: list[int] = []
+    document, has_documents = 0, False
+    for found in _sentences(path, lines, separator, token_column, label_column):
+        if found is None:
+            document, has_documents = document + 1, True
+        else:
+            sentences.append(found)
+            documents.append(document)
+    if not sentences:
+        raise InputError(f"{path}: holds no sentence; expected rows of a word and its label, an empty line after each")
+    labels = [[row.label for row in rows] for rows in sentences]
+    found_scheme = detected_scheme(labels) if scheme == "auto" else scheme
+    _require_prefixes(path, sentences, found_scheme)
+    return TaggedText(
+        path,
+        tuple(
+            TaggedSentence(tuple(row.word for row in rows), tuple(converted(own, "iob2")), number)
+            for rows, own, number in zip(sentences, labels, documents, strict=True)
+        ),
+        found_scheme,
+        sum(len(departures(own, found_scheme)) for own in labels),
+        has_documents,
+        separator,
+    )
+
+
+def _lines(path: str) -> list[str]:
+    if storage.file_size_bytes(path) is None:
+        raise InputError(f"{path}: missing; expected a CoNLL file with a word and its label in each row")
+    try:
+        text = storage.read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
+    # Not splitlines(): a word may hold U+2028 and its like.
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _sentences(
+    path: str, lines: list[str], separator: str, token_column: int, label_column: int
+) -> Iterator[list[_Row] | None]:
+    """Sentences in order, and None where a document begins."""
+    rows: list[_Row] = []
+    width = _width(lines, separator)
+    for number, line in enumerate(lines, start=1):
+        columns = _columns(line, separator)
+        starts_document = bool(columns) and columns[0].startswith(DOCUMENT_START)
+        if rows and (starts_document or not columns):
+            yield rows
+            rows = []
+        if starts_document:
+            yield None
+        elif columns and not (not rows and _is_comment(columns, width, label_column)):
+            rows.append(_row(path, number, columns, width, token_column, label_column))
+    if rows:
+        yield rows
+
+
+def _separator(lines: list[str]) -> str:
+    for line in lines:
+        if line.strip(" \t") and not line.startswith((DOCUMENT_START, COMMENT)):
+            return "\t" if "\t" in line else " "
+    return " "
+
+
+def _columns(line: str, separator: str) -> list[str]:
+    if not line.strip(" \t"):
+        return []
+    return line.split("\t") if separator == "\t" else _SPACES.split(line.strip(" "))
+
+
+def _width(lines: list[str], separator: str) -> int:
+    """Columns of the first row that can only be a word."""
+    for line in lines:
+        columns = _columns(line, separator)
+        if columns and not columns[0].startswith((DOCUMENT_START, COMMENT)):
+            return len(columns)
+    return 0
+
+
+def _is_comment(columns: list[str], width: int, label_column: int) -> bool:
+    if not columns[0].startswith(COMMENT):
+        return False
+    return len(columns) != width or not (-width <= label_column < width and is_label(columns[label_column]))
+
+
+def _row(path: str, number: int, columns: list[str], width: int, token_column: int, label_column: int) -> _Row:
+    if len(columns) != width:
+        raise InputError(f"{path}:{number}: has {len(columns)} columns where the rows before it have {width}")
+    for name, column in (("token_column", token_column), ("label_column", label_column)):
+        if not -width <= column < width:
+            raise InputError(f"{path}:{number}: has {width} columns, so there is no {name} = {column}; change it")
+    if token_column % width == label_column % width:
+        raise InputError(
+            f"{path}:{number}: has {width} columns, so token_column = {token_column} and label_column = "
+            f"{label_column} are the same; change one"
+        )
+    word, label = columns[token_column], columns[label_column]
+    if not word:
+        raise InputError(f"{path}:{number}: its word is empty; columns are apart by single tabs here")
+    if not is_label(label):
+        raise InputError(
+            f"{path}:{number}: label {label!r} is none of O, B-type, I-type, E-type, S-type; is label_column = "
+            f"{label_column} right?"
+        )
+    return _Row(number, word, label)
+
+
+def _require_prefixes(path: str, sentences: list[list[_Row]], scheme: Scheme) -> None:
+    for rows in sentences:
+        for row in rows:
+            if not is_label(row.label, PREFIXES[scheme]):
+                raise InputError(
+                    f"{path}:{row.number}: label {row.label!r} is none of {scheme}; set scheme = 'auto' or 'bioes'"
+                )
