@@ -1,0 +1,42 @@
+"""Tell what this machine has of what Clozeworks needs, and what to do about what it lacks.
+
+python -m flows.doctor
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from flows.diagnosis import findings
+from flows.tables import print_table
+
+EXIT_MISSING = 1
+
+_STYLES = {"ok": "green", "missing": "bold red", "optional": "yellow"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.doctor",
+        description="Tell what is here, and what to do about what is not. Exit code 0 where all that is required is "
+        "here, 1 where something is missing; what is optional does not count.",
+        epilog="example: python -m flows.doctor --workspace /data/workspaces",
+    )
+    parser.add_argument("--workspace", default=".", help="directory whose disk a run would fill; default: this one")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parsed = parser.parse_args(arguments)
+    found = list(findings(parsed.workspace))
+    missing = [finding.part for finding in found if finding.state == "missing"]
+    if parsed.json:
+        print(json.dumps({"complete": not missing, "parts": [asdict(finding) for finding in found]}, indent=1))
+    else:
+        rows = [[finding.part, finding.state, finding.found, finding.remedy] for finding in found]
+        print_table(["part", "state", "found", "what to do"], rows, _STYLES)
+        print(f"missing: {', '.join(missing)}" if missing else "all that is required is here")
+    return EXIT_MISSING if missing else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,209 @@
+"""Tell what a recipe will cost before it starts: examples, bytes, CPU hours, operations, GPU hours, memory.
+
+python -m flows.estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from flows.costs import GPUS, Estimate, estimate
+from flows.progress import in_words
+from flows.rates import Rates, default_rates, measured_rates
+from flows.tables import print_table
+from flows.whole_recipe import WholeRecipe
+from pipelines.recipe import InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.sources import find_inputs
+from pipelines.sources.unpacking import codec_of
+
+UTILIZATION = 0.5
+"""Model FLOPs utilisation that is assumed; a run prints its own (MFU), and metrics.jsonl keeps it."""
+RANKS = 8
+
+_PLAIN_FORMATS = ("text", "jsonl")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.estimate",
+        description="Tell what a recipe will cost before it starts.",
+        epilog="example: python -m flows.estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100",
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument(
+        "--corpus-bytes", type=float, metavar="N", help="bytes of plain text; default: the size of the recipe's sources"
+    )
+    parser.add_argument("--from-workspace", metavar="DIR", help="take rates from what was finished there")
+    parser.add_argument("--gpu", choices=sorted(GPUS), help="tell hours on this GPU only; default: all known")
+    parser.add_argument("--peak-tflops", type=float, metavar="T", help="tell hours on a device of this peak instead")
+    parser.add_argument(
+        "--utilization",
+        type=float,
+        default=UTILIZATION,
+        help=f"share of the peak that is reached; default {UTILIZATION}",
+    )
+    parser.add_argument("--tokens-per-second", type=float, metavar="N", help="a measured rate, of all devices together")
+    parser.add_argument(
+        "--ranks", type=int, default=0, help=f"devices; default: pretraining.ranks, or {RANKS} where that is 0"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parsed = parser.parse_args(arguments)
+    _require_positive(parsed)
+    whole = WholeRecipe.check(recipe_from_arguments(parsed))
+    text_bytes, notes = (parsed.corpus_bytes, []) if parsed.corpus_bytes else _size_of_sources(whole)
+    rates = measured_rates(whole, parsed.from_workspace) if parsed.from_workspace else default_rates(whole)
+    ranks = parsed.ranks or whole.pretraining.ranks or RANKS
+    result = estimate(whole, rates, text_bytes, ranks)
+    hours = _hours(result, rates, parsed)
+    warnings = [*notes, *result.warnings]
+    if parsed.json:
+        print(json.dumps(_as_json(result, rates, hours, ranks, warnings), indent=1))
+    else:
+        _show(whole, result, rates, hours, ranks, warnings)
+    return 0
+
+
+def _require_positive(parsed: argparse.Namespace) -> None:
+    for name in ("corpus_bytes", "peak_tflops", "tokens_per_second", "utilization"):
+        value = getattr(parsed, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name.replace('_', '-')} {value:g}: give a number above 0")
+    if parsed.utilization > 1:
+        raise InputError(f"--utilization {parsed.utilization:g}: is a share of the peak; give a number up to 1")
+    if parsed.ranks < 0:
+        raise InputError(f"--ranks {parsed.ranks}: give 1 or more, or leave it out")
+
+
+def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:
+    """Bytes of the recipe's inputs, and what a person should know where they are not plain text."""
+    try:
+        found = find_inputs(whole.documents)
+    except InputError as error:
+        raise InputError(f"{error}; or tell the size of its text with --corpus-bytes") from error
+    notes = []
+    for index, (source, files) in enumerate(zip(whole.documents.sources, found, strict=True)):
+        packed = any(codec_of(file.name) is not None for file in files)
+        if packed or source.format not in _PLAIN_FORMATS:
+            what = "compressed" if packed else f"format {source.format}"
+            notes.append(
+                f"documents.sources.{index}: {what}, so its bytes are not those of its text; give these with "
+                "--corpus-bytes"
+            )
+    return float(sum(file.range_bytes for files in found for file in files)), notes
+
+
+def _hours(result: Estimate, rates: Rates, parsed: argparse.Namespace) -> list[dict[str, Any]]:
+    """Device hours, each with what it goes by."""
+    rows: list[dict[str, Any]] = []
+    if parsed.tokens_per_second:
+        hours = result.tokens / parsed.tokens_per_second / 3600
+        rows.append({"on": "as given", "hours": hours, "basis": f"{parsed.tokens_per_second:,.0f} tokens/s"})
+    if parsed.peak_tflops:
+        hours = result.gpu_seconds(parsed.peak_tflops, parsed.utilization) / 3600
+        basis = f"{parsed.utilization:.0%} of {parsed.peak_tflops:g} TFLOP/s"
+        rows.append({"on": "one such device", "hours": hours, "basis": basis})
+    if rates.training is not None:
+        speed = rates.training
+        basis = (
+            f"{speed.flops_per_second / 1e12:.3g} TFLOP/s there, {speed.tokens_per_second:,.0f} tokens/s of its model"
+        )
+        hours = result.flops / speed.flops_per_second / 3600
+        rows.append({"on": f"the machine of {parsed.from_workspace}", "hours": hours, "basis": basis})
+    if not (parsed.tokens_per_second or parsed.peak_tflops):
+        for gpu in [GPUS[parsed.gpu]] if parsed.gpu else GPUS.values():
+            basis = f"{parsed.utilization:.0%} of {gpu.tflops:g} TFLOP/s dense {gpu.note}"
+            hours = result.gpu_seconds(gpu.tflops, parsed.utilization) / 3600
+            rows.append({"on": f"one {gpu.name}", "hours": hours, "basis": basis})
+    return rows
+
+
+def _as_json(
+    result: Estimate, rates: Rates, hours: list[dict[str, Any]], ranks: int, warnings: list[str]
+) -> dict[str, Any]:
+    memory = {f"zero_{stage}": {**states._asdict(), "total": states.total} for stage, states in result.memory.items()}
+    return {
+        **asdict(result),
+        "memory": memory,
+        "ranks": ranks,
+        "tokens": result.tokens,
+        "flops": result.flops,
+        "cpu_seconds": result.cpu_seconds,
+        "hours": hours,
+        "seconds_basis": rates.seconds_basis,
+        "shapes_basis": rates.shapes_basis,
+        "warnings": warnings,
+    }
+
+
+def _show(
+    whole: WholeRecipe, result: Estimate, rates: Rates, hours: list[dict[str, Any]], ranks: int, warnings: list[str]
+) -> None:
+    rows = [
+        ["corpus", "", size_in_words(result.text_bytes), ""],
+        ["documents", "", size_in_words(result.documents_bytes), in_words(result.documents_seconds)],
+        ["vocabulary", f"{whole.vocabulary.size:,} entries", "", in_words(result.vocabulary_seconds)],
+    ]
+    for cost in result.lengths:
+        what = f"{_large(cost.rows)} rows of length {cost.max_seq_length}, {_large(cost.tokens)} tokens"
+        rows.append(["examples", what, size_in_words(cost.size_bytes), ""])
+    rows.append(["examples", f"{whole.examples.passes} passes, all lengths", size_in_words(result.examples_bytes), ""])
+    rows[-1][-1] = in_words(result.examples_seconds)
+    rows.append(["checkpoints", f"{_large(result.parameters)} parameters", size_in_words(result.checkpoints_bytes), ""])
+    print_table(["stage", "what", "disk", "time of a core"], rows)
+    print("while a job runs, documents and examples take their disk twice\n")
+    rows = [
+        [
+            str(phase.max_seq_length),
+            f"{phase.steps:,}",
+            _large(phase.sequences),
+            _large(phase.tokens),
+            f"{phase.row_epochs:.2f}",
+            f"{phase.flops:.2e}",
+        ]
+        for phase in result.phases
+    ]
+    rows.append(["all", f"{whole.pretraining.num_train_steps:,}", "", _large(result.tokens), "", f"{result.flops:.2e}"])
+    print_table(["length", "steps", "sequences", "tokens", "epochs of rows", "FLOPs"], rows, title="pre-training")
+    print(f"the text itself is read {result.text_epochs:.1f} times\n")
+    print_table(
+        ["on", "device hours", "by"],
+        [[row["on"], f"{row['hours']:,.1f}", row["basis"]] for row in hours],
+        title="hours of pre-training, evaluation and checkpoints left out",
+    )
+    print()
+    rows = [
+        [
+            f"{stage}{' (recipe)' if stage == whole.pretraining.zero_stage else ''}",
+            *(size_in_words(part) for part in states),
+            size_in_words(states.total),
+        ]
+        for stage, states in result.memory.items()
+    ]
+    title = f"memory of a rank, of {ranks}, without activations"
+    print_table(["ZeRO", "weights", "gradients", "optimizer", "together"], rows, title=title)
+    print(f"\nrates: {rates.seconds_basis}\nrows:  {rates.shapes_basis}")
+    for warning in warnings:
+        print(f"warning: {warning}")
+
+
+def size_in_words(size_bytes: float) -> str:
+    """Bytes for people, in powers of ten: `3.1 MB`, `16.0 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.1f} TB"
+
+
+def _large(number: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M")):
+        if number >= limit:
+            return f"{number / limit:,.2f} {unit}"
+    return f"{number:,.0f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))

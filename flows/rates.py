@@ -1,0 +1,246 @@
+"""Rates that an estimate goes by: measured on our own benchmarks, or in a finished workspace where one is named.
+
+How many rows a megabyte of text gives depends on the texts: articles are shorter than books, and the last row of a
+document is rarely full. So the defaults mix both as BERT's corpus did, and a trial on a part of one's own corpus is
+better: `python -m flows.preprocess recipe.toml --set documents.sources.0.max_input_bytes=50_000_000`, then
+`--from-workspace`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from flows.timings import earlier_seconds
+from flows.whole_recipe import WholeRecipe
+from pipelines import storage
+from pipelines.config import ExamplesConfig, VocabularyConfig
+from pipelines.contract import Manifest, read_manifest
+from pipelines.recipe import InputError
+from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
+from training.config import ModelConfig, PretrainingConfig
+from training.flops import step_flops
+from training.stages import PRETRAINING
+
+MEGABYTE = 1_000_000
+START_SECONDS = 4.0
+"""CPU time of a job before its first byte: imports, and the runner."""
+
+BENCHMARK = "make bench NAME=growth: the rise from 261 to 782 MB of novels, one worker, AMD EPYC at 2.6 GHz"
+DOCUMENTS_SECONDS_PER_MEGABYTE = 0.0505
+VOCABULARY_SECONDS_PER_MEGABYTE = 0.0102
+EXAMPLES_SECONDS_PER_MILLION_TOKENS = 0.042
+MERGES_SECONDS = 6.2
+"""30,522 entries from a million distinct words (make bench NAME=vocabulary)."""
+NEAR_DUPLICATES_SECONDS_PER_MEGABYTE = 1 / 8 - 1 / 18
+MOJIBAKE_SECONDS_PER_MEGABYTE = 1 / 12 - 1 / 18
+LANGUAGES_SECONDS_PER_MEGABYTE = 1 / 14.5 - 1 / 18
+READING_SECONDS_PER_MEGABYTE = {"wikiextractor": 1 / 57, "mediawiki": 1 / 4.5, "python-docstrings": 1 / 4.8}
+"""The last four: pipelines/README.md, MB/s of job 1 with and without, and of the readers that are slow."""
+
+_DOCUMENT_OVERHEAD_BYTES = 24
+_SENTENCE_OVERHEAD_BYTES = 4
+
+
+class LengthShape(NamedTuple):
+    """What one pass makes of text at one maximum length."""
+
+    rows_per_megabyte: float
+    mean_length: float
+    mean_squared_length: float
+
+    def at(self, scale: float) -> LengthShape:
+        """Guess for a maximum length that is `scale` times this one: rows as full, and so many fewer."""
+        return LengthShape(
+            self.rows_per_megabyte / scale, self.mean_length * scale, self.mean_squared_length * scale**2
+        )
+
+
+SHAPES_BASIS = "70 novels (52 MB, a quarter) and 16,404 Wikipedia articles (30 MB), vocabulary of 30,522"
+_BOOKS_SHARE = 0.25
+"""Devlin et al., 2019, section 3.1: 800 M words of books, 2,500 M of Wikipedia."""
+_BOOKS = {
+    (True, 128): LengthShape(2169.8, 120.39, 0.9106 * 128**2),
+    (True, 512): LengthShape(798.3, 369.15, 0.6667 * 512**2),
+    (False, 128): LengthShape(2174.1, 107.74, 0.7477 * 128**2),
+    (False, 512): LengthShape(480.2, 480.77, 0.9200 * 512**2),
+}
+_ARTICLES = {
+    (True, 128): LengthShape(2648.6, 100.92, 0.6985 * 128**2),
+    (True, 512): LengthShape(1294.2, 224.97, 0.3132 * 512**2),
+    (False, 128): LengthShape(1909.6, 111.33, 0.7831 * 128**2),
+    (False, 512): LengthShape(424.1, 494.51, 0.9712 * 512**2),
+}
+"""By (next_sentence, max_seq_length)."""
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """What a finished pre-training run reached."""
+
+    tokens_per_second: float
+    flops_per_second: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """CPU seconds and shapes of rows, each group with where it comes from.
+
+    Attributes:
+        shapes: by maximum length, one pass.
+        training: of the workspace that was named; None without one.
+    """
+
+    documents_seconds_per_megabyte: float
+    vocabulary_seconds_per_megabyte: float
+    examples_seconds_per_million_tokens: float
+    seconds_basis: str
+    shapes: Mapping[int, LengthShape]
+    shapes_basis: str
+    training: TrainingSpeed | None = None
+
+
+def default_rates(whole: WholeRecipe) -> Rates:
+    """From our own benchmarks, for what the recipe asks of them."""
+    documents = whole.documents
+    seconds = DOCUMENTS_SECONDS_PER_MEGABYTE
+    seconds += NEAR_DUPLICATES_SECONDS_PER_MEGABYTE if documents.near_duplicates is not None else 0.0
+    seconds += MOJIBAKE_SECONDS_PER_MEGABYTE if documents.cleaning.fix_mojibake else 0.0
+    seconds += LANGUAGES_SECONDS_PER_MEGABYTE if documents.languages else 0.0
+    seconds += max(READING_SECONDS_PER_MEGABYTE.get(source.format, 0.0) for source in documents.sources)
+    return Rates(
+        seconds,
+        VOCABULARY_SECONDS_PER_MEGABYTE,
+        EXAMPLES_SECONDS_PER_MILLION_TOKENS,
+        BENCHMARK,
+        {
+            length.max_seq_length: _default_shape(whole.examples.next_sentence, length.max_seq_length)
+            for length in whole.examples.lengths
+        },
+        SHAPES_BASIS,
+    )
+
+
+def measured_rates(whole: WholeRecipe, workspace: str) -> Rates:
+    """The defaults, with everything replaced that the workspace's manifests, timings and metrics tell.
+
+    Raises:
+        InputError: the workspace has no finished documents and examples, or of another kind.
+    """
+    rates = default_rates(whole)
+    manifests = {stage: read_manifest(storage.join(workspace, stage)) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
+    documents, vocabulary, examples = (manifests[stage] for stage in (DOCUMENTS, VOCABULARY, EXAMPLES))
+    if documents is None or vocabulary is None or examples is None:
+        absent = ", ".join(stage for stage, manifest in manifests.items() if manifest is None)
+        raise InputError(f"{workspace}: {absent} not finished there; run python -m flows.preprocess on it first")
+    made = ExamplesConfig.model_validate(examples.config)
+    if made.next_sentence != whole.examples.next_sentence:
+        raise InputError(
+            f"{workspace}: its examples have next_sentence = {str(made.next_sentence).lower()}, the recipe has not; "
+            "rows are then of another shape, so name a workspace of the same kind"
+        )
+    megabytes = text_bytes(documents) / MEGABYTE
+    shapes = dict(rates.shapes)
+    for length in shapes:
+        if statistics := examples.statistics["lengths"].get(str(length)):
+            shapes[length] = _measured_shape(statistics, length, megabytes * made.passes)
+    absent_lengths = sorted(set(shapes) - {int(length) for length in examples.statistics["lengths"]})
+    of_defaults = f"; length {', '.join(map(str, absent_lengths))}: {SHAPES_BASIS}" if absent_lengths else ""
+    rates = replace(rates, shapes=shapes, shapes_basis=f"{workspace}, {megabytes:,.1f} MB of text{of_defaults}")
+    rates = _with_measured_seconds(rates, workspace, documents, vocabulary, examples, megabytes)
+    return replace(rates, training=_training_speed(workspace, vocabulary, examples))
+
+
+def text_bytes(documents: Manifest) -> float:
+    """UTF-8 bytes of the sentences in finished documents: the files without Arrow's offsets, ids and sources."""
+    statistics = documents.statistics
+    size_bytes = sum(file.size_bytes for file in documents.files if file.name.endswith(".arrow"))
+    overhead = _SENTENCE_OVERHEAD_BYTES * statistics["sentences"]
+    overhead += _DOCUMENT_OVERHEAD_BYTES * statistics["documents_kept"]
+    return max(float(statistics["characters"]), float(size_bytes - overhead))
+
+
+def _default_shape(next_sentence: bool, max_seq_length: int) -> LengthShape:
+    nearest = min((128, 512), key=lambda length: abs(math.log(length / max_seq_length)))
+    books, articles = _BOOKS[next_sentence, nearest], _ARTICLES[next_sentence, nearest]
+    book_rows, article_rows = _BOOKS_SHARE * books.rows_per_megabyte, (1 - _BOOKS_SHARE) * articles.rows_per_megabyte
+    rows = book_rows + article_rows
+    mixed = LengthShape(
+        rows,
+        (book_rows * books.mean_length + article_rows * articles.mean_length) / rows,
+        (book_rows * books.mean_squared_length + article_rows * articles.mean_squared_length) / rows,
+    )
+    return mixed.at(max_seq_length / nearest)
+
+
+def _measured_shape(statistics: Mapping[str, Any], max_seq_length: int, megabytes: float) -> LengthShape:
+    """The histogram tells squares up to the width of its bars; the last bar is taken as full rows, as most are."""
+    counts = {int(up_to): count for up_to, count in statistics["length_histogram"].items()}
+    edges = [0, *sorted(counts)]
+    middles = {up_to: (above + 1 + up_to) / 2 for above, up_to in pairwise(edges)}
+    middles[max_seq_length] = float(max_seq_length)
+    squares = sum(count * middles[up_to] ** 2 for up_to, count in counts.items())
+    rows = statistics["examples"]
+    return LengthShape(rows / megabytes, statistics["mean_length"], squares / max(rows, 1))
+
+
+def _with_measured_seconds(
+    rates: Rates, workspace: str, documents: Manifest, vocabulary: Manifest, examples: Manifest, megabytes: float
+) -> Rates:
+    """Wall clock of that machine with its workers; a job's start is taken off, for it does not grow."""
+    found = {
+        stage: earlier_seconds(workspace, stage, {stage: manifest})
+        for stage, manifest in ((DOCUMENTS, documents), (VOCABULARY, vocabulary), (EXAMPLES, examples))
+    }
+    if None in found.values():
+        return rates
+    spent = {stage: max(0.0, (seconds or 0.0) - START_SECONDS) for stage, seconds in found.items()}
+    million_tokens = sum(values["tokens"] for values in examples.statistics["lengths"].values()) / 1e6
+    return replace(
+        rates,
+        documents_seconds_per_megabyte=spent[DOCUMENTS] / megabytes,
+        vocabulary_seconds_per_megabyte=spent[VOCABULARY] / megabytes,
+        examples_seconds_per_million_tokens=spent[EXAMPLES] / max(million_tokens, 1e-9),
+        seconds_basis=f"wall clock of {workspace}/timings.json, as many workers",
+    )
+
+
+def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) -> TrainingSpeed | None:
+    """Tokens/s over all progress lines of a finished run, and the arithmetic that they were."""
+    directory = storage.join(workspace, PRETRAINING)
+    manifest = read_manifest(directory)
+    path = storage.local_path(storage.join(directory, "metrics.jsonl")) if storage.is_local(directory) else ""
+    if manifest is None or not os.path.exists(path):
+        return None
+    try:
+        model = ModelConfig.model_validate(manifest.config["model"])
+        phases = PretrainingConfig.model_validate(manifest.config["pretraining"]).phases
+        vocab_size = VocabularyConfig.model_validate(vocabulary.config).size
+    except ValidationError:
+        return None
+    with open(path, encoding="utf-8") as stream:
+        lines = [line for line in map(json.loads, stream) if "tokens_per_second" in line]
+    tokens = seconds = flops = 0.0
+    ends, end = [], 0
+    for phase in phases:
+        end += phase.steps
+        ends.append(end)
+    for line in lines:
+        phase = next((phase for phase, end in zip(phases, ends, strict=True) if line["step"] <= end), phases[-1])
+        statistics = examples.statistics["lengths"].get(str(phase.max_seq_length))
+        new_tokens, tokens = line["tokens"] - tokens, line["tokens"]
+        if statistics is None or new_tokens <= 0:
+            return None
+        shape = _measured_shape(statistics, phase.max_seq_length, 1.0)
+        rows = new_tokens / shape.mean_length
+        masked = new_tokens * (statistics["masked_share"] or examples.config["masked_lm_prob"])
+        flops += step_flops(model, vocab_size, new_tokens, rows * shape.mean_squared_length, masked, rows)
+        seconds += new_tokens / line["tokens_per_second"]
+    return TrainingSpeed(tokens / seconds, flops / seconds) if seconds else None

@@ -1,0 +1,107 @@
+"""Tell how far a run is: each stage's state and progress, and the command that goes on.
+
+python -m flows.status workspaces/demo
+python -m flows.status flows/recipes/demo.toml --watch 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import textwrap
+import time
+from dataclasses import asdict
+
+from flows.progress import StageStatus, statuses_of_recipe, statuses_of_workspace
+from flows.tables import print_table
+from flows.whole_recipe import WholeRecipe
+from pipelines.recipe import InputError, exit_code_of, read_recipe
+
+DETAIL_WIDTH = 160
+"""Characters of a detail that are shown: a changed list of sources would fill the screen; --json has all."""
+
+_COMMANDS = {
+    "documents": "pipelines.shard_corpus",
+    "vocabulary": "pipelines.train_vocabulary",
+    "examples": "pipelines.build_examples",
+    "pretraining": "flows.pretrain",
+    "finetuning": "flows.finetune",
+}
+_STYLES = {"complete": "green", "stale": "yellow", "unfinished": "cyan", "missing": "dim"}
+_ANY_RECIPE = "RECIPE.toml"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.status",
+        description="Tell each stage's state and progress, and the next command. A recipe tells more than a workspace: "
+        "whether what is there still matches its settings.",
+        epilog="example: python -m flows.status workspaces/demo --watch 10",
+    )
+    parser.add_argument("target", help="directory of a run, or a recipe file (.toml)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="override one setting of the recipe; may be repeated",
+    )
+    parser.add_argument("--workspace", help="directory of the run; overrides run.workspace of the recipe")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="tell again every so many seconds, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parsed = parser.parse_args(arguments)
+    overrides = list(parsed.overrides)
+    if parsed.workspace:
+        overrides.append(f"run.workspace={json.dumps(parsed.workspace)}")
+    try:
+        while True:
+            statuses, following = _look(parsed.target, overrides)
+            if parsed.json:
+                print(json.dumps({"stages": [asdict(status) for status in statuses], "next": following}), flush=True)
+            else:
+                _show(statuses, following, clear=bool(parsed.watch))
+            if not parsed.watch:
+                return 0
+            time.sleep(parsed.watch)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _look(target: str, overrides: list[str]) -> tuple[list[StageStatus], str]:
+    """The stages, and the next command."""
+    if target.endswith(".toml") or os.path.isfile(target):
+        whole = WholeRecipe.check(read_recipe(target, overrides))
+        statuses, workspace = statuses_of_recipe(whole), whole.run.workspace
+        recipe = shlex.join([target, *(part for override in overrides for part in ("--set", override))])
+    elif overrides:
+        raise InputError(f"{target}: --set and --workspace belong to a recipe (.toml), and this is none")
+    else:
+        statuses, workspace, recipe = statuses_of_workspace(target), target, _ANY_RECIPE
+    return statuses, next_command(statuses, workspace, recipe)
+
+
+def next_command(statuses: list[StageStatus], workspace: str, recipe: str) -> str:
+    """What builds the first stage that is not complete; where all are, what shows them."""
+    for status in statuses:
+        if status.state != "complete":
+            return f"python -m {_COMMANDS[status.name.split('/')[0]]} {recipe}"
+    return f"python -m flows.ui {shlex.quote(workspace)}"
+
+
+def _show(statuses: list[StageStatus], following: str, clear: bool) -> None:
+    if clear and sys.stdout.isatty():
+        print("\033[H\033[2J", end="")
+    rows = [
+        [status.name, status.state, textwrap.shorten(status.detail, DETAIL_WIDTH, placeholder=" ...")]
+        for status in statuses
+    ]
+    print_table(["stage", "state", ""], rows, _STYLES)
+    print(f"next: {following}", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))

@@ -1,0 +1,44 @@
+"""Tables for people: drawn by rich on a terminal, plain aligned columns elsewhere or where rich is not installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None, title: str = ""
+) -> None:
+    """Print rows under their columns' names.
+
+    Args:
+        styles: rich's style for cells with exactly this text, such as {"ok": "green"}.
+    """
+    if not (sys.stdout.isatty() and _print_with_rich(columns, rows, styles or {}, title)):
+        print(plain_table(columns, rows, title))
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
+    """The same without colours: every column but the last as wide as its widest cell, two spaces between."""
+    lines = [columns, *rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns) - 1)]
+    padded = [[cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)] for line in lines]
+    texts = ["  ".join([*cells, line[-1]]).rstrip() for cells, line in zip(padded, lines, strict=True)]
+    return "\n".join(([title] if title else []) + texts)
+
+
+def _print_with_rich(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str], title: str
+) -> bool:
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(*columns, box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+    Console(highlight=False).print(table)
+    return True

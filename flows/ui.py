@@ -1,0 +1,260 @@
+"""Show a workspace's pages: MLflow's and Prefect's servers on loopback, until Ctrl-C or SIGTERM.
+
+python -m flows.ui workspaces/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
+from typing import NamedTuple
+
+from pipelines import storage
+from pipelines.lifeline import LIFELINE_VARIABLE
+from pipelines.recipe import InputError, exit_code_of
+
+LOOPBACK = "127.0.0.1"
+MLFLOW_PORT, PREFECT_PORT = 5000, 4200
+"""The ports that both projects use by default."""
+MLFLOW_DATABASE, MLFLOW_ARTIFACTS, PREFECT_HOME = "mlflow.db", "mlartifacts", "prefect"
+LOG_NAME = "ui-{name}.log"
+STARTUP_TIMEOUT_SECONDS = 180.0
+STOP_TIMEOUT_SECONDS = 10.0
+EXIT_FAILED = 1
+
+_POLL_SECONDS = 0.2
+_HTTP_TIMEOUT_SECONDS = 5.0
+# MLflow's command does not watch us, so that SIGKILL of this command would leave it; ours does.
+_MLFLOW_COMMAND = "from pipelines.lifeline import follow_lifeline; follow_lifeline(); from mlflow.cli import cli; cli()"
+
+
+class Page(NamedTuple):
+    """A server that is starting: what it is called, where a person looks, and what tells that it answers."""
+
+    name: str
+    url: str
+    health_url: str
+    log_path: str
+    process: subprocess.Popen[bytes]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.ui",
+        description="Show a workspace's runs, models and flows in a browser, until Ctrl-C.",
+        epilog="example: python -m flows.ui workspaces/demo",
+    )
+    parser.add_argument("workspace", help="directory of a run, such as workspaces/demo")
+    free = "0 takes any free one, as does a port that is in use"
+    parser.add_argument("--mlflow-port", type=int, default=MLFLOW_PORT, help=f"default {MLFLOW_PORT}; {free}")
+    parser.add_argument("--prefect-port", type=int, default=PREFECT_PORT, help=f"default {PREFECT_PORT}; {free}")
+    parser.add_argument("--no-browser", action="store_true", help="only print the addresses")
+    parsed = parser.parse_args(arguments)
+    try:
+        with _sigterm_as_interrupt():
+            return show(parsed.workspace, parsed.mlflow_port, parsed.prefect_port, not parsed.no_browser)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0
+
+
+def show(workspace: str, mlflow_port: int, prefect_port: int, with_browser: bool) -> int:
+    """Start the servers that the workspace has something for, and wait until one ends or an interrupt comes.
+
+    Returns:
+        EXIT_FAILED, when a server ended by itself.
+
+    Raises:
+        InputError: there is nothing to show, or a server does not start.
+        KeyboardInterrupt: on Ctrl-C, after both servers have ended.
+    """
+    directory = _directory_with_pages(workspace)
+    with ExitStack() as stack:
+        pages: list[Page] = []
+        stack.callback(_stop, pages)
+        if os.path.exists(os.path.join(directory, MLFLOW_DATABASE)):
+            pages.append(_start_mlflow(directory, mlflow_port))
+        if os.path.isdir(os.path.join(directory, PREFECT_HOME)):
+            pages.append(_start_prefect(directory, prefect_port))
+        for page in pages:
+            _wait_until_answering(page)
+            print(f"{page.name:<8} {page.url}", flush=True)
+        print("Ctrl-C stops them", flush=True)
+        if with_browser and sys.stdout.isatty():
+            _open_browser([page.url for page in pages])
+        while True:
+            for page in pages:
+                if page.process.poll() is not None:
+                    print(f"error: {page.name} ended; see {page.log_path}", file=sys.stderr)
+                    return EXIT_FAILED
+            time.sleep(_POLL_SECONDS)
+
+
+def _directory_with_pages(workspace: str) -> str:
+    if not storage.is_local(workspace) or not os.path.isdir(storage.local_path(workspace)):
+        raise InputError(f"{workspace}: no such local directory; name the workspace of a run, such as workspaces/demo")
+    directory = storage.local_path(workspace)
+    if not any(os.path.exists(os.path.join(directory, name)) for name in (MLFLOW_DATABASE, PREFECT_HOME)):
+        raise InputError(
+            f"{workspace}: holds neither {MLFLOW_DATABASE} nor {PREFECT_HOME}/; run flows.end_to_end on it first, or "
+            "look at the servers that tracking.mlflow_tracking_uri and PREFECT_API_URL name"
+        )
+    return directory
+
+
+def _start_mlflow(directory: str, port: int) -> Page:
+    """One worker, no job runner: it shows runs and models and computes nothing."""
+    with _listener(port, "MLflow") as listener:
+        port = listener.getsockname()[1]
+    # Its command takes no inherited socket: should another take the port just now, the server ends and we say so.
+    options = {
+        "--backend-store-uri": f"sqlite:///{os.path.join(directory, MLFLOW_DATABASE)}",
+        "--artifacts-destination": os.path.join(directory, MLFLOW_ARTIFACTS),
+        "--host": LOOPBACK,
+        "--port": str(port),
+        "--workers": "1",
+    }
+    command = [sys.executable, "-c", _MLFLOW_COMMAND, "server", *(part for pair in options.items() for part in pair)]
+    url = f"http://{LOOPBACK}:{port}"
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return _start("MLflow", url, f"{url}/health", directory, command, environment)
+
+
+def _start_prefect(directory: str, port: int) -> Page:
+    """The server of flows/local_server.py with its pages, on a socket that listens already."""
+    with _listener(port, "Prefect") as listener:
+        url = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+        environment = {
+            "PREFECT_HOME": os.path.join(directory, PREFECT_HOME),
+            "PREFECT_UI_ENABLED": "1",
+            "PREFECT_UI_API_URL": f"{url}/api",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # What `prefect server start --no-services` sets: schedulers and the like would act on the runs shown.
+            "PREFECT__SERVER_WEBSERVER_ONLY": "1",
+            "PREFECT__SERVER_FINAL": "1",
+        }
+        command = [sys.executable, "-m", "flows.local_server", str(listener.fileno())]
+        return _start("Prefect", url, f"{url}/api/health", directory, command, environment, (listener.fileno(),))
+
+
+def _start(
+    name: str,
+    url: str,
+    health_url: str,
+    directory: str,
+    command: list[str],
+    environment: Mapping[str, str],
+    descriptors: tuple[int, ...] = (),
+) -> Page:
+    # Variables of the person's own server would send the pages there.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    log_path = os.path.join(directory, LOG_NAME.format(name=name.lower()))
+    with open(log_path, "wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=descriptors,
+            env={**inherited, "DO_NOT_TRACK": "1", **environment, LIFELINE_VARIABLE: str(os.getpid())},
+            # Ctrl-C in a terminal reaches the whole foreground group; only we shall end it.
+            start_new_session=True,
+        )
+    return Page(name, url, health_url, log_path, process)
+
+
+def _listener(port: int, name: str) -> socket.socket:
+    try:
+        return socket.create_server((LOOPBACK, port))
+    except OSError:
+        listener = socket.create_server((LOOPBACK, 0))
+        print(f"{name}: port {port} is in use, taking {listener.getsockname()[1]}", flush=True)
+        return listener
+
+
+def _wait_until_answering(page: Page) -> None:
+    deadline = time.monotonic() + STARTUP_TIMEOUT_SECONDS
+    while not _answers(page.health_url):
+        if page.process.poll() is not None:
+            raise InputError(
+                f"{page.log_path}: {page.name}'s server ended with code {page.process.returncode}; read there why"
+            )
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{page.log_path}: {page.name}'s server did not answer within {STARTUP_TIMEOUT_SECONDS:.0f} s; "
+                "read there why"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_SECONDS):
+            pass
+    except OSError:
+        return False
+    return True
+
+
+def _open_browser(urls: list[str]) -> None:
+    """Best effort; without a display Python would start a browser of text in the person's terminal."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return
+    with suppress(webbrowser.Error, OSError):
+        for url in urls:
+            webbrowser.open(url)
+
+
+def _stop(pages: list[Page]) -> None:
+    """End every process group: SIGTERM to all at once, then SIGKILL to what is left of each."""
+    try:
+        for page in pages:
+            _signal_group(page, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while any(_group_lives(page) for page in pages) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS / 4)
+    finally:
+        for page in pages:
+            _signal_group(page, signal.SIGKILL)
+            page.process.wait()
+
+
+def _group_lives(page: Page) -> bool:
+    page.process.poll()  # reaps the leader, which would otherwise keep the group alive as a zombie
+    return _signal_group(page, 0)
+
+
+def _signal_group(page: Page, number: int) -> bool:
+    try:
+        os.killpg(page.process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))

@@ -1,0 +1,157 @@
+"""States and progress of a workspace, of stages that are really there, half there, or changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows import status
+from flows.progress import StageStatus, in_words, statuses_of_recipe, statuses_of_workspace
+from flows.whole_recipe import WholeRecipe
+from pipelines import storage
+from pipelines.contract import StageKey, record_of, write_manifest
+from pipelines.recipe import InputError, read_recipe
+from pipelines.stages import documents_key, vocabulary_key
+from pipelines.unfinished import finish_unit, open_stage
+from training.config import PretrainingConfig
+
+PHASES = (
+    {"max_seq_length": 32, "steps": 100, "global_batch_size": 8},
+    {"max_seq_length": 64, "steps": 50, "global_batch_size": 4},
+)
+
+
+def complete(directory: str, key: StageKey) -> str:
+    """Write a stage of one file; returns its digest."""
+    storage.write_bytes(f"{directory}/data.txt", repr((key.config, key.inputs)).encode())
+    manifest = key.manifest([record_of(directory, "data.txt", rows=1)], {}, "0")
+    write_manifest(directory, manifest)
+    return manifest.digest
+
+
+def states(statuses: list[StageStatus]) -> dict[str, str]:
+    return {one.name: one.state for one in statuses}
+
+
+def named(statuses: list[StageStatus], name: str) -> StageStatus:
+    return next(one for one in statuses if one.name == name)
+
+
+@pytest.fixture
+def whole(write_recipe: Callable[..., str], tmp_path: Path) -> WholeRecipe:
+    (tmp_path / "corpus.txt").write_text("A text.")
+    os.makedirs(tmp_path / "ws")
+    return WholeRecipe.check(read_recipe(write_recipe(("corpus.txt", f"{tmp_path}/corpus.txt"))))
+
+
+def test_stages_become_complete_one_by_one_and_the_next_command_goes_on(whole: WholeRecipe) -> None:
+    workspace = whole.run.workspace
+    assert set(states(statuses_of_workspace(workspace)).values()) == {"missing"}
+    complete(f"{workspace}/documents", documents_key(whole.recipe))
+    complete(f"{workspace}/vocabulary", vocabulary_key(whole.recipe))
+    for statuses in (statuses_of_workspace(workspace), statuses_of_recipe(whole)):
+        told = states(statuses)
+        assert [told[name] for name in ("documents", "vocabulary", "examples", "pretraining")] == [
+            *("complete", "complete", "missing", "missing")
+        ]
+        command = status.next_command(statuses, workspace, "r.toml")
+        assert command == "python -m pipelines.build_examples r.toml"
+    assert "finetuning/cola/random" in states(statuses_of_recipe(whole))
+
+
+def test_a_stage_is_stale_by_settings_by_what_it_read_and_by_damage(whole: WholeRecipe) -> None:
+    workspace = whole.run.workspace
+    complete(f"{workspace}/documents", documents_key(whole.recipe))
+    complete(f"{workspace}/vocabulary", vocabulary_key(whole.recipe))
+    other = WholeRecipe.check(read_recipe(whole.recipe.path, ["vocabulary.size=4000"]))
+    stale = named(statuses_of_recipe(other), "vocabulary")
+    assert (stale.state, stale.detail) == ("stale", "size was 30522, is 4000")
+
+    complete(f"{workspace}/documents", StageKey("documents", 2, {"other": 1}, {}))
+    stale = named(statuses_of_workspace(workspace), "vocabulary")
+    assert (stale.state, stale.detail) == ("stale", "input documents changed")
+
+    storage.write_bytes(f"{workspace}/documents/data.txt", b"")
+    assert "data.txt is not of the size" in named(statuses_of_workspace(workspace), "documents").detail
+    storage.write_bytes(f"{workspace}/documents/manifest.json", b"{}")
+    assert "not a manifest of this version" in named(statuses_of_workspace(workspace), "documents").detail
+
+
+def test_a_corpus_that_is_elsewhere_does_not_make_documents_stale(whole: WholeRecipe, tmp_path: Path) -> None:
+    complete(f"{whole.run.workspace}/documents", documents_key(whole.recipe))
+    os.remove(tmp_path / "corpus.txt")
+    assert named(statuses_of_recipe(whole), "documents").state == "complete"
+
+
+def test_units_of_an_unfinished_job_are_counted(whole: WholeRecipe) -> None:
+    directory = f"{whole.run.workspace}/documents"
+    open_stage(directory, documents_key(whole.recipe))
+    finish_unit(directory, "parts/000000", {})
+    for number in range(3):
+        finish_unit(directory, f"shards/train-{number:05d}-of-00016.arrow", {})
+    assert named(statuses_of_workspace(whole.run.workspace), "documents").detail == "1 parts, 3 shards"
+    told = named(statuses_of_recipe(whole), "documents")
+    assert (told.state, told.detail) == ("unfinished", "1 of 1 parts, 3 of 17 shards")
+
+
+def write_pretraining(directory: str, checkpoint_step: int, last_step: int) -> StageKey:
+    config = PretrainingConfig.model_validate({"phases": PHASES, "num_warmup_steps": 1})
+    key = StageKey("pretraining", 2, {"model": {}, "pretraining": config.identity()}, {})
+    complete(f"{directory}/checkpoints/step-{checkpoint_step:010d}", key)
+    lines = [
+        {"step": step, "tokens": 256.0 * step, "tokens_per_second": 512.0, "timestamp_ms": int(time.time() * 1000)}
+        for step in (last_step - 10, last_step)
+    ]
+    heldout = {"step": last_step, "heldout_loss": 1.0, "timestamp_ms": int(time.time() * 1000)}
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, heldout])
+    storage.write_bytes(f"{directory}/metrics.jsonl", text.encode() + b'{"step": 99')
+    return key
+
+
+def test_progress_of_pretraining_is_told_without_a_recipe(tmp_path: Path) -> None:
+    write_pretraining(f"{tmp_path}/pretraining", checkpoint_step=50, last_step=60)
+    told = named(statuses_of_workspace(str(tmp_path)), "pretraining")
+    assert told.state == "unfinished"
+    assert told.numbers["step"] == 60
+    assert told.numbers["total_steps"] == 150
+    # 40 steps of 8 rows of 32 and 50 of 4 rows of 64, all of 256 tokens, at two steps a second.
+    assert told.numbers["seconds_left"] == pytest.approx(45.0)
+    assert told.detail.startswith("step 60 of 150, 512 tokens/s, 45 s left, checkpoint of step 50, last heard of")
+
+
+def test_checkpoints_of_another_run_are_told(whole: WholeRecipe) -> None:
+    workspace = whole.run.workspace
+    write_pretraining(f"{workspace}/pretraining", checkpoint_step=50, last_step=60)
+    assert named(statuses_of_recipe(whole), "pretraining").state == "stale"
+
+
+def test_trials_are_found_and_task_data_is_no_trial(tmp_path: Path) -> None:
+    complete(f"{tmp_path}/finetuning/cola/pretrained", StageKey("finetuning", 1, {}, {}))
+    complete(f"{tmp_path}/finetuning/data/word-order", StageKey("data", 1, {}, {}))
+    storage.write_bytes(f"{tmp_path}/finetuning/rte/random/metrics.jsonl", b'{"step": 1250, "loss": 0.5}\n')
+    told = states(statuses_of_workspace(str(tmp_path)))
+    assert told["finetuning/cola/pretrained"] == "complete"
+    assert told["finetuning/rte/random"] == "unfinished"
+    assert len(told) == 6
+
+
+def test_the_command_tells_a_table_and_json(whole: WholeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = whole.run.workspace
+    assert status.main([workspace]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: python -m pipelines.shard_corpus RECIPE.toml"
+    capsys.readouterr()
+    assert status.main([whole.recipe.path, "--json", "--set", "pretraining.seed=7"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["next"] == f"python -m pipelines.shard_corpus {whole.recipe.path} --set pretraining.seed=7"
+    assert {stage["state"] for stage in told["stages"]} == {"missing"}
+    with pytest.raises(InputError, match="no such directory"):
+        status.main([f"{workspace}/nowhere"])
+
+
+def test_durations_in_words() -> None:
+    assert [in_words(seconds) for seconds in (5, 600, 9000, 1e6)] == ["5 s", "10 min", "2.5 h", "11.6 days"]
