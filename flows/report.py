@@ -1,45 +1,75 @@
-"""Gather what a run produced into `report.json` and `report.md`, and show it as a short table."""
+"""Gather what a run produced into `report.json`, `report.md` and `report.html`, and show it as a short table."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
 import shlex
 import sys
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from flows import report_samples
 from flows.local_server import LOOPBACK
-from flows.stage_run import FlowOutcome, StageOutcome, shown_seconds
+from flows.report_page import html_page
+from flows.report_samples import sampled
+from flows.stage_run import FlowOutcome, shown_seconds
+from flows.tracking import flatten
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
-from pipelines.contract import read_manifest
-from training.stages import PRETRAINED, RANDOM
+from pipelines.contract import MANIFEST_NAME, Manifest, read_manifest
+from pipelines.recipe import InputError
+from training.stages import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINED, PRETRAINING, RANDOM, VOCABULARY
 
-JSON_NAME, MARKDOWN_NAME = "report.json", "report.md"
+JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"
 UNKNOWN = "-"
+DISTRIBUTIONS = (
+    "clozeworks",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "apache-beam",
+    "pyarrow",
+    "numpy",
+    "prefect",
+    "mlflow",
+)
 
 Facts = dict[str, Any]
 
 
 def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_home: str | None) -> Facts:
-    """All facts of a run, from its manifests; a fact that a manifest does not state is None."""
-    statistics = _statistics(outcome.stages)
+    """All facts of a run, as JSON values, from its manifests and small portions of its files.
+
+    A fact that a manifest does not state is None; a part that cannot be read is {"problem": why}.
+    """
+    directories = {name: directory for stage in outcome.stages for name, directory in stage.directories.items()}
+    manifests = _manifests(directories)
+    statistics = {name: manifest.statistics for name, manifest in manifests.items()}
     return {
         "run": whole.run.name,
         "recipe": whole.recipe.path,
         "overrides": list(whole.recipe.overrides),
         "workspace": whole.run.workspace,
-        "corpus": _corpus(statistics),
-        "pretraining": statistics.get("pretraining", {}),
+        "corpus": _corpus(manifests),
+        **_samples(directories, manifests),
+        "model": whole.model.identity(),
+        "phases": [phase.identity() for phase in whole.pretraining.phases],
+        "pretraining": dict(statistics.get(PRETRAINING, {})),
         "tasks": _tasks(whole, statistics),
         "stages": [{"stage": stage.stage, "built": stage.built, "seconds": stage.seconds} for stage in outcome.stages],
         "models": [{"uri": model.uri, **model.model_dump()} for model in outcome.models],
         "commands": commands(tracking_uri, prefect_home),
         "tracking_uri": tracking_uri,
+        "origin": _origin(whole, manifests),
+        "versions": versions(),
     }
 
 
@@ -64,11 +94,29 @@ def _program(name: str) -> str:
     return shlex.quote(path if relative.startswith(os.pardir) else relative)
 
 
+def versions() -> dict[str, str]:
+    """Versions of this environment and what it runs on, without the machine's name."""
+    found = {"Python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {"platform": platform.platform(), "processor cores": str(os.cpu_count() or UNKNOWN)}
+
+
+def page_url(workspace: str) -> str:
+    """Where a browser finds the page."""
+    uri = storage.join(workspace, PAGE_NAME)
+    return f"file://{urllib.parse.quote(storage.local_path(uri))}" if storage.is_local(uri) else uri
+
+
 def write_report(whole: WholeRecipe, facts: Facts) -> dict[str, str]:
-    """Write both files into the workspace; returns their contents by name."""
+    """Write the three files into the workspace; returns their contents by name."""
     contents = {
         JSON_NAME: json.dumps(facts, indent=1, ensure_ascii=False) + "\n",
         MARKDOWN_NAME: markdown(facts),
+        PAGE_NAME: html_page(facts),
     }
     for name, text in contents.items():
         storage.write_bytes(storage.join(whole.run.workspace, name), text.encode())
@@ -90,7 +138,7 @@ def markdown(facts: Facts) -> str:
 
 
 def show(facts: Facts, console: Console) -> None:
-    """Print the short table, the registry's URIs and the commands that open the pages."""
+    """Print the short table, the registry's URIs, the commands that open the pages and, last, where the report is."""
     table = Table(title=facts["run"], title_justify="left", show_header=False)
     for row in _result_rows(facts):
         table.add_row(*row)
@@ -101,20 +149,71 @@ def show(facts: Facts, console: Console) -> None:
     console.print(table)
     for uri, version in _model_rows(facts):
         console.print(f"model    {uri} (version {version})", soft_wrap=True, markup=False)
-    console.print(f"report   {storage.join(facts['workspace'], MARKDOWN_NAME)}", soft_wrap=True, markup=False)
     for name, command in facts["commands"].items():
         console.print(f"{name:<8} {command}", soft_wrap=True, markup=False)
+    console.print(f"report   {page_url(facts['workspace'])}", soft_wrap=True, markup=False)
 
 
-def _statistics(stages: Iterable[StageOutcome]) -> dict[str, Mapping[str, Any]]:
-    manifests = {name: read_manifest(directory) for stage in stages for name, directory in stage.directories.items()}
-    return {name: manifest.statistics for name, manifest in manifests.items() if manifest is not None}
+def _manifests(directories: Mapping[str, str]) -> dict[str, Manifest]:
+    found = {name: read_manifest(directory) for name, directory in directories.items()}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _corpus(statistics: Mapping[str, Mapping[str, Any]]) -> Facts:
-    documents, vocabulary = statistics.get("documents", {}), statistics.get("vocabulary", {})
-    lengths = statistics.get("examples", {}).get("lengths", {})
+def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest]) -> Facts:
+    """What the page shows of single files; empty for a stage that the run does not have."""
+    tokens: list[str] = []
+
+    def rejects() -> Facts:
+        reasons = manifests[DOCUMENTS].statistics.get("rejected_by_reason", {})
+        return report_samples.reject_samples(directories[DOCUMENTS], reasons) if reasons else {}
+
+    def vocabulary() -> Facts:
+        tokens.extend(report_samples.read_vocabulary(directories[VOCABULARY]))
+        return report_samples.vocabulary_sample(tokens)
+
+    def examples() -> Facts:
+        return report_samples.example_samples(directories[EXAMPLES], manifests[EXAMPLES], tokens)
+
+    def curves() -> Facts:
+        return report_samples.curves(directories[PRETRAINING])
+
+    parts = (
+        ("rejects", DOCUMENTS, rejects),
+        ("vocabulary", VOCABULARY, vocabulary),
+        ("examples", EXAMPLES, examples),
+        ("curves", PRETRAINING, curves),
+    )
+    return {name: sampled(read) if stage in manifests else {} for name, stage, read in parts}
+
+
+def _origin(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> Facts:
+    """What it takes to run the same again: command, seeds, recipe, and the digests that will show it was the same."""
+    settings = {name: section.model_dump(mode="json") for name, section in whole.sections().items()}
+    overrides = [argument for override in whole.recipe.overrides for argument in ("--set", override)]
+    arguments = shlex.join(["-m", "flows.end_to_end", whole.recipe.path, *overrides])
+
+    def recipe_text() -> Facts:
+        with open(whole.recipe.path, encoding="utf-8") as stream:
+            return {"text": stream.read()}
+
     return {
+        "command": f"{_program(os.path.basename(sys.executable))} {arguments}",
+        "seeds": {name: value for name, value in flatten(settings).items() if name.rpartition(".")[2] == "seed"},
+        "digests": {name: manifest.digest for name, manifest in manifests.items()},
+        "recipe_text": sampled(recipe_text),
+    }
+
+
+def _corpus(manifests: Mapping[str, Manifest]) -> Facts:
+    documents, vocabulary, examples = (
+        manifests[name].statistics if name in manifests else {} for name in (DOCUMENTS, VOCABULARY, EXAMPLES)
+    )
+    lengths = examples.get("lengths", {})
+    config = manifests[DOCUMENTS].config if DOCUMENTS in manifests else {}
+    return {
+        "sources": [
+            {"format": source.get("format"), "inputs": source.get("inputs", [])} for source in config.get("sources", [])
+        ],
         "documents_read": documents.get("documents_read"),
         "documents_kept": documents.get("documents_kept"),
         "documents_rejected": documents.get("documents_rejected"),
@@ -122,6 +221,7 @@ def _corpus(statistics: Mapping[str, Mapping[str, Any]]) -> Facts:
         "heldout_documents": documents.get("heldout_documents"),
         "sentences": documents.get("sentences"),
         "characters": documents.get("characters"),
+        "cleaning": documents.get("cleaning", {}),
         "vocabulary_size": vocabulary.get("size"),
         "distinct_words": vocabulary.get("distinct_words"),
         "examples": _total(lengths, "examples"),
@@ -136,21 +236,54 @@ def _total(lengths: Mapping[str, Mapping[str, Any]], key: str) -> int | None:
 
 
 def _tasks(whole: WholeRecipe, statistics: Mapping[str, Mapping[str, Any]]) -> list[Facts]:
-    tasks = []
-    for task in whole.finetuning.tasks:
-        trial = statistics.get(f"{task}/{PRETRAINED}", {})
-        tasks.append(
+    """The recipe's tasks in its order, then those that lie in the workspace besides."""
+    trials: dict[str, Mapping[str, Any]] = {f"{task}/{PRETRAINED}": {} for task in whole.finetuning.tasks}
+    trials |= _trials_in_workspace(whole)
+    trials |= statistics
+    tasks: dict[str, Facts] = {}
+    for name, trial in trials.items():
+        task, _, start = name.rpartition("/")
+        if start not in (PRETRAINED, RANDOM):
+            continue
+        in_recipe = task in whole.finetuning.tasks
+        found = tasks.setdefault(
+            task,
             {
                 "task": task,
-                "metric": trial.get("metric"),
-                "pretrained": trial.get("score"),
-                "random": statistics.get(f"{task}/{RANDOM}", {}).get("score"),
-                "majority_baseline": trial.get("majority_baseline"),
-                "train_rows": trial.get("train_rows"),
-                "dev_rows": trial.get("dev_rows"),
-            }
+                "metric": None,
+                "pretrained": None,
+                "random": None,
+                "majority_baseline": None,
+                "train_rows": None,
+                "dev_rows": None,
+                "in_recipe": in_recipe,
+            },
         )
-    return tasks
+        found[start] = trial.get("score")
+        for key in ("metric", "majority_baseline", "train_rows", "dev_rows"):
+            found[key] = trial.get(key) if found[key] is None else found[key]
+        if "problem" in trial:
+            found["problem"] = trial["problem"]
+    return list(tasks.values())
+
+
+def _trials_in_workspace(whole: WholeRecipe) -> dict[str, Mapping[str, Any]]:
+    """Statistics of every fine-tuning trial that is complete, by `task/start`; of no other manifest there."""
+    root = storage.join(whole.run.workspace, FINETUNING)
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in storage.list_files(root):
+        trial, _, file = name.rpartition("/")
+        if file != MANIFEST_NAME or trial.rpartition("/")[2] not in (PRETRAINED, RANDOM):
+            continue
+        try:
+            manifest = read_manifest(storage.join(root, trial))
+        except InputError as error:
+            found[trial] = {"problem": str(error)}
+            continue
+        assert manifest is not None, trial
+        if "score" in manifest.statistics:
+            found[trial] = manifest.statistics
+    return found
 
 
 def _result_rows(facts: Facts) -> list[tuple[str, str]]:

@@ -78,6 +78,7 @@ def test_the_report_tells_what_was_read_and_reached(whole: WholeRecipe) -> None:
             "majority_baseline": 0.0,
             "train_rows": None,
             "dev_rows": 1043,
+            "in_recipe": True,
         }
     ]
     assert facts["models"][0]["uri"] == "models:/trial-cola@champion"
@@ -90,6 +91,7 @@ def test_the_report_tells_what_was_read_and_reached(whole: WholeRecipe) -> None:
         assert "models:/trial-cola@champion" in text
         assert "/mlflow server --backend-store-uri 'sqlite:////ws dir/mlflow.db' --host 127.0.0.1" in text
         assert re.search(r"PREFECT_HOME='/ws dir/prefect' \S*/prefect server start --host 127\.0\.0\.1", text)
+    assert screen.splitlines()[-1] == f"report   file://{whole.run.workspace}/report.html"
 
 
 def test_what_a_manifest_does_not_tell_is_shown_as_unknown(whole: WholeRecipe) -> None:

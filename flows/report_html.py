@@ -1,0 +1,108 @@
+"""The report's HTML by small functions: text is escaped here and nowhere else, numbers are written for people."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+UNKNOWN = "-"
+_SPACE = "\N{NO-BREAK SPACE}"
+_PERCENT_METRICS = ("accuracy", "f1", "exact_match", "span_f1")
+
+
+def text(value: object) -> str:
+    """Text of ours as HTML."""
+    return html.escape(str(value))
+
+
+def foreign(value: object) -> str:
+    """Text from a corpus as HTML: isolated, so that no direction mark in it turns what follows."""
+    return f"<bdi>{html.escape(str(value))}</bdi>"
+
+
+def code(value: object) -> str:
+    return f"<code>{html.escape(str(value))}</code>"
+
+
+def paragraph(*parts: str, css: str = "") -> str:
+    attribute = f' class="{css}"' if css else ""
+    return f"<p{attribute}>{' '.join(part for part in parts if part)}</p>"
+
+
+def block(value: str) -> str:
+    """Commands or program text, which scroll inside their own box."""
+    return f'<pre tabindex="0">{html.escape(value)}</pre>'
+
+
+def table(label: str, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+    """A table of HTML cells that scrolls inside its own box; `numbers` are columns set to the right."""
+    right = set(numbers)
+
+    def cell(tag: str, column: int, content: str) -> str:
+        scope = ' scope="row"' if tag == "th" else ""
+        return f"<{tag}{scope}{' class=number' if column in right else ''}>{content}</{tag}>"
+
+    head = "".join(
+        f'<th scope="col"{" class=number" if column in right else ""}>{name}</th>' for column, name in enumerate(header)
+    )
+    body = "".join(
+        f"<tr>{''.join(cell('td' if column else 'th', column, content) for column, content in enumerate(row))}</tr>\n"
+        for row in rows
+    )
+    opening = f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">'
+    return f"{opening}<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+
+
+def figure(chart: str, heading: str, caption: str) -> str:
+    """A chart with its heading above and its keys below; nothing where there is no chart."""
+    if not chart:
+        return ""
+    return f"<figure><h3>{heading}</h3>{chart}<figcaption>{caption}</figcaption></figure>"
+
+
+def key(colour: str, label: str, dotted: bool = False) -> str:
+    """One entry of a chart's legend."""
+    return f'<span class="key"><i class="{colour}{" dotted" if dotted else ""}"></i>{text(label)}</span>'
+
+
+def section(identifier: str, heading: str, *parts: str) -> str:
+    """A section with its heading; one without any content says so."""
+    content = "\n".join(part for part in parts if part) or paragraph("The workspace tells nothing of this.", css="note")
+    opening = f'<section id="{identifier}" aria-labelledby="{identifier}-heading">'
+    return f'{opening}\n<h2 id="{identifier}-heading">{heading}</h2>\n{content}\n</section>'
+
+
+def problem(facts: Any) -> str:
+    """Why a part of the workspace could not be shown; nothing where it could."""
+    if not isinstance(facts, dict) or "problem" not in facts:
+        return ""
+    return paragraph("This part could not be read:", foreign(facts["problem"]), css="note")
+
+
+def count(value: Any) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def large(value: Any) -> str:
+    """A count in three figures: `950`, `12.3 thousand`, `2.34 million`."""
+    if value is None:
+        return UNKNOWN
+    for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e4)):
+        if value >= size:
+            scaled = value / (1e3 if unit == "thousand" else size)
+            return f"{scaled:.3g}{_SPACE}{unit}" if scaled < 1000 else f"{scaled:,.0f}{_SPACE}{unit}"
+    return f"{value:,}"
+
+
+def percent(value: Any) -> str:
+    return UNKNOWN if value is None else f"{value * 100:.1f}{_SPACE}%"
+
+
+def score(metric: str | None, value: Any) -> str:
+    """A task's score: shares in percent, correlations as they are."""
+    if value is None:
+        return UNKNOWN
+    if metric in _PERCENT_METRICS:
+        return percent(value if abs(value) <= 1 else value / 100)
+    return f"{value:.3f}"
