@@ -1,0 +1,73 @@
+"""Is a container well? Exit code 0 or 1 and one line; used by the images' HEALTHCHECK and by Kubernetes' probes.
+
+    health.py url http://127.0.0.1:5000/health
+    health.py writable /workspace
+    health.py progress /workspace/pretraining/metrics.jsonl /tmp/training_started --seconds 1800
+
+`progress`: the newest of these files has changed within so many seconds. Training whose peer is gone may wait forever
+in a collective call, alive to every other probe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import urllib.request
+
+_HTTP_TIMEOUT_SECONDS = 5.0
+
+
+def url_problem(url: str) -> str | None:
+    """What is wrong with an HTTP address, None if it answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_SECONDS):
+            return None
+    except (OSError, ValueError) as error:
+        return f"{url}: {error}"
+
+
+def writable_problem(directory: str) -> str | None:
+    """Why no file can be written there: a volume that belongs to someone else, or a full one."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as stream:
+            stream.write(b"x")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return f"{directory}: {error}"
+    return None
+
+
+def progress_problem(paths: list[str], seconds: float, now_seconds: float) -> str | None:
+    """Say so if none of the files has changed lately; absent ones do not count."""
+    changed = [os.path.getmtime(path) for path in paths if os.path.exists(path)]
+    if not changed:
+        return f"{', '.join(paths)}: none of them exists"
+    age = now_seconds - max(changed)
+    return f"{', '.join(paths)}: no change for {age:.0f} s" if age > seconds else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("url").add_argument("url")
+    kinds.add_parser("writable").add_argument("directory")
+    progress = kinds.add_parser("progress")
+    progress.add_argument("paths", nargs="+")
+    progress.add_argument("--seconds", type=float, default=1800.0)
+    parsed = parser.parse_args(arguments)
+    if parsed.kind == "url":
+        problem = url_problem(parsed.url)
+    elif parsed.kind == "writable":
+        problem = writable_problem(parsed.directory)
+    else:
+        problem = progress_problem(parsed.paths, parsed.seconds, time.time())
+    print(problem or "well")
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
