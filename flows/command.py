@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_type_hints
 
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
@@ -22,7 +23,7 @@ from flows.launch import StageError
 from flows.local_server import answers, local_server
 from flows.narration import narrate_to_console
 from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest, WholeRecipe
+from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.recipe import InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
 
@@ -57,22 +58,19 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _run(flow: Callable[[RunRequest], Any], arguments: argparse.Namespace) -> None:
+def _run(flow: Any, arguments: argparse.Namespace) -> None:
     whole = WholeRecipe.check(recipe_from_arguments(arguments))
     narrate_to_console()
+    request_type = get_type_hints(flow.fn)["request"]
     with _prefect(whole):
-        flow(RunRequest(recipe=whole.recipe.path, overrides=whole.recipe.overrides))
+        flow(request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides))
 
 
 @contextmanager
 def _prefect(whole: WholeRecipe) -> Iterator[None]:
     """Settings under which flows find a server: the person's own, else one that lasts as long as this command."""
     if api_url := PREFECT_API_URL.value():
-        if not answers(api_url):
-            raise InputError(
-                f"PREFECT_API_URL = {api_url}: no Prefect server answers there; start it with `prefect server start`, "
-                "or unset the variable to use a private server"
-            )
+        require_server(api_url)
         Tracker(whole)
         yield
         return
@@ -94,8 +92,19 @@ def _prefect(whole: WholeRecipe) -> Iterator[None]:
                 _send_what_waits()
 
 
+def require_server(api_url: str) -> None:
+    """Raise InputError unless a Prefect server answers there."""
+    if not answers(api_url):
+        raise InputError(
+            f"PREFECT_API_URL = {api_url}: no Prefect server answers there; start it with `prefect server start`, "
+            "or unset the variable to use a private server"
+        )
+
+
 def _send_what_waits() -> None:
     """Send queued logs and events while the server still answers; at exit Prefect would retry for a minute and more."""
+    # It tells on a slow machine that some are still waiting, which is what this call is for.
+    logging.getLogger(EventsWorker.__name__).setLevel(logging.ERROR)
     APILogWorker.drain_all(timeout=DRAIN_TIMEOUT_SECONDS)
     EventsWorker.drain_all(timeout=DRAIN_TIMEOUT_SECONDS)
 

@@ -6,17 +6,25 @@ from prefect import flow
 from rich.console import Console
 
 from flows.command import run_as_command
+from flows.failure_hooks import tell_crash, tell_failure
 from flows.finetune import finetune
 from flows.local_server import private_home
 from flows.preprocess import preprocess
 from flows.pretrain import pretrain
-from flows.report import gather, show, write_report
+from flows.report import MARKDOWN_NAME, gather, show, write_report
+from flows.result_artifacts import tell_report
 from flows.stage_run import FlowOutcome
 from flows.tracking import Tracker
 from flows.whole_recipe import RunRequest
 
 
-@flow(name="end-to-end", flow_run_name="end-to-end {request.recipe}", persist_result=False)
+@flow(
+    name="end-to-end",
+    flow_run_name="end-to-end {request.recipe}",
+    persist_result=False,
+    on_failure=[tell_failure],
+    on_crashed=[tell_crash],
+)
 def end_to_end(request: RunRequest) -> FlowOutcome:
     """Preprocess, pre-train, fine-tune, register and report; what is complete already is skipped.
 
@@ -30,8 +38,10 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         nested = request.model_copy(update={"parent_run_id": run_id})
         outcome = preprocess(nested) + pretrain(nested) + finetune(nested)
         facts = gather(whole, outcome, tracker.uri, private_home())
-        for name, text in write_report(whole, facts).items():
+        written = write_report(whole, facts)
+        for name, text in written.items():
             tracker.client.log_text(run_id, text, f"report/{name}")
+        tell_report(whole, written[MARKDOWN_NAME], tracker.uri, tracker.experiment_id, run_id)
         show(facts, Console())
         return outcome
 

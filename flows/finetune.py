@@ -6,14 +6,22 @@ from prefect import flow
 
 from flows import stages
 from flows.command import run_as_command
+from flows.failure_hooks import tell_crash, tell_failure
 from flows.registry import register_finetuned
+from flows.result_artifacts import tell_scores
 from flows.stage_run import FlowOutcome, build_stage
 from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest
+from flows.whole_recipe import FinetuneRequest
 
 
-@flow(name="finetune", flow_run_name="finetune {request.recipe}", persist_result=False)
-def finetune(request: RunRequest) -> FlowOutcome:
+@flow(
+    name="finetune",
+    flow_run_name="finetune {request.recipe}",
+    persist_result=False,
+    on_failure=[tell_failure],
+    on_crashed=[tell_crash],
+)
+def finetune(request: FinetuneRequest) -> FlowOutcome:
     """Fine-tune the encoder on each task of the recipe, and register what came of it.
 
     Raises:
@@ -25,8 +33,9 @@ def finetune(request: RunRequest) -> FlowOutcome:
     with tracker.flow_run("finetune", whole, request.parent_run_id) as run_id:
         built = FlowOutcome()
         for stage in stages.finetuning_stages(whole):
-            outcome = build_stage(stage, whole, tracker, run_id)
+            outcome = build_stage(stage, request, whole, tracker, run_id)
             built += FlowOutcome(stages=(outcome,), models=register_finetuned(whole, tracker, outcome))
+        tell_scores(whole, built)
         return built
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import signal
@@ -42,6 +43,10 @@ class StageError(RuntimeError):
         super().__init__("\n".join([f"{stage} {_ending(exit_code)}: {problem}; its last lines:", *last_lines]))
 
 
+class StageTimeoutError(StageError):
+    """A stage took longer than it was given, and was ended."""
+
+
 def _ending(exit_code: int) -> str:
     if exit_code < 0:
         return f"was killed by {signal.Signals(-exit_code).name}"
@@ -64,18 +69,21 @@ def run_command(
     difference: Callable[[], str | None],
     on_line: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
+    timeout_seconds: float | None = None,
 ) -> None:
     """Run a stage's command to its end, handing each line of its output to `on_line` in the calling thread.
 
     Success is what `difference` says afterwards, never the exit code: launchers return 0 for ranks that were killed.
     Whatever ends this function, an exception in the calling thread included, ends the whole process group of the child
-    as well: SIGTERM, at most `GRACE_SECONDS`, SIGKILL.
+    as well: SIGTERM, at most `GRACE_SECONDS`, SIGKILL. So does the end of `timeout_seconds`, where they are given.
 
     Raises:
         InputError: the command refused its input (exit code 2); the message is the line that it printed.
+        StageTimeoutError: it was not complete in time.
         StageError: the stage is not complete.
     """
     last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+    deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else math.inf
 
     def take(line: str) -> None:
         last_lines.append(line)
@@ -92,15 +100,21 @@ def run_command(
     assert child.stdout is not None
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), name=f"{stage}-output", daemon=True)
+    is_late = False
     try:
         reader.start()
-        while child.poll() is None:
+        while child.poll() is None and time.monotonic() < deadline:
             _hand_over(lines, take, wait_seconds=_POLL_SECONDS)
+        is_late = child.poll() is None
     finally:
         _end_group(child)
-    # The group is gone, so its end of the pipe is closed; only a process that left the group could hold it open.
-    reader.join(timeout=_POLL_SECONDS * 10)
-    _hand_over(lines, take, wait_seconds=0.0)
+        # The group is gone, so its end of the pipe is closed; only a process that left the group could hold it open.
+        reader.join(timeout=_POLL_SECONDS * 10)
+        # Also after an interrupt: training has said by now whether it wrote its checkpoint.
+        _hand_over(lines, take, wait_seconds=0.0)
+    if is_late and (reason := difference()):
+        problem = f"it was ended after {timeout_seconds:g} s, and is not complete ({reason})"
+        raise StageTimeoutError(stage, child.returncode, problem, list(last_lines))
     _judge(stage, child.returncode, difference, list(last_lines))
 
 

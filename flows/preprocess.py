@@ -6,13 +6,21 @@ from prefect import flow
 
 from flows import stages
 from flows.command import run_as_command
+from flows.failure_hooks import tell_crash, tell_failure
+from flows.result_artifacts import tell_corpus
 from flows.stage_run import FlowOutcome, build_stage
 from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest
+from flows.whole_recipe import PreprocessRequest
 
 
-@flow(name="preprocess", flow_run_name="preprocess {request.recipe}", persist_result=False)
-def preprocess(request: RunRequest) -> FlowOutcome:
+@flow(
+    name="preprocess",
+    flow_run_name="preprocess {request.recipe}",
+    persist_result=False,
+    on_failure=[tell_failure],
+    on_crashed=[tell_crash],
+)
+def preprocess(request: PreprocessRequest) -> FlowOutcome:
     """Bring documents, vocabulary and examples up to date.
 
     Raises:
@@ -23,7 +31,10 @@ def preprocess(request: RunRequest) -> FlowOutcome:
     tracker = Tracker(whole)
     with tracker.flow_run("preprocess", whole, request.parent_run_id) as run_id:
         plan = stages.preprocessing_stages(whole)
-        return FlowOutcome(stages=tuple(build_stage(stage, whole, tracker, run_id) for stage in plan))
+        built = tuple(build_stage(stage, request, whole, tracker, run_id) for stage in plan)
+        outcome = FlowOutcome(stages=built)
+        tell_corpus(whole, outcome)
+        return outcome
 
 
 if __name__ == "__main__":

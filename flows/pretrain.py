@@ -6,14 +6,22 @@ from prefect import flow
 
 from flows import stages
 from flows.command import run_as_command
+from flows.failure_hooks import tell_crash, tell_failure
 from flows.registry import register_encoder
+from flows.result_artifacts import tell_pretraining
 from flows.stage_run import FlowOutcome, build_stage
 from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest
+from flows.whole_recipe import PretrainRequest
 
 
-@flow(name="pretrain", flow_run_name="pretrain {request.recipe}", persist_result=False)
-def pretrain(request: RunRequest) -> FlowOutcome:
+@flow(
+    name="pretrain",
+    flow_run_name="pretrain {request.recipe}",
+    persist_result=False,
+    on_failure=[tell_failure],
+    on_crashed=[tell_crash],
+)
+def pretrain(request: PretrainRequest) -> FlowOutcome:
     """Pre-train the encoder and register it.
 
     Raises:
@@ -23,8 +31,10 @@ def pretrain(request: RunRequest) -> FlowOutcome:
     whole = request.read()
     tracker = Tracker(whole)
     with tracker.flow_run("pretrain", whole, request.parent_run_id) as run_id:
-        outcome = build_stage(stages.pretraining_stage(whole), whole, tracker, run_id)
-        return FlowOutcome(stages=(outcome,), models=(register_encoder(whole, tracker, outcome),))
+        built = build_stage(stages.pretraining_stage(whole), request, whole, tracker, run_id)
+        outcome = FlowOutcome(stages=(built,), models=(register_encoder(whole, tracker, built),))
+        tell_pretraining(whole, outcome)
+        return outcome
 
 
 if __name__ == "__main__":

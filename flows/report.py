@@ -24,6 +24,7 @@ from flows.tracking import flatten
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import MANIFEST_NAME, Manifest, read_manifest
+from pipelines.credentials import redacted
 from pipelines.recipe import InputError
 from training.stages import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINED, PRETRAINING, RANDOM, VOCABULARY
 
@@ -67,7 +68,7 @@ def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_
         "stages": [{"stage": stage.stage, "built": stage.built, "seconds": stage.seconds} for stage in outcome.stages],
         "models": [{"uri": model.uri, **model.model_dump()} for model in outcome.models],
         "commands": commands(tracking_uri, prefect_home),
-        "tracking_uri": tracking_uri,
+        "tracking_uri": redacted(tracking_uri),
         "origin": _origin(whole, manifests),
         "versions": versions(),
     }

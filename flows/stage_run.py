@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import textwrap
 import time
+from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import State, Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict
 
 from flows import timings
-from flows.launch import run_command
+from flows.launch import StageError, StageTimeoutError, run_command
 from flows.narration import Narrator
+from flows.progress_artifacts import StageProgress
 from flows.stages import Stage
 from flows.tracking import Tracker
-from flows.whole_recipe import WholeRecipe
+from flows.whole_recipe import BaseRequest, WholeRecipe
+from pipelines.contract import clear_stage
 
 REASON_WIDTH = 160
 """Characters of a reason that are shown: a changed list of sources would fill the screen."""
+
+RETRY_DELAY_SECONDS = 30.0
+"""Before the second attempt; it doubles with each one after that."""
+RETRY_JITTER = 0.5
+"""Share by which Prefect stretches or shortens a delay, so that runs that failed together do not return together."""
 
 
 class StageOutcome(BaseModel):
@@ -59,36 +69,76 @@ class FlowOutcome(BaseModel):
         return FlowOutcome(stages=self.stages + other.stages, models=self.models + other.models)
 
 
+def build_stage(
+    stage: Stage, request: BaseRequest, whole: WholeRecipe, tracker: Tracker, parent_run_id: str
+) -> StageOutcome:
+    """Bring one stage up to date; all attempts at it are one run in MLflow and one task run in Prefect.
+
+    Raises:
+        InputError: the stage's command refused its input.
+        StageError: the stage's command ended and the stage is not complete, also at the last attempt.
+    """
+    if request.rebuild:
+        for output in stage.outputs:
+            clear_stage(output.directory)
+    attempts = run_stage.with_options(
+        retries=request.stage_retries, retry_delay_seconds=exponential_backoff(RETRY_DELAY_SECONDS)
+    )
+    with tracker.stage_run(stage.name, parent_run_id, stage.key_digest()) as run_id:
+        return attempts(stage, whole, tracker, run_id, request.stage_timeout_seconds)
+
+
+def is_worth_retrying(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
+    """Is another attempt likely to help? Not against a mistake in the recipe, nor where the time was too short."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageError) and not isinstance(error, StageTimeoutError)
+
+
 # Called directly, never submitted: only in the flow's own thread does cancelling reach the `finally` of `run_command`.
 # No cache: manifests are the one truth about what is complete.
-@task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
-def build_stage(stage: Stage, whole: WholeRecipe, tracker: Tracker, parent_run_id: str) -> StageOutcome:
-    """Bring one stage up to date.
+@task(
+    task_run_name="{stage.name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_condition_fn=is_worth_retrying,
+    retry_jitter_factor=RETRY_JITTER,
+)
+def run_stage(
+    stage: Stage, whole: WholeRecipe, tracker: Tracker, run_id: str, timeout_seconds: float | None
+) -> StageOutcome:
+    """One attempt at a stage: skip it where it is complete, else run its command.
 
     Raises:
         InputError: the stage's command refused its input.
         StageError: the stage's command ended and the stage is not complete.
     """
-    narrator = Narrator(stage.name, get_run_logger())
+    logger = get_run_logger()
+    narrator = Narrator(stage.name, logger)
     workspace = whole.run.workspace
-    with tracker.stage_run(stage.name, parent_run_id) as run_id:
-        reason = stage.difference()
-        if reason is None:
-            seconds = timings.earlier_seconds(workspace, stage.name, stage.manifests())
-            took = f" (took {shown_seconds(seconds)} before)" if seconds is not None else ""
-            narrator.event(f"skipped: complete{took}")
-            tracker.log_stage(run_id, stage.manifests(), None)
-        else:
-            narrator.event(f"building: {textwrap.shorten(reason, REASON_WIDTH, placeholder=' ...')}")
-            begin = time.monotonic()
-            environment = stage.environment() | tracker.child_environment(run_id)
-            run_command(stage.name, stage.command(), stage.difference, narrator.output, environment)
-            seconds = time.monotonic() - begin
-            timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)
-            tracker.log_stage(run_id, stage.manifests(), seconds)
-            for output in stage.outputs:
-                tracker.log_pictures(run_id, output.directory)
-            narrator.event(f"done in {shown_seconds(seconds)}")
+    reason = stage.difference()
+    if reason is None:
+        seconds = timings.earlier_seconds(workspace, stage.name, stage.manifests())
+        took = f" (took {shown_seconds(seconds)} before)" if seconds is not None else ""
+        narrator.event(f"skipped: complete{took}")
+        tracker.log_stage(run_id, stage.manifests(), None)
+    else:
+        narrator.event(f"building: {textwrap.shorten(reason, REASON_WIDTH, placeholder=' ...')}")
+        progress = StageProgress(whole.run.name, stage.name, logger)
+
+        def take(line: str) -> None:
+            narrator.output(line)
+            progress.observe(line)
+
+        begin = time.monotonic()
+        environment = stage.environment() | tracker.child_environment(run_id)
+        run_command(stage.name, stage.command(), stage.difference, take, environment, timeout_seconds)
+        seconds = time.monotonic() - begin
+        progress.complete()
+        timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)
+        tracker.log_stage(run_id, stage.manifests(), seconds)
+        for output in stage.outputs:
+            tracker.log_pictures(run_id, output.directory)
+        narrator.event(f"done in {shown_seconds(seconds)}")
     return StageOutcome(
         stage=stage.name,
         built=reason is not None,

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flows.tracking import tracking_uri
 from flows.whole_recipe import WholeRecipe
 from pipelines import stages as preprocessing
 from pipelines import storage
-from pipelines.contract import Manifest, StageKey, read_manifest
+from pipelines.contract import Manifest, StageKey, digest_of, read_manifest
 from training import stages as training
+from training.distillation_inputs import DISTILLATION, distillation_inputs
 
 LOOPBACK = "127.0.0.1"
 RANKS_WITHOUT_GPU = 2
@@ -51,6 +53,11 @@ class Stage:
                 return reason if len(self.outputs) == 1 else f"{output.name}: {reason}"
         return None
 
+    def key_digest(self) -> str:
+        """Digest of what decides the outputs: a stage that was killed is known again by it."""
+        keys = [output.key() for output in self.outputs]
+        return digest_of([[key.stage, key.stage_version, key.config, key.inputs] for key in keys])
+
     def manifests(self) -> dict[str, Manifest]:
         """The manifests by output name; outputs that are not complete are left out."""
         found = {output.name: read_manifest(output.directory) for output in self.outputs}
@@ -84,15 +91,34 @@ def pretraining_stage(whole: WholeRecipe) -> Stage:
     )
 
 
+def distillation_stage(whole: WholeRecipe) -> Stage:
+    """Distillation of the pre-trained encoder, or of another teacher, through DeepSpeed's launcher."""
+    directory = storage.join(training.workspace_of(whole.recipe), DISTILLATION)
+
+    def key() -> StageKey:
+        with _registry_of(whole):
+            return distillation_inputs(whole.recipe).key
+
+    output = StageOutput(DISTILLATION, directory, key)
+    return Stage(
+        DISTILLATION,
+        (output,),
+        command=lambda: _deepspeed_module(whole, "training.distill", whole.pretraining.ranks),
+        environment=_accelerator,
+    )
+
+
 def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     """Fine-tuning: one command that trains every task of the recipe; none where the recipe names no task."""
-    if (whole.finetuning.encoder or "").startswith(("models:/", "runs:/")):
-        # A trial's key asks the registry which version an alias names; the command itself gets this from the tracker.
-        os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(whole))
 
     def output(task: str, start: str) -> StageOutput:
         directory = training.finetuning_directory(whole.recipe, task, start)
-        return StageOutput(f"{task}/{start}", directory, lambda: training.finetuning_key(whole.recipe, task, start))
+
+        def key() -> StageKey:
+            with _registry_of(whole):
+                return training.finetuning_key(whole.recipe, task, start)
+
+        return StageOutput(f"{task}/{start}", directory, key)
 
     starts = (training.PRETRAINED, training.RANDOM) if whole.finetuning.compare_with_random else (training.PRETRAINED,)
     outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
@@ -104,6 +130,20 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     return [
         Stage(training.FINETUNING, outputs, lambda: _deepspeed_module(whole, "training.finetune", ranks), _accelerator)
     ]
+
+
+@contextmanager
+def _registry_of(whole: WholeRecipe) -> Iterator[None]:
+    """Where a key asks which version an alias names; the stage's command gets this from the tracker."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(whole)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _accelerator() -> dict[str, str]:

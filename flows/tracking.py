@@ -1,4 +1,4 @@
-"""Track a run in MLflow: one parent run a flow, one child run a stage."""
+"""Track a run in MLflow: one parent run a flow, one child run a stage; what was killed goes on in its run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
-from pipelines.contract import Manifest
+from pipelines.contract import Manifest, digest_of
+from pipelines.credentials import redacted
 from pipelines.recipe import InputError
 from pipelines.stages import CORPUS_INPUT
+from training.stages import code_version
 
 if TYPE_CHECKING:  # MLflow takes two seconds to import, which command.py hides behind the start of Prefect's server
     from mlflow import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
+FLOW_TAG = "clozeworks.flow"
+KEY_TAG = "clozeworks.key"
+"""What a run is about, as a digest: a run with the same one that was killed goes on in the same MLflow run."""
 STAGE_TAG = "clozeworks.stage"
 SKIPPED_TAG = "clozeworks.skipped"
 DIGEST_TAG = "clozeworks.manifest_digest"
+CODE_VERSION_TAG = "clozeworks.code_version"
 
 ItemT = TypeVar("ItemT")
 
+_NEWEST_FIRST = "attributes.start_time DESC"
 _MAX_VALUES_PER_REQUEST = 100
 _MAX_PARAMETER_LENGTH = 500
 _DIGEST_CHARACTERS = 32
@@ -38,8 +45,7 @@ _NAME_LEFT_OUT = re.compile(r"[^\w\-./ ]")
 
 def tracking_uri(whole: WholeRecipe) -> str:
     """Where runs and models are kept: the recipe's server, or SQLite in the workspace."""
-    configured = whole.tracking.mlflow_tracking_uri
-    return configured or f"sqlite:///{storage.join(storage.local_path(whole.run.workspace), 'mlflow.db')}"
+    return whole.tracking_server or f"sqlite:///{storage.join(storage.local_path(whole.run.workspace), 'mlflow.db')}"
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -77,9 +83,7 @@ def open_store(uri: str, artifact_directory: str | None, experiment: str) -> tup
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    # MLflow tells of each of its tables and migrations at level INFO.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _quieten()
     if artifact_directory is not None:
         os.makedirs(artifact_directory, exist_ok=True)
     try:
@@ -91,11 +95,39 @@ def open_store(uri: str, artifact_directory: str | None, experiment: str) -> tup
             client.restore_experiment(found.experiment_id)
         return client, found.experiment_id
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
+        reason = redacted(str(error).splitlines()[0])
         raise InputError(
-            f"tracking.mlflow_tracking_uri = {uri}: cannot be used ({reason}); "
+            f"tracking.mlflow_tracking_uri = {redacted(uri)}: cannot be used ({reason}); "
             "start that server, or leave the setting out"
         ) from error
+
+
+def open_registry(uri: str) -> MlflowClient:
+    """Open the store or server of a model registry.
+
+    Raises:
+        InputError: it does not answer.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    _quieten()
+    try:
+        client = MlflowClient(uri, uri)
+        client.search_registered_models(max_results=1)
+    except MlflowException as error:
+        reason = redacted(str(error).splitlines()[0])
+        # From the environment it may hold a password.
+        raise InputError(
+            f"MLflow at {redacted(uri)} cannot be used ({reason}); is it right, and does it run?"
+        ) from None
+    return client
+
+
+def _quieten() -> None:
+    """MLflow tells of each of its tables and migrations at level INFO; importing it sets the level."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class Tracker:
@@ -104,7 +136,7 @@ class Tracker:
     def __init__(self, whole: WholeRecipe):
         self.uri = tracking_uri(whole)
         artifacts = None
-        if whole.tracking.mlflow_tracking_uri is None:
+        if whole.tracking_server is None:
             artifacts = storage.join(storage.local_path(whole.run.workspace), "mlartifacts")
         self._workspace = whole.run.workspace
         self.client, self.experiment_id = open_store(self.uri, artifacts, whole.tracking.experiment)
@@ -113,19 +145,37 @@ class Tracker:
     def flow_run(self, flow: str, whole: WholeRecipe, parent_run_id: str | None = None) -> Iterator[str]:
         """The parent run of a flow, with the recipe's file and its parameters; yields the run's id.
 
-        A flow inside another one takes that one's run, `parent_run_id`, so that all stages are its children.
+        A flow inside another one takes that one's run, `parent_run_id`, so that all stages are its children. A flow
+        that was killed or failed, and is run again with the same recipe, goes on in its run.
         """
         if parent_run_id is not None:
             yield parent_run_id
             return
-        with self._run(f"{whole.run.name} {flow}", {"clozeworks.flow": flow}) as run_id:
+        key = digest_of([flow, _settings_of(whole)])
+        run_id = self._unfinished_run({KEY_TAG: key, FLOW_TAG: flow})
+        tags = {FLOW_TAG: flow, KEY_TAG: key, CODE_VERSION_TAG: code_version()}
+        with self._run(f"{whole.run.name} {flow}", tags, run_id) as run_id:
             self._log_recipe(run_id, whole)
             yield run_id
 
     @contextmanager
-    def stage_run(self, stage: str, parent_run_id: str) -> Iterator[str]:
-        """The child run of a stage; yields its id, under which the stage's own process logs metrics by step."""
-        with self._run(stage, {PARENT_TAG: parent_run_id, STAGE_TAG: stage}) as run_id:
+    def stage_run(self, stage: str, parent_run_id: str, key: str | None = None) -> Iterator[str]:
+        """The child run of a stage; yields its id, under which the stage's own process logs metrics by step.
+
+        Args:
+            stage: its name.
+            parent_run_id: the flow's run.
+            key: digest of what decides the stage's output. A stage that was killed or failed, and is built again with
+                the same key, goes on in its run, whatever flow it belonged to; one that the same flow's run had
+                completed before it was killed stays in its run too. None always starts a new run.
+        """
+        tags = {PARENT_TAG: parent_run_id, STAGE_TAG: stage, CODE_VERSION_TAG: code_version()}
+        run_id = None
+        if key is not None:
+            tags[KEY_TAG] = digest_of([self._workspace, key])
+            same = {KEY_TAG: tags[KEY_TAG], STAGE_TAG: stage}
+            run_id = self._unfinished_run(same) or self._found_run({**same, PARENT_TAG: parent_run_id})
+        with self._run(stage, tags, run_id) as run_id:
             yield run_id
 
     def child_environment(self, run_id: str) -> dict[str, str]:
@@ -134,6 +184,9 @@ class Tracker:
 
     def log_stage(self, run_id: str, manifests: Mapping[str, Manifest], seconds: float | None) -> None:
         """Log what a complete stage wrote; `seconds` is None where it was skipped."""
+        if seconds is None and self.client.get_run(run_id).data.tags.get(SKIPPED_TAG) == "false":
+            # The run built the stage before the flow was killed, and told then how.
+            return
         metrics: dict[str, float] = {} if seconds is None else {"stage_seconds": seconds}
         parameters: dict[str, Any] = {}
         tags = {SKIPPED_TAG: str(seconds is None).lower()}
@@ -180,8 +233,7 @@ class Tracker:
         return {"uri": storage.join(self._workspace, name)}
 
     def _log_recipe(self, run_id: str, whole: WholeRecipe) -> None:
-        settings = {name: section.model_dump(mode="json") for name, section in whole.sections().items()}
-        self._log(run_id, flatten(settings), {}, {})
+        self._log(run_id, flatten(_settings_of(whole)), {}, {})
         self.client.log_artifact(run_id, whole.recipe.path, "recipe")
         if whole.recipe.overrides:
             self.client.log_text(run_id, "\n".join(whole.recipe.overrides) + "\n", "recipe/overrides.txt")
@@ -198,9 +250,26 @@ class Tracker:
             self.client.log_batch(run_id, params=settings)
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
+    def _unfinished_run(self, tags: Mapping[str, str]) -> str | None:
+        """The newest run with these tags that did not come to its end; after SIGKILL it is still called running."""
+        return self._found_run(tags, "attributes.status != 'FINISHED'")
+
+    def _found_run(self, tags: Mapping[str, str], *conditions: str) -> str | None:
+        wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        found = self.client.search_runs(
+            [self.experiment_id], " AND ".join([*wanted, *conditions]), max_results=1, order_by=[_NEWEST_FIRST]
+        )
+        return found[0].info.run_id if found else None
+
     @contextmanager
-    def _run(self, name: str, tags: dict[str, str]) -> Iterator[str]:
-        run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+    def _run(self, name: str, tags: dict[str, str], run_id: str | None) -> Iterator[str]:
+        """Start a run, or go on with one; it ends as the block does."""
+        if run_id is None:
+            run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        else:
+            self.client.update_run(run_id, status="RUNNING")
+            for tag, value in tags.items():
+                self.client.set_tag(run_id, tag, value)
         # Ctrl-C and Prefect's cancelling are no `Exception`.
         status = "KILLED"
         try:
@@ -211,6 +280,10 @@ class Tracker:
             raise
         finally:
             self.client.set_terminated(run_id, status)
+
+
+def _settings_of(whole: WholeRecipe) -> dict[str, Any]:
+    return {name: section.model_dump(mode="json") for name, section in whole.sections().items()}
 
 
 def _batches(values: list[ItemT]) -> Iterator[list[ItemT]]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows import TRACKING_SERVER
 from flows.recipe_forms import SectionForm, form_of, toml_value
 from pipelines import storage
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
-from pipelines.credentials import refusal
 from pipelines.recipe import Recipe, RecipeError, RunConfig, Section, read_recipe
 from training.config import ModelConfig, PretrainingConfig, require_lengths_fit
 from training.distillation_config import DistillationConfig
@@ -23,7 +23,8 @@ class TrackingConfig(Section):
     """`[tracking]`: where MLflow keeps runs and models, and how it names them."""
 
     mlflow_tracking_uri: str | None = None
-    """None means SQLite in the workspace (`mlflow.db`), artifacts beside it (`mlartifacts/`)."""
+    """None means the server that MLFLOW_TRACKING_URI names or, without it, SQLite in the workspace (`mlflow.db`), with
+    artifacts beside it (`mlartifacts/`)."""
     experiment: str = Field("clozeworks", min_length=1)
     registered_model_prefix: str | None = Field(None, pattern=REGISTRY_NAME_PATTERN)
     """Models are registered as `<prefix>-encoder` and `<prefix>-<task>`; None means the name of the run."""
@@ -40,10 +41,12 @@ if TYPE_CHECKING:
     ExamplesForm: TypeAlias = SectionForm
     ModelForm: TypeAlias = SectionForm
     PretrainingForm: TypeAlias = SectionForm
+    DistillationForm: TypeAlias = SectionForm
     FinetuningForm: TypeAlias = SectionForm
 else:
     DocumentsForm, VocabularyForm, ExamplesForm = map(form_of, (DocumentsConfig, VocabularyConfig, ExamplesConfig))
     ModelForm, PretrainingForm, FinetuningForm = map(form_of, (ModelConfig, PretrainingConfig, FinetuningConfig))
+    DistillationForm = form_of(DistillationConfig)
 
 
 class BaseRequest(BaseModel):
@@ -107,6 +110,12 @@ class PretrainRequest(BaseRequest):
     pretraining: PretrainingForm | None = None
 
 
+class DistillRequest(BaseRequest):
+    """Parameters of the flow that distils the encoder."""
+
+    distillation: DistillationForm | None = None
+
+
 class FinetuneRequest(BaseRequest):
     """Parameters of the flow that fine-tunes the encoder."""
 
@@ -139,9 +148,6 @@ class WholeRecipe:
         Raises:
             RecipeError: the first mistake, in one line.
         """
-        # First of all: a section's own error would show the value.
-        if refused := refusal(recipe.tables):
-            raise RecipeError(f"{recipe.path}: {refused}")
         whole = cls(
             recipe=recipe,
             run=recipe.section("run", RunConfig),
@@ -162,6 +168,11 @@ class WholeRecipe:
     def is_local(self) -> bool:
         """Does the workspace lie on a local disk?"""
         return storage.is_local(self.run.workspace)
+
+    @property
+    def tracking_server(self) -> str | None:
+        """MLflow's server; None where SQLite in the workspace takes its place."""
+        return self.tracking.mlflow_tracking_uri or TRACKING_SERVER
 
     @property
     def model_prefix(self) -> str:
@@ -199,7 +210,7 @@ class WholeRecipe:
             )
 
     def _check_workspace(self) -> None:
-        if self.tracking.mlflow_tracking_uri is None and not self.is_local:
+        if self.tracking_server is None and not self.is_local:
             raise RecipeError(
                 f"{self.recipe.path}: run.workspace = {self.run.workspace} is not local, so MLflow's SQLite cannot "
                 "lie in it; set tracking.mlflow_tracking_uri to a tracking server"

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from pipelines.credentials import refusal
+
 SECTION_NAMES = (
     "run",
     "documents",
@@ -126,6 +128,8 @@ def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(f"{path}: {name} = {table!r} must be a section: write [{name}] above its keys")
     for override in overrides:
         _apply_override(path, tables, override)
+    if refused := refusal(tables):
+        raise RecipeError(f"{path}: {refused}")
     return Recipe(path, tuple(overrides), tables)
 
 

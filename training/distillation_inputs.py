@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines import storage
-from pipelines.contract import Manifest, StageKey, digest_of, length_directory, require_manifest, verify_file
+from pipelines.contract import Manifest, StageKey, length_directory, require_manifest, verify_file
 from pipelines.recipe import InputError, Recipe
 from training.distillation_config import DistillationConfig
+from training.encoders import encoder_digest, encoder_directory
 from training.stages import (
     ENCODER_DIRECTORY,
     EXAMPLES,
@@ -66,7 +67,8 @@ def distillation_inputs(recipe: Recipe) -> DistillationInputs:
         digest = require_manifest(stage, f"deepspeed --module training.pretrain {recipe.path}").digest
         teacher = storage.join(stage, ENCODER_DIRECTORY)
     else:
-        teacher, digest = config.teacher, _weights_digest(config.teacher)
+        teacher = encoder_directory(config.teacher)
+        digest = encoder_digest(teacher)
     inputs = DistillationInputs(recipe, workspace, config, examples, teacher, digest)
     _require_examples(inputs)
     return inputs
@@ -82,15 +84,6 @@ def damaged_examples(inputs: DistillationInputs) -> str | None:
     except InputError as error:
         return str(error)
     return None
-
-
-def _weights_digest(teacher: str) -> str:
-    names = [name for name in storage.list_files(teacher) if name.endswith((".safetensors", ".bin"))]
-    if not names:
-        raise InputError(
-            f"{teacher}: holds no weights; distillation.teacher must be the directory of a Hugging Face BERT model"
-        )
-    return digest_of({name: storage.sha256_of(storage.join(teacher, name)) for name in names})
 
 
 def _require_examples(inputs: DistillationInputs) -> None:

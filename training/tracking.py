@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines import storage
+from pipelines.credentials import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -289,7 +290,8 @@ def _say(line: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    # A URI of the environment may carry a password, and MLflow's errors repeat it.
+    return redacted((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _drop_after(path: str, step: int) -> None:

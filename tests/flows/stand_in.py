@@ -69,6 +69,10 @@ def main() -> None:
     if os.environ.get("STAND_IN_HANGS") == arguments.outputs:
         print("hanging", flush=True)
         time.sleep(600)
+    marker = os.environ.get("STAND_IN_FAILS_UNTIL")
+    if marker and not os.path.exists(marker):
+        storage.write_bytes(marker, b"failed once")
+        raise RuntimeError("asked to fail once")
     if os.environ.get("STAND_IN_FAILS") == arguments.outputs:
         raise RuntimeError("asked to fail")
     for output in arguments.outputs.split(","):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.launch import StageError, child_environment, run_command
+from flows.launch import StageError, StageTimeoutError, child_environment, run_command
 from pipelines.recipe import InputError
 
 COMPLETE: Callable[[], str | None] = lambda: None  # noqa: E731
@@ -113,6 +113,25 @@ def test_an_interrupt_ends_children_and_grandchildren() -> None:
     assert wait_until_gone(pids, 2.0) == []
 
 
+def test_what_a_child_says_at_its_end_is_heard_after_an_interrupt() -> None:
+    lines: list[str] = []
+    code = """
+        import signal, sys, time
+        signal.signal(signal.SIGTERM, lambda *_: (print("checkpoint written", flush=True), sys.exit(75)))
+        print("training", flush=True)
+        time.sleep(600)
+    """
+
+    def interrupt(line: str) -> None:
+        lines.append(line)
+        if line == "training":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_command("s", python(code), INCOMPLETE, interrupt)
+    assert lines == ["training", "checkpoint written"]
+
+
 def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.launch.GRACE_SECONDS", 1.0)
     pids: list[int] = []
@@ -127,6 +146,17 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(monkeypatch: pyt
         run_command("s", python(code), INCOMPLETE, interrupt)
     assert 1.0 <= time.monotonic() - begin < 10
     assert wait_until_gone(pids, 2.0) == []
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_all_that_it_started() -> None:
+    lines: list[str] = []
+    with pytest.raises(
+        StageTimeoutError, match=r"it was ended after 2 s, and is not complete \(not built yet\)"
+    ) as late:
+        run_command("s", python(FAMILY), INCOMPLETE, lines.append, timeout_seconds=2.0)
+    assert late.value.last_lines == tuple(lines)
+    assert wait_until_gone([int(pid) for line in lines for pid in line.split()], 2.0) == []
+    run_command("s", python("import time; time.sleep(600)"), COMPLETE, print, timeout_seconds=0.5)
 
 
 def test_a_child_follows_its_killed_parent(tmp_path: Path) -> None:

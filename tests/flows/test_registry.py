@@ -12,14 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import registered_models as models
 import tiny_models
 from mlflow import MlflowClient
 
-from flows.registry import FILL_MASK, TEXT_CLASSIFICATION, log_version, move_alias, registered_version
+from flows.logged_models import ModelFiles
+from flows.model_card import card_facts
+from flows.promotion import Evaluation, evaluation_of, move_alias
+from flows.registry import Made, log_version, registered_version
 from flows.tracking import DIGEST_TAG, Tracker
-from flows.whole_recipe import RunRequest
+from flows.whole_recipe import RunRequest, WholeRecipe
 from pipelines import storage
-from pipelines.contract import Manifest, StageKey, record_of
+from pipelines.recipe import InputError
 
 SENTENCES = ["It returns the number of items.", "items the of number returns it"]
 
@@ -56,20 +60,29 @@ CONSUMER = """
 """
 
 
-def manifest_of(directory: str, stage: str) -> Manifest:
-    names = storage.list_files(directory)
-    key = StageKey(stage, 1, {"seed": 1}, {"vocabulary": "0" * 64})
-    statistics = {"metric": "mcc", "score": 0.5, "metrics": {"accuracy": 0.75}}
-    return key.manifest([record_of(directory, name, rows=0) for name in names], statistics, "0.1.0")
+@pytest.fixture
+def whole(write_recipe: Callable[..., str]) -> WholeRecipe:
+    return RunRequest(recipe=write_recipe()).read()
 
 
 @pytest.fixture
-def tracker(write_recipe: Callable[..., str]) -> Tracker:
-    return Tracker(RunRequest(recipe=write_recipe()).read())
+def tracker(whole: WholeRecipe) -> Tracker:
+    return Tracker(whole)
+
+
+def made_from(name: str, directory: str) -> Made:
+    settings = {} if name == "trial-encoder" else {"max_seq_length": 16}
+    statistics = {"metric": "mcc", "score": 0.5, "dev": {"accuracy": 0.75}, "train_rows": 8551}
+    manifest = models.manifest_of(directory, "finetuning", settings, statistics)
+    return Made(ModelFiles(name, directory, settings), manifest, Evaluation("mcc", 0.5, "d" * 64))
 
 
 def test_a_consumer_loads_what_was_registered(
-    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tracker: Tracker,
+    whole: WholeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     asked: list[object] = []
 
@@ -79,23 +92,25 @@ def test_a_consumer_loads_what_was_registered(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     run_id = tracker.client.create_run(tracker.experiment_id).info.run_id
-    made = (
-        ("trial-encoder", FILL_MASK, tiny_models.write_tiny_encoder),
-        ("trial-cola", TEXT_CLASSIFICATION, tiny_models.write_tiny_classifier),
+    written = (
+        ("trial-encoder", tiny_models.write_tiny_encoder),
+        ("trial-cola", tiny_models.write_tiny_classifier),
+        ("trial-tagging", tiny_models.write_tiny_tagger),
     )
-    for name, pipeline_task, write in made:
+    for name, write in written:
         directory = str(tmp_path / name)
         write(directory)
-        manifest = manifest_of(directory, "finetuning")
+        made = made_from(name, directory)
+        card = card_facts(whole, name, made.files.pipeline_task, False, made.manifest)
         capfd.readouterr()
-        number = log_version(tracker, run_id, name, pipeline_task, directory, manifest)
+        number = log_version(tracker, run_id, made, card)
         printed = capfd.readouterr()
         assert (number, printed.out, printed.err) == ("1", "", "")
-        assert registered_version(tracker.client, name, manifest.digest) == "1"
+        assert registered_version(tracker.client, name, made.manifest.digest) == "1"
         assert registered_version(tracker.client, name, "another digest") is None
         assert move_alias(tracker.client, name, "champion", "1")
         assert not move_alias(tracker.client, name, "champion", "1")
-        check_version(tracker.client, name, run_id, manifest, str(tmp_path))
+        check_version(tracker.client, made, run_id, str(tmp_path))
     assert asked == []
     monkeypatch.undo()
 
@@ -109,13 +124,14 @@ def test_a_consumer_loads_what_was_registered(
     assert "score" in answers["signature"][1]
 
 
-def check_version(client: MlflowClient, name: str, run_id: str, manifest: Manifest, private: str) -> None:
+def check_version(client: MlflowClient, made: Made, run_id: str, private: str) -> None:
+    name = made.files.name
     version = client.get_model_version(name, "1")
     assert version.run_id == run_id
-    assert version.tags[DIGEST_TAG] == manifest.digest
-    assert version.tags["score.metrics.accuracy"] == "0.75"
-    directory = client.get_model_version_download_uri(name, "1")
-    local = directory.removeprefix("file://")
+    assert version.tags[DIGEST_TAG] == made.manifest.digest
+    assert version.tags["score.dev.accuracy"] == "0.75"
+    assert evaluation_of(version) == made.evaluation
+    local = client.get_model_version_download_uri(name, "1").removeprefix("file://")
     files = storage.list_files(local)
     assert "input_example.json" in files
     assert any(file.endswith("tokenizer.json") for file in files), files
@@ -127,6 +143,19 @@ def check_version(client: MlflowClient, name: str, run_id: str, manifest: Manife
         if not file.endswith(".safetensors"):
             text = storage.read_bytes(storage.join(local, file)).decode()
             assert f"{private}/{name}" not in text, f"{file} tells where the model lay"
+    (card,) = (file for file in files if file.endswith("model_card.md"))
+    text = storage.read_bytes(storage.join(local, card)).decode()
+    for said in ("## Data", "| train rows | 8,551 |", "| dev.accuracy | 0.75 |", "## Limits", 'name = "trial"'):
+        assert said in text, said
+
+
+def test_only_known_architectures_are_registered(tmp_path: Path) -> None:
+    directory = str(tmp_path / "model")
+    tiny_models.write_tiny_encoder(directory)
+    path = tmp_path / "model" / "config.json"
+    path.write_text(path.read_text().replace("BertForPreTraining", "BertForMultipleChoice"))
+    with pytest.raises(InputError, match=r"BertForMultipleChoice.*cannot be registered"):
+        assert ModelFiles("trial-x", directory, {}).pipeline_task
 
 
 def expected_answers(directory: str) -> list[dict[str, object]]:

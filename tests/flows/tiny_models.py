@@ -14,7 +14,7 @@ WORDS = [
 ]
 
 
-def _write(directory: str, kind: str) -> None:
+def _write(directory: str, kind: str, **more: object) -> None:
     import torch
     import transformers
 
@@ -30,6 +30,9 @@ def _write(directory: str, kind: str) -> None:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
+        # Weights of the usual 0.02 would give every text nearly the same answer.
+        initializer_range=0.5,
+        **more,
     )
     getattr(transformers, kind)(config).save_pretrained(directory)
     transformers.BertTokenizer(vocab=vocabulary).save_pretrained(directory)
@@ -41,3 +44,24 @@ def write_tiny_encoder(directory: str) -> None:
 
 def write_tiny_classifier(directory: str) -> None:
     _write(directory, "BertForSequenceClassification")
+
+
+def write_tiny_regressor(directory: str) -> None:
+    """As training writes STS-B's model: a single output named score."""
+    labels = {"id2label": {0: "score"}, "label2id": {"score": 0}}
+    _write(directory, "BertForSequenceClassification", num_labels=1, problem_type="regression", **labels)
+
+
+def write_tiny_tagger(directory: str) -> None:
+    labels = dict(enumerate(["O", "B-LOC", "I-LOC"]))
+    _write(
+        directory,
+        "BertForTokenClassification",
+        num_labels=3,
+        id2label=labels,
+        label2id={label: index for index, label in labels.items()},
+    )
+
+
+def write_tiny_answerer(directory: str) -> None:
+    _write(directory, "BertForQuestionAnswering")

@@ -1,0 +1,160 @@
+"""Deploy the flows to a Prefect server: make the work pools that are absent, then what flows/prefect.yaml lists.
+
+    python -m flows.deploy                                   # machines with a checkout, type process
+    CLOZEWORKS_IMAGE=registry/clozeworks:1 python -m flows.deploy --types docker kubernetes
+
+The server is the one that PREFECT_API_URL names. Pools that exist stay as they are; deployments are brought up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]  # PyYAML has no types, and its stubs are one package more
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+
+from flows.command import EXIT_FAILED, require_server
+from pipelines.recipe import InputError, exit_code_of
+
+PREFECT_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prefect.yaml")
+IMAGE_VARIABLE = "CLOZEWORKS_IMAGE"
+TAG = "clozeworks"
+RUNS_PER_POOL = 1
+"""Pre-training takes every device of its node, and so may fine-tuning."""
+
+AUTOMATION = "clozeworks: a run that went silent has crashed"
+SILENCE_SECONDS = 600
+"""A flow tells that it lives every 180 s; three in a row may be lost."""
+
+_ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.deploy",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="example: python -m flows.deploy --types process docker",
+    )
+    parser.add_argument("--types", nargs="+", choices=("process", "docker", "kubernetes"), default=["process"])
+    arguments = parser.parse_args(argv)
+    api_url = PREFECT_API_URL.value()
+    if not api_url:
+        raise InputError(
+            "PREFECT_API_URL is not set; start a server (`prefect server start`) and set it to its address"
+        )
+    require_server(api_url)
+    chosen = deployments_of(arguments.types)
+    if any(kind != "process" for kind in chosen.values()) and not os.environ.get(IMAGE_VARIABLE):
+        raise InputError(f"{IMAGE_VARIABLE} is not set; docker and kubernetes pools need the image to run")
+    with get_client(sync_client=True) as client:
+        for pool, kind in _pools_of(arguments.types).items():
+            print(f"pool        {pool} ({kind}) {'made' if _make_pool(client, pool, kind) else 'exists'}")
+        print(f"automation  {AUTOMATION!r} {'made' if _make_automation(client) else 'exists'}")
+    names = [argument for name in chosen for argument in ("--name", name)]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", PREFECT_FILE, *names]
+    # Entry points are written relative to the folder that holds flows/.
+    ended = subprocess.run(command, cwd=os.path.dirname(os.path.dirname(PREFECT_FILE)), check=False)
+    return EXIT_FAILED if ended.returncode else 0
+
+
+def deployments_of(types: list[str]) -> dict[str, str]:
+    """The deployments in prefect.yaml whose pool has one of these types, each with that type."""
+    pools = _pools_of(types)
+    listed = _prefect_file()["deployments"]
+    return {each["name"]: pools[pool] for each in listed if (pool := each["work_pool"]["name"]) in pools}
+
+
+def _pools_of(types: list[str]) -> dict[str, str]:
+    """The pools of these types by name, as prefect.yaml defines them."""
+    defined = _prefect_file()["definitions"]["pools"]
+    return {pool["name"]: kind for kind, pools in defined.items() if kind in types for pool in pools.values()}
+
+
+def _prefect_file() -> dict[str, Any]:
+    with open(PREFECT_FILE) as stream:
+        content: dict[str, Any] = yaml.safe_load(stream)
+    return content
+
+
+def _make_pool(client: SyncPrefectClient, name: str, kind: str) -> bool:
+    """Create a pool, unless there is one of this name."""
+    try:
+        found = client.read_work_pool(name)
+    except ObjectNotFound:
+        template = template_with_devices(_template(client, kind), kind)
+        pool = WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=RUNS_PER_POOL)
+        client.create_work_pool(pool)
+        return True
+    if found.type != kind:
+        raise InputError(f"{name}: this pool exists with type {found.type}, not {kind}; delete or rename it")
+    return False
+
+
+def _template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
+    """What the server knows as the ordinary job of a type."""
+    # The client has this call only without waiting; the address is the one that it uses.
+    collections = client.request("GET", "/collections/views/{view}", path_params={"view": "aggregate-worker-metadata"})
+    for workers in collections.json().values():
+        if kind in workers:
+            template: dict[str, Any] = workers[kind]["default_base_job_configuration"]
+            return template
+    raise InputError(f"--types {kind}: the server knows no worker of this type; update it, or make the pool by hand")
+
+
+def template_with_devices(template: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Add to a Kubernetes job what training needs and Prefect's template lacks: GPUs, and shared memory for its ranks.
+
+    Returns:
+        A copy with the job variable `gpus`; templates of other types as they are.
+    """
+    if kind != "kubernetes":
+        return template
+    changed = copy.deepcopy(template)
+    changed["variables"]["properties"]["gpus"] = {
+        "title": "GPUs",
+        "description": "nvidia.com/gpu of the container; none where it is left out",
+        "type": "string",
+    }
+    pod = changed["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    container["resources"]["limits"]["nvidia.com/gpu"] = "{{ gpus }}"
+    container["volumeMounts"] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
+    pod["volumes"] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
+    return changed
+
+
+def _make_automation(client: SyncPrefectClient) -> bool:
+    """Let the server call runs crashed whose machine died: nothing on it is left to tell."""
+    if client.read_automations_by_name(AUTOMATION):
+        return False
+    trigger = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in _ENDS)},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=SILENCE_SECONDS),
+    )
+    message = f"Nothing was heard of this run for {SILENCE_SECONDS} s; run it again to go on from what is complete."
+    action = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)
+    client.create_automation(AutomationCore(name=AUTOMATION, trigger=trigger, actions=[action]))
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))

@@ -1,0 +1,38 @@
+"""Flow: a pre-trained encoder to a registered one of half its depth."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows import stages
+from flows.command import run_as_command
+from flows.failure_hooks import tell_crash, tell_failure
+from flows.registry import register_distilled
+from flows.stage_run import FlowOutcome, build_stage
+from flows.tracking import Tracker
+from flows.whole_recipe import DistillRequest
+
+
+@flow(
+    name="distill",
+    flow_run_name="distill {request.recipe}",
+    persist_result=False,
+    on_failure=[tell_failure],
+    on_crashed=[tell_crash],
+)
+def distill(request: DistillRequest) -> FlowOutcome:
+    """Distil the encoder by the recipe's section [distillation], and register the student.
+
+    Raises:
+        InputError: a mistake in the recipe, or examples or the teacher are missing.
+        StageError: training failed.
+    """
+    whole = request.read()
+    tracker = Tracker(whole)
+    with tracker.flow_run("distill", whole, request.parent_run_id) as run_id:
+        built = build_stage(stages.distillation_stage(whole), request, whole, tracker, run_id)
+        return FlowOutcome(stages=(built,), models=(register_distilled(whole, tracker, built),))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_as_command(distill))

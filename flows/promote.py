@@ -1,0 +1,103 @@
+"""Judge a registered version at the promotion gate, list the versions, or take a promotion back.
+
+    python -m flows.promote NAME --tracking-uri URI [--margin 0.002]     the challenger against the champion
+    python -m flows.promote NAME --version N --force "reason"            whatever the comparison says
+    python -m flows.promote NAME --rollback                              the champion before this one
+    python -m flows.promote NAME --list
+
+Exit codes: 0 done as asked, 1 the gate kept the champion, 2 a mistake in what was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from typing import TYPE_CHECKING
+
+from pipelines.recipe import InputError, exit_code_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXIT_KEPT = 1
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+_EXAMPLE = "example: python -m flows.promote demo-cola --tracking-uri sqlite:///workspaces/demo/mlflow.db --list"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.promote", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+    )
+    parser.add_argument("name", help="registered model, such as demo-encoder")
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help=f"MLflow's store or server; default: {TRACKING_VARIABLE} says it"
+    )
+    parser.add_argument("--alias", default="champion", help="alias that is given away (default: champion)")
+    parser.add_argument("--margin", type=float, default=0.0, help="by how much to be better (default: %(default)g)")
+    parser.add_argument("--version", metavar="N", help="version to judge (default: the challenger)")
+    parser.add_argument("--force", metavar="REASON", help="promote whatever the comparison says; becomes a tag")
+    parser.add_argument("--rollback", action="store_true", help="give the alias back to the champion before")
+    parser.add_argument("--reason", default="asked for", help="why it is rolled back; becomes a tag")
+    parser.add_argument("--list", action="store_true", help="show the versions and change nothing")
+    parsed = parser.parse_args(arguments)
+    return _run(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if not (math.isfinite(parsed.margin) and parsed.margin >= 0):
+        raise InputError(f"--margin {parsed.margin}: must be 0 or more")
+    if parsed.rollback and (parsed.version or parsed.force or parsed.list):
+        raise InputError("--rollback goes with neither --version nor --force nor --list; give one of them")
+    client = _open(parsed.tracking_uri)
+    from flows.promotion import CHALLENGER, promote, roll_back, version_at
+
+    if parsed.list:
+        _show(client, parsed.name)
+        return 0
+    if parsed.rollback:
+        lost, has = roll_back(client, parsed.name, parsed.reason, parsed.alias)
+        print(f"{parsed.name}@{parsed.alias} is version {has} again; version {lost} was rolled back")
+        return 0
+    number = parsed.version or version_at(client, parsed.name, CHALLENGER)
+    if number is None:
+        raise InputError(f"{parsed.name}: no version is @{CHALLENGER}; name one with --version N, --list shows them")
+    decided = promote(client, parsed.name, number, parsed.margin, parsed.alias, parsed.force)
+    print(f"{parsed.name} version {number}: {'promoted' if decided.promoted else 'kept back'}: {decided.reason}")
+    return 0 if decided.promoted else EXIT_KEPT
+
+
+def _open(uri: str | None) -> MlflowClient:
+    uri = uri or os.environ.get(TRACKING_VARIABLE)
+    if not uri:
+        raise InputError(
+            f"say where the registry is: --tracking-uri sqlite:///<workspace>/mlflow.db, or {TRACKING_VARIABLE}"
+        )
+    # SQLite would make an empty database of a mistyped path.
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not os.path.exists(path):
+        raise InputError(f"--tracking-uri {uri}: no such database; the workspace of a run holds mlflow.db")
+    from flows.tracking import open_registry
+
+    return open_registry(uri)
+
+
+def _show(client: MlflowClient, name: str) -> None:
+    from flows.promotion import PROMOTION_TAG, REASON_TAG, evaluation_of, version_at
+
+    version_at(client, name, "champion")  # refuses a model that is not there
+    by_version: dict[str, list[str]] = {}
+    for alias, number in client.get_registered_model(name).aliases.items():
+        by_version.setdefault(str(number), []).append(f"@{alias}")
+    found = client.search_model_versions(f"name = '{name}'")
+    for version in sorted(found, key=lambda each: int(each.version)):
+        evaluation = evaluation_of(version)
+        score = f"{evaluation.metric} {evaluation.score:.4f}" if evaluation else "no score"
+        aliases = " ".join(by_version.get(str(version.version), []))
+        judged = f"{version.tags.get(PROMOTION_TAG, 'not judged')}: {version.tags.get(REASON_TAG, '-')}"
+        print(f"{version.version:>4}  {aliases:<12}  {score:<24}  {judged}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))

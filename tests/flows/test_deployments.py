@@ -1,0 +1,128 @@
+"""flows/prefect.yaml and its forms, without a server: what is listed there exists, is valid and is what was meant."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+from pydantic import ValidationError
+
+from flows.deploy import PREFECT_FILE, deployments_of, template_with_devices
+from flows.recipe_forms import form_of, toml_value
+from flows.whole_recipe import PretrainRequest, RunRequest
+from pipelines.recipe import InputError, read_recipe
+from training.config import ModelConfig, PretrainingConfig
+
+with open(PREFECT_FILE) as stream:
+    DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(stream)["deployments"]
+
+JSON_VALUES = st.recursive(
+    st.booleans() | st.integers(-(1 << 62), 1 << 62) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda each: str(each["name"]))
+def test_a_deployment_is_whole(deployment: dict[str, Any], repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    flow = load_flow_from_entrypoint(deployment["entrypoint"])
+    request = flow.validate_parameters(deployment["parameters"])["request"]
+    whole = request.read()
+    assert whole.recipe.path.startswith("flows/recipes/")
+    assert [CronSchedule(cron=each["cron"], timezone=each["timezone"]) for each in deployment["schedules"]]
+    is_active = any(schedule.get("active", True) for schedule in deployment["schedules"])
+    assert is_active == (deployment["name"] == "nightly-smoke")
+    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert "clozeworks" in deployment["tags"]
+    assert deployment["enforce_parameter_schema"] is True
+
+
+def test_types_of_pools_choose_deployments() -> None:
+    types = ["process", "docker", "kubernetes"]
+    assert deployments_of(types).keys() == {each["name"] for each in DEPLOYMENTS}
+    assert set(deployments_of(["process"])) == {"preprocess", "pretrain", "finetune", "end-to-end", "nightly-smoke"}
+    assert set(deployments_of(["docker"]).values()) == {"docker"}
+
+
+def test_a_kubernetes_job_gets_gpus_and_shared_memory() -> None:
+    pod = {"containers": [{"name": "prefect-job", "resources": {"limits": {"cpu": "{{ cpu_limit }}"}}}]}
+    template = {
+        "variables": {"properties": {}},
+        "job_configuration": {"job_manifest": {"spec": {"template": {"spec": pod}}}},
+    }
+    changed = template_with_devices(template, "kubernetes")["job_configuration"]["job_manifest"]["spec"]["template"]
+    assert changed["spec"]["containers"][0]["resources"]["limits"] == {
+        "cpu": "{{ cpu_limit }}",
+        "nvidia.com/gpu": "{{ gpus }}",
+    }
+    assert changed["spec"]["volumes"] == [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
+    assert "volumes" not in pod
+    assert template_with_devices(template, "docker") is template
+
+
+@given(JSON_VALUES)
+def test_values_pass_through_toml(value: Any) -> None:
+    assert tomllib.loads(f"value = {toml_value(value)}")["value"] == value
+
+
+def test_a_form_says_what_a_section_says(repository: Path) -> None:
+    """A recipe's settings, filled into the forms, make another recipe's sections equal to its own."""
+    recipes = os.path.join(repository, "flows", "recipes")
+    demo = read_recipe(os.path.join(recipes, "demo.toml")).tables
+    names = ("documents", "vocabulary", "examples", "model", "pretraining", "finetuning")
+    # A setting that the other recipe has and the demo does not would stay.
+    empty = os.path.join(recipes, "bert-base.toml")
+    request = RunRequest(recipe=empty, **{name: demo[name] for name in names}, overrides=("run.name=demo",))
+    filled = read_recipe(empty, request.all_overrides()).tables
+    for name in names:
+        assert {key: filled[name][key] for key in demo[name]} == demo[name]
+
+
+def test_forms_keep_bounds_and_explanations_and_leave_out_nothing() -> None:
+    for section in (ModelConfig, PretrainingConfig):
+        assert form_of(section).model_fields.keys() == section.model_fields.keys()
+        assert form_of(section)().overrides("x") == []
+
+    def flow(request: PretrainRequest) -> None: ...
+
+    definitions = parameter_schema(flow).model_dump()["definitions"]
+    assert definitions["PretrainRequest"]["required"] == ["recipe"]
+    assert definitions["PretrainingForm"]["properties"]["learning_rate"]["anyOf"] == [
+        {"exclusiveMinimum": 0.0, "type": "number"},
+        {"type": "null"},
+    ]
+    assert set(definitions["PhaseConfig"]["required"]) == {"max_seq_length", "steps"}
+    with pytest.raises(ValidationError, match=r"pretraining\.zero_stag"):
+        PretrainRequest(recipe="x", pretraining={"zero_stag": 2})
+
+
+def test_overrides_go_before_forms_and_forms_before_the_recipe(repository: Path) -> None:
+    demo = os.path.join(repository, "flows", "recipes", "demo.toml")
+    request = RunRequest(
+        recipe=demo,
+        workspace='a "b"',
+        pretraining={"seed": 2, "zero_stage": 1, "learning_rate": None},
+        finetuning={"word_order": {"max_train_examples": 10}},
+        overrides=("pretraining.seed=3",),
+    )
+    whole = request.read()
+    assert (whole.pretraining.seed, whole.pretraining.zero_stage, whole.run.workspace) == (3, 1, 'a "b"')
+    assert whole.pretraining.learning_rate == 2e-3
+    assert (whole.finetuning.word_order.max_train_examples, whole.finetuning.word_order.min_words) == (10, 8)
+
+
+def test_a_value_that_only_the_sections_together_refuse_gives_one_line(repository: Path) -> None:
+    demo = os.path.join(repository, "flows", "recipes", "demo.toml")
+    with pytest.raises(InputError) as caught:
+        RunRequest(recipe=demo, model={"hidden_size": 130, "num_attention_heads": 4}).read()
+    assert str(caught.value).startswith(f"{demo}: [model] hidden_size = 130 is not a multiple of")

@@ -1,0 +1,239 @@
+"""The promotion gate on a real registry (SQLite): who becomes champion, what the tags say, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+from flows import promotion
+from flows.promote import EXIT_KEPT, main
+from flows.promotion import CHALLENGER, CHAMPION, Evaluation, verdict
+from flows.registry import enter_contest
+from flows.tracking import open_registry
+from pipelines.recipe import InputError
+
+NAME = "trial-cola"
+DEV, OTHER_DEV = "d" * 64, "e" * 64
+
+Enter = Callable[[Evaluation | None], str]
+
+
+class Silent:
+    """Stands for the console's narrator."""
+
+    def event(self, _line: str) -> None:
+        pass
+
+
+def scored(score: float, data: str = DEV, metric: str = "accuracy", vocabulary: str | None = None) -> Evaluation:
+    return Evaluation(metric, score, data, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One SQLite for the module: creating it takes seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    open_registry(uri)
+    return uri
+
+
+@pytest.fixture
+def client(store: str, request: pytest.FixtureRequest) -> MlflowClient:
+    client = open_registry(store)
+    client.create_registered_model(model_of(request))
+    return client
+
+
+@pytest.fixture
+def name(client: MlflowClient, request: pytest.FixtureRequest) -> str:
+    assert client
+    return model_of(request)
+
+
+def model_of(request: pytest.FixtureRequest) -> str:
+    return f"{NAME}-{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+@pytest.fixture
+def version(client: MlflowClient, name: str) -> Enter:
+    """Create a version that states an evaluation, or none; returns its number."""
+
+    def create(evaluation: Evaluation | None) -> str:
+        tags = evaluation.tags() if evaluation else {}
+        return str(client.create_model_version(name, source="file:///nowhere", tags=tags).version)
+
+    return create
+
+
+def tags_of(client: MlflowClient, name: str, number: str) -> Mapping[str, str]:
+    return client.get_model_version(name, number).tags  # type: ignore[no-any-return]
+
+
+def contest(client: MlflowClient, name: str, number: str, margin: float = 0.0) -> str:
+    return enter_contest(client, name, number, CHAMPION, margin, Silent())  # type: ignore[arg-type]  # no Prefect here
+
+
+def holder(client: MlflowClient, name: str) -> tuple[str | None, str | None]:
+    return promotion.version_at(client, name, CHAMPION), promotion.version_at(client, name, CHALLENGER)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "margin", "promoted", "words"),
+    [
+        (scored(0.6), scored(0.5), 0.0, True, "better by 0.1000, and the margin is 0"),
+        (scored(0.5), scored(0.5), 0.0, False, "+0.0000 does not reach"),
+        (scored(0.4), scored(0.5), 0.0, False, "-0.1000 does not reach the margin of 0"),
+        (scored(0.509), scored(0.5), 0.01, False, "+0.0090 does not reach the margin of 0.01"),
+        # In binary this difference is a little less than the margin.
+        (scored(0.8), scored(0.79), 0.01, True, "better by 0.0100"),
+        (scored(0.9, OTHER_DEV), scored(0.5), 0.0, False, "not comparable: other dev data"),
+        (scored(0.9, metric="f1"), scored(0.5), 0.0, False, "not comparable: f1 here, accuracy at the champion"),
+        (scored(0.9, vocabulary="a"), scored(0.5, vocabulary="b"), 0.0, False, "not comparable: other vocabulary"),
+        (None, scored(0.5), 0.0, False, "the challenger states no score"),
+        (scored(0.9), None, 0.0, False, "the champion states no score"),
+    ],
+)
+def test_the_verdict(
+    challenger: Evaluation | None, champion: Evaluation | None, margin: float, promoted: bool, words: str
+) -> None:
+    decided = verdict(challenger, champion, margin)
+    assert decided.promoted == promoted
+    assert words in decided.reason
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.5))
+def test_two_versions_never_replace_each_other_in_turn(one: float, other: float, margin: float) -> None:
+    there, back = verdict(scored(one), scored(other), margin), verdict(scored(other), scored(one), margin)
+    assert not (there.promoted and back.promoted)
+    if there.promoted:
+        assert one > other
+
+
+def test_a_score_survives_its_tag() -> None:
+    assert float(scored(0.1 + 0.2).tags()[promotion.SCORE_TAG]) == 0.1 + 0.2
+
+
+def test_versions_contend_and_the_tags_say_why(client: MlflowClient, name: str, version: Enter) -> None:
+    first = version(scored(0.5))
+    assert contest(client, name, first) == CHAMPION
+    assert holder(client, name) == ("1", None)
+    assert tags_of(client, name, first)[promotion.REASON_TAG] == "no version was @champion yet"
+
+    worse = version(scored(0.505))
+    assert contest(client, name, worse, margin=0.01) == CHALLENGER
+    assert holder(client, name) == ("1", "2")
+    tags = tags_of(client, name, worse)
+    assert tags[promotion.PROMOTION_TAG] == promotion.KEPT
+    assert tags[promotion.MARGIN_TAG] == "0.01"
+    assert (tags[promotion.CHAMPION_SCORE_TAG], tags[promotion.CHALLENGER_SCORE_TAG]) == ("0.5", "0.505")
+    assert tags[promotion.COMPARED_ON_TAG] == DEV
+    assert promotion.PREVIOUS_TAG not in tags
+
+    better = version(scored(0.6))
+    assert contest(client, name, better, margin=0.01) == CHAMPION
+    assert holder(client, name) == ("3", None)
+    tags = tags_of(client, name, better)
+    assert (tags[promotion.PROMOTION_TAG], tags[promotion.PREVIOUS_TAG]) == (promotion.PROMOTED, "1")
+
+    # Seen again, by a run that skips everything: nothing changes.
+    assert contest(client, name, better) == CHAMPION
+    assert contest(client, name, worse) == CHALLENGER
+    assert holder(client, name) == ("3", "2")
+
+
+def test_what_a_person_rolled_back_does_not_come_back_by_itself(
+    client: MlflowClient, name: str, version: Enter
+) -> None:
+    for score in (0.5, 0.6, 0.7):
+        contest(client, name, version(scored(score)))
+    assert promotion.roll_back(client, name, "it swears") == ("3", "2")
+    assert tags_of(client, name, "3")[promotion.REASON_TAG] == "rolled back to version 2: it swears"
+    assert tags_of(client, name, "3")[promotion.PROMOTION_TAG] == promotion.ROLLED_BACK
+    assert contest(client, name, "3") == CHALLENGER
+    assert holder(client, name) == ("2", "3")
+    assert promotion.roll_back(client, name, "it swears too") == ("2", "1")
+    with pytest.raises(InputError, match=r"version 1 is @champion and replaced no other"):
+        promotion.roll_back(client, name, "and it")
+
+
+def test_a_promotion_that_was_killed_is_taken_up_again(
+    client: MlflowClient, name: str, version: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contest(client, name, version(scored(0.5)))
+    better = version(scored(0.6))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("set_registered_model_alias", "delete_registered_model_alias"):
+        with monkeypatch.context() as patched:
+            patched.setattr(MlflowClient, step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                promotion.promote(client, name, better, 0.0)
+        assert promotion.PROMOTION_TAG not in tags_of(client, name, better)
+        client.set_registered_model_alias(name, CHALLENGER, better)
+    assert contest(client, name, better) == CHAMPION
+    assert tags_of(client, name, better)[promotion.PROMOTION_TAG] == promotion.PROMOTED
+    assert promotion.roll_back(client, name, "a test") == ("2", "1")
+
+
+def test_the_command(
+    client: MlflowClient, store: str, name: str, version: Enter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [name, "--tracking-uri", store]
+    first, other, worse = version(scored(0.5)), version(scored(0.9, OTHER_DEV)), version(scored(0.4))
+    assert main([*where, "--version", first]) == 0
+    client.set_registered_model_alias(name, CHALLENGER, worse)
+    assert main([*where, "--margin", "0.002"]) == EXIT_KEPT
+    assert main([*where, "--version", other]) == EXIT_KEPT
+    assert "kept back: not comparable: other dev data" in capsys.readouterr().out
+    assert main([*where, "--version", other, "--force", "new dev set"]) == 0
+    assert holder(client, name)[0] == other
+    assert tags_of(client, name, other)[promotion.REASON_TAG] == (
+        "forced: new dev set (the gate said: not comparable: other dev data)"
+    )
+    assert main([*where, "--rollback", "--reason", "too slow"]) == 0
+    assert capsys.readouterr().out.endswith(f"{name}@champion is version 1 again; version 2 was rolled back\n")
+    assert main([*where, "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == ["1", "2", "3"]
+    assert "@champion" in listed[0]
+    assert "rolled-back: rolled back to version 1: too slow" in listed[1]
+    assert "@challenger" in listed[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no-such-model", "--list"], "no-such-model: the registry has no such model"),
+        ([NAME, "--margin", "-1"], "--margin -1.0: must be 0 or more"),
+        ([NAME, "--rollback", "--version", "2"], "--rollback goes with neither"),
+    ],
+)
+def test_mistakes_are_refused(store: str, arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        main([*arguments, "--tracking-uri", store])
+
+
+def test_a_version_that_is_not_there_is_refused(client: MlflowClient, store: str, name: str) -> None:
+    assert client
+    with pytest.raises(InputError, match="the registry has no version 7"):
+        main([name, "--version", "7", "--tracking-uri", store])
+    with pytest.raises(InputError, match="no version is @challenger"):
+        main([name, "--tracking-uri", store])
+    with pytest.raises(InputError, match="nothing to roll back"):
+        main([name, "--rollback", "--tracking-uri", store])
+
+
+def test_a_mistyped_database_is_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match="no such database"):
+        main([NAME, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="say where the registry is"):
+        main([NAME])
