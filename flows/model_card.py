@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.logged_models import FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
-from flows.tracking import numbers_of
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import Manifest, read_manifest
 from training.finetuning_config import MNLI
+from training.flattening import numbers_of
 from training.stages import DOCUMENTS, ENCODER_DIRECTORY, EXAMPLES, PRETRAINING, VOCABULARY
 
 _LICENSE_UNKNOWN = "unknown"

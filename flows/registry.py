@@ -15,11 +15,12 @@ from flows.model_card import CardFacts, card_facts, card_text, summary
 from flows.narration import Narrator
 from flows.promotion import CHALLENGER, PROMOTION_TAG, Evaluation, move_alias, promote, version_at
 from flows.stage_run import RegisteredModel, StageOutcome, shown_seconds
-from flows.tracking import CODE_VERSION_TAG, DIGEST_TAG, Tracker, numbers_of
+from flows.tracking import CODE_VERSION_TAG, DIGEST_TAG, Tracker
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import Manifest, require_manifest
 from training.distillation_config import DistillationConfig
+from training.flattening import numbers_of
 from training.glue.tasks import TASKS
 from training.stages import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
 

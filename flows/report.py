@@ -20,12 +20,12 @@ from flows.local_server import LOOPBACK
 from flows.report_page import html_page
 from flows.report_samples import sampled
 from flows.stage_run import FlowOutcome, shown_seconds
-from flows.tracking import flatten
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import MANIFEST_NAME, Manifest, read_manifest
 from pipelines.credentials import redacted
 from pipelines.recipe import InputError
+from training.flattening import flatten
 from training.stages import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINED, PRETRAINING, RANDOM, VOCABULARY
 
 JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"

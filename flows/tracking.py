@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from pipelines.contract import Manifest, digest_of
 from pipelines.credentials import redacted
 from pipelines.recipe import InputError
 from pipelines.stages import CORPUS_INPUT
+from training.flattening import NAME_LEFT_OUT, flatten, numbers_of
 from training.stages import code_version
 
 if TYPE_CHECKING:  # MLflow takes two seconds to import, which command.py hides behind the start of Prefect's server
@@ -40,35 +39,11 @@ _MAX_VALUES_PER_REQUEST = 100
 _MAX_PARAMETER_LENGTH = 500
 _DIGEST_CHARACTERS = 32
 """MLflow takes up to 36."""
-_NAME_LEFT_OUT = re.compile(r"[^\w\-./ ]")
 
 
 def tracking_uri(whole: WholeRecipe) -> str:
     """Where runs and models are kept: the recipe's server, or SQLite in the workspace."""
     return whole.tracking_server or f"sqlite:///{storage.join(storage.local_path(whole.run.workspace), 'mlflow.db')}"
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names; list items by their index."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, Mapping):
-            flat |= flatten(item, f"{name}.")
-        elif isinstance(item, (list, tuple)) and any(isinstance(part, Mapping) for part in item):
-            flat |= flatten({str(index): part for index, part in enumerate(item)}, f"{name}.")
-        else:
-            flat[name] = item
-    return flat
-
-
-def numbers_of(statistics: Mapping[str, Any]) -> dict[str, float]:
-    """The numeric leaves of a manifest's statistics, under names that MLflow accepts."""
-    return {
-        _NAME_LEFT_OUT.sub("_", name): float(value)
-        for name, value in flatten(statistics).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
 
 
 @lru_cache(maxsize=8)
@@ -195,7 +170,7 @@ class Tracker:
             metrics |= {f"{prefix}{key}": value for key, value in numbers_of(manifest.statistics).items()}
             # The stage's process may log parameters into the same run, and MLflow refuses a second value for a name.
             parameters |= flatten(manifest.config, f"manifest.{prefix}")
-            tags[DIGEST_TAG if len(manifests) == 1 else f"{DIGEST_TAG}.{_NAME_LEFT_OUT.sub('_', name)}"] = (
+            tags[DIGEST_TAG if len(manifests) == 1 else f"{DIGEST_TAG}.{NAME_LEFT_OUT.sub('_', name)}"] = (
                 manifest.digest
             )
             text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)

@@ -11,13 +11,10 @@ speeds and held-out scores of both. Run again, it resumes from the newest checkp
 from __future__ import annotations
 
 import argparse
-import os
 
-from pipelines import storage
-from pipelines.contract import read_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import add_recipe_arguments, recipe_from_arguments
-from training.checkpoint import CHECKPOINTS_DIRECTORY, refuse_foreign_checkpoints
+from training.checkpoint import is_to_run
 from training.distillation_inputs import distillation_inputs
 from training.process_end import StopRequest, exit_code_of_rank, run_and_leave
 
@@ -34,16 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     follow_lifeline()
     inputs = distillation_inputs(recipe_from_arguments(parsed))
-    is_first = os.environ.get("RANK", "0") == "0"
-    difference = inputs.key.difference(inputs.directory)
-    if difference is None and not parsed.restart:
-        if is_first:
-            print(f"distillation: complete and up to date in {inputs.directory}", flush=True)
+    if not is_to_run(inputs.key, inputs.directory, parsed.restart):
         return 0
-    if read_manifest(inputs.directory) is None and not parsed.restart:
-        refuse_foreign_checkpoints(storage.join(inputs.directory, CHECKPOINTS_DIRECTORY), inputs.key)
-    if is_first:
-        print(f"distillation: {difference or 'restarted'}; starting", flush=True)
 
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
     from training.distillation import DistillationRun

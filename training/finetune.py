@@ -154,7 +154,8 @@ def _run(recipe: Recipe, config: FinetuningConfig, planned: list[_Planned]) -> N
     from training.engine import start_processes, stop_processes
     from training.finetuning import open_problem, run_trial
     from training.fitting import Problem
-    from training.trial_runs import TrialRuns, numbers_of
+    from training.flattening import numbers_of
+    from training.trial_runs import TrialRuns
 
     processes = start_processes()
     try:

@@ -148,7 +148,8 @@ def _work(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], answ
     from training.engine import start_processes
     from training.finetuning import Trial, open_problem, run_trial
     from training.fitting import Problem
-    from training.trial_runs import TrialRuns, numbers_of
+    from training.flattening import numbers_of
+    from training.trial_runs import TrialRuns
 
     folders = {task: data_directory(recipe, config, task) for task in tasks}
     planned = {trial.label: trial for task in tasks for trial in plan(recipe, config, task, folders[task])}

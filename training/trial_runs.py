@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-import re
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.contract import StageKey, digest_of
+from training.flattening import flatten, numbers_of
 from training.tracking import MLFLOW_ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -33,24 +32,6 @@ ResultT = TypeVar("ResultT")
 _RUN_VARIABLE, _URI_VARIABLE = "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"
 _REASON_CHARACTERS = 160
 _TABLES_TAG = "mlflow.loggedArtifacts"
-_NAME_LEFT_OUT = re.compile(r"[^\w\-./ ]")
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as one level of dotted names."""
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat |= flatten(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
-    return flat
-
-
-def numbers_of(statistics: Mapping[str, Any]) -> dict[str, float]:
-    """The numeric leaves of a trial's statistics, under names that MLflow accepts."""
-    return {
-        _NAME_LEFT_OUT.sub("_", name): float(value)
-        for name, value in flatten(statistics).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
 
 
 class TrialRun:

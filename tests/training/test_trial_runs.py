@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipelines.contract import StageKey
-from training.trial_runs import SweepRun, TrialRuns, numbers_of
+from training.flattening import numbers_of
+from training.trial_runs import SweepRun, TrialRuns
 
 KEY = StageKey("finetuning", 1, {"task": "rte", "learning_rate": 3e-5, "dropout": None, "model": {"layers": 2}}, {})
 NAMES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
