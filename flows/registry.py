@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -134,9 +135,14 @@ def log_version(tracker: Tracker, run_id: str, made: Made, card: CardFacts) -> s
 
     name, manifest = made.files.name, made.manifest
     metadata = {"manifest_digest": manifest.digest, "manifest_inputs": manifest.inputs}
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(tracker.uri)
-    with mlflow.start_run(run_id=run_id):
-        logged = log_model(made.files, card_text(card), metadata)
+    try:
+        with mlflow.start_run(run_id=run_id):
+            logged = log_model(made.files, card_text(card), metadata)
+    finally:
+        # MLflow wrote it into the environment too, where it would name the server of what this process does next.
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type] # None is how MLflow forgets it
     _ensure_registered_model(tracker.client, name)
     # The tags come with the version in one step: no version is ever seen without its digest.
     created = tracker.client.create_model_version(

@@ -82,7 +82,8 @@ def test_attempts_at_a_stage_are_one_run_in_mlflow(
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
     told = [(run.info.run_name, run.info.status) for run in runs if run.info.run_name == "documents"]
-    assert told == [("documents", "FAILED"), ("documents", "FINISHED"), ("documents", "FINISHED")]
+    # The second flow takes up the run that the first one left failed.
+    assert told == [("documents", "FINISHED"), ("documents", "FINISHED")]
 
 
 @pytest.mark.usefixtures("prefect_server", "stand_ins")

@@ -101,7 +101,7 @@ def test_a_bad_recipe_fails_the_flow_before_any_stage(write_recipe: Callable[...
 
 
 def environment(**extra: str) -> dict[str, str]:
-    hidden = ("PREFECT_API_URL", "PREFECT_HOME")
+    hidden = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI")
     return {name: value for name, value in os.environ.items() if name not in hidden} | extra
 
 
