@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -135,25 +137,36 @@ def log_version(tracker: Tracker, run_id: str, made: Made, card: CardFacts) -> s
 
     name, manifest = made.files.name, made.manifest
     metadata = {"manifest_digest": manifest.digest, "manifest_inputs": manifest.inputs}
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(tracker.uri)
-    try:
+    with _as_default_server(tracker.uri):
         with mlflow.start_run(run_id=run_id):
             logged = log_model(made.files, card_text(card), metadata)
-    finally:
-        # MLflow wrote it into the environment too, where it would name the server of what this process does next.
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type] # None is how MLflow forgets it
-    _ensure_registered_model(tracker.client, name)
-    # The tags come with the version in one step: no version is ever seen without its digest.
-    created = tracker.client.create_model_version(
-        name,
-        source=logged.model_uri,
-        run_id=run_id,
-        tags=_version_tags(made),
-        description=summary(card),
-        model_id=logged.model_id,
-    )
+        _ensure_registered_model(tracker.client, name)
+        # The tags come with the version in one step: no version is ever seen without its digest.
+        created = tracker.client.create_model_version(
+            name,
+            source=logged.model_uri,
+            run_id=run_id,
+            tags=_version_tags(made),
+            description=summary(card),
+            model_id=logged.model_id,
+        )
     return str(created.version)
+
+
+@contextmanager
+def _as_default_server(uri: str) -> Iterator[None]:
+    """Where MLflow's functions without a client go, for a while.
+
+    MLflow writes it into the environment too, where it would name the server of what this process does next.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type] # None is how MLflow forgets it
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:

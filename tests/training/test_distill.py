@@ -332,7 +332,7 @@ def test_mistakes_give_one_line(
 
     assert "did you mean 'temperature'" in line("temperatur=2")
     assert "holds examples of lengths 32, 64 only" in line("max_seq_length=128")
-    assert "holds no weights" in line(f"teacher={tmp_path}/none")
+    assert "no such directory; give the directory of a Hugging Face BERT" in line(f"teacher={tmp_path}/none")
     other = tmp_path / "other"
     shutil.copytree(os.path.join(workspace.path, "teacher"), other)
     with open(other / "vocab.txt", "a") as stream:
