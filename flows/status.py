@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="tell again every so many seconds, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parsed = parser.parse_args(arguments)
+    if parsed.watch is not None and not parsed.watch > 0:
+        raise InputError(f"--watch {parsed.watch:g}: give seconds above 0")
     overrides = list(parsed.overrides)
     if parsed.workspace:
         overrides.append(f"run.workspace={json.dumps(parsed.workspace)}")
@@ -86,7 +88,9 @@ def _look(target: str, overrides: list[str]) -> tuple[list[StageStatus], str]:
 
 def next_command(statuses: list[StageStatus], workspace: str, recipe: str) -> str:
     """What builds the first stage that is not complete; where all are, what shows them."""
-    for status in statuses:
+    # A workspace may have been begun with somebody else's encoder: then only trials are there, and nothing is missing.
+    needed = [status for status in statuses if status.state != "missing" or recipe != _ANY_RECIPE]
+    for status in needed or statuses:
         if status.state != "complete":
             return f"python -m {_COMMANDS[status.name.split('/')[0]]} {recipe}"
     return f"python -m flows.ui {shlex.quote(workspace)}"

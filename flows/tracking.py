@@ -85,12 +85,13 @@ def open_registry(uri: str) -> MlflowClient:
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     _quieten()
     try:
         client = MlflowClient(uri, uri)
         client.search_registered_models(max_results=1)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         reason = redacted(str(error).splitlines()[0])
         # From the environment it may hold a password.
         raise InputError(

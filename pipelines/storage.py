@@ -94,13 +94,25 @@ def remove_directory(uri: str) -> None:
         filesystem.delete_dir(path)
 
 
+def make_directory(path: str) -> None:
+    """Make a local directory with its parents; one that is there already is fine.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made a directory ({error.strerror}); name another place") from error
+
+
 @contextmanager
 def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
     """Open a file for writing that appears under its name only when the block ends without an error."""
     filesystem, path = filesystem_of(uri)
     local = isinstance(filesystem, fs.LocalFileSystem)
     if local:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_directory(os.path.dirname(path))
     temporary = f"{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
     try:
         with filesystem.open_output_stream(temporary, compression=None) as stream:

@@ -21,7 +21,7 @@ from training.process_end import StopRequest, exit_code_of_rank, run_and_leave
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.distill",
+        prog="python -m training.distill",
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="example: python -m training.distill flows/recipes/demo.toml",
     )

@@ -97,7 +97,13 @@ def _require_encoder(directory: str, source: str) -> None:
 
 def _registered(uri: str) -> str:
     if not os.environ.get(_ADDRESS):
-        raise InputError(f"{uri}: {_ADDRESS} is not set; set it to the server that holds this model")
+        raise InputError(
+            f"{uri}: {_ADDRESS} is not set; set it to where this model is, a server or sqlite:///<workspace>/mlflow.db"
+        )
+    database = os.environ[_ADDRESS].removeprefix("sqlite:///")
+    if database != os.environ[_ADDRESS] and not os.path.exists(database):
+        # SQLite would make an empty one of a mistyped path.
+        raise InputError(f"{uri}: {_ADDRESS} = {os.environ[_ADDRESS]}: no such database")
     with _mlflow_environment():
         root = storage.join(cache_directory(), "models")
         try:

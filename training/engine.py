@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import math
 import os
@@ -82,8 +83,9 @@ def start_processes() -> Processes:
         peers = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(max(1, _available_cores() // peers))
 
-    # DeepSpeed talks on standard output while it loads; that stream carries our own lines only.
-    with contextlib.redirect_stdout(sys.stderr):
+    # DeepSpeed talks on standard output while it loads; that stream carries our own lines only. What it says there,
+    # as that an operator was built which was only loaded, is of use if it fails.
+    with _told_on_failure():
         with _without_mlflow():
             import deepspeed
             from deepspeed.utils import logger
@@ -108,6 +110,17 @@ def stop_processes() -> None:
         # DeepSpeed keeps groups of its own in module globals, and a backend that believes itself initialised.
         comm.destroy_process_group()
         comm.comm.cdb = None
+
+
+@contextlib.contextmanager
+def _told_on_failure() -> Iterator[None]:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    except BaseException:
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 @contextlib.contextmanager

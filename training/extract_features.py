@@ -34,7 +34,7 @@ _PROGRESS_SECONDS = 10.0
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.extract_features",
+        prog="python -m training.extract_features",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m training.extract_features --model models:/NAME@champion --input text.txt "

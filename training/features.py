@@ -368,7 +368,7 @@ def chosen_layers(numbers: list[int], num_hidden_layers: int) -> IntArray:
         if not 0 <= layer <= num_hidden_layers:
             raise InputError(
                 f"--layers names {number}; this encoder has 0 (embeddings) to {num_hidden_layers}, or "
-                f"{-num_hidden_layers - 1} to -1 counted from its last"
+                f"{-num_hidden_layers - 1} to -1 counted from its last; choose with --layers"
             )
     if len(set(layers)) < len(layers):
         raise InputError(f"--layers {','.join(map(str, numbers))} names a layer twice; each gives one part of a vector")

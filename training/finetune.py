@@ -45,7 +45,7 @@ _EXAMPLE = "example: python -m training.finetune recipe.toml --tasks rte --set f
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.finetune", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="python -m training.finetune", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to train, instead of finetuning.tasks")

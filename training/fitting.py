@@ -113,7 +113,7 @@ class Fitting:
         """
         if fitting.max_seq_length > beginning.model.max_position_embeddings:
             raise InputError(
-                f"max_seq_length = {fitting.max_seq_length} exceeds the encoder's "
+                f"finetuning: max_seq_length = {fitting.max_seq_length} exceeds the encoder's "
                 f"{beginning.model.max_position_embeddings} positions; lower it"
             )
         if fitting.batch_size < processes.world_size:
@@ -188,7 +188,10 @@ class Fitting:
                     f"{config.learning_rate:g}, or check the encoder's weights"
                 )
             total, since_line, steps_since_line = total + value, since_line + value, steps_since_line + 1
-            if (step + 1) % config.log_every_steps == 0:
+            # An epoch shorter than the interval shall leave a point of its loss, too.
+            if (step + 1) % config.log_every_steps == 0 or (
+                index + 1 == self._steps_per_epoch < config.log_every_steps
+            ):
                 mean, seconds = since_line / steps_since_line, time.monotonic() - clock
                 left_seconds = (self._total_steps - step - 1) * seconds / steps_since_line
                 tracker.log(step + 1, {"loss": mean})

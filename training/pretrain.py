@@ -23,7 +23,7 @@ _EXAMPLE = "example: deepspeed --num_accelerators 2 --module training.pretrain r
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.pretrain", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="python -m training.pretrain", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)
     parser.add_argument("--restart", action="store_true", help="delete what an earlier run left and begin anew")

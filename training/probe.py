@@ -29,7 +29,7 @@ _COLUMNS = "{:<11} {:<20} {:>6} {:>6} {:>9} {:>8} {:>8} {:>8}"
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.probe",
+        prog="python -m training.probe",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m training.probe --model workspaces/demo --glue-dir glue --tasks cola sst-2",

@@ -41,7 +41,7 @@ _NOT_ALL_COMPLETE = 1
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.sweep", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="python -m training.sweep", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to sweep, instead of finetuning.tasks")

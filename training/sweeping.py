@@ -148,7 +148,7 @@ def sole_sweep(workspace: str) -> Iterator[int]:
     meet a worker that has not noticed yet.
     """
     directory = storage.join(workspace, FINETUNING)
-    os.makedirs(directory, exist_ok=True)
+    storage.make_directory(directory)
     with open(storage.join(directory, _LOCK_NAME), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

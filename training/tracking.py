@@ -84,7 +84,7 @@ class Tracker:
         if not is_first:
             return
         path = storage.join(directory, METRICS_NAME)
-        os.makedirs(directory, exist_ok=True)
+        storage.make_directory(directory)
         _drop_after(path, resumed_step)
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
         run_id = run_id or os.environ.get("MLFLOW_RUN_ID")

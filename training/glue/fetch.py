@@ -29,7 +29,7 @@ _EXAMPLE = "example: python -m training.glue.fetch --output glue --tasks cola rt
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.glue.fetch", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="python -m training.glue.fetch", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that gets CoLA/, SST-2/ ...")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", default=list(SOURCES), help="default: all of GLUE")

@@ -33,7 +33,9 @@ _EXAMPLE = "example: python -m training.glue.submission --predictions workspaces
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.glue.submission", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="python -m training.glue.submission",
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog=_EXAMPLE,
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--predictions", metavar="DIR", help="a workspace's finetuning/ folder")
@@ -122,6 +124,8 @@ def submit(predictions: str, output: str, wnli_majority: bool, fill_missing: boo
             f"run training.finetune --tasks {' '.join(tasks)} with the test files in finetuning.glue_dir (AX is "
             "AX/diagnostic.tsv there), or pass --fill-missing"
         )
+    if not any(storage.file_size_bytes(_Collected(predictions, *each).path) is not None for each in SUBMITTED.items()):
+        raise InputError(f"{predictions}: no trial's predictions in it; give a workspace's finetuning/ folder")
     _refuse(predictions, problems)
     storage.write_bytes(output, zip_of(tables))
     check(output)

@@ -20,7 +20,7 @@ from training.squad.reading import read_json, read_squad
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="training.squad.split_articles",
+        prog="python -m training.squad.split_articles",
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="example: python -m training.squad.split_articles --input dev-v1.1.json --train train.json "
         "--dev dev.json",
