@@ -119,7 +119,9 @@ def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
             tables = tomllib.load(stream)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise RecipeError(f"{path}: no such recipe file; the ready-made ones are in flows/recipes/") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     for name, table in tables.items():
         if name not in SECTION_NAMES:
@@ -192,6 +194,8 @@ def _first_problem(section: str, model: type[BaseModel], error: ValidationError)
     if problem["type"] == "missing":
         return f"{key}: is required and missing; add it under [{section}]{more}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("tuple_type", "list_type"):
+        message = f"must be a list, such as [{_shown(problem['input'])}]"
     if problem["type"] == "value_error" and len(location) == 1:
         return f"[{section}] {message}{more}"
     return f"{key} = {_shown(problem['input'])}: {message}{more}"

@@ -15,7 +15,7 @@ from flows.progress import StageStatus, in_words, statuses_of_recipe, statuses_o
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import StageKey, record_of, write_manifest
-from pipelines.recipe import InputError, read_recipe
+from pipelines.recipe import InputError, exit_code_of, read_recipe
 from pipelines.stages import documents_key, vocabulary_key
 from pipelines.unfinished import finish_unit, open_stage
 from training.config import PretrainingConfig
@@ -155,3 +155,8 @@ def test_the_command_tells_a_table_and_json(whole: WholeRecipe, capsys: pytest.C
 
 def test_durations_in_words() -> None:
     assert [in_words(seconds) for seconds in (5, 600, 9000, 1e6)] == ["5 s", "10 min", "2.5 h", "11.6 days"]
+
+
+def test_watching_needs_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(lambda: status.main(["workspace", "--watch", "-1"])) == 2
+    assert capsys.readouterr().err == "error: --watch -1: give seconds above 0\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import storage
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
 from pipelines.recipe import InputError, RunConfig, exit_code_of, read_recipe
 
@@ -39,6 +40,7 @@ def test_sections_and_overrides(path: str) -> None:
         ("vocabulary.siez=3", r"trial\.toml: vocabulary\.siez = 3: unknown key; did you mean 'size'\?"),
         ("vocabulary.size=3", r"trial\.toml: vocabulary\.size = 3: .*greater than or equal to 100"),
         ("vocabulary.size=many", r'trial\.toml: vocabulary\.size = "many": .*valid integer'),
+        ("documents.sources=3", r"trial\.toml: documents\.sources = 3: must be a list, such as \[3\]"),
         ("vocabulry.size=3", r"--set vocabulry\.size=3: unknown section 'vocabulry'; did you mean 'vocabulary'\?"),
         ("vocabulary=3", r"--set vocabulary=3: write it as section\.key=value"),
         ("vocabulary.size.deep=3", r"--set vocabulary\.size\.deep=3: .*plain value"),
@@ -92,3 +94,16 @@ def test_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of(fail) == 2
     assert capsys.readouterr().err == "error: recipe.toml: wrong\n"
     assert exit_code_of(lambda: None) == 0
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "latin.toml"
+    file.write_bytes('[run]\nname = "caf\u00e9"\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"^{file}: not UTF-8 at byte 17; save it as UTF-8$"):
+        read_recipe(str(file))
+
+
+def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/below: cannot be made a directory \(Not a directory\); name another"):
+        storage.write_bytes(str(tmp_path / "file" / "below" / "x"), b"")

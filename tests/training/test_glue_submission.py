@@ -243,3 +243,10 @@ def test_dev_scores_are_told_with_their_averages(
     # (8 x 0.8 + 0.7) / 9; three tasks of two metrics 0.65, MNLI 0.75, four others 0.8; WNLI 0.8 more.
     assert "without WNLI: average 78.9 counted as in BERT's table 1, 73.8 as on the leaderboard" in shown
     assert "with WNLI: average 74.4 counted as on the leaderboard" in shown
+
+
+def test_a_zip_of_made_up_answers_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "submission.zip"
+    assert run("--predictions", str(tmp_path / "mistyped"), "--fill-missing", "--output", str(output)) == 2
+    assert "no trial's predictions in it; give a workspace's finetuning/ folder" in capsys.readouterr().err
+    assert not output.exists()
