@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,7 +139,7 @@ def log_version(tracker: Tracker, run_id: str, made: Made, card: CardFacts) -> s
     name, manifest = made.files.name, made.manifest
     metadata = {"manifest_digest": manifest.digest, "manifest_inputs": manifest.inputs}
     with _as_default_server(tracker.uri):
-        with mlflow.start_run(run_id=run_id):
+        with mlflow.start_run(run_id=run_id), _no_bytecode():
             logged = log_model(made.files, card_text(card), metadata)
         _ensure_registered_model(tracker.client, name)
         # The tags come with the version in one step: no version is ever seen without its digest.
@@ -151,6 +152,17 @@ def log_version(tracker: Tracker, run_id: str, made: Made, card: CardFacts) -> s
             model_id=logged.model_id,
         )
     return str(created.version)
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """A model from code is run once from its own folder, where Python would leave bytecode that names this machine."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 @contextmanager

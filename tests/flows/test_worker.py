@@ -222,7 +222,11 @@ def test_cancelled_and_crashed_runs_resume(site: PrefectSite, finished: tuple[st
     request = {**PRETRAINING, "workspace": workspace, "overrides": OTHERS}
     again = site.run(site.deployment("pretrain", "pretrain"), request)
     ranks = hold_in_training(site, again, workspace, after_step=last_step(workspace))
-    assert any("resumed from checkpoint" in line for line in site.log_lines(again))
+    # Lines reach the server in batches, some seconds after the ranks have gone on.
+    wait_for(
+        lambda: any("resumed from checkpoint" in line for line in site.log_lines(again)),
+        "the line about the checkpoint",
+    )
     # As when a machine loses its power, but for the ranks, which have a second to see that they are alone.
     trainers = trainers_in(workspace)
     lost = [process for process in descendants(worker) if process not in trainers]
