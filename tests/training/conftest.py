@@ -327,7 +327,11 @@ def single_process() -> Iterator[Processes]:
     """A process group of one."""
     from training.engine import start_processes, stop_processes
 
+    before = set(os.environ)
     try:
         yield start_processes()
     finally:
         stop_processes()
+        # Where the group met, above all: a command that a later test starts would meet there as well.
+        for name in set(os.environ) - before:
+            del os.environ[name]
