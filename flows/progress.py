@@ -1,5 +1,7 @@
 """How far each stage of a workspace is, read from what the stages write: manifests, records, checkpoints, metrics.
 
+A stage that is built next to an earlier result has two rows: the result, and `NAME (new)`. Kept results follow it.
+
 Nothing here imports Beam or torch, and nothing is written, so it may be asked while a run goes on.
 """
 
@@ -17,14 +19,18 @@ from pydantic import ValidationError
 from flows.stages import StageOutput, finetuning_stages, preprocessing_stages, pretraining_stage
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
+from pipelines.builds import BUILDING_SUFFIX, TRASH_DIRECTORY, building_directory, is_open, kept_directories
 from pipelines.contract import MANIFEST_NAME, Manifest, StageKey, read_manifest
 from pipelines.recipe import InputError
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
-from pipelines.unfinished import BUILDING_DIRECTORY, count_finished
+from pipelines.unfinished import count_finished
 from training.config import PhaseConfig, PretrainingConfig
 from training.stages import FINETUNING, PRETRAINING
 
-State = Literal["complete", "stale", "unfinished", "missing"]
+State = Literal["complete", "stale", "unfinished", "missing", "kept"]
+
+NEW = " (new)"
+"""Ends the name of the row for a build that will replace a result."""
 
 CHECKPOINTS_DIRECTORY, CHECKPOINT_PREFIX, METRICS_NAME = "checkpoints", "step-", "metrics.jsonl"
 """As training/checkpoint.py and training/tracking.py have them, of which the first imports DeepSpeed's engine."""
@@ -60,9 +66,11 @@ def statuses_of_workspace(workspace: str) -> list[StageStatus]:
     directories = {name: storage.join(workspace, name) for name in _CHAIN}
     directories |= {f"{FINETUNING}/{trial}": storage.join(workspace, FINETUNING, trial) for trial in _trials(workspace)}
     digests = _digests(directories)
-    return [
-        _status(name, directory, _own_difference(directory, digests), None) for name, directory in directories.items()
-    ]
+    statuses: list[StageStatus] = []
+    for name, directory in directories.items():
+        statuses.append(_status(name, directory, _own_difference(directory, digests), None))
+        statuses += _others(statuses[-1], None)
+    return statuses
 
 
 def statuses_of_recipe(whole: WholeRecipe) -> list[StageStatus]:
@@ -77,10 +85,38 @@ def statuses_of_recipe(whole: WholeRecipe) -> list[StageStatus]:
     statuses = []
     for name, output in outputs.items():
         status = _status(name, output.directory, _difference(output, digests), whole)
-        if name == PRETRAINING and status.state == "unfinished":
-            status = _compared_with_checkpoint(status, output)
-        statuses.append(status)
+        for each in [status, *_others(status, whole)]:
+            is_run = name == PRETRAINING and each.state == "unfinished"
+            statuses.append(_compared_with_checkpoint(each, output) if is_run else each)
     return statuses
+
+
+def _others(status: StageStatus, whole: WholeRecipe | None) -> list[StageStatus]:
+    """Rows below that of a stage's result: the build that will replace it, and earlier results that are kept."""
+    found = []
+    if status.state in ("complete", "stale") and is_open(status.directory):
+        building = _unfinished(status.name, status.directory, whole)
+        detail = building.detail or "begun"
+        found.append(replace(building, name=status.name + NEW, state="unfinished", detail=detail))
+    for kept in kept_directories(status.directory):
+        found.append(kept_status(kept))
+    return found
+
+
+def kept_status(directory: str) -> StageStatus:
+    """The row of an earlier result that is kept under a numbered name."""
+    name = directory.rstrip("/").rpartition("/")[2]
+    try:
+        manifest = read_manifest(directory)
+    except InputError as error:
+        return StageStatus(name, "kept", directory, str(error))
+    if manifest is None:
+        checkpoint = _newest_checkpoint(directory)
+        detail = f"an unfinished run, checkpoint of step {_step_of(checkpoint):,}" if checkpoint else "no result"
+        return StageStatus(name, "kept", directory, detail)
+    return StageStatus(
+        name, "kept", directory, f"earlier result: {_outcome(manifest.stage, manifest)}", _numbers(manifest.statistics)
+    )
 
 
 def _status(name: str, directory: str, difference: str | None, whole: WholeRecipe | None) -> StageStatus:
@@ -94,6 +130,15 @@ def _status(name: str, directory: str, difference: str | None, whole: WholeRecip
         if difference is not None:
             return StageStatus(name, "stale", directory, difference, numbers)
         return StageStatus(name, "complete", directory, _outcome(name, manifest), numbers)
+    return _unfinished(name, directory, whole)
+
+
+def _unfinished(name: str, result_directory: str, whole: WholeRecipe | None) -> StageStatus:
+    """How far the build of a stage is."""
+    directory = building_directory(result_directory)
+    if not is_open(result_directory):
+        # Releases before build directories trained in the stage's own.
+        directory = result_directory
     if name in UNITS:
         return _unfinished_job(name, directory, whole)
     if name == PRETRAINING:
@@ -142,9 +187,11 @@ def _trials(workspace: str) -> list[str]:
     """Directories below finetuning/ that are trials, finished or begun, however deep."""
     directory = storage.join(workspace, FINETUNING)
     found = {
-        os.path.dirname(name)
+        os.path.dirname(name).removesuffix(BUILDING_SUFFIX)
         for name in storage.list_files(directory)
-        if os.path.basename(name) in (MANIFEST_NAME, METRICS_NAME) and not name.startswith(_TASK_DATA)
+        if os.path.basename(name) in (MANIFEST_NAME, METRICS_NAME)
+        and not name.startswith(_TASK_DATA)
+        and TRASH_DIRECTORY not in name
     }
     return sorted(found - {""})
 
@@ -178,7 +225,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _unfinished_job(name: str, directory: str, whole: WholeRecipe | None) -> StageStatus:
-    if not any(name.startswith(f"{BUILDING_DIRECTORY}/") for name in storage.list_files(directory)):
+    if not directory.endswith(BUILDING_SUFFIX):
         return StageStatus(name, "missing", directory)
     totals = _totals(name, whole) if whole is not None else {}
     words, numbers = [], {}

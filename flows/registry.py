@@ -22,7 +22,7 @@ from flows.stage_run import RegisteredModel, StageOutcome, shown_seconds
 from flows.tracking import CODE_VERSION_TAG, DIGEST_TAG, Tracker
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
-from pipelines.contract import Manifest, require_manifest
+from pipelines.contract import Manifest, read_manifest, require_manifest, verify_file
 from training.distillation_config import DistillationConfig
 from training.flattening import numbers_of
 from training.glue.tasks import TASKS
@@ -91,7 +91,13 @@ def _finetuned(whole: WholeRecipe, name: str, directory: str) -> Made:
 
 
 def _manifest_of(directory: str) -> Manifest:
-    return require_manifest(directory, "python -m flows.end_to_end")
+    """The manifest of a stage of the workspace, whose files are verified: what is registered is what was trained."""
+    manifest = read_manifest(directory)
+    stage = manifest.stage if manifest is not None else os.path.basename(directory)
+    manifest = require_manifest(directory, stage, "python -m flows.end_to_end")
+    for file in manifest.files:
+        verify_file(directory, file)
+    return manifest
 
 
 def _register(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, made: Made) -> RegisteredModel:

@@ -19,7 +19,6 @@ from flows.progress_artifacts import StageProgress
 from flows.stages import Stage
 from flows.tracking import Tracker
 from flows.whole_recipe import BaseRequest, WholeRecipe
-from pipelines.contract import clear_stage
 
 REASON_WIDTH = 160
 """Characters of a reason that are shown: a changed list of sources would fill the screen."""
@@ -79,8 +78,7 @@ def build_stage(
         StageError: the stage's command ended and the stage is not complete, also at the last attempt.
     """
     if request.rebuild:
-        for output in stage.outputs:
-            clear_stage(output.directory)
+        stage = stage.restarted(parent_run_id)
     attempts = run_stage.with_options(
         retries=request.stage_retries, retry_delay_seconds=exponential_backoff(RETRY_DELAY_SECONDS)
     )
@@ -115,7 +113,7 @@ def run_stage(
     logger = get_run_logger()
     narrator = Narrator(stage.name, logger)
     workspace = whole.run.workspace
-    reason = stage.difference()
+    reason = stage.difference() or ("it is to be built anew" if stage.restart else None)
     if reason is None:
         seconds = timings.earlier_seconds(workspace, stage.name, stage.manifests())
         took = f" (took {shown_seconds(seconds)} before)" if seconds is not None else ""
@@ -131,7 +129,14 @@ def run_stage(
 
         begin = time.monotonic()
         environment = stage.environment() | tracker.child_environment(run_id)
-        run_command(stage.name, stage.command(), stage.difference, take, environment, timeout_seconds)
+        earlier = stage.marks()
+
+        def difference() -> str | None:
+            if stage.restart and any(mark in earlier for mark in stage.marks()):
+                return "it was to be built anew, and an earlier result is still there"
+            return stage.difference()
+
+        run_command(stage.name, stage.command(), difference, take, environment, timeout_seconds)
         seconds = time.monotonic() - begin
         progress.complete()
         timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)

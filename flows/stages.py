@@ -10,13 +10,13 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flows.tracking import tracking_uri
 from flows.whole_recipe import WholeRecipe
 from pipelines import stages as preprocessing
 from pipelines import storage
-from pipelines.contract import Manifest, StageKey, digest_of, read_manifest
+from pipelines.contract import MANIFEST_NAME, Manifest, StageKey, digest_of, read_manifest
 from training import stages as training
 from training.distillation_inputs import DISTILLATION, distillation_inputs
 
@@ -45,6 +45,16 @@ class Stage:
     outputs: tuple[StageOutput, ...]
     command: Callable[[], list[str]]
     environment: Callable[[], dict[str, str]] = dict
+    restart: str | None = None
+    """Name of a restart: the command builds the stage anew, and resumes what a command of this name began."""
+
+    def restarted(self, name: str) -> Stage:
+        """The same stage, to be built anew although it may be complete."""
+        return replace(self, command=lambda: [*self.command(), f"--restart={name}"], restart=name)
+
+    def marks(self) -> list[tuple[int, int] | None]:
+        """What tells one result of each output from the next, even where both have the same bytes."""
+        return [_mark_of(storage.join(output.directory, MANIFEST_NAME)) for output in self.outputs]
 
     def difference(self) -> str | None:
         """Why the stage has to be built: what its first incomplete output says; None where all are complete."""
@@ -62,6 +72,14 @@ class Stage:
         """The manifests by output name; outputs that are not complete are left out."""
         found = {output.name: read_manifest(output.directory) for output in self.outputs}
         return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _mark_of(uri: str) -> tuple[int, int] | None:
+    filesystem, path = storage.filesystem_of(uri)
+    info = filesystem.get_file_info(path)
+    if not info.is_file:
+        return None
+    return int(info.mtime_ns or 0), os.stat(path).st_ino if storage.is_local(uri) else 0
 
 
 def preprocessing_stages(whole: WholeRecipe) -> list[Stage]:

@@ -15,7 +15,7 @@ import textwrap
 import time
 from dataclasses import asdict
 
-from flows.progress import StageStatus, statuses_of_recipe, statuses_of_workspace
+from flows.progress import NEW, StageStatus, statuses_of_recipe, statuses_of_workspace
 from flows.tables import print_table
 from flows.whole_recipe import WholeRecipe
 from pipelines.recipe import InputError, exit_code_of, read_recipe
@@ -30,7 +30,7 @@ _COMMANDS = {
     "pretraining": "flows.pretrain",
     "finetuning": "flows.finetune",
 }
-_STYLES = {"complete": "green", "stale": "yellow", "unfinished": "cyan", "missing": "dim"}
+_STYLES = {"complete": "green", "stale": "yellow", "unfinished": "cyan", "missing": "dim", "kept": "blue"}
 _ANY_RECIPE = "RECIPE.toml"
 
 
@@ -91,8 +91,8 @@ def next_command(statuses: list[StageStatus], workspace: str, recipe: str) -> st
     # A workspace may have been begun with somebody else's encoder: then only trials are there, and nothing is missing.
     needed = [status for status in statuses if status.state != "missing" or recipe != _ANY_RECIPE]
     for status in needed or statuses:
-        if status.state != "complete":
-            return f"python -m {_COMMANDS[status.name.split('/')[0]]} {recipe}"
+        if status.state not in ("complete", "kept"):
+            return f"python -m {_COMMANDS[status.name.removesuffix(NEW).split('/')[0]]} {recipe}"
     return f"python -m flows.ui {shlex.quote(workspace)}"
 
 

@@ -15,8 +15,9 @@ import sys
 import apache_beam as beam
 
 from pipelines import storage
+from pipelines.builds import building_directory, open_build
 from pipelines.config import ExamplesConfig, VocabularyConfig
-from pipelines.contract import SPLITS, VOCABULARY_NAME, Manifest, length_directory, require_manifest
+from pipelines.contract import SPLITS, VOCABULARY_NAME, Manifest, StageKey, length_directory, require_manifest
 from pipelines.examples import (
     FILES_GROUP,
     ROWS_GROUP,
@@ -30,9 +31,10 @@ from pipelines.examples import (
 )
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import exit_code_of
-from pipelines.runners import Progress, parse_job, run_pipeline
+from pipelines.runners import Job, Progress, parse_job, run_pipeline
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY, examples_key, stage_directory
-from pipelines.unfinished import close_stage, count_finished, open_stage, scratch_uri
+from pipelines.unfinished import count_finished, scratch_uri
+from pipelines.verification import verify_stage
 
 
 def build(
@@ -66,48 +68,64 @@ def run(argv: list[str] | None = None) -> None:
     job = parse_job("pipelines.build_examples", __doc__, argv)
     config = job.recipe.section("examples", ExamplesConfig)
     directories = {stage: stage_directory(job.recipe, stage) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
-    documents = require_manifest(directories[DOCUMENTS], "python -m pipelines.shard_corpus")
-    vocabulary = require_manifest(directories[VOCABULARY], "python -m pipelines.train_vocabulary")
-    key, directory = examples_key(job.recipe), directories[EXAMPLES]
-    if key.difference(directory) is None:
-        # What is left where a run was killed between its last two steps.
-        close_stage(directory)
-        print(f"{EXAMPLES}: complete and unchanged in {directory}")
-        return
+    documents = require_manifest(directories[DOCUMENTS], DOCUMENTS, "python -m pipelines.shard_corpus")
+    vocabulary = require_manifest(directories[VOCABULARY], VOCABULARY, "python -m pipelines.train_vocabulary")
+    key = examples_key(job.recipe)
+    with job.build_of(key, directories[EXAMPLES]) as is_needed:
+        if is_needed:
+            _run(job, config, key, documents, vocabulary, directories)
+
+
+def _run(
+    job: Job,
+    config: ExamplesConfig,
+    key: StageKey,
+    documents: Manifest,
+    vocabulary: Manifest,
+    directories: dict[str, str],
+) -> None:
+    directory = directories[EXAMPLES]
+    verify_stage(job.workspace, DOCUMENTS, documents)
+    verify_stage(job.workspace, VOCABULARY, vocabulary)
+    storage.require_free_space(directory, _needed_bytes(documents, config), "the examples and their temporary files")
     shards = []
     for split in SPLITS:
         total = len(documents.files_of(split))
         shards += [ShardNumber(split, number, total) for number in range(total)]
     lengths = [length.max_seq_length for length in config.lengths]
-    if open_stage(directory, key):
-        done, written = (count_finished(directory, group) for group in (ROWS_GROUP, FILES_GROUP))
+    building = building_directory(directory)
+    if open_build(directory, key, job.restart):
+        done, written = (count_finished(building, group) for group in (ROWS_GROUP, FILES_GROUP))
         print(
             f"{EXAMPLES}: rows of {done} of {len(shards)} shards and {written} of {len(lengths) * len(shards)} sets of "
             "files were finished before and are kept"
         )
     vocabulary_uri = storage.join(directories[VOCABULARY], VOCABULARY_NAME)
     tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
-    # The casing is that of the vocabulary in the workspace, whatever the recipe says by now.
+    # The casing is that of the vocabulary in the workspace, whatever the recipe says meanwhile.
     casing = VocabularyConfig.model_validate(vocabulary.config)
-    balance_shard = BalanceShard(directory, config, casing, tokens, storage.sha256_of(vocabulary_uri))
+    balance_shard = BalanceShard(building, config, casing, tokens, storage.sha256_of(vocabulary_uri))
     # A shard's rows of the last length are written last.
-    rows_directory = scratch_uri(directory, f"{ROWS_GROUP}/{length_directory(lengths[-1])}")
+    rows_directory = scratch_uri(building, f"{ROWS_GROUP}/{length_directory(lengths[-1])}")
     num_files = len(shards) * config.num_length_bins
     progress = Progress(
         EXAMPLES,
         [
             (rows_directory, "documents shards cut into rows", len(shards)),
-            *(
-                (storage.join(directory, name), f"files of {name}", num_files)
-                for name in map(length_directory, lengths)
-            ),
+            *((storage.join(building, name), f"files of {name}", num_files) for name in map(length_directory, lengths)),
         ],
     )
-    build_shard = BuildShard(directories, config, casing)
+    build_shard = BuildShard({**directories, EXAMPLES: building}, config, casing)
     complete_stage = CompleteExamples(directory, key, config)
     run_pipeline(
         job, lambda pipeline: build(pipeline, shards, lengths, build_shard, balance_shard, complete_stage), progress
     )
+
+
+def _needed_bytes(documents: Manifest, config: ExamplesConfig) -> int:
+    """An estimate: a pass of one length is about half the size of the text, and is written twice."""
+    text_bytes = sum(file.size_bytes for file in documents.files)
+    return text_bytes * config.passes * len(config.lengths)
 
 
 def main() -> None:

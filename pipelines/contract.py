@@ -185,19 +185,39 @@ class StageKey:
             statistics=dict(statistics),
         )
 
+    @property
+    def digest(self) -> str:
+        """Hash of all that decides the output: two runs with one digest build the same result."""
+        return digest_of([SCHEMA_VERSION, self.stage, self.stage_version, self.config, self.inputs])
+
     def difference(self, directory: str) -> str | None:
-        """Why the stage in `directory` has to be built, in words; None where it is complete and matches."""
+        """Why the stage in `directory` has to be built, in words; None where it is complete and matches.
+
+        Raises:
+            InputError: a newer release than this one wrote what is there, or its manifest is damaged.
+        """
         manifest = read_manifest(directory)
         if manifest is None:
             return "not built yet"
+        if manifest.stage != self.stage:
+            return f"its manifest is that of a stage named {manifest.stage!r}"
+        if manifest.stage_version > self.stage_version:
+            raise InputError(_newer(directory, f"version {manifest.stage_version}", f"{self.stage_version}"))
         if (manifest.schema_version, manifest.stage_version) != (SCHEMA_VERSION, self.stage_version):
-            return "built by another version of this stage"
+            return "built by an older version of this stage"
         if changed := _changed_settings(manifest.config, self.config):
             return changed
         for name in sorted({*manifest.inputs, *self.inputs}):
             if manifest.inputs.get(name) != self.inputs.get(name):
                 return f"input {name} changed"
         return _damage(directory, manifest)
+
+
+def _newer(directory: str, found: str, known: str) -> str:
+    return (
+        f"{directory}: written by a newer release ({found}; this one knows {known}); upgrade clozeworks or choose "
+        "another workspace; nothing was changed"
+    )
 
 
 def _damage(directory: str, manifest: Manifest) -> str | None:
@@ -227,29 +247,49 @@ def read_manifest(directory: str) -> Manifest | None:
     """Read a stage's manifest; None where the stage is not complete.
 
     Raises:
-        InputError: there is a manifest, but it is not one that this version reads.
+        InputError: there is a manifest, but it is damaged, or a newer release wrote it.
     """
     uri = storage.join(directory, MANIFEST_NAME)
     if storage.file_size_bytes(uri) is None:
         return None
+    data = storage.read_bytes(uri)
     try:
-        return Manifest.model_validate_json(storage.read_bytes(uri))
-    except ValidationError as error:
+        version = json.loads(data)["schema_version"]
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise InputError(_newer(directory, f"schema {version}", f"{SCHEMA_VERSION}"))
+        return Manifest.model_validate_json(data)
+    except (ValidationError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise InputError(
-            f"{uri}: not a manifest of this version ({error.errors()[0]['msg']}); "
-            "delete the directory to rebuild the stage"
+            f"{uri}: damaged, or no manifest of ours ({cause}); restore it from a copy, or move {directory} away to "
+            "build the stage anew"
         ) from error
 
 
-def require_manifest(directory: str, command: str) -> Manifest:
-    """Read the manifest of a stage that must be complete.
+def require_manifest(directory: str, stage: str, command: str) -> Manifest:
+    """Read the manifest of a stage that must be complete; its files are not looked at (see pipelines/verification.py).
+
+    Args:
+        directory: of the stage.
+        stage: its name, which the manifest must state.
+        command: what builds it.
 
     Raises:
-        InputError: the stage is not complete; the line names `command`, which builds it.
+        InputError: the stage is not complete, or what is there is something else.
     """
     manifest = read_manifest(directory)
     if manifest is None:
         raise InputError(f"{directory}: no {MANIFEST_NAME}, so this stage is not complete; run {command} first")
+    if manifest.stage != stage:
+        raise InputError(
+            f"{directory}: its manifest is that of a stage named {manifest.stage!r}, expected {stage!r}; move the "
+            f"directory away and run {command}"
+        )
+    if manifest.schema_version != SCHEMA_VERSION or not manifest.files:
+        what = "names no files" if not manifest.files else f"has schema {manifest.schema_version}, not {SCHEMA_VERSION}"
+        raise InputError(f"{directory}: its manifest {what}; run {command} again")
     return manifest
 
 
@@ -257,12 +297,6 @@ def write_manifest(directory: str, manifest: Manifest) -> None:
     """Write the manifest, which declares the stage complete; to be called after every file is in place."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     storage.write_bytes(storage.join(directory, MANIFEST_NAME), text.encode() + b"\n")
-
-
-def clear_stage(directory: str) -> None:
-    """Withdraw a stage that is about to be rebuilt: the manifest goes first, so no moment shows a false whole."""
-    storage.remove_file(storage.join(directory, MANIFEST_NAME))
-    storage.remove_directory(directory)
 
 
 def record_of(directory: str, name: str, rows: int, statistics: Mapping[str, Any] | None = None) -> FileRecord:
@@ -285,9 +319,9 @@ def verify_file(directory: str, file: FileRecord) -> None:
     size_bytes = storage.file_size_bytes(uri)
     if size_bytes is None:
         raise InputError(
-            f"{uri}: missing, though the manifest lists it; delete {MANIFEST_NAME} there and rebuild the stage"
+            f"{uri}: missing, though the manifest lists it; restore it, or build the stage again with --restart"
         )
     if size_bytes != file.size_bytes or storage.sha256_of(uri) != file.sha256:
         raise InputError(
-            f"{uri}: damaged (its checksum is not the manifest's); delete {MANIFEST_NAME} there and rebuild the stage"
+            f"{uri}: damaged (its checksum is not the manifest's); restore it, or build the stage again with --restart"
         )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipelines import __version__, storage
 from pipelines.arrow_files import EXAMPLES_PER_BATCH, examples_batch, examples_of, open_arrow, read_table
 from pipelines.balancing import deal_rows, group_of, left_over_rows
+from pipelines.builds import building_directory, install_build, is_open
 from pipelines.config import ExampleLengthConfig, ExamplesConfig, VocabularyConfig
 from pipelines.contract import (
     CLS,
@@ -38,6 +39,7 @@ from pipelines.contract import (
     length_bins,
     length_directory,
     record_of,
+    require_manifest,
     shard_name,
     write_manifest,
 )
@@ -49,7 +51,7 @@ from pipelines.runners import limit_worker_threads
 from pipelines.seeding import PURPOSE_MASKS, PURPOSE_PAIRS, PURPOSE_ROW_ORDER, key_of
 from pipelines.sentence_pairs import plan_pairs, rows_of_pairs
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
-from pipelines.unfinished import close_stage, finish_unit, finished_unit, scratch_name, scratch_uri
+from pipelines.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.wordpiece import WordPieceTokenizer
 
 ROWS_GROUP = "rows"
@@ -313,11 +315,19 @@ class CompleteExamples(beam.DoFn):
     """All `WrittenFiles` -> `Manifest`: add up the statistics of each length and complete the stage."""
 
     def __init__(self, directory: str, key: StageKey, config: ExamplesConfig):
-        self._directory = directory
+        self._result_directory = directory
+        self._directory = building_directory(directory)
         self._key = key
         self._config = config
 
     def process(self, written: list[WrittenFiles]) -> Iterator[Manifest]:
+        # A runner may repeat this step although it went well; the build has taken its place by then.
+        if is_open(self._result_directory):
+            self._complete(written)
+        install_build(self._result_directory, self._key)
+        yield require_manifest(self._result_directory, EXAMPLES, "pipelines.build_examples")
+
+    def _complete(self, written: list[WrittenFiles]) -> None:
         files = [file for one in written for file in one.files]
         lengths: dict[str, dict[str, Any]] = {}
         for length in self._config.lengths:
@@ -325,7 +335,4 @@ class CompleteExamples(beam.DoFn):
             lengths[str(length.max_seq_length)] = summary_of(
                 files, np.sum(of_length, axis=0), length.max_seq_length, self._config.num_length_bins
             )
-        manifest = self._key.manifest(files, {"lengths": lengths}, __version__)
-        write_manifest(self._directory, manifest)
-        close_stage(self._directory)
-        yield manifest
+        write_manifest(self._directory, self._key.manifest(files, {"lengths": lengths}, __version__))

@@ -19,6 +19,9 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipelines import storage
+from pipelines.builds import add_restart_argument, finish_exchange, has_leftovers, require_ours
+from pipelines.contract import StageKey, read_manifest
+from pipelines.locks import workspace_lock
 from pipelines.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
 
 _FIRST_PROGRESS_SECONDS = 2.0
@@ -26,12 +29,49 @@ _PROGRESS_SECONDS = 5.0
 
 
 class Job(NamedTuple):
-    """What a job's command line says. Without `--runner` it runs on this machine with `workers` processes."""
+    """What a job's command line asks for. Without `--runner` it runs on this machine with `workers` processes."""
 
     recipe: Recipe
     options: PipelineOptions
     names_runner: bool
     workers: int
+    restart: str | None = None
+
+    @property
+    def workspace(self) -> str:
+        return self.recipe.section("run", RunConfig).workspace
+
+    @contextmanager
+    def build_of(self, key: StageKey, directory: str) -> Iterator[bool]:
+        """Hold a stage's lock while it is built; the value of the block is False where nothing is to be built.
+
+        A stage that is complete is only looked at, so that a workspace may be read-only.
+
+        Raises:
+            InputError: another process builds the stage, a newer release wrote it, or it is not ours to replace.
+        """
+        if not has_leftovers(directory) and self._is_done(key, directory):
+            yield False
+            return
+        with workspace_lock(self.workspace, key.stage):
+            finish_exchange(directory)
+            if self._is_done(key, directory):
+                yield False
+                return
+            require_ours(directory, key.stage)
+            if read_manifest(directory) is not None:
+                reason = key.difference(directory) or "--restart"
+                print(
+                    f"{key.stage}: {reason}; building anew, the result in {directory} stays until the new one is "
+                    "complete"
+                )
+            yield True
+
+    def _is_done(self, key: StageKey, directory: str) -> bool:
+        is_done = self.restart is None and key.difference(directory) is None
+        if is_done:
+            print(f"{key.stage}: complete and unchanged in {directory}")
+        return is_done
 
 
 def parse_job(module: str, description: str | None, argv: list[str] | None) -> Job:
@@ -43,11 +83,12 @@ def parse_job(module: str, description: str | None, argv: list[str] | None) -> J
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_recipe_arguments(parser)
+    add_restart_argument(parser, "build the stage anew even where it is complete; replaces it at the end")
     arguments, beam_arguments = parser.parse_known_args(argv)
     recipe = recipe_from_arguments(arguments)
     names_runner = any(argument.split("=", 1)[0] == "--runner" for argument in beam_arguments)
     workers = recipe.section("run", RunConfig).workers
-    return Job(recipe, pipeline_options(beam_arguments), names_runner, workers)
+    return Job(recipe, pipeline_options(beam_arguments), names_runner, workers, arguments.restart)
 
 
 def pipeline_options(arguments: list[str]) -> PipelineOptions:

@@ -13,6 +13,8 @@ import sys
 
 import apache_beam as beam
 
+from pipelines import storage
+from pipelines.builds import building_directory, open_build
 from pipelines.config import DocumentsConfig
 from pipelines.contract import Manifest, StageKey
 from pipelines.documents import CorpusPart, PartSummary, plan_parts, shards_of
@@ -22,28 +24,39 @@ from pipelines.parts import PARTS_GROUP, ReadPart
 from pipelines.recipe import exit_code_of
 from pipelines.runners import Progress, parse_job, run_pipeline
 from pipelines.shards import SHARDS_GROUP, CollectShard, CompleteDocuments, ShardSummary
+from pipelines.sources import find_inputs
+from pipelines.sources.unpacking import codec_of
 from pipelines.stages import DOCUMENTS, documents_key, stage_directory
-from pipelines.unfinished import close_stage, count_finished, open_stage, scratch_uri
+from pipelines.unfinished import count_finished, scratch_uri
 
 
 def build(
     pipeline: beam.Pipeline, directory: str, config: DocumentsConfig, plan: list[CorpusPart], key: StageKey
 ) -> beam.PCollection[Manifest]:
-    """Construct the job; its one output element is the manifest."""
+    """Construct the job; its one output element is the manifest.
+
+    Args:
+        pipeline: to add the job to.
+        directory: of the stage; it is built in the build directory that belongs to it.
+        config: the section [documents].
+        plan: parts of the corpus.
+        key: what decides the result.
+    """
+    building = building_directory(directory)
     parts = (
         pipeline
         | "Parts" >> beam.Create(plan).with_output_types(CorpusPart)
         | "SpreadParts" >> beam.Reshuffle()
-        | "ReadPart" >> beam.ParDo(ReadPart(directory, config)).with_output_types(PartSummary)
+        | "ReadPart" >> beam.ParDo(ReadPart(building, config)).with_output_types(PartSummary)
     )
     waited_for = [beam.pvalue.AsList(parts)]
     if config.near_duplicates is not None:
-        waited_for.append(beam.pvalue.AsList(_choose_documents(parts, directory, config, len(plan))))
+        waited_for.append(beam.pvalue.AsList(_choose_documents(parts, building, config, len(plan))))
     shard_summaries = (
         pipeline
         | "Shards" >> beam.Create(range(len(shards_of(config)))).with_output_types(int)
         | "SpreadShards" >> beam.Reshuffle()
-        | "CollectShard" >> beam.ParDo(CollectShard(directory, config), *waited_for).with_output_types(ShardSummary)
+        | "CollectShard" >> beam.ParDo(CollectShard(building, config), *waited_for).with_output_types(ShardSummary)
     )
     return (
         shard_summaries
@@ -74,26 +87,35 @@ def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
     job = parse_job("pipelines.shard_corpus", __doc__, argv)
     config = job.recipe.section("documents", DocumentsConfig)
-    key = documents_key(job.recipe)
     directory = stage_directory(job.recipe, DOCUMENTS)
-    if key.difference(directory) is None:
-        # What is left where a run was killed between its last two steps.
-        close_stage(directory)
-        print(f"{DOCUMENTS}: complete and unchanged in {directory}")
-        return
-    plan = plan_parts(config)
-    totals = {PARTS_GROUP: len(plan), SHARDS_GROUP: len(shards_of(config))}
-    if open_stage(directory, key):
-        finished = [f"{count_finished(directory, group)} of {total} {group}" for group, total in totals.items()]
-        print(f"{DOCUMENTS}: {' and '.join(finished)} were finished before and are kept")
-    progress = Progress(
-        DOCUMENTS,
-        [
-            (scratch_uri(directory, PARTS_GROUP), PARTS_GROUP, totals[PARTS_GROUP]),
-            (directory, SHARDS_GROUP, totals[SHARDS_GROUP]),
-        ],
+    key = documents_key(job.recipe)
+    with job.build_of(key, directory) as is_needed:
+        if not is_needed:
+            return
+        plan = plan_parts(config)
+        storage.require_free_space(directory, _needed_bytes(config), "the documents and their temporary files")
+        totals = {PARTS_GROUP: len(plan), SHARDS_GROUP: len(shards_of(config))}
+        building = building_directory(directory)
+        if open_build(directory, key, job.restart):
+            finished = [f"{count_finished(building, group)} of {total} {group}" for group, total in totals.items()]
+            print(f"{DOCUMENTS}: {' and '.join(finished)} were finished before and are kept")
+        progress = Progress(
+            DOCUMENTS,
+            [
+                (scratch_uri(building, PARTS_GROUP), PARTS_GROUP, totals[PARTS_GROUP]),
+                (building, SHARDS_GROUP, totals[SHARDS_GROUP]),
+            ],
+        )
+        run_pipeline(job, lambda pipeline: build(pipeline, directory, config, plan, key), progress)
+
+
+def _needed_bytes(config: DocumentsConfig) -> int:
+    """An estimate: texts are written to parts and then to shards, packed sources unpack to about four times."""
+    return sum(
+        2 * file.range_bytes * (1 if codec_of(file.name) is None else 4)
+        for files in find_inputs(config)
+        for file in files
     )
-    run_pipeline(job, lambda pipeline: build(pipeline, directory, config, plan, key), progress)
 
 
 def main() -> None:

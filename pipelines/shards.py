@@ -13,6 +13,7 @@ from apache_beam.metrics import Metrics
 
 from pipelines import __version__, storage
 from pipelines.arrow_files import DOCUMENTS_PER_BATCH, documents_table, open_arrow, write_table
+from pipelines.builds import building_directory, install_build, is_open
 from pipelines.cleaning import CLEANING_COUNTS
 from pipelines.config import DocumentsConfig
 from pipelines.contract import (
@@ -21,6 +22,7 @@ from pipelines.contract import (
     StageKey,
     read_manifest,
     record_of,
+    require_manifest,
     shard_name,
     write_manifest,
 )
@@ -31,7 +33,7 @@ from pipelines.rejects import REJECTS_NAME, write_rejects
 from pipelines.runners import limit_worker_threads
 from pipelines.sources import Reject
 from pipelines.stages import DOCUMENTS
-from pipelines.unfinished import close_stage, finish_unit, finished_unit, scratch_name, scratch_uri
+from pipelines.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 
 SHARDS_GROUP = "shards"
 
@@ -106,23 +108,23 @@ class CollectShard(beam.DoFn):
 
 
 class CompleteDocuments(beam.DoFn):
-    """All `ShardSummary` -> `Manifest`: gather the rejects, write the manifest, remove the scratch files."""
+    """All `ShardSummary` -> `Manifest`: gather the rejects, write the manifest, put the build into its place."""
 
     def __init__(self, directory: str, key: StageKey):
-        self._directory = directory
+        self._result_directory = directory
+        self._directory = building_directory(directory)
         self._key = key
 
     def process(self, shards: list[ShardSummary], parts: list[PartSummary]) -> Iterator[Manifest]:
-        # A runner may repeat this step although it went well; the scratch files may be gone by then.
-        manifest = read_manifest(self._directory)
-        if manifest is None:
-            manifest = self._complete(
+        # A runner may repeat this step although it went well; the temporary files may be gone by then.
+        if is_open(self._result_directory) and read_manifest(self._directory) is None:
+            self._complete(
                 sorted(shards, key=lambda shard: shard.file.name), sorted(parts, key=lambda part: part.number)
             )
-        close_stage(self._directory)
-        yield manifest
+        install_build(self._result_directory, self._key)
+        yield require_manifest(self._result_directory, DOCUMENTS, "pipelines.shard_corpus")
 
-    def _complete(self, shards: list[ShardSummary], parts: list[PartSummary]) -> Manifest:
+    def _complete(self, shards: list[ShardSummary], parts: list[PartSummary]) -> None:
         names = [part_rejects_name(part.number) for part in parts] + [
             _rejects_name(shard.file.name) for shard in shards
         ]
@@ -151,9 +153,7 @@ class CompleteDocuments(beam.DoFn):
         }
         assert statistics["documents_read"] == statistics["documents_kept"] + num_rejected, statistics
         rejects_file = record_of(self._directory, REJECTS_NAME, num_rejected)
-        manifest = self._key.manifest([*files, rejects_file], statistics, __version__)
-        write_manifest(self._directory, manifest)
-        return manifest
+        write_manifest(self._directory, self._key.manifest([*files, rejects_file], statistics, __version__))
 
 
 def _rejects_name(shard: str) -> str:

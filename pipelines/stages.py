@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines import storage
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
 from pipelines.contract import StageKey, digest_of, read_manifest
-from pipelines.recipe import Recipe, RunConfig
+from pipelines.recipe import InputError, Recipe, RunConfig
 from pipelines.sources import find_inputs
 
 DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
@@ -25,13 +25,23 @@ def stage_directory(recipe: Recipe, stage: str) -> str:
 def documents_key(recipe: Recipe) -> StageKey:
     """Key of the documents stage: settings, and the names, sizes and times of the files to be read.
 
+    Where the corpus is not here but its documents are, the key is that of the complete stage: nothing needs the texts.
+
     Raises:
         InputError: an input names no file, or the section is wrong.
     """
     config = recipe.section("documents", DocumentsConfig)
-    files = [
-        [[file.name, file.size_bytes, file.modified_ns] for file in of_source] for of_source in find_inputs(config)
-    ]
+    try:
+        found = find_inputs(config)
+    except InputError:
+        manifest = read_manifest(stage_directory(recipe, DOCUMENTS))
+        if manifest is None:
+            raise
+        key = StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, manifest.inputs)
+        if key.difference(stage_directory(recipe, DOCUMENTS)) is not None:
+            raise
+        return key
+    files = [[[file.name, file.size_bytes, file.modified_ns] for file in of_source] for of_source in found]
     return StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, {CORPUS_INPUT: digest_of(files)})
 
 

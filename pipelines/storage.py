@@ -6,8 +6,12 @@ file that is complete.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
+import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,15 +99,102 @@ def remove_directory(uri: str) -> None:
 
 
 def make_directory(path: str) -> None:
-    """Make a local directory with its parents; one that is there already is fine.
+    """Create a local directory with its parents; one that exists already is fine.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be created.
     """
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be made a directory ({error.strerror}); name another place") from error
+        if error.errno == errno.ENOSPC:
+            raise  # a full disk is no wrong path
+        raise InputError(f"{path}: cannot create this directory ({error.strerror}); choose another path") from error
+
+
+def list_directories(uri: str) -> list[str]:
+    """Names of the directories directly below a directory, sorted; empty where it is absent."""
+    filesystem, path = filesystem_of(uri)
+    selector = fs.FileSelector(path, allow_not_found=True)
+    return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == fs.FileType.Directory)
+
+
+def move_directory(source: str, target: str) -> None:
+    """Rename a directory to a name that does not exist, on one file system.
+
+    Object stores cannot rename a directory: its files are moved one by one there, in name order.
+    """
+    filesystem, source_path = filesystem_of(source)
+    _, target_path = filesystem_of(target)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        os.rename(source_path, target_path)
+        flush_to_disk(os.path.dirname(target_path))
+        return
+    for name in list_files(source):
+        move_file(join(source, name), join(target, name))
+    remove_directory(source)
+
+
+def move_file(source: str, target: str) -> None:
+    """Rename one file on one file system; its new directory is created where it is missing."""
+    filesystem, source_path = filesystem_of(source)
+    _, target_path = filesystem_of(target)
+    filesystem.create_dir(target_path.rpartition("/")[0], recursive=True)
+    filesystem.move(source_path, target_path)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def exchange_directories(first: str, second: str) -> bool:
+    """Exchange the names of two local directories in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    names = [os.fsencode(local_path(uri)) for uri in (first, second)]
+    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        flush_to_disk(os.path.dirname(local_path(first)))
+        return True
+    number = ctypes.get_errno()
+    # What a file system or a kernel answers that does not know the flag.
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), local_path(second))
+
+
+def require_free_space(directory: str, needed_bytes: int, purpose: str) -> None:
+    """Check that a local file system has room; a remote one is not asked.
+
+    Args:
+        directory: where the files will be written; it may not exist yet.
+        needed_bytes: an estimate.
+        purpose: what needs the room, such as `checkpoints and encoder`.
+
+    Raises:
+        InputError: there is less room than that.
+    """
+    if not is_local(directory):
+        return
+    existing = local_path(directory)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise InputError(
+            f"{directory}: {purpose} will take about {in_units(needed_bytes)}, and {in_units(free_bytes)} are free; "
+            "free space there or choose another workspace"
+        )
+
+
+def in_units(num_bytes: float) -> str:
+    """A size for people: `312 bytes`, `4.2 MB`, `1.3 TB`."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1000
+        if num_bytes < 1000:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1000:,.1f} TB"
 
 
 @contextmanager

@@ -13,12 +13,14 @@ import sys
 import apache_beam as beam
 import pyarrow as pa
 
+from pipelines.builds import open_build
 from pipelines.config import VocabularyConfig
-from pipelines.contract import Manifest, clear_stage, require_manifest
+from pipelines.contract import Manifest, require_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import exit_code_of
 from pipelines.runners import parse_job, run_pipeline
 from pipelines.stages import DOCUMENTS, VOCABULARY, stage_directory, vocabulary_key
+from pipelines.verification import verify_stage
 from pipelines.word_counts import CountShard, SumCounts, TrainVocabulary
 
 
@@ -45,15 +47,16 @@ def run(argv: list[str] | None = None) -> None:
     job = parse_job("pipelines.train_vocabulary", __doc__, argv)
     config = job.recipe.section("vocabulary", VocabularyConfig)
     documents_directory, directory = stage_directory(job.recipe, DOCUMENTS), stage_directory(job.recipe, VOCABULARY)
-    documents = require_manifest(documents_directory, "python -m pipelines.shard_corpus")
+    documents = require_manifest(documents_directory, DOCUMENTS, "python -m pipelines.shard_corpus")
     key = vocabulary_key(job.recipe)
-    if key.difference(directory) is None:
-        print(f"{VOCABULARY}: complete and unchanged in {directory}")
-        return
-    clear_stage(directory)
-    names = [file.name for file in documents.files_of("train")]
-    train_vocabulary = TrainVocabulary(directory, key, config)
-    run_pipeline(job, lambda pipeline: build(pipeline, documents_directory, names, train_vocabulary, config))
+    with job.build_of(key, directory) as is_needed:
+        if not is_needed:
+            return
+        verify_stage(job.workspace, DOCUMENTS, documents, lambda file: file in documents.files_of("train"))
+        open_build(directory, key, job.restart)
+        names = [file.name for file in documents.files_of("train")]
+        train_vocabulary = TrainVocabulary(directory, key, config)
+        run_pipeline(job, lambda pipeline: build(pipeline, documents_directory, names, train_vocabulary, config))
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def validate(directory: str) -> list[str]:
     if not any(read_manifest(uri) for uri in stages.values()):
         raise InputError(f"{directory}: neither a complete stage nor a workspace with one")
     return [
-        _validate_stage(uri, require_manifest(uri, f"python -m pipelines.{_COMMANDS[stage]}"))
+        _validate_stage(uri, require_manifest(uri, stage, f"python -m pipelines.{_COMMANDS[stage]}"))
         for stage, uri in stages.items()
     ]
 
@@ -185,7 +185,7 @@ def _validate_vocabulary(directory: str, manifest: Manifest) -> None:
 def _validate_examples(directory: str, manifest: Manifest) -> None:
     config = ExamplesConfig.model_validate(manifest.config)
     vocabulary_directory = storage.join(directory.rstrip("/").rpartition("/")[0] or ".", VOCABULARY)
-    vocabulary = require_manifest(vocabulary_directory, "python -m pipelines.train_vocabulary")
+    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "python -m pipelines.train_vocabulary")
     casing = VocabularyConfig.model_validate(vocabulary.config)
     tokens = _tokens_of(vocabulary_directory)
     sha256 = storage.sha256_of(storage.join(vocabulary_directory, VOCABULARY_NAME))

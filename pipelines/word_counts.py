@@ -11,10 +11,20 @@ from tokenizers import pre_tokenizers
 
 from pipelines import __version__, storage
 from pipelines.arrow_files import read_table
+from pipelines.builds import building_directory, install_build, is_open
 from pipelines.chunk_table import ChunkTable
 from pipelines.config import VocabularyConfig
-from pipelines.contract import TOKENIZER_NAME, VOCABULARY_NAME, Manifest, StageKey, record_of, write_manifest
+from pipelines.contract import (
+    TOKENIZER_NAME,
+    VOCABULARY_NAME,
+    Manifest,
+    StageKey,
+    record_of,
+    require_manifest,
+    write_manifest,
+)
 from pipelines.runners import limit_worker_threads
+from pipelines.stages import VOCABULARY
 from pipelines.wordpiece import build_normalizer, build_tokenizer
 from pipelines.wordpiece_trainer import train
 
@@ -89,11 +99,19 @@ class TrainVocabulary(beam.DoFn):
     """Table of all word counts -> `Manifest`: train, write vocab.txt and tokenizer.json, complete the stage."""
 
     def __init__(self, directory: str, key: StageKey, config: VocabularyConfig):
-        self._directory = directory
+        self._result_directory = directory
+        self._directory = building_directory(directory)
         self._key = key
         self._config = config
 
     def process(self, words: pa.Table) -> Iterator[Manifest]:
+        # A runner may repeat this step although it went well; the build has taken its place by then.
+        if is_open(self._result_directory):
+            self._train(words)
+        install_build(self._result_directory, self._key)
+        yield require_manifest(self._result_directory, VOCABULARY, "pipelines.train_vocabulary")
+
+    def _train(self, words: pa.Table) -> None:
         config = self._config
         counts = words["count"].to_numpy()
         distinct = words["word"].combine_chunks()
@@ -106,6 +124,4 @@ class TrainVocabulary(beam.DoFn):
             record_of(self._directory, TOKENIZER_NAME, len(tokens)),
         ]
         statistics = {"size": len(tokens), "words": int(counts.sum()), "distinct_words": len(counts)}
-        manifest = self._key.manifest(files, statistics, __version__)
-        write_manifest(self._directory, manifest)
-        yield manifest
+        write_manifest(self._directory, self._key.manifest(files, statistics, __version__))

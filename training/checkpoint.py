@@ -73,27 +73,8 @@ def require_same_run(checkpoint: str, key: StageKey) -> None:
     if difference := key.difference(checkpoint):
         raise InputError(
             f"{checkpoint}: belongs to another run ({difference}); finish it with its own settings, choose another "
-            f"workspace, or delete {os.path.dirname(checkpoint)} to begin anew (--restart does)"
+            "workspace, or set it aside with --restart (of a flow: rebuild)"
         )
-
-
-def is_to_run(key: StageKey, directory: str, restart: bool) -> bool:
-    """Has a stage that keeps checkpoints still work to do? Rank 0 tells why, or that it is complete.
-
-    Raises:
-        InputError: what lies there belongs to a run with other settings or inputs.
-    """
-    is_first = os.environ.get("RANK", "0") == "0"
-    difference = key.difference(directory)
-    if difference is None and not restart:
-        if is_first:
-            print(f"{key.stage}: complete and up to date in {directory}", flush=True)
-        return False
-    if read_manifest(directory) is None and not restart:
-        refuse_foreign_checkpoints(storage.join(directory, CHECKPOINTS_DIRECTORY), key)
-    if is_first:
-        print(f"{key.stage}: {difference or 'restarted'}; starting", flush=True)
-    return True
 
 
 def refuse_foreign_checkpoints(directory: str, key: StageKey) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.builds import add_restart_argument
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import add_recipe_arguments, recipe_from_arguments
-from training.checkpoint import is_to_run
+from training.checkpointed_stage import is_to_run
 from training.distillation_inputs import distillation_inputs
 from training.process_end import StopRequest, exit_code_of_rank, run_and_leave
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m training.distill flows/recipes/demo.toml",
     )
     add_recipe_arguments(parser)
-    parser.add_argument("--restart", action="store_true", help="delete what an earlier run left and begin anew")
+    add_restart_argument(parser, "begin anew; what an earlier run left is kept under a numbered name")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     parsed = parser.parse_args(arguments)
     follow_lifeline()

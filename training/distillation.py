@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 
 from pipelines import storage
-from pipelines.contract import (
-    VOCABULARY_NAME,
-    Split,
-    clear_stage,
-    length_directory,
-    read_manifest,
-    record_of,
-    write_manifest,
-)
+from pipelines.builds import building_directory
+from pipelines.contract import VOCABULARY_NAME, Split, length_directory, record_of, write_manifest
 from pipelines.recipe import InputError
 from training.attention import flash_attention_applies
 from training.checkpoint import CHECKPOINTS_DIRECTORY, CheckpointStore, Progress, Retention
 from training.checkpoint_writer import CheckpointWriter
+from training.checkpointed_stage import begin, complete, lock_of_ranks, on_first
 from training.data import ArrowExamples, MicroBatch, StepBatch, StepReader, heldout_batches
-from training.distillation_inputs import DistillationInputs, damaged_examples
+from training.distillation_inputs import DISTILLATION, DistillationInputs, verify_inputs
 from training.distillation_report import ProgressLine, Size, in_words, masked_lm_scores, tokens_per_second
 from training.dynamic_masking import DynamicMasking, masking_of
 from training.engine import TORCH_TYPES, EngineSettings, Processes, TrainingEngine, resolved_precision, seed_dropout
@@ -74,8 +67,9 @@ class DistillationRun:
         self._num_steps = max(
             1, math.ceil(self._config.num_train_epochs * self._examples.num_rows / self._config.global_batch_size)
         )
+        self._directory = building_directory(inputs.directory)
         self._checkpoints = CheckpointStore(
-            storage.join(inputs.directory, CHECKPOINTS_DIRECTORY),
+            storage.join(self._directory, CHECKPOINTS_DIRECTORY),
             inputs.key,
             Retention(_KEPT_CHECKPOINTS),
             processes,
@@ -87,19 +81,21 @@ class DistillationRun:
         if self._processes.is_first:
             print(f"distillation: {line}", flush=True)
 
-    def run(self, restart: bool) -> int:
+    def run(self, restart: str | None) -> int:
         """Train to the end, or until asked to stop.
 
         Returns:
             0, or EXIT_INTERRUPTED after a checkpoint.
         """
-        directory = self._inputs.directory
-        if self._processes.is_first:
-            if restart or read_manifest(directory) is not None:
-                # Whoever called us has compared the manifest: a complete stage gets here only if it does not match.
-                clear_stage(directory)
-            os.makedirs(directory, exist_ok=True)
-        self._processes.barrier()
+        inputs, processes = self._inputs, self._processes
+        with lock_of_ranks(processes, inputs.workspace, DISTILLATION):
+            self._share()
+            on_first(processes, lambda: verify_inputs(inputs))
+            if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say)):
+                return 0
+            return self._run()
+
+    def _run(self) -> int:
         found = self._checkpoints.newest()
         engine = self._build_engine()
         progress = Progress(world_size=self._processes.world_size)
@@ -108,9 +104,8 @@ class DistillationRun:
             self._checkpoints.load(engine, name, progress.world_size)
             progress = replace(progress, world_size=self._processes.world_size)
             self._say(f"resumed from checkpoint {name}")
-        with Tracker(directory, self._processes.is_first, "distillation.", progress.step or -1) as tracker:
+        with Tracker(self._directory, self._processes.is_first, "distillation.", progress.step or -1) as tracker:
             if not progress.step:
-                self._verify_examples()
                 teacher, before = self._heldout(self._teacher), self._heldout(self._student)
                 self._tell("teacher", teacher)
                 self._tell("student before training", before)
@@ -118,14 +113,17 @@ class DistillationRun:
             progress, is_complete = self._train(engine, progress, tracker)
             self._checkpoints.wait()
             if is_complete:
-                self._export(engine, progress, tracker)
+                after = self._heldout(self._student)
+                self._tell("student", after)
+                tracker.log(progress.step, {f"heldout_{name}": value for name, value in after.items()})
+                state = engine.full_precision_state()
+        if is_complete:
+            # The metrics are closed: what is complete changes its place.
+            if self._processes.is_first:
+                self._export(state, progress, after)
+            self._processes.barrier()
         engine.close()
         return 0 if is_complete else EXIT_INTERRUPTED
-
-    def _verify_examples(self) -> None:
-        problem = damaged_examples(self._inputs) if self._processes.is_first else None
-        if problem := self._processes.from_first(problem):
-            raise InputError(problem)
 
     def _read_examples(self, split: Split) -> ArrowExamples:
         inputs = self._inputs
@@ -288,25 +286,19 @@ class DistillationRun:
         else:
             self._say(f"no held-out examples of length {self._config.max_seq_length}, so {who} has no score")
 
-    def _export(self, engine: TrainingEngine, progress: Progress, tracker: Tracker) -> None:
-        after = self._heldout(self._student)
-        self._tell("student", after)
-        tracker.log(progress.step, {f"heldout_{name}": value for name, value in after.items()})
-        state = engine.full_precision_state()
-        if not self._processes.is_first:
-            return
-        inputs = self._inputs
+    def _export(self, state: dict[str, torch.Tensor], progress: Progress, after: dict[str, float]) -> None:
+        inputs, directory = self._inputs, self._directory
         names = write_model(
-            storage.join(inputs.directory, ENCODER_DIRECTORY),
+            storage.join(directory, ENCODER_DIRECTORY),
             state,
             huggingface_config(self._model, self._vocab_size, self._student.architecture),
             inputs.teacher_directory,
         )
-        records = [record_of(inputs.directory, f"{ENCODER_DIRECTORY}/{name}", 0) for name in names]
+        records = [record_of(directory, f"{ENCODER_DIRECTORY}/{name}", 0) for name in names]
         speeds = self._speeds()
         sizes = {
             "teacher": Size.of(self._teacher, inputs.teacher_directory),
-            "student": Size.of(self._student, storage.join(inputs.directory, ENCODER_DIRECTORY)),
+            "student": Size.of(self._student, storage.join(directory, ENCODER_DIRECTORY)),
         }
         statistics = {
             "teacher_layers": list(self._layers),
@@ -320,7 +312,8 @@ class DistillationRun:
             "sequences": progress.sequences,
             "world_size": progress.world_size,
         }
-        write_manifest(inputs.directory, inputs.key.manifest(records, statistics, code_version()))
+        write_manifest(directory, inputs.key.manifest(records, statistics, code_version()))
+        complete(inputs.key, inputs.directory, self._say)
         self._say(f"complete: {in_words(sizes, speeds)}")
 
     def _speeds(self) -> dict[str, float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines import storage
-from pipelines.contract import Manifest, StageKey, length_directory, require_manifest, verify_file
+from pipelines.contract import Manifest, StageKey, length_directory, require_manifest
 from pipelines.recipe import InputError, Recipe
+from pipelines.verification import require_stage, verify_stage
 from training.distillation_config import DistillationConfig
 from training.encoders import encoder_digest, encoder_directory
 from training.stages import (
@@ -61,10 +62,12 @@ def distillation_inputs(recipe: Recipe) -> DistillationInputs:
     """
     config = recipe.section("distillation", DistillationConfig)
     workspace = workspace_of(recipe)
-    examples = require_manifest(storage.join(workspace, EXAMPLES), f"python -m pipelines.build_examples {recipe.path}")
+    examples = require_manifest(
+        storage.join(workspace, EXAMPLES), EXAMPLES, f"python -m pipelines.build_examples {recipe.path}"
+    )
     if config.teacher is None:
         stage = storage.join(workspace, PRETRAINING)
-        digest = require_manifest(stage, f"deepspeed --module training.pretrain {recipe.path}").digest
+        digest = require_manifest(stage, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}").digest
         teacher = storage.join(stage, ENCODER_DIRECTORY)
     else:
         teacher = encoder_directory(config.teacher)
@@ -74,16 +77,17 @@ def distillation_inputs(recipe: Recipe) -> DistillationInputs:
     return inputs
 
 
-def damaged_examples(inputs: DistillationInputs) -> str | None:
-    """Compare the checksums of all shards that a run will read; the line for the first that differs, None if none."""
+def verify_inputs(inputs: DistillationInputs) -> None:
+    """Compare what a run will read, the examples and a teacher of this workspace, with the manifests.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
     directory = length_directory(inputs.config.max_seq_length)
-    try:
-        for file in inputs.examples.files:
-            if file.name.split("/")[0] == directory:
-                verify_file(inputs.examples_directory, file)
-    except InputError as error:
-        return str(error)
-    return None
+    verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory)
+    if inputs.config.teacher is None:
+        workspace = inputs.teacher_directory.removesuffix(f"/{PRETRAINING}/{ENCODER_DIRECTORY}")
+        require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {inputs.recipe.path}")
 
 
 def _require_examples(inputs: DistillationInputs) -> None:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines import storage
+from pipelines.builds import add_restart_argument
 from pipelines.contract import StageKey, require_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
+from pipelines.verification import require_stage
 from training.config import ModelConfig
 from training.finetuning_config import BEGIN_FROM_MNLI, MNLI, WORD_ORDER, FinetuningConfig
 from training.process_end import exit_code_of_rank, run_and_leave
@@ -50,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to train, instead of finetuning.tasks")
     parser.add_argument("--encoder", metavar="SOURCE", help="where to begin from, instead of finetuning.encoder")
+    add_restart_argument(parser, "train complete trials anew; replaces each at its end")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     parsed = parser.parse_args(arguments)
     if parsed.tasks:
@@ -62,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not config.tasks:
         raise InputError(f"{recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
     require_inputs(recipe, config)
-    planned = _planned(recipe, config)
+    planned = _planned(recipe, config, parsed.restart is not None)
     if all(trial.difference() is None for trial in planned):
         print("finetuning: all trials are complete and up to date", flush=True)
         return 0
@@ -75,6 +78,7 @@ class _Planned:
     recipe: Recipe
     task: str
     start: str
+    restart: bool = False
 
     @property
     def directory(self) -> str:
@@ -86,29 +90,34 @@ class _Planned:
         return finetuning_key(self.recipe, self.task, self.start)
 
     def difference(self) -> str | None:
-        return self.key.difference(self.directory)
+        return self.key.difference(self.directory) or ("--restart" if self.restart else None)
 
 
-def _planned(recipe: Recipe, config: FinetuningConfig) -> list[_Planned]:
+def _planned(recipe: Recipe, config: FinetuningConfig, restart: bool) -> list[_Planned]:
     """All trials of the recipe, MNLI's first where others begin from it."""
     tasks = sorted(config.tasks, key=lambda task: task != MNLI) if config.mnli_first else config.tasks
     starts = (PRETRAINED, RANDOM) if config.compare_with_random else (PRETRAINED,)
-    return [_Planned(recipe, task, start) for task in tasks for start in starts]
+    return [_Planned(recipe, task, start, restart) for task in tasks for start in starts]
 
 
 def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
-    """Check that the stages which fine-tuning reads are complete.
+    """Check that the stages which fine-tuning reads are complete, and that their files are what the manifests state.
 
     Raises:
-        InputError: one is missing; the message names its command.
+        InputError: one is missing, and the message names its command; or a file is damaged.
     """
     workspace = workspace_of(recipe)
     if config.encoder is None or config.compare_with_random:
-        require_manifest(storage.join(workspace, VOCABULARY), f"python -m pipelines.train_vocabulary {recipe.path}")
+        require_stage(workspace, VOCABULARY, f"python -m pipelines.train_vocabulary {recipe.path}")
     if config.encoder is None:
-        require_manifest(storage.join(workspace, PRETRAINING), f"deepspeed --module training.pretrain {recipe.path}")
+        require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}")
     if WORD_ORDER in config.tasks:
-        require_manifest(storage.join(workspace, DOCUMENTS), f"python -m pipelines.shard_corpus {recipe.path}")
+        require_stage(
+            workspace,
+            DOCUMENTS,
+            f"python -m pipelines.shard_corpus {recipe.path}",
+            lambda file: file.name.startswith("heldout-"),
+        )
 
 
 def data_directory(recipe: Recipe, config: FinetuningConfig, task: str) -> str | None:
@@ -119,7 +128,7 @@ def data_directory(recipe: Recipe, config: FinetuningConfig, task: str) -> str |
 
     workspace = workspace_of(recipe)
     documents = storage.join(workspace, DOCUMENTS)
-    manifest = require_manifest(documents, f"python -m pipelines.shard_corpus {recipe.path}")
+    manifest = require_manifest(documents, DOCUMENTS, f"python -m pipelines.shard_corpus {recipe.path}")
     target = storage.join(workspace, FINETUNING, DATA_DIRECTORY)
     prepare_word_order(target, documents, manifest, config.word_order, code_version())
     return target

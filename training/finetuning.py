@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import storage
-from pipelines.contract import StageKey, clear_stage, record_of, write_manifest
+from pipelines.builds import building_directory, discard_build, finish_exchange, install_build, open_build
+from pipelines.contract import StageKey, record_of, write_manifest
+from training.checkpointed_stage import lock_of_ranks, on_first
 from training.config import ModelConfig
 from training.engine import Processes
 from training.finetuning_config import SQUAD, TAGGING, FinetuningConfig
 from training.fitting import Beginning, Fitted, Fitting, Problem
 from training.interchange import huggingface_config, read_config, write_model
-from training.stages import MODEL_DIRECTORY, code_version
+from training.stages import FINETUNING, MODEL_DIRECTORY, code_version
 from training.text import TextEncoder
 from training.tracking import Tracker
 
@@ -85,18 +87,34 @@ def run_trial(
 
     Returns:
         The manifest's statistics.
+
+    Raises:
+        InputError: another process trains this trial, or its directory holds something that is not ours.
     """
-    if processes.is_first:
-        clear_stage(trial.directory)
-    processes.barrier()
+    workspace, _, name = trial.directory.rpartition(f"/{FINETUNING}/")
+    with lock_of_ranks(processes, workspace, f"{FINETUNING}/{name}"):
+        return _run_locked(trial, config, problem, processes, run_id)
+
+
+def _run_locked(
+    trial: Trial, config: FinetuningConfig, problem: Problem, processes: Processes, run_id: str | None
+) -> dict[str, Any]:
     model = trial.model if config.dropout is None else _with_dropout(trial.model, config.dropout)
     beginning = Beginning(model, trial.vocab_size, trial.encoder_directory)
     say = trial.say if processes.is_first else _silent
+    building = building_directory(trial.directory)
+
+    def begin() -> None:
+        finish_exchange(trial.directory)
+        discard_build(trial.directory)
+        open_build(trial.directory, trial.key)
+
+    on_first(processes, begin)
     fitting = Fitting(problem, beginning, config.fitting(trial.task), config, processes, say)
     started = time.monotonic()
     prefix = f"{trial.task}.{trial.start}." if run_id is None else ""
-    with Tracker(trial.directory, processes.is_first, prefix, -1, run_id=run_id) as tracker:
-        fitted = fitting.run(tracker, storage.join(trial.directory, PREDICTIONS_DIRECTORY))
+    with Tracker(building, processes.is_first, prefix, -1, run_id=run_id) as tracker:
+        fitted = fitting.run(tracker, storage.join(building, PREDICTIONS_DIRECTORY))
     statistics = {
         "task": trial.task,
         "start": trial.start,
@@ -117,13 +135,13 @@ def run_trial(
 def _write(trial: Trial, model: ModelConfig, problem: Problem, fitted: Fitted, statistics: dict[str, Any]) -> None:
     architecture, more = problem.huggingface()
     config = huggingface_config(model, trial.vocab_size, architecture, **more)
-    names = write_model(
-        storage.join(trial.directory, MODEL_DIRECTORY), fitted.state, config, trial.vocabulary_directory
-    )
+    building = building_directory(trial.directory)
+    names = write_model(storage.join(building, MODEL_DIRECTORY), fitted.state, config, trial.vocabulary_directory)
     files = [f"{MODEL_DIRECTORY}/{name}" for name in names]
-    files += [name for name in storage.list_files(trial.directory) if name.startswith(f"{PREDICTIONS_DIRECTORY}/")]
-    records = [record_of(trial.directory, name, 0) for name in files]
-    write_manifest(trial.directory, trial.key.manifest(records, statistics, code_version()))
+    files += [name for name in storage.list_files(building) if name.startswith(f"{PREDICTIONS_DIRECTORY}/")]
+    records = [record_of(building, name, 0) for name in files]
+    write_manifest(building, trial.key.manifest(records, statistics, code_version()))
+    install_build(trial.directory, trial.key)
 
 
 def _with_dropout(model: ModelConfig, dropout: float) -> ModelConfig:

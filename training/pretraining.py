@@ -15,19 +15,14 @@ from typing import Any
 import torch
 
 from pipelines import storage
-from pipelines.contract import (
-    VOCABULARY_NAME,
-    clear_stage,
-    length_directory,
-    read_manifest,
-    record_of,
-    write_manifest,
-)
+from pipelines.builds import building_directory
+from pipelines.contract import VOCABULARY_NAME, length_directory, record_of, write_manifest
 from pipelines.recipe import InputError
 from training.alarms import Alarms
 from training.attention import flash_attention_applies
 from training.checkpoint import CHECKPOINTS_DIRECTORY, CheckpointStore, Progress, Retention
 from training.checkpoint_writer import CheckpointWriter
+from training.checkpointed_stage import begin, complete, lock_of_ranks, on_first
 from training.config import PhaseConfig
 from training.curves import CURVES_NAME, draw_curves
 from training.data import ArrowExamples, StepBatch, StepReader
@@ -45,7 +40,14 @@ from training.ordering import GlobalOrder, keyed_seed
 from training.process_end import StopRequest
 from training.recovery import Limits, Verdict, judge
 from training.schedule import learning_rate_at
-from training.stages import ENCODER_DIRECTORY, PretrainingInputs, code_version, damaged_examples, vocabulary_size
+from training.stages import (
+    ENCODER_DIRECTORY,
+    PRETRAINING,
+    PretrainingInputs,
+    code_version,
+    verify_inputs,
+    vocabulary_size,
+)
 from training.throughput import measured_peak_flops
 from training.tracking import METRICS_NAME, Tracker
 
@@ -53,6 +55,9 @@ EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL: a scheduler may start the run again, and it goes on from its checkpoint."""
 
 ENGINE_JSON_NAME = "deepspeed.json"
+
+CHECKPOINT_BYTES_PER_PARAMETER = 16
+"""At most: weights, their fp32 copy where they are 16 bits wide, and two moments."""
 
 
 class Ending(enum.Enum):
@@ -68,8 +73,9 @@ class PretrainingRun:
 
     def __init__(self, inputs: PretrainingInputs, processes: Processes, stop: StopRequest) -> None:
         self._inputs, self._config, self._processes, self._stop = inputs, inputs.pretraining, processes, stop
+        self._directory = building_directory(inputs.directory)
         self._checkpoints = CheckpointStore(
-            storage.join(inputs.directory, CHECKPOINTS_DIRECTORY),
+            storage.join(self._directory, CHECKPOINTS_DIRECTORY),
             inputs.key,
             Retention(self._config.keep_checkpoints, self._config.keep_every_n_steps),
             processes,
@@ -93,13 +99,20 @@ class PretrainingRun:
         if self._processes.is_first:
             print(f"pretraining: {line}", flush=True)
 
-    def run(self, restart: bool) -> int:
+    def run(self, restart: str | None) -> int:
         """Train to the end, or until asked to stop.
 
         Returns:
             0, or EXIT_INTERRUPTED after a checkpoint.
         """
-        self._clear_what_is_not_ours(restart)
+        inputs, processes = self._inputs, self._processes
+        with lock_of_ranks(processes, inputs.workspace, PRETRAINING):
+            self._check_before_the_first_write()
+            if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say)):
+                return 0
+            return self._run()
+
+    def _run(self) -> int:
         found = self._checkpoints.newest()
         while True:
             engine = self._build_engine()
@@ -117,9 +130,8 @@ class PretrainingRun:
     def _train(self, engine: TrainingEngine, progress: Progress) -> tuple[Ending, Progress]:
         resumed_step = progress.step if progress.step else -1
         said = {"deviations_from_bert": self._deviations}
-        with Tracker(self._inputs.directory, self._processes.is_first, "pretraining.", resumed_step, said) as tracker:
+        with Tracker(self._directory, self._processes.is_first, "pretraining.", resumed_step, said) as tracker:
             if not progress.step:
-                self._verify_examples()
                 # At the length that the run ends with, so that before and after can be compared.
                 before = self._evaluate(engine, self._config.phases[-1], progress, tracker)
                 progress = replace(progress, statistics={"heldout_before": before})
@@ -132,7 +144,11 @@ class PretrainingRun:
                     return ending, progress
             after = self._evaluate(engine, self._config.phases[-1], progress, tracker)
             self._checkpoints.wait()
-            self._export(engine, progress, after)
+            state = engine.full_precision_state()
+        # The metrics are closed: what is complete changes its place.
+        if self._processes.is_first:
+            self._export(state, progress, after)
+        self._processes.barrier()
         return Ending.COMPLETE, progress
 
     def _return_point(self, bad: Progress) -> tuple[str, Progress]:
@@ -156,20 +172,33 @@ class PretrainingRun:
             "raise pretraining.max_bad_steps or max_rollbacks"
         )
 
-    def _clear_what_is_not_ours(self, restart: bool) -> None:
-        directory = self._inputs.directory
-        if self._processes.is_first:
-            if restart or read_manifest(directory) is not None:
-                # Whoever called us has compared the manifest: a complete stage gets here only if it does not match.
-                clear_stage(directory)
-            os.makedirs(directory, exist_ok=True)
-        self._processes.barrier()
+    def _check_before_the_first_write(self) -> None:
+        """All that can be refused is refused here: ranks, rows, masking, the bytes of the inputs, room on the disk.
 
-    def _verify_examples(self) -> None:
-        """Compare the checksums of all shards that the run will read; once, when it begins."""
-        problem = damaged_examples(self._inputs) if self._processes.is_first else None
-        if problem := self._processes.from_first(problem):
-            raise InputError(problem)
+        Raises:
+            InputError: on all ranks.
+        """
+        on_first(self._processes, lambda: verify_inputs(self._inputs))
+        for phase in self._config.phases:
+            self._share(phase)
+            examples = self._examples("train", phase)
+            if not examples.num_rows:
+                raise InputError(
+                    f"{self._inputs.examples_directory}: no training examples of length {phase.max_seq_length}; "
+                    "give the documents stage more text"
+                )
+            self._masking(examples)
+        with torch.device("meta"):
+            model = BertForPreTraining(self._inputs.model, self._vocab_size, self._inputs.next_sentence)
+        if not os.path.isdir(self._directory):
+            # One more checkpoint is written before the oldest one goes, and the encoder at the end.
+            states = self._config.keep_checkpoints + 1
+            needed_bytes = parameter_count(model) * (states * CHECKPOINT_BYTES_PER_PARAMETER + torch.float32.itemsize)
+            purpose = f"{states} checkpoints and the encoder"
+            on_first(
+                self._processes,
+                lambda: storage.require_free_space(self._inputs.directory, needed_bytes, purpose),
+            )
 
     def _build_engine(self) -> TrainingEngine:
         config = self._config
@@ -194,7 +223,7 @@ class PretrainingRun:
         self._parameters = parameter_count(model)
         if self._processes.is_first:
             text = json.dumps(settings.deepspeed_json(), indent=1) + "\n"
-            storage.write_bytes(storage.join(self._inputs.directory, ENGINE_JSON_NAME), text.encode())
+            storage.write_bytes(storage.join(self._directory, ENGINE_JSON_NAME), text.encode())
         self._say(
             f"{self._parameters:,} parameters, vocabulary {self._vocab_size:,}, {self._processes.world_size} ranks on "
             f"{self._processes.device.type}, ZeRO stage {config.zero_stage}, {self._precision}"
@@ -262,11 +291,6 @@ class PretrainingRun:
     ) -> tuple[Progress, Ending | None]:
         phase = self._config.phases[progress.phase]
         examples = self._examples("train", phase)
-        if not examples.num_rows:
-            raise InputError(
-                f"{self._inputs.examples_directory}: no training examples of length {phase.max_seq_length}; "
-                "give the documents stage more text"
-            )
         order = GlobalOrder(examples.num_rows, self._config.seed, f"phase{progress.phase}")
         _, micro_batches = self._share(phase)
         reader = StepReader(
@@ -386,11 +410,8 @@ class PretrainingRun:
         assert sums[7] in (0.0, processes.world_size), "some ranks have taken a step that others have not"
         return sums[:6].cpu(), rate, norm, bool(sums[6] > 0)
 
-    def _export(self, engine: TrainingEngine, progress: Progress, after: dict[str, float]) -> None:
-        state = engine.full_precision_state()
-        if not self._processes.is_first:
-            return
-        directory = self._inputs.directory
+    def _export(self, state: dict[str, torch.Tensor], progress: Progress, after: dict[str, float]) -> None:
+        directory = self._directory
         names = write_model(
             storage.join(directory, ENCODER_DIRECTORY),
             state,
@@ -411,5 +432,6 @@ class PretrainingRun:
         title = f"{self._parameters:,} parameters, {progress.step:,} steps, {progress.tokens:,} tokens"
         draw_curves(storage.join(directory, METRICS_NAME), storage.join(directory, CURVES_NAME), title)
         write_manifest(directory, self._inputs.key.manifest(records, statistics, code_version()))
+        complete(self._inputs.key, self._inputs.directory, self._say)
         rate = progress.tokens / max(progress.seconds, 1e-9)
         self._say(f"complete: {progress.step} steps, {progress.tokens:,} tokens, {rate:,.0f} tokens/s in steps")

@@ -15,9 +15,9 @@ from pipelines.contract import (
     length_directory,
     read_manifest,
     require_manifest,
-    verify_file,
 )
 from pipelines.recipe import InputError, Recipe, RunConfig
+from pipelines.verification import verify_stage
 from training.config import ModelConfig, OptimizerConfig, PretrainingConfig, require_lengths_fit
 from training.finetuning_config import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, WORD_ORDER, FinetuningConfig
 from training.glue.tasks import prediction_files, task_files
@@ -115,24 +115,25 @@ def pretraining_inputs(recipe: Recipe) -> PretrainingInputs:
     require_lengths_fit(model, pretraining, recipe.path)
     workspace = workspace_of(recipe)
     vocabulary = require_manifest(
-        storage.join(workspace, VOCABULARY), f"python -m pipelines.train_vocabulary {recipe.path}"
+        storage.join(workspace, VOCABULARY), VOCABULARY, f"python -m pipelines.train_vocabulary {recipe.path}"
     )
-    examples = require_manifest(storage.join(workspace, EXAMPLES), f"python -m pipelines.build_examples {recipe.path}")
+    examples = require_manifest(
+        storage.join(workspace, EXAMPLES), EXAMPLES, f"python -m pipelines.build_examples {recipe.path}"
+    )
     inputs = PretrainingInputs(recipe, workspace, model, pretraining, vocabulary, examples)
     _require_same_vocabulary(inputs)
     return inputs
 
 
-def damaged_examples(inputs: PretrainingInputs) -> str | None:
-    """Compare the checksums of all shards that a run will read; the line for the first that differs, None if none."""
+def verify_inputs(inputs: PretrainingInputs) -> None:
+    """Compare what a run will read, shards and vocabulary, with the manifests; each content is read once.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
     directories = {length_directory(phase.max_seq_length) for phase in inputs.pretraining.phases}
-    try:
-        for file in inputs.examples.files:
-            if file.name.split("/")[0] in directories:
-                verify_file(inputs.examples_directory, file)
-    except InputError as error:
-        return str(error)
-    return None
+    verify_stage(inputs.workspace, VOCABULARY, inputs.vocabulary)
+    verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] in directories)
 
 
 def _require_same_vocabulary(inputs: PretrainingInputs) -> None:

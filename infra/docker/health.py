@@ -2,7 +2,7 @@
 
     health.py url http://127.0.0.1:5000/health
     health.py writable /workspace
-    health.py progress /workspace/pretraining/metrics.jsonl /tmp/training_started --seconds 1800
+    health.py progress /workspace/pretraining.building/metrics.jsonl /tmp/training_started --seconds 1800
 
 `progress`: the newest of these files has changed within so many seconds. Training whose peer is gone may wait forever
 in a collective call, alive to every other probe.

@@ -48,5 +48,5 @@ USER 10001:10001
 RUN python -m training.build_ops
 VOLUME /workspace
 HEALTHCHECK --interval=60s --timeout=10s --start-period=300s CMD \
-    ["python", "infra/docker/health.py", "progress", "/workspace/pretraining/metrics.jsonl", "/var/lib/clozeworks/training_started"]
+    ["python", "infra/docker/health.py", "progress", "/workspace/pretraining.building/metrics.jsonl", "/var/lib/clozeworks/training_started"]
 ENTRYPOINT ["/usr/bin/tini", "--", "/opt/clozeworks/infra/docker/entrypoints/train.sh"]

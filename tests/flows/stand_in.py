@@ -8,7 +8,8 @@ import sys
 import time
 
 from pipelines import storage
-from pipelines.contract import StageKey, clear_stage, read_manifest, record_of, write_manifest
+from pipelines.builds import add_restart_argument, building_directory, discard_build, install_build, open_build
+from pipelines.contract import StageKey, read_manifest, record_of, write_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
 
@@ -44,8 +45,10 @@ def key_of(recipe: Recipe, output: str) -> StageKey:
 
 
 def build(recipe: Recipe, output: str) -> None:
-    directory, key = directory_of(recipe, output), key_of(recipe, output)
-    clear_stage(directory)
+    result_directory, key = directory_of(recipe, output), key_of(recipe, output)
+    discard_build(result_directory)
+    open_build(result_directory, key)
+    directory = building_directory(result_directory)
     storage.write_bytes(storage.join(directory, "data.txt"), repr((key.config, key.inputs)).encode())
     files = [record_of(directory, "data.txt", rows=1)]
     if model := {"pretraining": "encoder", "cola/pretrained": "model"}.get(output):
@@ -56,6 +59,7 @@ def build(recipe: Recipe, output: str) -> None:
         names = [f"{model}/{name}" for name in storage.list_files(storage.join(directory, model))]
         files += [record_of(directory, name, rows=0) for name in names]
     write_manifest(directory, key.manifest(files, STATISTICS[output], "0"))
+    install_build(result_directory, key)
 
 
 def main() -> None:
@@ -63,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("outputs")
     add_recipe_arguments(parser)
+    add_restart_argument(parser, "build anew")
     arguments = parser.parse_args()
     recipe = recipe_from_arguments(arguments)
     print(f"run {os.environ['MLFLOW_RUN_ID']} has {len(recipe.overrides)} overrides")

@@ -12,12 +12,14 @@ import pytest
 
 from flows import status
 from flows.progress import StageStatus, in_words, statuses_of_recipe, statuses_of_workspace
+from flows.remove import remove
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
+from pipelines.builds import building_directory, open_build, write_mark
 from pipelines.contract import StageKey, record_of, write_manifest
 from pipelines.recipe import InputError, exit_code_of, read_recipe
 from pipelines.stages import documents_key, vocabulary_key
-from pipelines.unfinished import finish_unit, open_stage
+from pipelines.unfinished import finish_unit
 from training.config import PretrainingConfig
 
 PHASES = (
@@ -79,7 +81,7 @@ def test_a_stage_is_stale_by_settings_by_what_it_read_and_by_damage(whole: Whole
     storage.write_bytes(f"{workspace}/documents/data.txt", b"")
     assert "data.txt is not of the size" in named(statuses_of_workspace(workspace), "documents").detail
     storage.write_bytes(f"{workspace}/documents/manifest.json", b"{}")
-    assert "not a manifest of this version" in named(statuses_of_workspace(workspace), "documents").detail
+    assert "no manifest of ours" in named(statuses_of_workspace(workspace), "documents").detail
 
 
 def test_a_corpus_that_is_elsewhere_does_not_make_documents_stale(whole: WholeRecipe, tmp_path: Path) -> None:
@@ -90,7 +92,8 @@ def test_a_corpus_that_is_elsewhere_does_not_make_documents_stale(whole: WholeRe
 
 def test_units_of_an_unfinished_job_are_counted(whole: WholeRecipe) -> None:
     directory = f"{whole.run.workspace}/documents"
-    open_stage(directory, documents_key(whole.recipe))
+    open_build(directory, documents_key(whole.recipe))
+    directory = building_directory(directory)
     finish_unit(directory, "parts/000000", {})
     for number in range(3):
         finish_unit(directory, f"shards/train-{number:05d}-of-00016.arrow", {})
@@ -114,7 +117,8 @@ def write_pretraining(directory: str, checkpoint_step: int, last_step: int) -> S
 
 
 def test_progress_of_pretraining_is_told_without_a_recipe(tmp_path: Path) -> None:
-    write_pretraining(f"{tmp_path}/pretraining", checkpoint_step=50, last_step=60)
+    key = write_pretraining(f"{tmp_path}/pretraining.building", checkpoint_step=50, last_step=60)
+    write_mark(f"{tmp_path}/pretraining", key)
     told = named(statuses_of_workspace(str(tmp_path)), "pretraining")
     assert told.state == "unfinished"
     assert told.numbers["step"] == 60
@@ -126,8 +130,44 @@ def test_progress_of_pretraining_is_told_without_a_recipe(tmp_path: Path) -> Non
 
 def test_checkpoints_of_another_run_are_told(whole: WholeRecipe) -> None:
     workspace = whole.run.workspace
-    write_pretraining(f"{workspace}/pretraining", checkpoint_step=50, last_step=60)
+    key = write_pretraining(f"{workspace}/pretraining.building", checkpoint_step=50, last_step=60)
+    write_mark(f"{workspace}/pretraining", key)
     assert named(statuses_of_recipe(whole), "pretraining").state == "stale"
+
+
+def test_a_run_of_a_release_that_trained_in_place_is_found(whole: WholeRecipe) -> None:
+    write_pretraining(f"{whole.run.workspace}/pretraining", checkpoint_step=50, last_step=60)
+    assert named(statuses_of_workspace(whole.run.workspace), "pretraining").state == "unfinished"
+
+
+def test_a_new_run_and_kept_results_have_rows_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = str(tmp_path)
+    for name in ("pretraining", "pretraining.1", "pretraining.12"):
+        complete(f"{workspace}/{name}", StageKey("pretraining", 2, {"seed": 1}, {}))
+    key = write_pretraining(f"{workspace}/pretraining.building", checkpoint_step=50, last_step=60)
+    write_mark(f"{workspace}/pretraining", key)
+    rows = {status.name: status for status in statuses_of_workspace(workspace)}
+    assert list(rows)[3:] == ["pretraining", "pretraining (new)", "pretraining.1", "pretraining.12"]
+    assert rows["pretraining"].state == "complete"
+    assert rows["pretraining (new)"].detail.startswith("step 60 of 150")
+    assert rows["pretraining.12"].state == "kept"
+
+    for name, problem in [("pretraining", "no kept result named"), ("pretraining.2", "kept are pretraining.1, pret")]:
+        with pytest.raises(InputError, match=problem):
+            remove(workspace, name, is_sure=True)
+    with pytest.raises(InputError, match=r"pretraining\.1: not removed, for there is no terminal to ask on; add --yes"):
+        remove(workspace, "pretraining.1", is_sure=False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    with pytest.raises(InputError, match="not removed"):
+        remove(workspace, "pretraining.1", is_sure=False)
+    assert os.path.isdir(f"{workspace}/pretraining.1")
+    remove(workspace, "pretraining.1", is_sure=True)
+    assert not os.path.exists(f"{workspace}/pretraining.1")
+    assert "pretraining.1: removed" in capsys.readouterr().out
+    assert {"pretraining", "pretraining.12", "pretraining.building"} <= {*os.listdir(workspace)}
 
 
 def test_trials_are_found_and_task_data_is_no_trial(tmp_path: Path) -> None:

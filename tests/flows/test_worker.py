@@ -188,7 +188,9 @@ def hold_in_training(site: PrefectSite, run: str, workspace: str, after_step: in
 
 def last_step(workspace: str) -> int:
     try:
-        lines = Path(workspace, "pretraining", "metrics.jsonl").read_text().splitlines()
+        building = Path(workspace, "pretraining.building")
+        place = building if building.exists() else Path(workspace, "pretraining")
+        lines = (place / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
         return 0
     return int(json.loads(lines[-1])["step"]) if lines else 0

@@ -11,7 +11,6 @@ from pipelines import storage
 from pipelines.contract import (
     MANIFEST_NAME,
     StageKey,
-    clear_stage,
     examples_schema,
     read_manifest,
     record_of,
@@ -53,7 +52,7 @@ def test_a_matching_stage_is_complete(stage: str) -> None:
             "nested.size was 3, is 4",
         ),
         (StageKey("documents", 1, {"num_shards": 2, "nested": {"size": 3}}, {"corpus": "x"}), "input corpus changed"),
-        (StageKey("documents", 2, KEY.config, KEY.inputs), "built by another version of this stage"),
+        (StageKey("documents", 2, KEY.config, KEY.inputs), "built by an older version of this stage"),
     ],
 )
 def test_what_differs_is_said(stage: str, key: StageKey, reason: str) -> None:
@@ -69,7 +68,7 @@ def test_missing_and_cut_files_are_noticed(stage: str) -> None:
 
 
 def test_a_flipped_byte_names_the_file(stage: str) -> None:
-    manifest = require_manifest(stage, "it")
+    manifest = require_manifest(stage, "documents", "it")
     verify_file(stage, manifest.files[0])
     (Path(stage) / "train-00000-of-00001.arrow").write_bytes(b"rowz")
     with pytest.raises(InputError, match=r"train-00000-of-00001\.arrow: damaged"):
@@ -78,24 +77,45 @@ def test_a_flipped_byte_names_the_file(stage: str) -> None:
 
 def test_an_absent_or_foreign_manifest_is_one_clear_line(stage: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"this stage is not complete; run python -m x first"):
-        require_manifest(str(tmp_path / "nothing"), "python -m x")
+        require_manifest(str(tmp_path / "nothing"), "documents", "python -m x")
     (Path(stage) / MANIFEST_NAME).write_text("{}")
-    with pytest.raises(InputError, match=r"not a manifest of this version"):
+    with pytest.raises(
+        InputError, match=r"damaged, or no manifest of ours .*; restore it from a copy, or move .* away"
+    ):
         read_manifest(stage)
 
 
+def test_what_a_newer_release_wrote_is_refused_and_never_called_out_of_date(stage: str) -> None:
+    path = Path(stage) / MANIFEST_NAME
+    text = path.read_text()
+    path.write_text(text.replace('"schema_version": 1', '"schema_version": 2, "unknown": true'))
+    with pytest.raises(InputError, match=r"written by a newer release \(schema 2; this one knows 1\)"):
+        KEY.difference(stage)
+    path.write_text(text.replace('"stage_version": 1', '"stage_version": 7'))
+    with pytest.raises(InputError, match=r"written by a newer release \(version 7; this one knows 1\)"):
+        KEY.difference(stage)
+
+
+def test_a_manifest_of_another_stage_or_without_files_is_no_input(stage: str) -> None:
+    path = Path(stage) / MANIFEST_NAME
+    assert StageKey("examples", 1, KEY.config, KEY.inputs).difference(stage) is not None
+    with pytest.raises(InputError, match=r"that of a stage named 'documents', expected 'examples'"):
+        require_manifest(stage, "examples", "it")
+    write_manifest(stage, KEY.manifest([], {}, "1"))
+    with pytest.raises(InputError, match=r"its manifest names no files; run it again"):
+        require_manifest(stage, "documents", "it")
+    for damaged in (b"", b"[]", b'{"schema_version": "x"}', b"\xff\xfe", b'{"schema_version": 1, "stage"'):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"damaged, or no manifest of ours"):
+            read_manifest(stage)
+
+
 def test_the_digest_covers_the_output_only(stage: str) -> None:
-    manifest = require_manifest(stage, "it")
+    manifest = require_manifest(stage, "documents", "it")
     same_files = StageKey("documents", 1, {"num_shards": 9}, {"corpus": "other"}).manifest(manifest.files, {}, "2")
     assert same_files.digest == manifest.digest
     other_file = manifest.files[0].model_copy(update={"sha256": "0" * 64})
     assert KEY.manifest([other_file], {}, "1").digest != manifest.digest
-
-
-def test_clearing_removes_everything(stage: str) -> None:
-    clear_stage(stage)
-    assert storage.list_files(stage) == []
-    clear_stage(stage)
 
 
 def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:

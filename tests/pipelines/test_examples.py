@@ -22,7 +22,9 @@ from pipelines.validate import validate
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    """All but locks and what was verified, whose names begin with a dot."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -167,7 +169,7 @@ def test_a_job_that_dies_again_and_again_gets_there_with_the_same_bytes(
 
     monkeypatch.setattr(storage, "atomic_output", dying)
     deaths = 0
-    while read_manifest(str(examples)) is None:
+    while read_manifest(str(workspace / "examples")) is None:
         writes_left = 11
         (examples / "length32").mkdir(parents=True, exist_ok=True)
         (examples / "length32" / "train-00000-of-00004.arrow.0123.tmp").write_bytes(b"half")
@@ -196,22 +198,23 @@ def workers_of(pid: int) -> list[int]:
 def test_a_killed_job_resumes_at_what_is_not_written(built: tuple[Path, str], workspace: Path, victim: str) -> None:
     command = [sys.executable, "-m", "pipelines.build_examples", *arguments(built[1], workspace)]
     process = subprocess.Popen([*command, "--set", "run.workers=2"], start_new_session=True, stderr=subprocess.DEVNULL)
-    examples = workspace / "examples"
+    examples = workspace / "examples.building"
     deadline = time.monotonic() + 120
-    while not list(examples.glob("building/files/*/*.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(examples.glob("scratch/files/*/*.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     if victim == "one worker":
         os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     else:
         os.killpg(process.pid, signal.SIGKILL)
     assert process.wait(timeout=120) != 0
-    assert read_manifest(str(examples)) is None
-    units = list(examples.glob("building/files/*/*.json"))
+    assert read_manifest(str(workspace / "examples")) is None
+    units = list(examples.glob("scratch/files/*/*.json"))
     assert units
     kept = {
         path: path.stat().st_mtime_ns
-        for path in (examples / unit.relative_to(examples / "building/files").with_suffix("") for unit in units)
+        for path in (examples / unit.relative_to(examples / "scratch/files").with_suffix("") for unit in units)
     }
     build_examples.run(arguments(built[1], workspace))
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert files_below(examples) == files_below(built[0] / "examples")
+    final = {workspace / "examples" / path.relative_to(examples): time_ns for path, time_ns in kept.items()}
+    assert {path: path.stat().st_mtime_ns for path in final} == final
+    assert files_below(workspace / "examples") == files_below(built[0] / "examples")

@@ -13,8 +13,12 @@ import pytest
 from small_run import RECIPE, write_corpus
 
 from pipelines import shard_corpus
+from pipelines.builds import install_build
 from pipelines.contract import read_manifest
-from pipelines.unfinished import close_stage, count_finished
+from pipelines.recipe import read_recipe
+from pipelines.shards import CompleteDocuments
+from pipelines.stages import documents_key
+from pipelines.unfinished import count_finished
 
 PART_BYTES = 6_000
 
@@ -94,8 +98,8 @@ def test_a_killed_run_is_taken_up(
 ) -> None:
     workspace, recipe = undisturbed
     run_until_stopped(recipe, tmp_path, module, function, call)
-    stage = tmp_path / "documents"
-    assert read_manifest(str(stage)) is None
+    stage = tmp_path / "documents.building"
+    assert read_manifest(str(tmp_path / "documents")) is None
     assert (count_finished(str(stage), "parts"), count_finished(str(stage), "shards")) == (num_parts, num_shards)
     finished = {
         name.removesuffix(".json") for name in times_below(stage) if name.endswith(".json") and "key" not in name
@@ -103,20 +107,22 @@ def test_a_killed_run_is_taken_up(
     before = {
         name: time
         for name, time in times_below(stage).items()
-        if any(name.startswith((f"{unit}.", unit.removeprefix("building/shards/"))) for unit in finished)
+        if any(name.startswith((f"{unit}.", unit.removeprefix("scratch/shards/"))) for unit in finished)
     }
     assert len(before) >= 3 * num_parts + 3 * num_shards
 
     monkeypatch.setattr("pipelines.documents.PART_BYTES", PART_BYTES)
-    # The scratch files stay, to be looked at.
-    monkeypatch.setattr("pipelines.shards.close_stage", lambda _: None)
+    # The build stays where it is, to be looked at.
+    monkeypatch.setattr("pipelines.shards.install_build", lambda *_: None)
+    monkeypatch.setattr("pipelines.shards.require_manifest", lambda *_: read_manifest(str(stage)))
     shard_corpus.run([recipe, "--workspace", str(tmp_path)])
     line = f"documents: {num_parts} of 9 parts and {num_shards} of 5 shards were finished before and are kept\n"
     assert line in capsys.readouterr().out
     after = times_below(stage)
     assert {name: after[name] for name in before} == before
-    close_stage(str(stage))
-    assert files_below(stage) == files_below(workspace / "documents")
+    monkeypatch.undo()
+    install_build(str(tmp_path / "documents"), documents_key(read_recipe(recipe)))
+    assert files_below(tmp_path / "documents") == files_below(workspace / "documents")
 
 
 def test_a_unit_whose_file_is_not_whole_is_done_again(
@@ -124,13 +130,13 @@ def test_a_unit_whose_file_is_not_whole_is_done_again(
 ) -> None:
     workspace, recipe = undisturbed
     run_until_stopped(recipe, tmp_path, "shards", "write_manifest", 1)
-    stage = tmp_path / "documents"
-    (stage / "building/parts/000002.arrow").write_bytes(b"")
-    (stage / "building/signatures/000003.arrow").unlink()
+    stage = tmp_path / "documents.building"
+    (stage / "scratch/parts/000002.arrow").write_bytes(b"")
+    (stage / "scratch/signatures/000003.arrow").unlink()
     next(stage.glob("train-00001*.arrow")).write_bytes(b"")
     monkeypatch.setattr("pipelines.documents.PART_BYTES", PART_BYTES)
     shard_corpus.run([recipe, "--workspace", str(tmp_path)])
-    assert files_below(stage) == files_below(workspace / "documents")
+    assert files_below(tmp_path / "documents") == files_below(workspace / "documents")
 
 
 def test_other_settings_start_from_nothing(
@@ -140,15 +146,12 @@ def test_other_settings_start_from_nothing(
     run_until_stopped(recipe, tmp_path, "parts", "finish_unit", 4)
     shard_corpus.run([recipe, "--workspace", str(tmp_path), "--set", "documents.min_characters=10"])
     assert "finished before" not in capsys.readouterr().out
-    assert not (tmp_path / "documents/building").exists()
+    assert not (tmp_path / "documents.building").exists()
+    assert not (tmp_path / "documents/scratch").exists()
 
 
 def test_the_last_step_may_be_repeated(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     """A runner that lost the answer of a step asks again; the scratch files are gone by then."""
-    from pipelines.recipe import read_recipe
-    from pipelines.shards import CompleteDocuments
-    from pipelines.stages import documents_key
-
     workspace, recipe = undisturbed
     shutil.copytree(workspace / "documents", tmp_path / "documents")
     key = documents_key(read_recipe(recipe))

@@ -93,8 +93,8 @@ def command(job: str, recipe: Path, *arguments: str) -> list[str]:
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    """All files, but for what a killed process was writing: it has a temporary name, which no manifest holds."""
-    paths = (path for path in directory.rglob("*") if path.is_file())
+    """All files but locks and what was verified, which are in directories whose names begin with a dot."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
@@ -127,7 +127,7 @@ def test_killed_workers_change_nothing(job: str, spark: LocalSpark, recipe: Path
     # A worker that is kept for the next stage is kept dead as well, so a cluster's setting is no cache.
     process = subprocess.Popen(spark.command(command(job, recipe, f"--workspace={tmp_path}", NO_WORKER_CACHE)))
     try:
-        killed = kill_at_work(spark, process, tmp_path / stage)
+        killed = kill_at_work(spark, process, tmp_path / f"{stage}.building")
         assert process.wait() == 0
     finally:
         process.kill()
@@ -139,7 +139,7 @@ def test_killed_workers_change_nothing(job: str, spark: LocalSpark, recipe: Path
 
 def kill_at_work(spark: LocalSpark, process: subprocess.Popen[bytes], directory: Path) -> list[int]:
     """Kill all Python workers once they have written something; where none writes but the last, one that is new."""
-    writes = directory.name != JOBS["train_vocabulary"]
+    writes = directory.name != f"{JOBS['train_vocabulary']}.building"
     while process.poll() is None:
         workers = workers_of(spark)
         at_work = any(path.suffix in (".arrow", ".tmp") for path in directory.rglob("*")) if writes else bool(workers)

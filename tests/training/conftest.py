@@ -149,9 +149,14 @@ class Workspace:
         first, second = self.weights(), other.weights()
         return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
+    def stage(self, name: str = "pretraining") -> str:
+        """Directory of a stage's build where one is under way, else of its result."""
+        building = os.path.join(self.path, f"{name}.building")
+        return building if os.path.isdir(building) else os.path.join(self.path, name)
+
     def checkpoints(self) -> dict[int, str]:
         """Directories of finished checkpoints by their steps."""
-        folder = os.path.join(self.path, "pretraining", "checkpoints")
+        folder = os.path.join(self.stage(), "checkpoints")
         names = os.listdir(folder) if os.path.isdir(folder) else []
         return {int(name[5:]): os.path.join(folder, name) for name in sorted(names) if name.startswith("step-")}
 
@@ -167,7 +172,7 @@ class Workspace:
         return copy
 
     def metrics(self, stage: str = "pretraining") -> list[dict[str, float]]:
-        with open(os.path.join(self.path, stage, "metrics.jsonl"), encoding="utf-8") as stream:
+        with open(os.path.join(self.stage(stage), "metrics.jsonl"), encoding="utf-8") as stream:
             return [json.loads(line) for line in stream if line.endswith("\n")]
 
 

@@ -56,7 +56,7 @@ def run(arguments: list[str], processes: Processes) -> None:
     poisoned = range(*map(int, parsed.poison.split(":")))
     try:
         inputs = pretraining_inputs(recipe_from_arguments(parsed))
-        assert WatchedRun(inputs, processes, StopRequest()).run(restart=False) == 0
+        assert WatchedRun(inputs, processes, StopRequest()).run(restart=None) == 0
     except InputError as error:
         print(f"error: {error}", flush=True)
 

@@ -157,7 +157,7 @@ def test_the_conversion_is_told_and_leaves_nothing_behind(resumed: Any) -> None:
     assert resumed["one_output"][0].count("written by 2 ranks, this run has 1: converting it") == len(STAGES) - 1
     assert resumed["two_output"][0].count("written by 1 ranks, this run has 2: converting it") == len(STAGES) - 1
     for stage in STAGES:
-        folder = os.path.join(resumed[f"two{stage}"].path, "pretraining", "checkpoints")
+        folder = os.path.join(resumed[f"two{stage}"].stage(), "checkpoints")
         assert not [name for name in os.listdir(folder) if name.startswith("incomplete")]
 
 
@@ -201,5 +201,5 @@ def test_after_too_many_returns_the_run_stops_with_one_line(runs: Any) -> None:
     assert "2 steps in a row until step 7 had a loss or gradient that is not finite" in lines[0]
     assert "after 1 returns to a checkpoint; lower pretraining.learning_rate" in lines[0]
     assert read_manifest(os.path.join(runs["stop"].path, "pretraining")) is None
-    with open(os.path.join(runs["stop"].path, "pretraining", "metrics.jsonl"), encoding="utf-8") as stream:
+    with open(os.path.join(runs["stop"].stage(), "metrics.jsonl"), encoding="utf-8") as stream:
         assert json.loads(stream.readlines()[-1])["skipped_steps"] == 4

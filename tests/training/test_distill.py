@@ -108,7 +108,7 @@ def inputs_of(workspace: Any, name: str, **settings: Any) -> DistillationInputs:
 
 
 def run(inputs: DistillationInputs, processes: Processes, stop_at: int = 0) -> int:
-    return DistillationRun(inputs, processes, Stop(stop_at)).run(restart=False)  # type: ignore[arg-type]  # has `received`
+    return DistillationRun(inputs, processes, Stop(stop_at)).run(restart=None)  # type: ignore[arg-type]  # has `received`
 
 
 def weights(inputs: DistillationInputs) -> bytes:
@@ -116,7 +116,8 @@ def weights(inputs: DistillationInputs) -> bytes:
 
 
 def metrics(inputs: DistillationInputs) -> list[dict[str, float]]:
-    lines = (Path(inputs.directory) / "metrics.jsonl").read_text().splitlines()
+    building = Path(f"{inputs.directory}.building")
+    lines = ((building if building.exists() else Path(inputs.directory)) / "metrics.jsonl").read_text().splitlines()
     return [values for values in map(json.loads, lines) if "loss" in values]
 
 

@@ -38,12 +38,12 @@ def finish(processes: list[subprocess.Popen[str]]) -> str:
 
 
 def is_writing(workspace: Any) -> bool:
-    folder = os.path.join(workspace.path, "pretraining", "checkpoints")
+    folder = os.path.join(workspace.stage(), "checkpoints")
     return os.path.isdir(folder) and any(name.startswith("incomplete-") for name in os.listdir(folder))
 
 
 def last_logged_step(workspace: Any) -> int:
-    path = os.path.join(workspace.path, "pretraining", "metrics.jsonl")
+    path = os.path.join(workspace.stage(), "metrics.jsonl")
     return max(workspace.losses(), default=0) if os.path.exists(path) else 0
 
 

@@ -58,7 +58,7 @@ def test_a_complete_stage_is_skipped_without_loading_torch(undisturbed: Any) -> 
 
 
 def wait_for_step(workspace: Any, step: int, process: subprocess.Popen[str]) -> None:
-    path = os.path.join(workspace.path, "pretraining", "metrics.jsonl")
+    path = os.path.join(workspace.stage(), "metrics.jsonl")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if os.path.exists(path) and step in workspace.losses():
@@ -86,7 +86,7 @@ def test_sigterm_finishes_the_step_and_writes_a_checkpoint(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert "stopped by a signal after step" in output
-    names = os.listdir(os.path.join(workspace.path, "pretraining", "checkpoints"))
+    names = os.listdir(os.path.join(workspace.stage(), "checkpoints"))
     assert len([name for name in names if name.startswith("step-")]) == 1
 
     # Other settings are refused while this run is unfinished.

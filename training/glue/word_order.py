@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipelines import storage
-from pipelines.contract import Manifest, StageKey, clear_stage, record_of, write_manifest
+from pipelines.builds import building_directory, discard_build, finish_exchange, install_build, open_build
+from pipelines.contract import Manifest, StageKey, record_of, write_manifest
+from pipelines.locks import workspace_lock
 from pipelines.recipe import InputError
 from training.finetuning_config import WORD_ORDER, WordOrderConfig
 from training.ordering import keyed_permutation, keyed_seed
@@ -23,6 +25,9 @@ _DEV_SHARE = 5
 SOURCE = "held-out"
 
 Row = tuple[int, str]
+
+_LOCK_SECONDS = 60.0
+"""Another process may prepare the same task; it takes seconds."""
 
 
 def prepare_word_order(
@@ -37,12 +42,25 @@ def prepare_word_order(
     key = StageKey(WORD_ORDER, _VERSION, config, {"documents": documents.digest})
     if key.difference(target) is None:
         return
-    clear_stage(target)
+    with workspace_lock(directory, WORD_ORDER, wait_seconds=_LOCK_SECONDS):
+        finish_exchange(target)
+        if key.difference(target) is not None:
+            _write_word_order(target, key, documents_directory, documents, config, code_version)
+
+
+def _write_word_order(
+    directory: str,
+    key: StageKey,
+    documents_directory: str,
+    documents: Manifest,
+    config: WordOrderConfig,
+    code_version: str,
+) -> None:
     candidates: dict[str, list[tuple[int, str]]] = {"train": [], "dev": []}
     for split, sentence in _heldout_sentences(documents_directory, documents, config):
         candidates[split].append((keyed_seed(config.seed, "take", sentence), sentence))
     limits = {"train": config.max_train_examples, "dev": config.max_dev_examples}
-    records = []
+    texts: dict[str, list[Row]] = {}
     for split, limit in limits.items():
         rows = labelled_rows([sentence for _, sentence in sorted(candidates[split])], limit, config)
         if len(rows) < 2:
@@ -50,10 +68,17 @@ def prepare_word_order(
                 f"{documents_directory}: held-out documents give {len(rows)} {split} sentences of {config.min_words} "
                 f"to {config.max_words} words for {WORD_ORDER}; raise documents.heldout_share or give more text"
             )
+        texts[split] = rows
+    discard_build(directory)
+    open_build(directory, key)
+    building = building_directory(directory)
+    records = []
+    for split, rows in texts.items():
         text = "".join(f"{SOURCE}\t{label}\t\t{sentence}\n" for label, sentence in rows)
-        storage.write_bytes(storage.join(target, f"{split}.tsv"), text.encode())
-        records.append(record_of(target, f"{split}.tsv", len(rows)))
-    write_manifest(target, key.manifest(records, {}, code_version))
+        storage.write_bytes(storage.join(building, f"{split}.tsv"), text.encode())
+        records.append(record_of(building, f"{split}.tsv", len(rows)))
+    write_manifest(building, key.manifest(records, {}, code_version))
+    install_build(directory, key)
 
 
 def _heldout_sentences(directory: str, documents: Manifest, config: WordOrderConfig) -> Iterator[tuple[str, str]]:

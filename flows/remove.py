@@ -1,0 +1,68 @@
+"""Remove an earlier result that was kept: python -m flows.remove workspaces/demo pretraining.1
+
+Finished pre-trainings and distillations are never deleted by a run: they are kept under a numbered name, which
+`python -m flows.status` lists. This command deletes one of them, after asking.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+from flows.progress import kept_status
+from pipelines import storage
+from pipelines.builds import delete_directory, kept_directories
+from pipelines.locks import workspace_lock
+from pipelines.recipe import InputError, exit_code_of
+from training.distillation_inputs import DISTILLATION
+from training.stages import PRETRAINING
+
+_STAGES = (PRETRAINING, DISTILLATION)
+_NAME = re.compile(rf"({'|'.join(_STAGES)})\.\d+")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.remove",
+        description="Delete an earlier result that was kept under a numbered name.",
+        epilog="example: python -m flows.remove workspaces/demo pretraining.1",
+    )
+    parser.add_argument("workspace", help="directory of the run")
+    parser.add_argument("name", help="name of the kept result, as flows.status lists it")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parsed = parser.parse_args(arguments)
+    remove(parsed.workspace, parsed.name, parsed.yes)
+    return 0
+
+
+def remove(workspace: str, name: str, is_sure: bool) -> None:
+    """Delete a kept result, once the person has agreed.
+
+    Raises:
+        InputError: there is no kept result of this name, or nobody agreed.
+    """
+    kept = {
+        directory.rpartition("/")[2]: directory
+        for stage in _STAGES
+        for directory in kept_directories(storage.join(workspace, stage))
+    }
+    if not _NAME.fullmatch(name) or name not in kept:
+        there = f"kept are {', '.join(kept)}" if kept else "none is kept"
+        raise InputError(f"{workspace}: no kept result named {name!r}; {there}")
+    directory = kept[name]
+    files = [storage.join(directory, name) for name in storage.list_files(directory)]
+    num_bytes = sum(storage.file_size_bytes(file) or 0 for file in files)
+    print(f"{directory}: {kept_status(directory).detail}, {storage.in_units(num_bytes)}")
+    if not is_sure:
+        if not sys.stdin.isatty():
+            raise InputError(f"{directory}: not removed, for there is no terminal to ask on; add --yes")
+        if input("Delete it for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise InputError(f"{directory}: not removed")
+    with workspace_lock(workspace, name.partition(".")[0]):
+        delete_directory(directory)
+    print(f"{directory}: removed")
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))

@@ -1,0 +1,142 @@
+"""One writer at a time: a lock a stage, and one for what several stages set up in a workspace.
+
+A local lock is the kernel's (`flock`), so it ends with its holder, however that ends. Object stores have no such lock:
+there it is a lease, a small object that its holder renews and that counts as abandoned when it is not renewed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines import storage
+from pipelines.recipe import InputError
+
+LOCKS_DIRECTORY = ".locks"
+
+_POLL_SECONDS = 0.2
+_LEASE_SECONDS = 90.0
+"""A lease that has not been renewed for so long has lost its holder; clocks may differ by less than this."""
+_RENEWAL_SECONDS = 20.0
+_MOST_COMMAND_CHARACTERS = 160
+
+
+@contextmanager
+def workspace_lock(workspace: str, name: str, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold a lock of a workspace for the time of the block.
+
+    Args:
+        workspace: directory or URI.
+        name: what is locked, such as `documents` or `finetuning/rte/pretrained`.
+        wait_seconds: how long to wait for another holder.
+
+    Raises:
+        InputError: another process holds it; the line names that process.
+    """
+    uri = storage.join(workspace, LOCKS_DIRECTORY, name.replace("/", "-") + ".lock")
+    with _local_lock(uri, name, wait_seconds) if storage.is_local(uri) else _lease(uri, name, wait_seconds):
+        yield
+
+
+@contextmanager
+def _local_lock(uri: str, name: str, wait_seconds: float) -> Iterator[None]:
+    path = storage.local_path(uri)
+    storage.make_directory(os.path.dirname(path))
+    deadline = time.monotonic() + wait_seconds
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise InputError(_refusal(name, _parsed(os.pread(descriptor, 1 << 16, 0)))) from None
+                time.sleep(_POLL_SECONDS)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_holder()).encode(), 0)
+        # The file stays: deleting it could give two holders two files of one name.
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lease(uri: str, name: str, wait_seconds: float) -> Iterator[None]:
+    deadline = time.monotonic() + wait_seconds
+    own = {**_holder(), "lease": uuid.uuid4().hex}
+    while (other := _other_lease(uri, own["lease"])) is not None:
+        if time.monotonic() >= deadline:
+            raise InputError(_refusal(name, other))
+        time.sleep(_POLL_SECONDS)
+    _renew(uri, own)
+    # Two may have written at once: the object is the last one's, and the other gives way.
+    time.sleep(_POLL_SECONDS)
+    if (other := _other_lease(uri, own["lease"])) is not None:
+        raise InputError(_refusal(name, other))
+    ended = threading.Event()
+    renewal = threading.Thread(target=_keep_renewing, args=(uri, own, ended), name="lease", daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewal.join()
+        storage.remove_file(uri)
+
+
+def _keep_renewing(uri: str, own: dict[str, Any], ended: threading.Event) -> None:
+    while not ended.wait(_RENEWAL_SECONDS):
+        try:
+            _renew(uri, own)
+        except OSError as error:
+            print(f"lease {uri} could not be renewed ({error}); trying again", file=sys.stderr, flush=True)
+
+
+def _renew(uri: str, own: dict[str, Any]) -> None:
+    storage.write_bytes(uri, json.dumps({**own, "renewed_at": time.time()}).encode())
+
+
+def _other_lease(uri: str, own: str) -> dict[str, Any] | None:
+    """The holder of a lease that is not ours and not abandoned."""
+    if storage.file_size_bytes(uri) is None:
+        return None
+    held = _parsed(storage.read_bytes(uri))
+    is_abandoned = time.time() - float(held.get("renewed_at", 0.0)) > _LEASE_SECONDS
+    return None if held.get("lease") == own or is_abandoned else held
+
+
+def _holder() -> dict[str, Any]:
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    command = " ".join(sys.orig_argv)[:_MOST_COMMAND_CHARACTERS]
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": command}
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """What a lock's file says of its holder; nothing where it is empty or cut off."""
+    try:
+        held = json.loads(data)
+    except ValueError:
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _refusal(name: str, held: dict[str, Any]) -> str:
+    if not held:
+        return f"{name}: another process is working on it in this workspace; wait for it to end"
+    shown = {key: str(value).encode("unicode_escape").decode() for key, value in held.items()}
+    return (
+        f"{name}: being written by process {shown.get('pid')} on {shown.get('host')} since {shown.get('since')} "
+        f"({shown.get('command')}); wait for it to end, or end it"
+    )

@@ -1,0 +1,95 @@
+"""One holder at a time, named in the refusal; a lock ends with its holder, however that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from pipelines import locks, storage
+from pipelines.locks import workspace_lock
+from pipelines.recipe import InputError
+
+HOLDER = """
+import sys, time
+from pipelines.locks import workspace_lock
+with workspace_lock(sys.argv[1], "documents"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_one_is_refused_by_name_until_the_first_is_killed(
+    tmp_path: Path, holder: subprocess.Popen[bytes]
+) -> None:
+    with (
+        pytest.raises(InputError, match=rf"^documents: being written by process {holder.pid} on .* since 2.* \(.*-c"),
+        workspace_lock(str(tmp_path), "documents"),
+    ):
+        pass
+    with workspace_lock(str(tmp_path), "vocabulary"):
+        pass
+    os.kill(holder.pid, signal.SIGKILL)
+    with workspace_lock(str(tmp_path), "documents", wait_seconds=30):
+        pass
+
+
+def test_one_that_waits_gets_it_in_the_end(tmp_path: Path, holder: subprocess.Popen[bytes]) -> None:
+    started = time.monotonic()
+    with pytest.raises(InputError), workspace_lock(str(tmp_path), "documents", wait_seconds=0.5):
+        pass
+    assert time.monotonic() - started >= 0.5
+    holder.kill()
+    with workspace_lock(str(tmp_path), "documents", wait_seconds=30):
+        pass
+
+
+def test_a_child_does_not_inherit_it(tmp_path: Path) -> None:
+    with workspace_lock(str(tmp_path), "documents"):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        with workspace_lock(str(tmp_path), "documents"):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_an_object_store_has_leases_that_are_abandoned_when_not_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is a directory behind a scheme of its own, asked for what every store can: files by name."""
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "filesystem_of", lambda uri: (store, uri.removeprefix("store://")))
+    original = store.open_output_stream
+
+    def with_directory(path: str, **options: object) -> object:
+        store.create_dir(path.rpartition("/")[0], recursive=True)
+        return original(path, **options)
+
+    monkeypatch.setattr(storage, "filesystem_of", lambda uri: (store, uri.removeprefix("store://")))
+    store.create_dir("run/.locks", recursive=True)
+    with workspace_lock("store://run", "documents"):
+        with pytest.raises(InputError, match=rf"process {os.getpid()} on"), workspace_lock("store://run", "documents"):
+            pass
+        monkeypatch.setattr(locks, "_LEASE_SECONDS", -1.0)
+        with workspace_lock("store://run", "documents"):
+            pass
+    assert not list(tmp_path.glob("run/.locks/*"))

@@ -1,0 +1,66 @@
+"""Verified once per content: a same-size change is found, an unchanged file is not read again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+from pipelines.contract import StageKey, record_of, write_manifest
+from pipelines.recipe import InputError
+from pipelines.verification import require_stage, verify_stage
+
+KEY = StageKey("examples", 1, {}, {})
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> str:
+    directory = str(tmp_path / "run/examples")
+    for number in range(3):
+        storage.write_bytes(f"{directory}/{number}.arrow", b"rows" * 100)
+    records = [record_of(directory, f"{number}.arrow", 1) for number in range(3)]
+    write_manifest(directory, KEY.manifest(records, {}, "1"))
+    return str(tmp_path / "run")
+
+
+def test_each_content_is_read_once(workspace: str) -> None:
+    manifest = require_stage(workspace, "examples", "it")
+    assert verify_stage(workspace, "examples", manifest) == 0
+    path = Path(workspace, "examples/1.arrow")
+    os.utime(path, ns=(1, 1))
+    assert verify_stage(workspace, "examples", manifest) == 1
+    shutil.copy2(path, f"{path}.copy")
+    os.replace(f"{path}.copy", path)  # another inode with the same size and time
+    assert verify_stage(workspace, "examples", manifest) == 1
+    assert verify_stage(workspace, "examples", manifest) == 0
+
+
+def test_a_flipped_bit_is_found_though_the_file_was_verified(workspace: str) -> None:
+    manifest = require_stage(workspace, "examples", "it")
+    path = Path(workspace, "examples/2.arrow")
+    data = bytearray(path.read_bytes())
+    data[17] ^= 1
+    path.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"examples/2\.arrow: damaged .*--restart"):
+            verify_stage(workspace, "examples", manifest)
+    assert verify_stage(workspace, "examples", manifest, lambda file: file.name != "2.arrow") == 0
+    path.unlink()
+    with pytest.raises(InputError, match=r"2\.arrow: missing"):
+        verify_stage(workspace, "examples", manifest)
+
+
+@pytest.mark.parametrize("memory", [b"", b"[1]", b'{"0.arrow": 3}', b"\xff"])
+def test_a_damaged_memory_is_no_memory(workspace: str, memory: bytes) -> None:
+    storage.write_bytes(f"{workspace}/.verified/examples.json", memory)
+    assert verify_stage(workspace, "examples", require_stage(workspace, "examples", "it")) == 0
+
+
+def test_another_manifest_with_other_checksums_is_verified_anew(workspace: str) -> None:
+    manifest = require_stage(workspace, "examples", "it")
+    files = tuple(file.model_copy(update={"sha256": "0" * 64}) for file in manifest.files)
+    with pytest.raises(InputError, match=r"damaged"):
+        verify_stage(workspace, "examples", manifest.model_copy(update={"files": files}))
