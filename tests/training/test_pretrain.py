@@ -80,7 +80,9 @@ def test_sigterm_finishes_the_step_and_writes_a_checkpoint(
     make_workspace: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = make_workspace("stopped")
-    process = workspace.start("training.pretrain", "--set", "pretraining.checkpoint_every_steps=1000")
+    # So many that the signal arrives before the last one, however busy the machine is.
+    many = ("--set", "pretraining.phases.0.steps=3000")
+    process = workspace.start("training.pretrain", "--set", "pretraining.checkpoint_every_steps=10000", *many)
     wait_for_step(workspace, 3, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -90,7 +92,7 @@ def test_sigterm_finishes_the_step_and_writes_a_checkpoint(
     assert len([name for name in names if name.startswith("step-")]) == 1
 
     # Other settings are refused while this run is unfinished.
-    wrong = error_line(workspace, "--set", "pretraining.learning_rate=0.5", capsys=capsys)
+    wrong = error_line(workspace, "--set", "pretraining.learning_rate=0.5", *many, capsys=capsys)
     assert "learning_rate was 0.001, is 0.5" in wrong
 
 
