@@ -25,6 +25,7 @@ from pipelines.recipe import InputError
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
 from pipelines.unfinished import count_finished
 from training.config import PhaseConfig, PretrainingConfig
+from training.distillation_inputs import DISTILLATION
 from training.stages import FINETUNING, PRETRAINING
 
 State = Literal["complete", "stale", "unfinished", "missing", "kept"]
@@ -64,6 +65,7 @@ def statuses_of_workspace(workspace: str) -> list[StageStatus]:
     if storage.is_local(workspace) and not os.path.isdir(storage.local_path(workspace)):
         raise InputError(f"{workspace}: no such directory; name a workspace or a recipe (.toml)")
     directories = {name: storage.join(workspace, name) for name in _CHAIN}
+    directories |= _distillation(workspace)
     directories |= {f"{FINETUNING}/{trial}": storage.join(workspace, FINETUNING, trial) for trial in _trials(workspace)}
     digests = _digests(directories)
     statuses: list[StageStatus] = []
@@ -81,14 +83,25 @@ def statuses_of_recipe(whole: WholeRecipe) -> list[StageStatus]:
         for plan in plans
         for output in plan.outputs
     }
-    digests = _digests({name: output.directory for name, output in outputs.items()})
+    directories = {name: output.directory for name, output in outputs.items()}
+    digests = _digests(directories)
     statuses = []
     for name, output in outputs.items():
         status = _status(name, output.directory, _difference(output, digests), whole)
         for each in [status, *_others(status, whole)]:
             is_run = name == PRETRAINING and each.state == "unfinished"
             statuses.append(_compared_with_checkpoint(each, output) if is_run else each)
+    for name, directory in _distillation(whole.run.workspace).items():
+        statuses.append(_status(name, directory, _own_difference(directory, digests), whole))
+        statuses += _others(statuses[-1], whole)
     return statuses
+
+
+def _distillation(workspace: str) -> dict[str, str]:
+    """The stage's directory where there is a result or a run of it; a recipe does not say whether one is wanted."""
+    directory = storage.join(workspace, DISTILLATION)
+    there = storage.list_files(directory) or is_open(directory) or kept_directories(directory)
+    return {DISTILLATION: directory} if there else {}
 
 
 def _others(status: StageStatus, whole: WholeRecipe | None) -> list[StageStatus]:
@@ -143,7 +156,7 @@ def _unfinished(name: str, result_directory: str, whole: WholeRecipe | None) -> 
         return _unfinished_job(name, directory, whole)
     if name == PRETRAINING:
         return _unfinished_pretraining(directory, whole)
-    if name.startswith(f"{FINETUNING}/") and (lines := _last_lines(directory)):
+    if name.startswith((f"{FINETUNING}/", DISTILLATION)) and (lines := _last_lines(directory)):
         return StageStatus(
             name, "unfinished", directory, f"step {lines[-1]['step']:,}{_age(lines)}", _numbers(lines[-1])
         )
@@ -206,6 +219,8 @@ def _outcome(name: str, manifest: Manifest) -> str:
     elif name == EXAMPLES:
         lengths: dict[str, Any] = statistics.get("lengths", {})
         parts = [f"{values['examples']:,} of length {length}" for length, values in lengths.items()]
+    elif name == DISTILLATION:
+        parts = [_counted(statistics, "steps", "steps"), _counted(statistics, "tokens", "tokens")]
     elif name == PRETRAINING:
         accuracy = statistics.get("heldout_after", {}).get("mlm_accuracy")
         parts = [_counted(statistics, "steps", "steps"), _counted(statistics, "tokens", "tokens")]

@@ -28,6 +28,7 @@ _COMMANDS = {
     "vocabulary": "pipelines.train_vocabulary",
     "examples": "pipelines.build_examples",
     "pretraining": "flows.pretrain",
+    "distillation": "flows.distill",
     "finetuning": "flows.finetune",
 }
 _STYLES = {"complete": "green", "stale": "yellow", "unfinished": "cyan", "missing": "dim", "kept": "blue"}
