@@ -3,7 +3,11 @@
     python -m flows.deploy                                   # machines with a checkout, type process
     CLOZEWORKS_IMAGE=registry/clozeworks:1 python -m flows.deploy --types docker kubernetes
 
-The server is the one that PREFECT_API_URL names. Pools that exist stay as they are; deployments are brought up to date.
+    python -m flows.deploy --reset pretrain                  # undo what was set on the page for this one
+
+The server is the one that PREFECT_API_URL names. Pools and the automation stay as they are where they exist.
+Deployments are brought up to date, but for what people set on Prefect's page: schedules (switched on or off, changed,
+added, deleted), parameters, pauses, limits, tags. What is left alone is said, one line each.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +31,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from flows.command import EXIT_FAILED, require_server
+from flows.deployments import deploy
 from pipelines.recipe import InputError, exit_code_of
 
 PREFECT_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prefect.yaml")
@@ -39,6 +44,7 @@ AUTOMATION = "clozeworks: a run that went silent has crashed"
 SILENCE_SECONDS = 600
 """A flow tells that it lives every 180 s; three in a row may be lost."""
 
+_NEXT = "start a worker where runs shall go: prefect worker start --pool {pool}"
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
@@ -49,6 +55,13 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: python -m flows.deploy --types process docker",
     )
     parser.add_argument("--types", nargs="+", choices=("process", "docker", "kubernetes"), default=["process"])
+    parser.add_argument(
+        "--reset",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="take this deployment from prefect.yaml, whatever was set on the page; may be repeated",
+    )
     arguments = parser.parse_args(argv)
     api_url = PREFECT_API_URL.value()
     if not api_url:
@@ -57,17 +70,43 @@ def main(argv: list[str] | None = None) -> int:
         )
     require_server(api_url)
     chosen = deployments_of(arguments.types)
+    if unknown := [name for name in arguments.reset if name not in chosen]:
+        raise InputError(f"--reset {unknown[0]}: not deployed with these types; there are: {', '.join(chosen)}")
     if any(kind != "process" for kind in chosen.values()) and not os.environ.get(IMAGE_VARIABLE):
         raise InputError(f"{IMAGE_VARIABLE} is not set; docker and kubernetes pools need the image to run")
+    file = _prefect_file()
     with get_client(sync_client=True) as client:
         for pool, kind in _pools_of(arguments.types).items():
-            print(f"pool        {pool} ({kind}) {'made' if _make_pool(client, pool, kind) else 'exists'}")
-        print(f"automation  {AUTOMATION!r} {'made' if _make_automation(client) else 'exists'}")
-    names = [argument for name in chosen for argument in ("--name", name)]
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", PREFECT_FILE, *names]
-    # Entry points are written relative to the folder that holds flows/.
-    ended = subprocess.run(command, cwd=os.path.dirname(os.path.dirname(PREFECT_FILE)), check=False)
-    return EXIT_FAILED if ended.returncode else 0
+            print(f"pool        {pool} ({kind}) {_make_pool(client, pool, kind)}")
+        print(f"automation  {AUTOMATION!r} {_make_automation(client)}")
+        refused = [
+            str(problem)
+            for listed in file["deployments"]
+            if listed["name"] in chosen
+            and (problem := _deploy(client, listed, file["pull"], listed["name"] in arguments.reset))
+        ]
+    print(_NEXT.format(pool=next(iter(_pools_of(arguments.types)))))
+    return EXIT_FAILED if refused else 0
+
+
+def _deploy(
+    client: SyncPrefectClient, listed: Mapping[str, Any], pull_steps: list[dict[str, Any]], reset: bool
+) -> InputError | None:
+    """Deploy one and say what came of it; one that the server refuses does not keep the others back."""
+    try:
+        done = deploy(client, listed, pull_steps, reset)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error
+    what = "made" if done.new else "reset to prefect.yaml" if reset else "up to date"
+    print(f"deployment  {done.name} {what}")
+    for edit in done.edits:
+        print(f"    left alone: {edit}")
+    if done.edits:
+        print(f"    to take all of it from prefect.yaml: python -m flows.deploy --reset {listed['name']}")
+    if done.note:
+        print(f"    {done.note}")
+    return None
 
 
 def deployments_of(types: list[str]) -> dict[str, str]:
@@ -89,18 +128,20 @@ def _prefect_file() -> dict[str, Any]:
     return content
 
 
-def _make_pool(client: SyncPrefectClient, name: str, kind: str) -> bool:
-    """Create a pool, unless there is one of this name."""
+def _make_pool(client: SyncPrefectClient, name: str, kind: str) -> str:
+    """Create a pool, unless there is one of this name; returns what came of it."""
     try:
         found = client.read_work_pool(name)
     except ObjectNotFound:
         template = template_with_devices(_template(client, kind), kind)
         pool = WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=RUNS_PER_POOL)
         client.create_work_pool(pool)
-        return True
+        return "made"
     if found.type != kind:
         raise InputError(f"{name}: this pool exists with type {found.type}, not {kind}; delete or rename it")
-    return False
+    left = [] if found.concurrency_limit == RUNS_PER_POOL else [f"limit {found.concurrency_limit or 'none'}"]
+    left += ["paused"] if found.is_paused else []
+    return f"exists; left alone: {', '.join(left)}" if left else "exists"
 
 
 def _template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
@@ -136,10 +177,10 @@ def template_with_devices(template: dict[str, Any], kind: str) -> dict[str, Any]
     return changed
 
 
-def _make_automation(client: SyncPrefectClient) -> bool:
+def _make_automation(client: SyncPrefectClient) -> str:
     """Let the server call runs crashed whose machine died: nothing on it is left to tell."""
-    if client.read_automations_by_name(AUTOMATION):
-        return False
+    if found := client.read_automations_by_name(AUTOMATION):
+        return "exists" if any(each.enabled for each in found) else "exists; left alone: switched off"
     trigger = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
         expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in _ENDS)},
@@ -153,7 +194,7 @@ def _make_automation(client: SyncPrefectClient) -> bool:
     message = f"Nothing was heard of this run for {SILENCE_SECONDS} s; run it again to go on from what is complete."
     action = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)
     client.create_automation(AutomationCore(name=AUTOMATION, trigger=trigger, actions=[action]))
-    return True
+    return "made"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def form_of(section: type[Section]) -> type[SectionForm]:
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         annotation = field.annotation
-        nested = _nested_section(annotation)
+        nested = nested_section(annotation)
         kept: Any = form_of(nested) if nested else annotation
         if field.metadata and not nested:
             # The bounds stay with the value, so that they do not apply to None.
@@ -63,7 +63,7 @@ def toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _nested_section(annotation: Any) -> type[Section] | None:
+def nested_section(annotation: Any) -> type[Section] | None:
     """The section of a field that holds one, or one or None."""
     if get_origin(annotation) in (Union, UnionType):
         left = [argument for argument in get_args(annotation) if argument is not NoneType]

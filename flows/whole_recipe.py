@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows import TRACKING_SERVER
+from flows.deployed_request import completed
 from flows.recipe_forms import SectionForm, form_of, toml_value
 from pipelines import storage
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
@@ -34,6 +35,18 @@ class TrackingConfig(Section):
     """By how much a new version's score must exceed the champion's to replace it; more is asked for than mere luck."""
 
 
+SECTION_MODELS: dict[str, type[Section]] = {
+    "run": RunConfig,
+    "documents": DocumentsConfig,
+    "vocabulary": VocabularyConfig,
+    "examples": ExamplesConfig,
+    "model": ModelConfig,
+    "pretraining": PretrainingConfig,
+    "distillation": DistillationConfig,
+    "finetuning": FinetuningConfig,
+    "tracking": TrackingConfig,
+}
+
 if TYPE_CHECKING:
     # Generated at run time; a type checker knows what they have in common.
     DocumentsForm: TypeAlias = SectionForm
@@ -52,7 +65,8 @@ else:
 class BaseRequest(BaseModel):
     """Parameters that all flows share: which recipe, what to change in it, and how its stages are run.
 
-    A setting in a form goes before the recipe's, one in `overrides` before both.
+    A setting in a form goes before the recipe's, one in `overrides` before both. In a run of a deployment `recipe` may
+    be left out: what is given then changes the deployment's request, key by key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +76,9 @@ class BaseRequest(BaseModel):
         default=None, min_length=1, description="directory of the run, instead of the recipe's"
     )
     overrides: tuple[str, ...] = Field(
-        default=(), description="settings to override, each as section.key=value, such as pretraining.seed=7"
+        default=(),
+        description="settings to override, each as section.key=value, such as pretraining.seed=7; they go before those "
+        "of a section's form",
     )
     stage_retries: int = Field(
         default=0, ge=0, le=10, description="attempts after a stage has failed; a mistake in the recipe gets none"
@@ -74,6 +90,11 @@ class BaseRequest(BaseModel):
     parent_run_id: str | None = Field(
         default=None, description="MLflow run to nest this flow's runs under; none starts one"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        return completed(given)
 
     def read(self) -> WholeRecipe:
         """Read and check the recipe.

@@ -1,0 +1,46 @@
+"""A request that names no recipe: in a deployment's run it changes the deployment's own request, key by key.
+
+Prefect replaces parameters as a whole: `prefect deployment run pretrain/pretrain --param request='{"workspace": "w"}'`
+would else drop the recipe, the overrides and all that the deployment says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
+"""Set by Prefect where a worker runs a flow."""
+
+
+def completed(given: Any) -> Any:
+    """The request over the deployment's one; as it is where it names a recipe, or where there is no deployment."""
+    if not isinstance(given, Mapping) or given.get("recipe") is not None:
+        return given
+    deployed = _request_of_deployment()
+    return given if deployed is None else overlaid(deployed, given)
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key; a list or a plain value above takes the place of the one below."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        result[key] = overlaid(under, value) if both else value  # type: ignore[arg-type]  # both are mappings
+    return result
+
+
+def _request_of_deployment() -> dict[str, Any] | None:
+    run = os.environ.get(_RUN_VARIABLE)
+    if run is None:
+        return None
+    from uuid import UUID
+
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        deployment = client.read_flow_run(UUID(run)).deployment_id
+        found = None if deployment is None else client.read_deployment(deployment).parameters.get("request")
+    return dict(found) if isinstance(found, Mapping) else None
