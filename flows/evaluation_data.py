@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from flows.promotion import Evaluation
@@ -10,10 +11,11 @@ from pipelines import storage
 from pipelines.contract import Manifest, digest_of, length_directory, read_manifest
 from training.finetune import DATA_DIRECTORY
 from training.finetuning_config import SQUAD, TAGGING, WORD_ORDER
-from training.glue.tasks import TASKS
+from training.glue.tasks import CONSTANT_BASELINE, TASKS
 from training.stages import EXAMPLES, FINETUNING, VOCABULARY
 
 MLM_ACCURACY = "mlm_accuracy"
+_ROWS = ("dev_rows", "dev_questions", "dev_sentences")
 
 
 def finetuned_evaluation(whole: WholeRecipe, task: str, manifest: Manifest) -> Evaluation | None:
@@ -23,7 +25,14 @@ def finetuned_evaluation(whole: WholeRecipe, task: str, manifest: Manifest) -> E
     if not paths or metric is None or score is None or any(storage.file_size_bytes(path) is None for path in paths):
         return None
     # Contents only: the same file in another folder is the same data.
-    return Evaluation(str(metric), float(score), digest_of([storage.sha256_of(path) for path in paths]))
+    data = digest_of([storage.sha256_of(path) for path in paths])
+    return Evaluation(str(metric), float(score), data, chance=_chance(manifest))
+
+
+def _chance(manifest: Manifest) -> float:
+    """What the best answer that is always the same scores: 0 for correlations and spans of tags."""
+    statistics = manifest.statistics
+    return float(statistics.get(CONSTANT_BASELINE, statistics.get("majority_baseline", 0.0)))
 
 
 def dev_files(whole: WholeRecipe, task: str) -> list[str]:
@@ -40,24 +49,50 @@ def encoder_evaluation(whole: WholeRecipe, manifest: Manifest) -> Evaluation | N
     """Accuracy of a pre-trained encoder at held-out masked tokens."""
     pretraining = whole.pretraining
     heldout = {"max_seq_length": pretraining.phases[-1].max_seq_length, "masking": pretraining.masking}
-    scores = manifest.statistics.get("heldout_after", {})
-    return _heldout_evaluation(whole, scores, {**heldout, "eval_examples": pretraining.eval_examples})
+    before, after = (manifest.statistics.get(f"heldout_{when}") or {} for when in ("before", "after"))
+    return _heldout_evaluation(whole, before, after, {**heldout, "eval_examples": pretraining.eval_examples})
 
 
 def distilled_evaluation(whole: WholeRecipe, manifest: Manifest, eval_examples: int) -> Evaluation | None:
     """Accuracy of a student at held-out masked tokens."""
     heldout = {name: manifest.config.get(name) for name in ("max_seq_length", "masking")}
-    scores = manifest.statistics.get("student", {}).get("heldout", {})
-    return _heldout_evaluation(whole, scores, {**heldout, "eval_examples": eval_examples})
+    after = manifest.statistics.get("student", {}).get("heldout") or {}
+    # Its own scores before are no chance: it begins with layers of its teacher.
+    return _heldout_evaluation(whole, {}, after, {**heldout, "eval_examples": eval_examples})
 
 
-def _heldout_evaluation(whole: WholeRecipe, scores: dict[str, Any], heldout: dict[str, Any]) -> Evaluation | None:
+def score_in_words(evaluation: Evaluation | None, manifest: Manifest) -> str:
+    """A version's score in one sentence: metric, rows, seed and what chance gives."""
+    if evaluation is None:
+        return "It states no score on development data."
+    statistics = manifest.statistics
+    rows = next((statistics[name] for name in _ROWS if name in statistics), None)
+    config = manifest.config.get(manifest.stage, manifest.config)
+    rows = manifest.config.get("eval_examples", config.get("eval_examples")) if rows is None else rows
+    of_rows = "" if rows is None else f" of {rows:,} rows"
+    seed = manifest.config.get("seed", config.get("seed"))
+    of_seed = "" if seed is None else f", seed {seed}"
+    metric = evaluation.metric.replace("_", " ")
+    kind = "held-out examples" if evaluation.metric == MLM_ACCURACY else "the development set"
+    return (
+        f"Score: {metric} {evaluation.score:.4f} on {kind}{of_rows}, data {evaluation.data[:12]}{of_seed}; "
+        f"chance gives {evaluation.chance:.4f}."
+    )
+
+
+def _heldout_evaluation(
+    whole: WholeRecipe, before: dict[str, Any], after: dict[str, Any], heldout: dict[str, Any]
+) -> Evaluation | None:
     """None without a score, or where the held-out examples lie elsewhere."""
     examples = read_manifest(storage.join(whole.run.workspace, EXAMPLES))
-    if examples is None or MLM_ACCURACY not in scores:
+    if examples is None or MLM_ACCURACY not in after:
         return None
     files = examples.files_of("heldout", length_directory(heldout["max_seq_length"]))
     if not files:
         return None
     data = digest_of({**heldout, "files": [file.sha256 for file in files]})
-    return Evaluation(MLM_ACCURACY, float(scores[MLM_ACCURACY]), data, examples.inputs.get(VOCABULARY, ""))
+    # A loss that diverged says more than the accuracy beside it.
+    numbers = [value for value in after.values() if isinstance(value, (int, float))]
+    score = float(after[MLM_ACCURACY]) if all(map(math.isfinite, numbers)) else math.nan
+    chance = float(before.get(MLM_ACCURACY, 0.0))
+    return Evaluation(MLM_ACCURACY, score, data, examples.inputs.get(VOCABULARY, ""), chance)

@@ -11,10 +11,10 @@ Exit codes: 0 done as asked, 1 the gate kept the champion, 2 a mistake in what w
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from typing import TYPE_CHECKING
 
+from flows.promotion import CHANCE_MARGIN
 from pipelines.recipe import InputError, exit_code_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXIT_KEPT = 1
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
-_EXAMPLE = "example: python -m flows.promote demo-cola --tracking-uri sqlite:///workspaces/demo/mlflow.db --list"
+_EXAMPLE = "example: python -m flows.promote demo-word-order --tracking-uri sqlite:///workspaces/demo/mlflow.db --list"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,6 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--alias", default="champion", help="alias that is given away (default: champion)")
     parser.add_argument("--margin", type=float, default=0.0, help="by how much to be better (default: %(default)g)")
+    parser.add_argument(
+        "--chance-margin",
+        type=float,
+        default=CHANCE_MARGIN,
+        help="by how much to be better than chance, also without a champion (default: %(default)g)",
+    )
     parser.add_argument("--version", metavar="N", help="version to judge (default: the challenger)")
     parser.add_argument("--force", metavar="REASON", help="promote whatever the comparison says; becomes a tag")
     parser.add_argument("--rollback", action="store_true", help="give the alias back to the champion before")
@@ -46,8 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    if not (math.isfinite(parsed.margin) and parsed.margin >= 0):
-        raise InputError(f"--margin {parsed.margin}: must be 0 or more")
+    for option, margin in (("--margin", parsed.margin), ("--chance-margin", parsed.chance_margin)):
+        if not 0 <= margin <= 1:
+            raise InputError(f"{option} {margin}: must be from 0 to 1, as scores are")
     if parsed.rollback and (parsed.version or parsed.force or parsed.list):
         raise InputError("--rollback goes with neither --version nor --force nor --list; give one of them")
     client = _open(parsed.tracking_uri)
@@ -63,7 +70,7 @@ def _run(parsed: argparse.Namespace) -> int:
     number = parsed.version or version_at(client, parsed.name, CHALLENGER)
     if number is None:
         raise InputError(f"{parsed.name}: no version is @{CHALLENGER}; name one with --version N, --list shows them")
-    decided = promote(client, parsed.name, number, parsed.margin, parsed.alias, parsed.force)
+    decided = promote(client, parsed.name, number, parsed.margin, parsed.alias, parsed.force, parsed.chance_margin)
     print(f"{parsed.name} version {number}: {'promoted' if decided.promoted else 'kept back'}: {decided.reason}")
     return 0 if decided.promoted else EXIT_KEPT
 

@@ -1,10 +1,13 @@
 """The promotion gate: `@champion` moves to a version only when it is better on the same data by a stated margin.
 
-All that the gate compares, and why it decided as it did, are tags of the versions, so the registry alone answers both.
+Before any comparison stands a floor, for first versions too: a score has to be finite, and above that of a model which
+learnt nothing, by a margin of its own. All that the gate compares, and why it decided as it did, are tags of the
+versions, so the registry alone answers both.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +21,18 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 PROMOTED, KEPT, ROLLED_BACK = "promoted", "kept", "rolled-back"
 
 METRIC_TAG, SCORE_TAG = "clozeworks.metric", "clozeworks.score"
+CHANCE_TAG = "clozeworks.chance_score"
 DATA_TAG, VOCABULARY_TAG = "clozeworks.evaluation_data", "clozeworks.evaluation_vocabulary"
 PROMOTION_TAG = "clozeworks.promotion"
 REASON_TAG, MARGIN_TAG = f"{PROMOTION_TAG}.reason", f"{PROMOTION_TAG}.margin"
 CHAMPION_SCORE_TAG, CHALLENGER_SCORE_TAG = f"{PROMOTION_TAG}.champion_score", f"{PROMOTION_TAG}.challenger_score"
 COMPARED_ON_TAG = f"{PROMOTION_TAG}.compared_on"
 PREVIOUS_TAG = "clozeworks.previous_champion"
+
+CHANCE_MARGIN = 0.01
+"""Of a score from 0 to 1; the standard error of an accuracy over 1,000 rows is 0.016 at most."""
+_VERDICT = " Gate: "
+"""Begins the verdict at the end of a version's description."""
 
 _ROUNDING = 1e-9
 """Scores that differ by the margin on paper may differ by less in binary."""
@@ -34,17 +43,23 @@ class Evaluation:
     """How good a version is, where more is better, and on what data: its digest.
 
     vocabulary: digest of the one that the score depends on, where it does; predictions of other entries are another
-    task. None elsewhere.
+    task. None elsewhere. chance: the score of one that learnt nothing, such as the best answer that is always the same.
     """
 
     metric: str
     score: float
     data: str
     vocabulary: str | None = None
+    chance: float = 0.0
 
     def tags(self) -> dict[str, str]:
         """What a version says of it."""
-        tags = {METRIC_TAG: self.metric, SCORE_TAG: repr(self.score), DATA_TAG: self.data}
+        tags = {
+            METRIC_TAG: self.metric,
+            SCORE_TAG: repr(self.score),
+            CHANCE_TAG: repr(self.chance),
+            DATA_TAG: self.data,
+        }
         return tags if self.vocabulary is None else tags | {VOCABULARY_TAG: self.vocabulary}
 
 
@@ -54,6 +69,22 @@ class Verdict:
 
     promoted: bool
     reason: str
+
+
+def below_floor(evaluation: Evaluation | None, chance_margin: float) -> str | None:
+    """Why a version may not become champion even where there is none; None where it may."""
+    if evaluation is None:
+        return "it states no score on development data, so nothing shows that it is better than chance"
+    metric, score, chance = evaluation.metric, evaluation.score, evaluation.chance
+    if not (math.isfinite(score) and math.isfinite(chance)):
+        return f"{metric} {score:.4f} against {chance:.4f} by chance: not finite"
+    difference = score - chance
+    if difference > 0 and difference >= chance_margin - _ROUNDING:
+        return None
+    return (
+        f"{metric} {score:.4f} against {chance:.4f} by chance: {difference:+.4f} does not reach the margin of "
+        f"{chance_margin:g} (tracking.chance_margin)"
+    )
 
 
 def verdict(challenger: Evaluation | None, champion: Evaluation | None, margin: float) -> Verdict:
@@ -70,6 +101,8 @@ def verdict(challenger: Evaluation | None, champion: Evaluation | None, margin: 
         return Verdict(False, f"not comparable: other vocabulary, and {challenger.metric} depends on it")
     if challenger.data != champion.data:
         return Verdict(False, "not comparable: other dev data")
+    if not math.isfinite(champion.score):
+        return Verdict(True, f"{challenger.metric} {challenger.score:.4f}, and the champion's score is not finite")
     difference = challenger.score - champion.score
     compared = f"{challenger.metric} {challenger.score:.4f} against the champion's {champion.score:.4f}"
     if difference > 0 and difference >= margin - _ROUNDING:
@@ -82,7 +115,8 @@ def evaluation_of(version: ModelVersion) -> Evaluation | None:
     tags = version.tags
     if not {METRIC_TAG, SCORE_TAG, DATA_TAG} <= tags.keys():
         return None
-    return Evaluation(tags[METRIC_TAG], float(tags[SCORE_TAG]), tags[DATA_TAG], tags.get(VOCABULARY_TAG))
+    chance = float(tags.get(CHANCE_TAG, "0"))
+    return Evaluation(tags[METRIC_TAG], float(tags[SCORE_TAG]), tags[DATA_TAG], tags.get(VOCABULARY_TAG), chance)
 
 
 def version_at(client: MlflowClient, name: str, alias: str) -> str | None:
@@ -114,7 +148,13 @@ def move_alias(client: MlflowClient, name: str, alias: str, number: str) -> bool
 
 
 def promote(
-    client: MlflowClient, name: str, number: str, margin: float, alias: str = CHAMPION, forced: str | None = None
+    client: MlflowClient,
+    name: str,
+    number: str,
+    margin: float,
+    alias: str = CHAMPION,
+    forced: str | None = None,
+    chance_margin: float = CHANCE_MARGIN,
 ) -> Verdict:
     """Judge a version against the champion, write the reasons into its tags and, where it is better, move the alias.
 
@@ -125,6 +165,7 @@ def promote(
         margin: by how much it has to be better.
         alias: that the champion bears.
         forced: why it is to be promoted whatever the comparison says; None lets the comparison decide.
+        chance_margin: by how much it has to be better than chance, whether or not there is a champion.
 
     Raises:
         InputError: there is no such model or version.
@@ -139,12 +180,14 @@ def promote(
     tags = {MARGIN_TAG: f"{margin:g}"}
     if evaluation is not None:
         tags |= {CHALLENGER_SCORE_TAG: repr(evaluation.score), COMPARED_ON_TAG: evaluation.data}
-    if holder is None:
+    champion = None if holder is None else evaluation_of(require_version(client, name, holder))
+    tags |= {} if champion is None else {CHAMPION_SCORE_TAG: repr(champion.score)}
+    if (why := below_floor(evaluation, chance_margin)) is not None:
+        decided = Verdict(False, why)
+    elif holder is None:
         decided = Verdict(True, f"no version was @{alias} yet")
     else:
-        champion = evaluation_of(require_version(client, name, holder))
         decided = verdict(evaluation, champion, margin)
-        tags |= {} if champion is None else {CHAMPION_SCORE_TAG: repr(champion.score)}
     if forced is not None:
         decided = Verdict(True, f"forced: {forced} (the gate said: {decided.reason})")
     if decided.promoted and holder is not None:
@@ -152,6 +195,9 @@ def promote(
     # The tag that ends the matter comes last: a version without it is judged again after a crash.
     for key, value in {**tags, REASON_TAG: decided.reason}.items():
         client.set_model_version_tag(name, number, key, value)
+    description = str(version.description or "").partition(_VERDICT)[0]
+    shown = decided.reason if decided.promoted else f"stays @{CHALLENGER}, {decided.reason}"
+    client.update_model_version(name, number, f"{description}{_VERDICT}{shown}.".lstrip())
     if decided.promoted:
         client.set_registered_model_alias(name, alias, number)
         if version_at(client, name, CHALLENGER) == number:

@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.evaluation_data import distilled_evaluation, encoder_evaluation, finetuned_evaluation
+from flows.evaluation_data import distilled_evaluation, encoder_evaluation, finetuned_evaluation, score_in_words
 from flows.logged_models import ModelFiles, log_model
 from flows.model_card import CardFacts, card_facts, card_text, summary
 from flows.narration import Narrator
 from flows.promotion import CHALLENGER, PROMOTION_TAG, Evaluation, move_alias, promote, version_at
 from flows.stage_run import RegisteredModel, StageOutcome, shown_seconds
 from flows.tracking import CODE_VERSION_TAG, DIGEST_TAG, Tracker
-from flows.whole_recipe import WholeRecipe
+from flows.whole_recipe import TrackingConfig, WholeRecipe
 from pipelines import storage
 from pipelines.contract import Manifest, read_manifest, require_manifest, verify_file
 from training.distillation_config import DistillationConfig
-from training.flattening import numbers_of
 from training.glue.tasks import TASKS
 from training.stages import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
 
@@ -113,19 +112,21 @@ def _register(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, made:
         narrator.event(f"{name} version {number} registered in {shown_seconds(time.monotonic() - begin)}")
     else:
         narrator.event(f"skipped: {name} version {number} is this model")
-    alias = enter_contest(client, name, number, whole.tracking.alias, whole.tracking.promotion_margin, narrator)
+    alias = enter_contest(client, name, number, whole.tracking, narrator)
     return RegisteredModel(name=name, version=number, alias=alias, new=new)
 
 
-def enter_contest(client: MlflowClient, name: str, number: str, alias: str, margin: float, narrator: Narrator) -> str:
+def enter_contest(client: MlflowClient, name: str, number: str, tracking: TrackingConfig, narrator: Narrator) -> str:
     """Make a version the challenger and let the gate judge it, once; returns the alias that it bears.
 
     A version that was judged before stays where it is: a person may have rolled it back since.
     """
+    alias = tracking.alias
     if version_at(client, name, alias) != number and move_alias(client, name, CHALLENGER, number):
         narrator.event(f"models:/{name}@{CHALLENGER} is version {number}")
     if PROMOTION_TAG not in client.get_model_version(name, number).tags:
-        decided = promote(client, name, number, margin, alias)
+        margins = {"margin": tracking.promotion_margin, "chance_margin": tracking.chance_margin}
+        decided = promote(client, name, number, alias=alias, **margins)
         outcome = f"is now @{alias}" if decided.promoted else f"stays @{CHALLENGER}"
         narrator.event(f"{name} version {number} {outcome}: {decided.reason}")
     return alias if version_at(client, name, alias) == number else CHALLENGER
@@ -154,7 +155,7 @@ def log_version(tracker: Tracker, run_id: str, made: Made, card: CardFacts) -> s
             source=logged.model_uri,
             run_id=run_id,
             tags=_version_tags(made),
-            description=summary(card),
+            description=f"{summary(card)} {score_in_words(made.evaluation, manifest)}",
             model_id=logged.model_id,
         )
     return str(created.version)
@@ -198,11 +199,10 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
 
 
 def _version_tags(made: Made) -> dict[str, str]:
+    """Few, for the page shows all of them in one cell: every other score is on the model's card and in its run."""
     manifest = made.manifest
-    scores = {f"score.{key}": f"{value:.6g}" for key, value in numbers_of(manifest.statistics).items()}
     evaluation = made.evaluation.tags() if made.evaluation else {}
     return {
-        **scores,
         **evaluation,
         DIGEST_TAG: manifest.digest,
         CODE_VERSION_TAG: manifest.code_version,

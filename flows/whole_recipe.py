@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows import TRACKING_SERVER
 from flows.deployed_request import completed
+from flows.promotion import CHANCE_MARGIN
 from flows.recipe_forms import SectionForm, form_of, toml_value
 from pipelines import storage
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
@@ -31,8 +32,11 @@ class TrackingConfig(Section):
     """Models are registered as `<prefix>-encoder` and `<prefix>-<task>`; None means the name of the run."""
     alias: str = Field("champion", pattern=r"^[a-z][a-z0-9_-]*$")
     """Alias of the best version: one that this run registers gets it at the promotion gate."""
-    promotion_margin: float = Field(default=0.0, ge=0.0)
+    promotion_margin: float = Field(default=0.0, ge=0.0, le=1.0)
     """By how much a new version's score must exceed the champion's to replace it; more is asked for than mere luck."""
+    chance_margin: float = Field(default=CHANCE_MARGIN, ge=0.0, le=0.5)
+    """By how much a version's score must exceed that of one that learnt nothing (the best answer that is always the
+    same; for an encoder, its own before training) to become champion, also where there is none yet."""
 
 
 SECTION_MODELS: dict[str, type[Section]] = {

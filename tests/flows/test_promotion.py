@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,10 @@ from flows.promote import EXIT_KEPT, main
 from flows.promotion import CHALLENGER, CHAMPION, Evaluation, verdict
 from flows.registry import enter_contest
 from flows.tracking import open_registry
+from flows.whole_recipe import TrackingConfig
 from pipelines.recipe import InputError
+from training.glue.metrics import constant_baseline
+from training.glue.tasks import TASKS
 
 NAME = "trial-cola"
 DEV, OTHER_DEV = "d" * 64, "e" * 64
@@ -30,8 +35,10 @@ class Silent:
         pass
 
 
-def scored(score: float, data: str = DEV, metric: str = "accuracy", vocabulary: str | None = None) -> Evaluation:
-    return Evaluation(metric, score, data, vocabulary)
+def scored(
+    score: float, data: str = DEV, metric: str = "accuracy", vocabulary: str | None = None, chance: float = 0.0
+) -> Evaluation:
+    return Evaluation(metric, score, data, vocabulary, chance)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,8 @@ def tags_of(client: MlflowClient, name: str, number: str) -> Mapping[str, str]:
 
 
 def contest(client: MlflowClient, name: str, number: str, margin: float = 0.0) -> str:
-    return enter_contest(client, name, number, CHAMPION, margin, Silent())  # type: ignore[arg-type]  # no Prefect here
+    tracking = TrackingConfig(promotion_margin=margin)
+    return enter_contest(client, name, number, tracking, Silent())  # type: ignore[arg-type]  # no Prefect here
 
 
 def holder(client: MlflowClient, name: str) -> tuple[str | None, str | None]:
@@ -94,6 +102,7 @@ def holder(client: MlflowClient, name: str) -> tuple[str | None, str | None]:
         (scored(0.9, OTHER_DEV), scored(0.5), 0.0, False, "not comparable: other dev data"),
         (scored(0.9, metric="f1"), scored(0.5), 0.0, False, "not comparable: f1 here, accuracy at the champion"),
         (scored(0.9, vocabulary="a"), scored(0.5, vocabulary="b"), 0.0, False, "not comparable: other vocabulary"),
+        (scored(0.3), scored(math.nan), 0.0, True, "the champion's score is not finite"),
         (None, scored(0.5), 0.0, False, "the challenger states no score"),
         (scored(0.9), None, 0.0, False, "the champion states no score"),
     ],
@@ -112,6 +121,56 @@ def test_two_versions_never_replace_each_other_in_turn(one: float, other: float,
     assert not (there.promoted and back.promoted)
     if there.promoted:
         assert one > other
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "margin", "words"),
+    [
+        (scored(math.nan), 0.0, "accuracy nan against 0.0000 by chance: not finite"),
+        (scored(math.inf), 0.0, "not finite"),
+        (scored(0.5, chance=0.5), 0.0, "+0.0000 does not reach the margin of 0"),
+        (scored(0.505, chance=0.5), 0.01, "+0.0050 does not reach the margin of 0.01 (tracking.chance_margin)"),
+        # In binary this difference is a little less than the margin.
+        (scored(0.8, chance=0.79), 0.01, None),
+        (scored(0.0, metric="matthews_correlation"), 0.01, "+0.0000 does not reach"),
+        (scored(-0.2, metric="pearson"), 0.01, "-0.2000 does not reach"),
+        (scored(0.81, metric="f1", chance=0.8122), 0.01, "-0.0022 does not reach"),
+        (None, 0.01, "states no score on development data"),
+    ],
+)
+def test_the_floor(evaluation: Evaluation | None, margin: float, words: str | None) -> None:
+    found = promotion.below_floor(evaluation, margin)
+    assert found is None if words is None else found is not None and words in found
+
+
+def test_a_first_version_that_learnt_nothing_stays_challenger(client: MlflowClient, name: str, version: Enter) -> None:
+    """However few there are to compete with; the next one that learnt something becomes champion."""
+    for evaluation in (scored(math.nan), scored(0.5, chance=0.5), None):
+        assert contest(client, name, version(evaluation)) == CHALLENGER
+    assert holder(client, name) == (None, "3")
+    kept = client.get_model_version(name, "2")
+    assert kept.tags[promotion.PROMOTION_TAG] == promotion.KEPT
+    assert "does not reach the margin of 0.01" in kept.tags[promotion.REASON_TAG]
+    assert kept.description.startswith("Gate: stays @challenger, accuracy 0.5000 against 0.5000 by chance")
+    assert promotion.evaluation_of(kept) == scored(0.5, chance=0.5)
+    assert contest(client, name, version(scored(0.6, chance=0.5))) == CHAMPION
+    assert client.get_model_version(name, "4").description == "Gate: no version was @champion yet."
+    assert promotion.promote(client, name, "1", 0.0, forced="a test").promoted
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "expected"),
+    [
+        ([0, 0, 0, 1], "rte", 0.75),
+        ([0, 0, 0, 1], "qqp", 0.4),  # F1 of the positive class throughout: 2 p / (1 + p)
+        ([1, 1, 1, 0], "cola", 0.0),
+        ([1.5, 2.5, 5.0], "stsb", 0.0),
+        ([0, 1, 2, 2], "mnli", 0.5),
+    ],
+)
+def test_the_best_answer_that_is_always_the_same(labels: list[float], task: str, expected: float) -> None:
+    name = next(name for name in TASKS if name.replace("-", "") == task)
+    assert constant_baseline(TASKS[name], np.array(labels)) == pytest.approx(expected)
 
 
 def test_a_score_survives_its_tag() -> None:
@@ -211,7 +270,8 @@ def test_the_command(
     ("arguments", "words"),
     [
         (["no-such-model", "--list"], "no-such-model: the registry has no such model"),
-        ([NAME, "--margin", "-1"], "--margin -1.0: must be 0 or more"),
+        ([NAME, "--margin", "-1"], "--margin -1.0: must be from 0 to 1"),
+        ([NAME, "--chance-margin", "nan"], "--chance-margin nan: must be from 0 to 1"),
         ([NAME, "--rollback", "--version", "2"], "--rollback goes with neither"),
     ],
 )

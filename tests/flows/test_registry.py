@@ -129,7 +129,8 @@ def check_version(client: MlflowClient, made: Made, run_id: str, private: str) -
     version = client.get_model_version(name, "1")
     assert version.run_id == run_id
     assert version.tags[DIGEST_TAG] == made.manifest.digest
-    assert version.tags["score.dev.accuracy"] == "0.75"
+    assert len(version.tags) <= 8, version.tags
+    assert "Score: mcc 0.5000 on the development set" in version.description
     assert evaluation_of(version) == made.evaluation
     local = client.get_model_version_download_uri(name, "1").removeprefix("file://")
     files = storage.list_files(local)

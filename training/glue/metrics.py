@@ -60,6 +60,18 @@ def majority_baseline(task: Task, train_labels: Values, dev_labels: Values) -> f
     return _METRICS[task.metric](dev_labels, np.full_like(dev_labels, answer))
 
 
+def constant_baseline(task: Task, dev_labels: Values) -> float:
+    """The task's own metric for the best answer that is the same for every row; a correlation with it is none.
+
+    For F1 that is the positive class throughout, which the majority class need not be.
+    """
+    if task.is_regression:
+        return 0.0
+    return max(
+        _METRICS[task.metric](dev_labels, np.full_like(dev_labels, float(answer))) for answer in range(task.num_labels)
+    )
+
+
 def paper_average(results: Results, with_wnli: bool = False) -> float:
     """The column "Average" of the BERT paper's table 1: one metric a column, MNLI counted twice, WNLI left out.
 

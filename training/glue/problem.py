@@ -11,10 +11,10 @@ from torch import nn
 from pipelines import storage
 from training.config import ModelConfig
 from training.fitting import Forward
-from training.glue.metrics import Values, majority_baseline, scores
+from training.glue.metrics import Values, constant_baseline, majority_baseline, scores
 from training.glue.reading import LabelledText, read_examples, read_test
 from training.glue.submission import write_predictions
-from training.glue.tasks import TASKS, Task, task_files
+from training.glue.tasks import CONSTANT_BASELINE, TASKS, Task, task_files
 from training.heads import BertForSequenceClassification
 from training.ordering import IntArray
 from training.packing import PackedSequences
@@ -55,6 +55,7 @@ class GlueProblem:
     def finish(self, forward: Forward, directory: str) -> dict[str, Any]:
         statistics: dict[str, Any] = {
             "majority_baseline": majority_baseline(self.task, self._train_labels, self._dev[0][1]),
+            CONSTANT_BASELINE: constant_baseline(self.task, self._dev[0][1]),
             "train_rows": len(self._train_labels),
             "dev_rows": len(self._dev[0][1]),
         }

@@ -8,6 +8,9 @@ from pipelines import storage
 from pipelines.recipe import InputError
 from training.finetuning_config import WORD_ORDER
 
+CONSTANT_BASELINE = "constant_baseline"
+"""Name of a trial's statistic: the task's metric for the best answer that is the same for every row."""
+
 
 @dataclass(frozen=True)
 class Column:

@@ -14,6 +14,7 @@ from torch import nn
 from pipelines import storage
 from training.config import ModelConfig
 from training.fitting import Forward
+from training.glue.tasks import CONSTANT_BASELINE
 from training.packing import IntArray, PackedSequences
 from training.squad.answers import Logits, QuestionAnswers, WindowLogits, answer_question
 from training.squad.config import SquadConfig, data_files
@@ -70,6 +71,8 @@ class SquadProblem:
             "train_windows": len(self.train_text.lengths),
             "train_answers_inside_tokens": self._targets.inexact,
             "dev_questions": len(self._dev.questions),
+            # Always "no answer", which is right for every impossible question.
+            CONSTANT_BASELINE: sum(each.is_impossible for each in self._dev.questions) / len(self._dev.questions),
             "dev_windows": len(self._dev_windows.text.lengths),
         }
 
