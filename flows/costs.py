@@ -6,12 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flows.rates import MEGABYTE, MERGES_SECONDS, START_SECONDS, Rates
+from flows.rates import (
+    CPU_FLOPS_PER_SECOND,
+    CPU_START_SECONDS,
+    CPU_STEP_SECONDS,
+    MERGES_SECONDS,
+    START_SECONDS,
+    Rates,
+)
 from flows.whole_recipe import WholeRecipe
 from pipelines.config import ExampleLengthConfig
-from pipelines.contract import token_id_type
+from pipelines.sizes import (
+    MEGABYTE,
+    disk_bytes_documents,
+    disk_bytes_examples,
+    disk_bytes_length,
+    disk_bytes_vocabulary,
+    masked_per_row,
+)
 from training.config import PhaseConfig
-from training.flops import ModelStates, checkpoint_bytes, model_states, num_parameters, step_flops
+from training.flops import ModelStates, model_states, num_parameters, step_flops
+from training.sizes import disk_bytes_checkpoints, disk_bytes_finetuning, disk_bytes_model, disk_bytes_pretraining
+from training.stages import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 
 
 class Gpu(NamedTuple):
@@ -36,8 +52,7 @@ GPUS: Mapping[str, Gpu] = {
 }
 """Data sheets often print twice as much, with 2:4 sparsity, which dense training has not."""
 
-DOCUMENTS_BYTES_A_TEXT_BYTE = 1.04
-"""Offsets, ids and sources beside the sentences: 1.03 for novels, 1.06 for Wikipedia."""
+REGISTRY = "mlartifacts"
 MANY_TEXT_EPOCHS = 100
 """BERT saw its text about 40 times (paper, appendix A.2)."""
 MANY_ROW_EPOCHS = 10
@@ -70,7 +85,11 @@ class PhaseCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything that `flows.estimate` tells; seconds are those of one core unless the rates' basis says otherwise."""
+    """Everything that `flows.estimate` tells; seconds are those of one core unless the rates' basis says otherwise.
+
+    Attributes:
+        disk_bytes: by stage, and of the registry's copies of the models.
+    """
 
     text_bytes: float
     documents_seconds: float
@@ -83,6 +102,7 @@ class Estimate:
     parameters: int
     text_epochs: float
     checkpoints_bytes: float
+    disk_bytes: Mapping[str, float]
     memory: Mapping[int, ModelStates]
     warnings: tuple[str, ...]
 
@@ -98,6 +118,11 @@ class Estimate:
     def cpu_seconds(self) -> float:
         return self.documents_seconds + self.vocabulary_seconds + self.examples_seconds
 
+    def cores_seconds(self, cores: int) -> float:
+        """Pre-training on so many cores of a CPU."""
+        steps = sum(phase.steps for phase in self.phases)
+        return CPU_START_SECONDS + steps * CPU_STEP_SECONDS + self.flops / (cores * CPU_FLOPS_PER_SECOND)
+
     def gpu_seconds(self, peak_tflops: float, utilization: float) -> float:
         """Of one GPU; of n, each as well used, the time is the n-th part."""
         return self.flops / (peak_tflops * 1e12 * utilization)
@@ -111,59 +136,50 @@ def estimate(whole: WholeRecipe, rates: Rates, text_bytes: float, ranks: int) ->
     phases = tuple(_phase_cost(whole, rates, phase, by_length) for phase in whole.pretraining.phases)
     parameters = num_parameters(whole.model, whole.vocabulary.size, whole.examples.next_sentence)
     precision = "bf16" if whole.pretraining.precision == "auto" else whole.pretraining.precision
-    stage = whole.pretraining.zero_stage
-    # A new checkpoint is whole before the oldest goes.
-    num_checkpoints = whole.pretraining.keep_checkpoints + 1
-    if every := whole.pretraining.keep_every_n_steps:
-        num_checkpoints += whole.pretraining.num_train_steps // every
+    examples_bytes = disk_bytes_examples(whole.examples, whole.vocabulary.size, text_bytes, rates.shapes)
+    models = 1 + len(whole.finetuning.tasks)
+    disk_bytes = {
+        DOCUMENTS: disk_bytes_documents(text_bytes),
+        VOCABULARY: disk_bytes_vocabulary(whole.vocabulary.size),
+        EXAMPLES: examples_bytes,
+        PRETRAINING: disk_bytes_pretraining(whole.pretraining, parameters),
+        FINETUNING: disk_bytes_finetuning(
+            parameters, len(whole.finetuning.tasks) * (1 + whole.finetuning.compare_with_random)
+        ),
+        REGISTRY: models * disk_bytes_model(parameters),
+    }
     text_epochs = sum(phase.row_epochs for phase in phases) * whole.examples.passes
     return Estimate(
         text_bytes=text_bytes,
         documents_seconds=START_SECONDS + megabytes * rates.documents_seconds_per_megabyte,
-        documents_bytes=text_bytes * DOCUMENTS_BYTES_A_TEXT_BYTE,
+        documents_bytes=disk_bytes[DOCUMENTS],
         vocabulary_seconds=START_SECONDS + MERGES_SECONDS + megabytes * rates.vocabulary_seconds_per_megabyte,
         examples_seconds=START_SECONDS
         + sum(cost.tokens for cost in lengths) / 1e6 * rates.examples_seconds_per_million_tokens,
-        examples_bytes=sum(cost.size_bytes for cost in lengths),
+        examples_bytes=examples_bytes,
         lengths=lengths,
         phases=phases,
         parameters=parameters,
         text_epochs=text_epochs,
-        checkpoints_bytes=checkpoint_bytes(parameters, precision, stage) * num_checkpoints,
+        checkpoints_bytes=disk_bytes_checkpoints(whole.pretraining, parameters),
+        disk_bytes=disk_bytes,
         memory={stage: model_states(parameters, precision, stage, ranks) for stage in range(4)},
         warnings=tuple(_warnings(whole, phases, text_epochs)),
     )
 
 
-def row_bytes(mean_length: float, mean_masked: float, vocab_size: int) -> float:
-    """Bytes of one row of examples in an Arrow file, by the contract's schema.
-
-    The tokens; a position (2 bytes) and a token for each mask; three lists' offsets of 4 bytes, segment_b_start of 2
-    and next_sentence_label of 1.
-    """
-    id_bytes: int = token_id_type(vocab_size).bit_width // 8
-    return id_bytes * mean_length + (2 + id_bytes) * mean_masked + 3 * 4 + 2 + 1
-
-
-def masked_per_row(whole: WholeRecipe, max_seq_length: int, mean_length: float) -> float:
-    """Mean number of predicted tokens of a row (create_pretraining_data.py, create_masked_lm_predictions)."""
-    most = next(
-        length.max_predictions_per_seq for length in whole.examples.lengths if length.max_seq_length == max_seq_length
-    )
-    return min(float(most), max(1.0, whole.examples.masked_lm_prob * mean_length))
-
-
 def _length_cost(whole: WholeRecipe, rates: Rates, length: ExampleLengthConfig, megabytes: float) -> LengthCost:
     shape = rates.shapes[length.max_seq_length]
     rows = megabytes * shape.rows_per_megabyte * whole.examples.passes
-    is_masked = whole.examples.masking != "dynamic"
-    masked = masked_per_row(whole, length.max_seq_length, shape.mean_length) if is_masked else 0.0
+    size_bytes = disk_bytes_length(
+        whole.examples, length.max_seq_length, whole.vocabulary.size, megabytes * MEGABYTE, shape
+    )
     return LengthCost(
         length.max_seq_length,
         train_rows=rows * (1.0 - whole.documents.heldout_share),
         rows=rows,
         tokens=rows * shape.mean_length,
-        size_bytes=rows * row_bytes(shape.mean_length, masked, whole.vocabulary.size),
+        size_bytes=size_bytes,
     )
 
 
@@ -174,7 +190,7 @@ def _phase_cost(whole: WholeRecipe, rates: Rates, phase: PhaseConfig, lengths: M
     else:
         sequences = phase.steps * phase.global_batch_tokens / shape.mean_length
     tokens = sequences * shape.mean_length
-    masked = sequences * masked_per_row(whole, phase.max_seq_length, shape.mean_length)
+    masked = sequences * masked_per_row(whole.examples, phase.max_seq_length, shape.mean_length)
     pairs = sequences if whole.examples.next_sentence else 0.0
     squared = sequences * shape.mean_squared_length
     flops = step_flops(whole.model, whole.vocabulary.size, tokens, squared, masked, pairs)

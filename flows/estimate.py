@@ -1,4 +1,4 @@
-"""Tell what a recipe will cost before it starts: examples, bytes, CPU hours, operations, GPU hours, memory.
+"""Tell what a recipe will cost before it starts: examples, disk of each stage, CPU and GPU time, operations, memory.
 
 python -m flows.estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100
 """
@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import os
+import shutil
+import sys
+from dataclasses import asdict, replace
 from typing import Any
 
-from flows.costs import GPUS, Estimate, estimate
+from flows.costs import GPUS, REGISTRY, Estimate, estimate
 from flows.progress import in_words
-from flows.rates import Rates, default_rates, measured_rates
-from flows.tables import print_table
+from flows.rates import CPU_BASIS, Rates, default_rates, measured_rates
+from flows.tables import print_table, shown
 from flows.whole_recipe import WholeRecipe
-from pipelines.recipe import InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines import storage
+from pipelines.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
 from pipelines.sources import find_inputs
 from pipelines.sources.unpacking import codec_of
+from training.stages import FINETUNING, PRETRAINING, VOCABULARY
 
 UTILIZATION = 0.5
 """Model FLOPs utilisation that is assumed; a run prints its own (MFU), and metrics.jsonl keeps it."""
 RANKS = 8
 
+_NOT_GIVEN = "not given"
 _PLAIN_FORMATS = ("text", "jsonl")
 
 
@@ -37,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--corpus-bytes", type=float, metavar="N", help="bytes of plain text; default: the size of the recipe's sources"
     )
     parser.add_argument("--from-workspace", metavar="DIR", help="take rates from what was finished there")
-    parser.add_argument("--gpu", choices=sorted(GPUS), help="tell hours on this GPU only; default: all known")
+    parser.add_argument(
+        "--gpu", choices=sorted(GPUS), help="tell the time on this GPU only; default: this machine's CPU and all known"
+    )
     parser.add_argument("--peak-tflops", type=float, metavar="T", help="tell hours on a device of this peak instead")
     parser.add_argument(
         "--utilization",
@@ -52,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parsed = parser.parse_args(arguments)
     _require_positive(parsed)
-    whole = WholeRecipe.check(recipe_from_arguments(parsed))
+    whole = WholeRecipe.check(_without_missing_files(recipe_from_arguments(parsed)))
     text_bytes, notes = (parsed.corpus_bytes, []) if parsed.corpus_bytes else _size_of_sources(whole)
     rates = measured_rates(whole, parsed.from_workspace) if parsed.from_workspace else default_rates(whole)
     ranks = parsed.ranks or whole.pretraining.ranks or RANKS
@@ -75,6 +83,16 @@ def _require_positive(parsed: argparse.Namespace) -> None:
         raise InputError(f"--utilization {parsed.utilization:g}: is a share of the peak; give a number up to 1")
     if parsed.ranks < 0:
         raise InputError(f"--ranks {parsed.ranks}: give 1 or more, or leave it out")
+
+
+def _without_missing_files(recipe: Recipe) -> Recipe:
+    """The recipe with stand-ins for the files of its tasks that it does not name: an estimate reads none of them."""
+    table = dict(recipe.tables.get("finetuning", {}))
+    table.setdefault("glue_dir", _NOT_GIVEN)
+    for section in ("squad", "tagging"):
+        if isinstance(table.get(section, {}), dict):
+            table[section] = {"train_file": _NOT_GIVEN, "dev_file": _NOT_GIVEN, **table.get(section, {})}
+    return replace(recipe, tables={**recipe.tables, "finetuning": table})
 
 
 def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:
@@ -112,12 +130,21 @@ def _hours(result: Estimate, rates: Rates, parsed: argparse.Namespace) -> list[d
         )
         hours = result.flops / speed.flops_per_second / 3600
         rows.append({"on": f"the machine of {parsed.from_workspace}", "hours": hours, "basis": basis})
+    if not (parsed.tokens_per_second or parsed.peak_tflops or parsed.gpu):
+        cores = cores_here()
+        hours = result.cores_seconds(cores) / 3600
+        rows.append({"on": f"this machine's CPU, {cores} core{'s' * (cores > 1)}", "hours": hours, "basis": CPU_BASIS})
     if not (parsed.tokens_per_second or parsed.peak_tflops):
         for gpu in [GPUS[parsed.gpu]] if parsed.gpu else GPUS.values():
             basis = f"{parsed.utilization:.0%} of {gpu.tflops:g} TFLOP/s dense {gpu.note}"
             hours = result.gpu_seconds(gpu.tflops, parsed.utilization) / 3600
             rows.append({"on": f"one {gpu.name}", "hours": hours, "basis": basis})
     return rows
+
+
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _as_json(
@@ -144,16 +171,32 @@ def _show(
     rows = [
         ["corpus", "", size_in_words(result.text_bytes), ""],
         ["documents", "", size_in_words(result.documents_bytes), in_words(result.documents_seconds)],
-        ["vocabulary", f"{whole.vocabulary.size:,} entries", "", in_words(result.vocabulary_seconds)],
+        [
+            "vocabulary",
+            f"{whole.vocabulary.size:,} entries",
+            size_in_words(result.disk_bytes[VOCABULARY]),
+            in_words(result.vocabulary_seconds),
+        ],
     ]
     for cost in result.lengths:
         what = f"{_large(cost.rows)} rows of length {cost.max_seq_length}, {_large(cost.tokens)} tokens"
         rows.append(["examples", what, size_in_words(cost.size_bytes), ""])
     rows.append(["examples", f"{whole.examples.passes} passes, all lengths", size_in_words(result.examples_bytes), ""])
     rows[-1][-1] = in_words(result.examples_seconds)
-    rows.append(["checkpoints", f"{_large(result.parameters)} parameters", size_in_words(result.checkpoints_bytes), ""])
+    disk = result.disk_bytes
+    pretraining = (
+        f"encoder of {_large(result.parameters)} parameters, checkpoints {size_in_words(result.checkpoints_bytes)}"
+    )
+    rows.append([PRETRAINING, pretraining, size_in_words(disk[PRETRAINING]), ""])
+    if whole.finetuning.tasks:
+        starts = (
+            "from the encoder and from random weights" if whole.finetuning.compare_with_random else "from the encoder"
+        )
+        rows.append([FINETUNING, f"{len(whole.finetuning.tasks)} tasks, {starts}", size_in_words(disk[FINETUNING]), ""])
+    rows.append([REGISTRY, "copies of the models in MLflow", size_in_words(disk[REGISTRY]), ""])
+    rows.append(["together", "", size_in_words(sum(disk.values())), in_words(result.cpu_seconds)])
     print_table(["stage", "what", "disk", "time of a core"], rows)
-    print("while a job runs, documents and examples take their disk twice\n")
+    print(f"while a job runs, documents and examples take their disk twice{_free_disk(whole)}\n")
     rows = [
         [
             str(phase.max_seq_length),
@@ -169,9 +212,9 @@ def _show(
     print_table(["length", "steps", "sequences", "tokens", "epochs of rows", "FLOPs"], rows, title="pre-training")
     print(f"the text itself is read {result.text_epochs:.1f} times\n")
     print_table(
-        ["on", "device hours", "by"],
-        [[row["on"], f"{row['hours']:,.1f}", row["basis"]] for row in hours],
-        title="hours of pre-training, evaluation and checkpoints left out",
+        ["on", "time", "by"],
+        [[row["on"], duration_in_words(row["hours"] * 3600), row["basis"]] for row in hours],
+        title="time of pre-training on one device, without evaluation, checkpoints and a GPU's fixed cost of each step",
     )
     print()
     rows = [
@@ -187,6 +230,21 @@ def _show(
     print(f"\nrates: {rates.seconds_basis}\nrows:  {rates.shapes_basis}")
     for warning in warnings:
         print(f"warning: {warning}")
+
+
+def _free_disk(whole: WholeRecipe) -> str:
+    """What is free where the workspace will lie; nothing is said of object stores."""
+    if not whole.is_local:
+        return ""
+    place = os.path.abspath(storage.local_path(whole.run.workspace))
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    return f"; {size_in_words(shutil.disk_usage(place).free)} are free in {shown(place)}"
+
+
+def duration_in_words(seconds: float) -> str:
+    """As `in_words`, with what is shorter than a second said to be that."""
+    return "under 1 s" if seconds < 1 else in_words(seconds)
 
 
 def size_in_words(size_bytes: float) -> str:

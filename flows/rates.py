@@ -9,12 +9,11 @@ better: `python -m flows.preprocess recipe.toml --set documents.sources.0.max_in
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,12 +23,12 @@ from pipelines import storage
 from pipelines.config import ExamplesConfig, VocabularyConfig
 from pipelines.contract import Manifest, read_manifest
 from pipelines.recipe import InputError
+from pipelines.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
 from training.config import ModelConfig, PretrainingConfig
 from training.flops import step_flops
 from training.stages import PRETRAINING
 
-MEGABYTE = 1_000_000
 START_SECONDS = 4.0
 """CPU time of a job before its first byte: imports, and the runner."""
 
@@ -48,37 +47,13 @@ READING_SECONDS_PER_MEGABYTE = {"wikiextractor": 1 / 57, "mediawiki": 1 / 4.5, "
 _DOCUMENT_OVERHEAD_BYTES = 24
 _SENTENCE_OVERHEAD_BYTES = 4
 
-
-class LengthShape(NamedTuple):
-    """What one pass makes of text at one maximum length."""
-
-    rows_per_megabyte: float
-    mean_length: float
-    mean_squared_length: float
-
-    def at(self, scale: float) -> LengthShape:
-        """Guess for a maximum length that is `scale` times this one: rows as full, and so many fewer."""
-        return LengthShape(
-            self.rows_per_megabyte / scale, self.mean_length * scale, self.mean_squared_length * scale**2
-        )
-
-
-SHAPES_BASIS = "70 novels (52 MB, a quarter) and 16,404 Wikipedia articles (30 MB), vocabulary of 30,522"
-_BOOKS_SHARE = 0.25
-"""Devlin et al., 2019, section 3.1: 800 M words of books, 2,500 M of Wikipedia."""
-_BOOKS = {
-    (True, 128): LengthShape(2169.8, 120.39, 0.9106 * 128**2),
-    (True, 512): LengthShape(798.3, 369.15, 0.6667 * 512**2),
-    (False, 128): LengthShape(2174.1, 107.74, 0.7477 * 128**2),
-    (False, 512): LengthShape(480.2, 480.77, 0.9200 * 512**2),
-}
-_ARTICLES = {
-    (True, 128): LengthShape(2648.6, 100.92, 0.6985 * 128**2),
-    (True, 512): LengthShape(1294.2, 224.97, 0.3132 * 512**2),
-    (False, 128): LengthShape(1909.6, 111.33, 0.7831 * 128**2),
-    (False, 512): LengthShape(424.1, 494.51, 0.9712 * 512**2),
-}
-"""By (next_sentence, max_seq_length)."""
+CPU_FLOPS_PER_SECOND = 60e9
+"""Of one core in training, fp32: 63 GFLOP/s with one thread (make bench NAME=training-step), 70 with two ranks and
+large steps (training/README.md), with other work beside it half of that."""
+CPU_STEP_SECONDS = 0.022
+"""What a step of two ranks takes besides its arithmetic: the demo's small steps, same machine."""
+CPU_START_SECONDS = 20.0
+CPU_BASIS = "60 GFLOP/s a core (AMD EPYC, otherwise idle), 22 ms a step, 20 s to start"
 
 
 @dataclass(frozen=True)
@@ -121,7 +96,7 @@ def default_rates(whole: WholeRecipe) -> Rates:
         EXAMPLES_SECONDS_PER_MILLION_TOKENS,
         BENCHMARK,
         {
-            length.max_seq_length: _default_shape(whole.examples.next_sentence, length.max_seq_length)
+            length.max_seq_length: default_shape(whole.examples.next_sentence, length.max_seq_length)
             for length in whole.examples.lengths
         },
         SHAPES_BASIS,
@@ -165,19 +140,6 @@ def text_bytes(documents: Manifest) -> float:
     overhead = _SENTENCE_OVERHEAD_BYTES * statistics["sentences"]
     overhead += _DOCUMENT_OVERHEAD_BYTES * statistics["documents_kept"]
     return max(float(statistics["characters"]), float(size_bytes - overhead))
-
-
-def _default_shape(next_sentence: bool, max_seq_length: int) -> LengthShape:
-    nearest = min((128, 512), key=lambda length: abs(math.log(length / max_seq_length)))
-    books, articles = _BOOKS[next_sentence, nearest], _ARTICLES[next_sentence, nearest]
-    book_rows, article_rows = _BOOKS_SHARE * books.rows_per_megabyte, (1 - _BOOKS_SHARE) * articles.rows_per_megabyte
-    rows = book_rows + article_rows
-    mixed = LengthShape(
-        rows,
-        (book_rows * books.mean_length + article_rows * articles.mean_length) / rows,
-        (book_rows * books.mean_squared_length + article_rows * articles.mean_squared_length) / rows,
-    )
-    return mixed.at(max_seq_length / nearest)
 
 
 def _measured_shape(statistics: Mapping[str, Any], max_seq_length: int, megabytes: float) -> LengthShape:

@@ -6,14 +6,22 @@ import sys
 from collections.abc import Mapping, Sequence
 
 
+def shown(path: object) -> str:
+    """Foreign text such as a file's name for one line of a terminal: what is not printable is shown escaped."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in str(path)
+    )
+
+
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None, title: str = ""
 ) -> None:
-    """Print rows under their columns' names.
+    """Print rows under their columns' names; control characters in cells are shown escaped.
 
     Args:
         styles: rich's style for cells with exactly this text, such as {"ok": "green"}.
     """
+    rows = [[shown(cell) for cell in row] for row in rows]
     if not (sys.stdout.isatty() and _print_with_rich(columns, rows, styles or {}, title)):
         print(plain_table(columns, rows, title))
 

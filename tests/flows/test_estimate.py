@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows import estimate as command
-from flows.costs import estimate, masked_per_row, row_bytes
-from flows.rates import MEGABYTE, default_rates, measured_rates, text_bytes
+from flows.costs import estimate
+from flows.rates import default_rates, measured_rates, text_bytes
 from flows.whole_recipe import WholeRecipe
 from pipelines.contract import read_manifest
 from pipelines.recipe import InputError, exit_code_of, read_recipe
+from pipelines.sizes import (
+    MEGABYTE,
+    disk_bytes_documents,
+    disk_bytes_examples,
+    disk_bytes_vocabulary,
+    masked_per_row,
+    row_bytes,
+)
 from training.config import SHAPES, ModelConfig
 from training.flops import checkpoint_bytes, model_states, num_parameters, step_flops
 from training.heads import BertForPreTraining
@@ -95,7 +104,7 @@ def test_bytes_of_examples_are_those_of_really_built_files(built: WholeRecipe) -
     for length in (32, 64):
         statistics = manifest.statistics["lengths"][str(length)]
         size_bytes = sum(file.size_bytes for file in manifest.files if file.name.startswith(f"length{length}/"))
-        masked = masked_per_row(built, length, statistics["mean_length"])
+        masked = masked_per_row(built.examples, length, statistics["mean_length"])
         expected = statistics["examples"] * row_bytes(statistics["mean_length"], masked, built.vocabulary.size)
         # Each file also has a schema and a footer, about 3 kB.
         assert size_bytes == pytest.approx(expected, rel=0.1)
@@ -157,3 +166,51 @@ def test_mistakes_are_told_in_one_line(built: WholeRecipe, tmp_path: Path, capsy
         command.main([recipe, "--set", f'documents.sources.0.inputs=["{tmp_path}/none"]'])
     assert exit_code_of(lambda: command.main([recipe, "--utilization", "2"])) == 2
     assert capsys.readouterr().err.startswith("error: --utilization 2")
+
+
+def test_disk_of_every_stage_is_that_of_really_built_files(built: WholeRecipe) -> None:
+    """Within the corpus's own ratio of tokens to text, and with what headers of small files add."""
+    manifests = {
+        stage: read_manifest(f"{built.run.workspace}/{stage}") for stage in ("documents", "vocabulary", "examples")
+    }
+    sizes = {
+        stage: sum(file.size_bytes for file in manifest.files) for stage, manifest in manifests.items() if manifest
+    }
+    assert manifests["documents"] is not None
+    size_bytes = text_bytes(manifests["documents"])
+    assert disk_bytes_documents(size_bytes) == pytest.approx(sizes["documents"], rel=0.3)
+    shapes = measured_rates(built, built.run.workspace).shapes
+    expected = disk_bytes_examples(built.examples, built.vocabulary.size, size_bytes, shapes)
+    assert expected == pytest.approx(sizes["examples"], rel=0.1)
+    assert sizes["vocabulary"] < 2 * disk_bytes_vocabulary(built.vocabulary.size)
+
+
+def test_a_recipe_without_the_files_of_its_tasks_is_estimated_too(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    novels = str(repository / "flows/recipes/novels.toml")
+    assert command.main([novels, "--corpus-bytes", "5.2e7"]) == 0
+    printed = capsys.readouterr().out
+    lines = {line.split("  ")[0]: line for line in printed.splitlines()}
+    assert "this machine's CPU" in printed
+    assert "2 tasks, from the encoder and from random weights" in lines["finetuning"]
+    (cpu,) = (line for line in printed.splitlines() if line.startswith("this machine's CPU"))
+    assert re.search(r" \d+ (s|min)  ", cpu), cpu
+    assert re.search(r"one H100 SXM +under 1 s  ", printed)
+    for stage in ("documents", "vocabulary", "examples", "pretraining", "finetuning", "mlartifacts", "together"):
+        assert "B" in lines[stage], stage
+    assert command.main([novels, "--corpus-bytes", "5.2e7", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["disk_bytes"]) == {
+        *("documents", "vocabulary", "examples", "pretraining", "finetuning", "mlartifacts")
+    }
+    assert told["hours"][0]["on"].startswith("this machine's CPU")
+    with pytest.raises(InputError, match="tasks names 'colla'"):
+        command.main([novels, "--corpus-bytes", "5.2e7", "--set", 'finetuning.tasks=["colla"]'])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.0, "under 1 s"), (0.4, "under 1 s"), (41, "41 s"), (720, "12 min"), (18_720, "5.2 h")]
+)
+def test_durations_are_never_none(seconds: float, words: str) -> None:
+    assert command.duration_in_words(seconds) == words
