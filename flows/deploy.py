@@ -32,6 +32,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.command import EXIT_FAILED, require_server
 from flows.deployments import deploy
+from flows.tables import shown
 from pipelines.recipe import InputError, exit_code_of
 
 PREFECT_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prefect.yaml")
@@ -96,16 +97,16 @@ def _deploy(
     try:
         done = deploy(client, listed, pull_steps, reset)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         return error
     what = "made" if done.new else "reset to prefect.yaml" if reset else "up to date"
     print(f"deployment  {done.name} {what}")
     for edit in done.edits:
-        print(f"    left alone: {edit}")
+        print(f"    left alone: {shown(edit)}")
     if done.edits:
         print(f"    to take all of it from prefect.yaml: python -m flows.deploy --reset {listed['name']}")
     if done.note:
-        print(f"    {done.note}")
+        print(f"    {shown(done.note)}")
     return None
 
 

@@ -227,9 +227,9 @@ def _show(
     ]
     title = f"memory of a rank, of {ranks}, without activations"
     print_table(["ZeRO", "weights", "gradients", "optimizer", "together"], rows, title=title)
-    print(f"\nrates: {rates.seconds_basis}\nrows:  {rates.shapes_basis}")
+    print(f"\nrates: {shown(rates.seconds_basis)}\nrows:  {shown(rates.shapes_basis)}")
     for warning in warnings:
-        print(f"warning: {warning}")
+        print(f"warning: {shown(warning)}")
 
 
 def _free_disk(whole: WholeRecipe) -> str:

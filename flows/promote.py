@@ -15,6 +15,7 @@ import os
 from typing import TYPE_CHECKING
 
 from flows.promotion import CHANCE_MARGIN
+from flows.tables import shown
 from pipelines.recipe import InputError, exit_code_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def _run(parsed: argparse.Namespace) -> int:
     if number is None:
         raise InputError(f"{parsed.name}: no version is @{CHALLENGER}; name one with --version N, --list shows them")
     decided = promote(client, parsed.name, number, parsed.margin, parsed.alias, parsed.force, parsed.chance_margin)
-    print(f"{parsed.name} version {number}: {'promoted' if decided.promoted else 'kept back'}: {decided.reason}")
+    what = "promoted" if decided.promoted else "kept back"
+    print(f"{parsed.name} version {number}: {what}: {shown(decided.reason)}")
     return 0 if decided.promoted else EXIT_KEPT
 
 
@@ -103,7 +105,7 @@ def _show(client: MlflowClient, name: str) -> None:
         score = f"{evaluation.metric} {evaluation.score:.4f}" if evaluation else "no score"
         aliases = " ".join(by_version.get(str(version.version), []))
         judged = f"{version.tags.get(PROMOTION_TAG, 'not judged')}: {version.tags.get(REASON_TAG, '-')}"
-        print(f"{version.version:>4}  {aliases:<12}  {score:<24}  {judged}")
+        print(f"{version.version:>4}  {aliases:<12}  {score:<24}  {shown(judged)}")
 
 
 if __name__ == "__main__":

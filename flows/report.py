@@ -14,12 +14,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows import report_samples
 from flows.local_server import LOOPBACK
 from flows.report_page import html_page
 from flows.report_samples import sampled
 from flows.stage_run import FlowOutcome, shown_seconds
+from flows.tables import shown
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import MANIFEST_NAME, Manifest, read_manifest
@@ -30,6 +32,9 @@ from training.stages import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINED, PRETRAI
 
 JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"
 UNKNOWN = "-"
+WARNING_CHARACTERS = 600
+TEXT_FIGURES = ("unk_share", "masked_unk_share", "pieces_per_word", "tokens_cut")
+"""What vocabulary and examples may say of how well they fit the text."""
 DISTRIBUTIONS = (
     "clozeworks",
     "torch",
@@ -59,6 +64,7 @@ def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_
         "recipe": whole.recipe.path,
         "overrides": list(whole.recipe.overrides),
         "workspace": whole.run.workspace,
+        "warnings": _warnings(manifests),
         "corpus": _corpus(manifests),
         **_samples(directories, manifests),
         "model": whole.model.identity(),
@@ -126,9 +132,10 @@ def write_report(whole: WholeRecipe, facts: Facts) -> dict[str, str]:
 
 def markdown(facts: Facts) -> str:
     """The report as a page of Markdown."""
-    lines = [f"# {facts['run']}", "", f"Recipe `{facts['recipe']}`, workspace `{facts['workspace']}`."]
+    lines = [f"# {facts['run']}", "", f"Recipe `{shown(facts['recipe'])}`, workspace `{shown(facts['workspace'])}`."]
     if facts["overrides"]:
-        lines.append("Overrides: " + ", ".join(f"`{override}`" for override in facts["overrides"]) + ".")
+        lines.append("Overrides: " + ", ".join(f"`{shown(override)}`" for override in facts["overrides"]) + ".")
+    lines += [f"\nWarning, {each['stage']}: {shown(each['text'])}" for each in facts["warnings"]]
     lines += ["", *_markdown_table(("", ""), _result_rows(facts))]
     lines += ["", "## Stages", "", *_markdown_table(("stage", "time"), _stage_rows(facts))]
     if facts["models"]:
@@ -142,12 +149,14 @@ def show(facts: Facts, console: Console) -> None:
     """Print the short table, the registry's URIs, the commands that open the pages and, last, where the report is."""
     table = Table(title=facts["run"], title_justify="left", show_header=False)
     for row in _result_rows(facts):
-        table.add_row(*row)
+        table.add_row(*map(Text, map(shown, row)))
     table.add_section()
     for row in _stage_rows(facts):
-        table.add_row(*row)
+        table.add_row(*map(Text, map(shown, row)))
     console.print()
     console.print(table)
+    for each in facts["warnings"]:
+        console.print(f"warning  {each['stage']}: {shown(each['text'])}", soft_wrap=True, markup=False)
     for uri, version in _model_rows(facts):
         console.print(f"model    {uri} (version {version})", soft_wrap=True, markup=False)
     for name, command in facts["commands"].items():
@@ -158,6 +167,15 @@ def show(facts: Facts, console: Console) -> None:
 def _manifests(directories: Mapping[str, str]) -> dict[str, Manifest]:
     found = {name: read_manifest(directory) for name, directory in directories.items()}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _warnings(manifests: Mapping[str, Manifest]) -> list[Facts]:
+    """What the stages' manifests warn of, in the order of the stages; texts may quote a corpus."""
+    return [
+        {"stage": stage, "text": report_samples.printable(str(warning), WARNING_CHARACTERS)}
+        for stage, manifest in manifests.items()
+        for warning in manifest.statistics.get("warnings", [])
+    ]
 
 
 def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest]) -> Facts:
@@ -228,6 +246,12 @@ def _corpus(manifests: Mapping[str, Manifest]) -> Facts:
         "examples": _total(lengths, "examples"),
         "example_tokens": _total(lengths, "tokens"),
         "lengths": lengths,
+        "text_figures": [
+            {"stage": stage, "figure": name, "value": found[name]}
+            for stage, found in ((VOCABULARY, vocabulary), (EXAMPLES, examples))
+            for name in TEXT_FIGURES
+            if isinstance(found.get(name), int | float)
+        ],
     }
 
 

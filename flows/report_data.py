@@ -26,6 +26,12 @@ from pipelines.contract import SPECIAL_TOKENS
 Facts = dict[str, Any]
 
 _LABELS = {0: "B continues A (IsNext)", 1: "B is from another document (NotNext)"}
+_FIGURES = {
+    "unk_share": "[UNK] among all tokens",
+    "masked_unk_share": "[UNK] among tokens to predict",
+    "pieces_per_word": "pieces a word",
+    "tokens_cut": "tokens cut off, their sentence longer than a row",
+}
 _KINDS = {"mask": "shown as [MASK]", "random": "shown as a random token", "kept": "shown as it is"}
 
 
@@ -119,9 +125,28 @@ def vocabulary(facts: Facts) -> str:
         cut = '<span class="cut">·</span>'
         words = [cut.join(foreign(piece) for piece in word) for word in split]
         parts.insert(1, f"<h3>Words in three or more pieces</h3>{_tokens(words)}")
+    parts.append(_text_figures(found.get("text_figures", [])))
     if rows := examples.get("rows_counted"):
         parts.append(paragraph(f"Frequencies are those of {count(rows)} training examples.", css="small"))
     return section("vocabulary", "Vocabulary", lead, *parts)
+
+
+def _text_figures(figures: Sequence[Facts]) -> str:
+    """How well the vocabulary fits the text, where the manifests say."""
+    if not figures:
+        return ""
+    rows = [
+        (text(_FIGURES.get(each["figure"], each["figure"].replace("_", " "))), text(each["stage"]), _figure(each))
+        for each in figures
+    ]
+    return "<h3>How it fits the text</h3>" + table("Fit of the vocabulary", ("", "of", "value"), rows, numbers=(2,))
+
+
+def _figure(each: Facts) -> str:
+    value = each["value"]
+    if each["figure"].endswith("_share"):
+        return percent(value)
+    return count(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def _tokens(items: Any) -> str:

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 UNKNOWN = "-"
+_STACKED_COLUMNS = 3
+_IN_BLOCKS = "\n\t"
+_CONTROL = ("Cc", "Cs")
 _SPACE = "\N{NO-BREAK SPACE}"
 _PERCENT_METRICS = ("accuracy", "f1", "exact_match", "span_f1")
 
 
 def text(value: object) -> str:
     """Text of ours as HTML."""
-    return html.escape(str(value))
+    return _escaped(value)
 
 
 def foreign(value: object) -> str:
     """Text from a corpus as HTML: isolated, so that no direction mark in it turns what follows."""
-    return f"<bdi>{html.escape(str(value))}</bdi>"
+    return f"<bdi>{_escaped(value)}</bdi>"
 
 
 def code(value: object) -> str:
-    return f"<code>{html.escape(str(value))}</code>"
+    return f"<code>{_escaped(value)}</code>"
+
+
+def _escaped(value: object, kept: str = "") -> str:
+    """For HTML; control characters, which it forbids or hides, as Python writes them, but for those that are kept."""
+    visible = "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in _CONTROL and each not in kept else each
+        for each in str(value)
+    )
+    return html.escape(visible)
 
 
 def paragraph(*parts: str, css: str = "") -> str:
@@ -32,15 +45,21 @@ def paragraph(*parts: str, css: str = "") -> str:
 
 def block(value: str) -> str:
     """Commands or program text, which scroll inside their own box."""
-    return f'<pre tabindex="0">{html.escape(value)}</pre>'
+    return f'<pre tabindex="0">{_escaped(value, _IN_BLOCKS)}</pre>'
 
 
 def table(label: str, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """A table of HTML cells that scrolls inside its own box; `numbers` are columns set to the right."""
+    """A table of HTML cells; `numbers` are columns set to the right.
+
+    On a narrow screen one of three columns and more is stacked, each cell below the other with its column's name.
+    """
     right = set(numbers)
+    is_wide = len(header) >= _STACKED_COLUMNS
 
     def cell(tag: str, column: int, content: str) -> str:
         scope = ' scope="row"' if tag == "th" else ""
+        if is_wide and tag == "td" and header[column] and content:
+            scope = f' data-label="{html.escape(header[column])}"'
         return f"<{tag}{scope}{' class=number' if column in right else ''}>{content}</{tag}>"
 
     head = "".join(
@@ -50,7 +69,8 @@ def table(label: str, header: Sequence[str], rows: Iterable[Sequence[str]], numb
         f"<tr>{''.join(cell('td' if column else 'th', column, content) for column, content in enumerate(row))}</tr>\n"
         for row in rows
     )
-    opening = f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">'
+    css = "scroll stacked" if is_wide else "scroll"
+    opening = f'<div class="{css}" role="region" tabindex="0" aria-label="{html.escape(label)}">'
     return f"{opening}<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
 
 

@@ -81,9 +81,19 @@ def _header(facts: Facts) -> list[str]:
         '<p class="kicker">Clozeworks report</p>',
         f"<h1>{text(facts['run'])}</h1>",
         paragraph(text(_sentence(facts)), css="lead"),
+        _warnings(facts),
         _results(facts),
         f'<nav aria-label="Sections">{links}</nav>',
     ]
+
+
+def _warnings(facts: Facts) -> str:
+    """What stages warn of: the first thing that a reader should see; nothing where there is none."""
+    warnings = facts.get("warnings", [])
+    if not warnings:
+        return ""
+    items = "".join(f"<li>{text(each['stage'])}: {foreign(each['text'])}</li>" for each in warnings)
+    return f'<aside class="warnings" aria-labelledby="warnings"><h2 id="warnings">Warnings</h2><ul>{items}</ul></aside>'
 
 
 def _sentence(facts: Facts) -> str:

@@ -31,11 +31,14 @@ a:hover, a:focus { text-decoration: underline; }
 code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 0.86em; }
 code { overflow-wrap: anywhere; unicode-bidi: isolate; }
 pre {
-  background: var(--panel); border-radius: 6px; padding: 0.8rem 1rem; margin: 0.6rem 0;
+  border-radius: 6px; padding: 0.8rem 1rem; margin: 0.6rem 0;
   overflow-x: auto; line-height: 1.5;
 }
 .lead { font-size: 1.15rem; color: var(--muted); max-width: 40rem; }
 .note, figcaption, .small { color: var(--muted); font-size: 0.9rem; }
+.warnings { border-left: 3px solid var(--orange); padding-left: 1rem; margin: 1.25rem 0; }
+.warnings h2 { font-size: 1rem; padding: 0; margin: 0; } .warnings ul { margin: 0.3rem 0; padding-left: 1.1rem; }
+.warnings li { overflow-wrap: anywhere; }
 .kicker { color: var(--muted); font-size: 0.85rem; margin: 0 0 0.3rem; }
 nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; padding-top: 1rem; font-size: 0.92rem; }
 .results {
@@ -50,6 +53,15 @@ nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; padding-top: 1rem; fon
 }
 .results .before { margin: 0; color: var(--muted); font-size: 0.88rem; }
 .scroll { overflow-x: auto; margin: 0.75rem 0; }
+.scroll, pre {  /* a shadow at the side where there is more, which the content covers at its end */
+  background:
+    linear-gradient(to right, var(--cover) 30%, transparent) left / 2.5rem 100% no-repeat local,
+    linear-gradient(to left, var(--cover) 30%, transparent) right / 2.5rem 100% no-repeat local,
+    radial-gradient(farthest-side at 0 50%, var(--grey), transparent) left / 0.7rem 100% no-repeat scroll,
+    radial-gradient(farthest-side at 100% 50%, var(--grey), transparent) right / 0.7rem 100% no-repeat scroll,
+    var(--cover);
+}
+.scroll { --cover: var(--paper); } pre { --cover: var(--panel); }
 table { border-collapse: collapse; min-width: min(100%, 26rem); font-size: 0.92rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.4rem 1rem 0.4rem 0; border-bottom: 1px solid var(--rule); }
 th:last-child, td:last-child { padding-right: 0; }
@@ -105,6 +117,15 @@ details { margin: 0.75rem 0; } summary { cursor: pointer; color: var(--blue); ov
 @media (max-width: 30rem) {
   body { padding: 1.5rem 1rem 3rem; }
   th, td { padding-right: 0.6rem; }
+  .stacked table { min-width: 0; }
+  .stacked thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  .stacked table, .stacked tbody, .stacked tr, .stacked th, .stacked td { display: block; }
+  .stacked tr { border-bottom: 1px solid var(--rule); padding: 0.5rem 0; }
+  .stacked tbody th, .stacked tbody td { border: 0; padding: 0.1rem 0; min-width: 0; text-align: left; }
+  .stacked tbody th { font-weight: 600; white-space: normal; }
+  .stacked tbody td { white-space: normal; }
+  .stacked td:empty { display: none; }
+  .stacked td[data-label]::before { content: attr(data-label) ": "; color: var(--muted); }
   h1 { font-size: 1.9rem; } h2 { padding-top: 2.25rem; } .lead { font-size: 1.05rem; }
 }
 @media print { nav { display: none; } section, figure { break-inside: avoid-page; } }

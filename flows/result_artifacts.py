@@ -21,6 +21,7 @@ from prefect.artifacts import (
 
 from flows.progress_artifacts import artifact_key
 from flows.stage_run import FlowOutcome
+from flows.tables import shown
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import Manifest, read_manifest
@@ -39,6 +40,11 @@ def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
         {"stage": stage, "fact": name.replace("_", " "), "value": value}
         for stage in (DOCUMENTS, VOCABULARY)
         for name, value in _plain_facts(manifests.get(stage))
+    ]
+    rows += [
+        {"stage": stage, "fact": "warning", "value": shown(warning)}
+        for stage, manifest in manifests.items()
+        for warning in manifest.statistics.get("warnings", [])
     ]
     lengths: Mapping[str, Any] = manifests[EXAMPLES].statistics.get("lengths", {}) if EXAMPLES in manifests else {}
     for length, facts in sorted(lengths.items(), key=lambda item: int(item[0])):

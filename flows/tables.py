@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
-def shown(path: object) -> str:
-    """Foreign text such as a file's name for one line of a terminal: what is not printable is shown escaped."""
+
+def shown(value: object) -> str:
+    """Foreign text, such as a file's name, for one line of a terminal: what is not seen there is escaped."""
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in str(path)
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in _UNSEEN else each for each in str(value)
     )
 
 

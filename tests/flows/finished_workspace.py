@@ -18,6 +18,8 @@ SCRIPT = "</script></td><script>alert(1)</script>"
 PICTURE = "<img src='http://127.0.0.1:9/leak.png' onerror=alert(1)>"
 TURNED = "\u202eright to left\u2066 \u05e9\u05dc\u05d5\u05dd"
 BROKEN = "half a pair \ud800, NUL \x00, escape \x1b[31m"
+FORGED_NAME = "a\x1b]0;title\x07\nerror: forged\r<script>alert(2)</script>.txt"
+WARNING = f"9.7 % of all tokens are [UNK] ({FORGED_NAME} {PICTURE}); raise vocabulary.alphabet_size"
 LONG_NAME = "a-very-long-name-without-any-space-" * 6
 
 VOCABULARY = [
@@ -115,7 +117,9 @@ def write_workspace(
 
 def _complete(directory: str, stage: str, files: Sequence[FileRecord], statistics: Mapping[str, Any]) -> str:
     config = (
-        {"sources": [{"format": "text", "inputs": [f"{TURNED}.txt", "corpus.txt"]}]} if stage == "documents" else {}
+        {"sources": [{"format": "text", "inputs": [f"{TURNED}.txt", "corpus.txt", FORGED_NAME]}]}
+        if stage == "documents"
+        else {}
     )
     write_manifest(directory, StageKey(stage, 1, config, {}).manifest(files, statistics, "0"))
     return directory
@@ -146,7 +150,13 @@ def _documents(directory: str) -> str:
 
 def _vocabulary(directory: str) -> str:
     storage.write_bytes(storage.join(directory, "vocab.txt"), "".join(f"{token}\n" for token in VOCABULARY).encode())
-    statistics = {"size": len(VOCABULARY), "distinct_words": 43_210}
+    statistics = {
+        "size": len(VOCABULARY),
+        "distinct_words": 43_210,
+        "unk_share": 0.0973,
+        "pieces_per_word": 1.2345,
+        "warnings": [WARNING],
+    }
     return _complete(directory, "vocabulary", [record_of(directory, "vocab.txt", rows=len(VOCABULARY))], statistics)
 
 

@@ -76,6 +76,9 @@ OVERHANGING = """[...document.querySelectorAll("body *")]
   .filter(each => !each.closest(".scroll, pre") && each.getBoundingClientRect().right > innerWidth + 1)
   .map(each => each.tagName + " " + each.textContent.slice(0, 40))"""
 
+SIDEWAYS = """[...document.querySelectorAll("{}")].filter(each => each.scrollWidth > each.clientWidth + 1)
+  .map(each => each.getAttribute("aria-label") || each.textContent.slice(0, 40))"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Page]:
@@ -134,6 +137,30 @@ def test_nothing_is_wider_than_the_window_and_no_chart_is_cut(browser: Page, rep
     assert browser.evaluate(OVERHANGING) == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate(MISPLACED) == []
+
+
+@pytest.mark.parametrize("width", [SMALL_PHONE, PHONE])
+def test_no_table_scrolls_sideways_on_a_phone(browser: Page, report_path: str, width: int) -> None:
+    """Wide ones are stacked, each cell with its column's name; what is left of them fits."""
+    browser.open(f"file://{report_path}", width)
+    assert browser.evaluate(SIDEWAYS.format(".scroll")) == []
+    named = browser.evaluate(
+        "[...document.querySelectorAll('.stacked td')].filter(td => td.textContent)"
+        ".map(td => [td.dataset.label, getComputedStyle(td, '::before').content])"
+    )
+    assert len(named) > 40
+    assert ["random", '"random: "'] in named
+    browser.open(f"file://{report_path}", DESKTOP)
+    assert browser.evaluate("getComputedStyle(document.querySelector('.stacked td')).display") == "table-cell"
+
+
+def test_what_scrolls_sideways_shows_that_there_is_more(browser: Page, report_path: str) -> None:
+    """Blocks of commands: a shadow that belongs to the box, covered by what belongs to the content."""
+    browser.open(f"file://{report_path}", PHONE)
+    scrolling = browser.evaluate(SIDEWAYS.format("pre"))
+    assert scrolling
+    attachments = browser.evaluate("getComputedStyle(document.querySelector('pre')).backgroundAttachment")
+    assert attachments == "local, local, scroll, scroll, scroll"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -14,9 +14,10 @@ from typing import Any
 
 import finished_workspace
 import pytest
-from finished_workspace import PICTURE, PLAIN, TURNED, VOCABULARY, write_workspace
+from finished_workspace import FORGED_NAME, PICTURE, PLAIN, TURNED, VOCABULARY, write_workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from flows import report, report_charts, report_results, report_samples
 from flows.report_page import SECTIONS, html_page
@@ -89,6 +90,34 @@ def test_the_page_tells_the_run_from_its_result_to_its_origin(whole: WholeRecipe
     assert facts["origin"]["digests"]["examples"] in text
     assert 'name = "trial"' in text
     assert facts["versions"]["torch"] in text
+
+
+def test_warnings_of_stages_stand_at_the_top(whole: WholeRecipe) -> None:
+    facts = facts_of(whole, write_workspace(whole))
+    page = html_page(facts)
+    assert page.index("9.7 % of all tokens are [UNK]") < page.index('<dl class="results">') < page.index("<main>")
+    text = Outline(page).text
+    assert "[UNK] among all tokens vocabulary 9.7 %" in text
+    assert "pieces a word vocabulary 1.23" in text
+    (line,) = (line for line in report.markdown(facts).splitlines() if line.startswith("Warning, vocabulary: 9.7 %"))
+    assert "\x1b" not in line
+    assert '<aside class="warnings"' not in html_page(facts | {"warnings": []})
+
+
+def test_names_of_files_with_control_characters_are_shown_escaped(
+    whole: WholeRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of files and recipes reach the page, the Markdown and the terminal, and control none of them."""
+    facts = facts_of(whole, write_workspace(whole)) | {"recipe": FORGED_NAME, "overrides": [FORGED_NAME]}
+    page, told = html_page(facts), report.markdown(facts)
+    assert r"a\x1b]0;title\x07\nerror: forged\r&lt;script&gt;alert(2)&lt;/script&gt;.txt" in page
+    assert r"a\x1b]0;title\x07\nerror: forged\r" in told
+    report.show(facts, Console(width=200))
+    shown = capsys.readouterr().out
+    for output in (page, told, shown):
+        assert not any(unicodedata.category(each) == "Cc" and each != "\n" for each in output)
+        assert not any(line.startswith("error:") for line in output.splitlines())
+    assert "<script" not in page
 
 
 def test_equal_facts_give_equal_bytes_from_memory_and_from_the_file(whole: WholeRecipe) -> None:
