@@ -28,6 +28,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python infra/check_infra.py
+	$(BIN)/python infra/secret_scan.py
 
 setup: $(STAMP)
 

@@ -173,7 +173,7 @@ def template_with_devices(template: dict[str, Any], kind: str) -> dict[str, Any]
     pod = changed["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     container = pod["containers"][0]
     container["resources"]["limits"]["nvidia.com/gpu"] = "{{ gpus }}"
-    container["volumeMounts"] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
+    container["volumeMounts"] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]  # noqa: S108  # shared memory
     pod["volumes"] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
     return changed
 

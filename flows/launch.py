@@ -89,7 +89,7 @@ def run_command(
         last_lines.append(line)
         on_line(line)
 
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: S603  # no shell
         list(command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -39,7 +39,7 @@ class LocalServer:
         # The child inherits a socket that listens already: no port can be lost between choosing and binding it.
         with socket.create_server((LOOPBACK, 0)) as listener, open(self.log_path, "ab") as log:
             self.api_url = f"http://{LOOPBACK}:{listener.getsockname()[1]}/api"
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603  # no shell
                 [sys.executable, "-m", "flows.local_server", str(listener.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -97,10 +97,12 @@ def private_home() -> str | None:
 
 def answers(api_url: str) -> bool:
     """Does a Prefect server answer there? One that asks for a password does."""
+    if not api_url.startswith(("http://", "https://")):
+        return False
     try:
         with (
             suppress(urllib.error.HTTPError),
-            urllib.request.urlopen(f"{api_url}/health", timeout=_HTTP_TIMEOUT_SECONDS),
+            urllib.request.urlopen(f"{api_url}/health", timeout=_HTTP_TIMEOUT_SECONDS),  # noqa: S310  # http(s) only
         ):
             pass
     except OSError:

@@ -17,7 +17,7 @@ ABSENT: Final = "\x00absent"
 """Stands for a key that is not there; no value of a deployment equals it."""
 UNKNOWN: Final = "\x00unknown"
 """Stands for what was last deployed where no record of it exists."""
-SECRET_PATH = "job_variables"
+_JOB_VARIABLES = "job_variables"
 """Environment variables of a job may be credentials: their values are never printed."""
 
 Schedule = SCHEDULE_TYPES
@@ -32,7 +32,7 @@ class Edit:
     in_file: Any
 
     def __str__(self) -> str:
-        if self.path.startswith(SECRET_PATH):
+        if self.path.startswith(_JOB_VARIABLES):
             return f"{self.path} (differs from prefect.yaml)"
         return f"{self.path} = {_shown(self.here)} (prefect.yaml: {_shown(self.in_file)})"
 

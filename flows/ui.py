@@ -162,7 +162,7 @@ def _start(
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     log_path = os.path.join(directory, LOG_NAME.format(name=name.lower()))
     with open(log_path, "wb") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  # no shell
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -201,7 +201,7 @@ def _wait_until_answering(page: Page) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        with suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_SECONDS):
+        with suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_SECONDS):  # noqa: S310  # an address of ours
             pass
     except OSError:
         return False

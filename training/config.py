@@ -200,7 +200,7 @@ class PretrainingConfig(OptimizerConfig):
     def _settings_go_together(self) -> PretrainingConfig:
         if self.optimizer == "lamb" and self.zero_stage:
             raise ValueError(
-                f"optimizer = 'lamb' with zero_stage = {self.zero_stage}: LAMB scales each matrix's update by that "
+                f"optimizer = 'lamb' with zero_stage = {self.zero_stage}: LAMB scales each matrix's update by that "  # noqa: S608  # no SQL: a message
                 "matrix's norm, and ZeRO 1-3 cut all matrices into flat pieces; set zero_stage = 0, or use 'adamw'"
             )
         if self.offload_optimizer and not self.zero_stage:

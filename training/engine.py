@@ -145,7 +145,7 @@ def _forget_shared_buffers() -> None:
     torch.distributed.barrier()
     address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
     with contextlib.suppress(FileNotFoundError):
-        os.remove(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}")
+        os.remove(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}")  # noqa: S108  # shared memory
 
 
 def _free_port() -> int:

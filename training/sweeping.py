@@ -260,7 +260,7 @@ class _Worker:
 def _start(command: Sequence[str], environment: Mapping[str, str], lock: int) -> _Worker:
     inherited = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
     reading, writing = os.pipe()
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  # no shell
         [*command, str(writing)],
         env={**inherited, **environment, LIFELINE_VARIABLE: str(os.getpid())},
         stdin=subprocess.PIPE,

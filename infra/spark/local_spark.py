@@ -71,7 +71,7 @@ def fetch_jars(beam_version: str = TESTED_BEAM_VERSION, scope: str = WITH_SPARK)
         command = ["mvn", "--batch-mode", "--quiet", f"--file={pom}", f"-Dbeam.version={beam_version}"]
         command += ["dependency:copy-dependencies", f"-DincludeScope={scope}", f"-DoutputDirectory={scratch}/jars"]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_FETCH_SECONDS)
+            result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_FETCH_SECONDS)  # noqa: S603  # no shell
         except subprocess.TimeoutExpired as error:
             raise SparkUnavailableError(f"Maven did not get the jars in {_FETCH_SECONDS:.0f} s; try again") from error
         if result.returncode:
@@ -136,7 +136,7 @@ class LocalSpark:
         }
         isolated = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *java]
         with self.log.open("wb") as log:
-            self._server = subprocess.Popen(
+            self._server = subprocess.Popen(  # noqa: S603  # no shell
                 isolated,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -186,7 +186,7 @@ class LocalSpark:
         """Open a port on this machine's loopback that leads to one of the server's."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             command = [*self._inside(), sys.executable, str(HERE / "relay.py"), str(listener.fileno()), str(port)]
-            self._relays.append(subprocess.Popen(command, pass_fds=[listener.fileno()]))
+            self._relays.append(subprocess.Popen(command, pass_fds=[listener.fileno()]))  # noqa: S603  # no shell
             return int(listener.getsockname()[1])
 
     def stop(self) -> None:
@@ -240,7 +240,10 @@ def _require_namespaces() -> None:
         if shutil.which(program) is None:
             raise SparkUnavailableError(f"no {program} on the PATH (Linux packages util-linux and iproute2)")
     result = subprocess.run(
-        ["unshare", "--map-root-user", "--net", "true"], capture_output=True, text=True, check=False
+        ["unshare", "--map-root-user", "--net", "true"],  # noqa: S607  # looked up on the PATH above
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode:
         raise SparkUnavailableError(
@@ -269,7 +272,7 @@ def main() -> int:
             return 0
         with LocalSpark(CACHE / "job_server.log", arguments.workers, arguments.beam_version) as spark:
             command = spark.command_outside if arguments.outside else spark.command
-            return subprocess.run(command(arguments.job), check=False).returncode
+            return subprocess.run(command(arguments.job), check=False).returncode  # noqa: S603  # no shell
     except SparkUnavailableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -71,9 +71,9 @@ def download_part(url: str, part: str, say: Callable[[str], None], first_wait_se
 
 def _continue(url: str, part: str, say: Callable[[str], None]) -> bool:
     have = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310  # http(s) only: fetch.py
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310  # http(s) only: fetch.py
     except urllib.error.HTTPError as error:
         with error:
             return _refused(url, part, have, error)
