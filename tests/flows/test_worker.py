@@ -117,7 +117,7 @@ def test_deploying_makes_pools_limits_schedules_and_forms(site: PrefectSite) -> 
     [
         ({"recipe": "x.toml", "pretraining": {"zero_stage": 4}}, "zero_stage"),
         ({"recipe": "x.toml", "pretraining": {"zero_stag": 2}}, "zero_stag"),
-        ({"workspace": "w"}, "'recipe' is a required property"),
+        ({"recipe": 3}, "recipe"),
     ],
 )
 def test_a_wrong_value_is_refused_before_there_is_a_run(
