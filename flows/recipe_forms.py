@@ -11,15 +11,20 @@ from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from pipelines.recipe import Section
+from pipelines.recipe import Section, lists_as_tuples
 
 
 class SectionForm(BaseModel):
     """Base of all forms: settings of one section, each of which may be None, which means: as in the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_as_tuples(cls, values: Any) -> Any:
+        return lists_as_tuples(values)
 
     def overrides(self, section: str) -> list[str]:
         """What is filled in, as `section.key=value` with TOML values."""

@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from flows import TRACKING_SERVER
+from flows.contradictions import Sections, contradiction
 from flows.deployed_request import completed
 from flows.promotion import CHANCE_MARGIN
 from flows.recipe_forms import SectionForm, form_of, toml_value
 from pipelines import storage
+from pipelines.bounds import Bounded, Text
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
-from pipelines.recipe import Recipe, RecipeError, RunConfig, Section, read_recipe
-from training.config import ModelConfig, PretrainingConfig, require_lengths_fit
+from pipelines.recipe import Recipe, RecipeError, RunConfig, Section, lists_as_tuples, read_recipe
+from training.config import ModelConfig, PretrainingConfig
 from training.distillation_config import DistillationConfig
 from training.finetuning_config import FinetuningConfig
 
 REGISTRY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
+_TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+_CHANCE = "a score of 0.5 above chance is asked of no task"
+_MARGIN = "scores lie between -100 and 100, and 0 asks for no more than the champion's"
+
 
 class TrackingConfig(Section):
     """`[tracking]`: where MLflow keeps runs and models, and how it names them."""
 
-    mlflow_tracking_uri: str | None = None
+    mlflow_tracking_uri: Text | None = None
     """None means the server that MLFLOW_TRACKING_URI names or, without it, SQLite in the workspace (`mlflow.db`), with
     artifacts beside it (`mlartifacts/`)."""
-    experiment: str = Field("clozeworks", min_length=1)
-    registered_model_prefix: str | None = Field(None, pattern=REGISTRY_NAME_PATTERN)
+    experiment: Text = "clozeworks"
+    registered_model_prefix: Annotated[str, Field(pattern=REGISTRY_NAME_PATTERN, max_length=128)] | None = None
     """Models are registered as `<prefix>-encoder` and `<prefix>-<task>`; None means the name of the run."""
-    alias: str = Field("champion", pattern=r"^[a-z][a-z0-9_-]*$")
+    alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=128)] = "champion"
     """Alias of the best version: one that this run registers gets it at the promotion gate."""
-    promotion_margin: float = Field(default=0.0, ge=0.0, le=1.0)
+    promotion_margin: Annotated[float, Bounded(0.0, 100.0, _MARGIN)] = 0.0
     """By how much a new version's score must exceed the champion's to replace it; more is asked for than mere luck."""
-    chance_margin: float = Field(default=CHANCE_MARGIN, ge=0.0, le=0.5)
+    chance_margin: Annotated[float, Bounded(0.0, 0.5, _CHANCE)] = CHANCE_MARGIN
     """By how much a version's score must exceed that of one that learnt nothing (the best answer that is always the
     same; for an encoder, its own before training) to become champion, also where there is none yet."""
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _scheme_is_known(cls, uri: str | None) -> str | None:
+        """Leave the URI as it is.
+
+        Raises:
+            ValueError: MLflow has no tracking store behind such a URI.
+        """
+        if uri is None or uri == "databricks":
+            return uri
+        scheme, separator, rest = uri.partition("://")
+        if not separator or scheme.partition("+")[0] not in _TRACKING_SCHEMES or not rest:
+            known = ", ".join(f"{name}://" for name in _TRACKING_SCHEMES)
+            raise ValueError(f"must begin with one of {known} and name a server or a database")
+        return uri
 
 
 SECTION_MODELS: dict[str, type[Section]] = {
@@ -73,7 +95,7 @@ class BaseRequest(BaseModel):
     be left out: what is given then changes the deployment's request, key by key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     recipe: str = Field(min_length=1, description="path of the recipe file (TOML), such as flows/recipes/demo.toml")
     workspace: str | None = Field(
@@ -88,7 +110,10 @@ class BaseRequest(BaseModel):
         default=0, ge=0, le=10, description="attempts after a stage has failed; a mistake in the recipe gets none"
     )
     stage_timeout_seconds: float | None = Field(
-        default=None, gt=0, description="end a stage that takes longer; pre-training writes its checkpoint first"
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="end a stage that takes longer; pre-training writes its checkpoint first",
     )
     rebuild: bool = Field(default=False, description="build every stage anew, also those that are complete")
     parent_run_id: str | None = Field(
@@ -97,8 +122,8 @@ class BaseRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, given: Any) -> Any:
-        return completed(given)
+    def _completed_with_tuples(cls, values: Any) -> Any:
+        return lists_as_tuples(completed(values))
 
     def read(self) -> WholeRecipe:
         """Read and check the recipe.
@@ -185,8 +210,9 @@ class WholeRecipe:
             finetuning=recipe.section("finetuning", FinetuningConfig),
             tracking=recipe.section("tracking", TrackingConfig),
         )
-        whole._check_lengths()
         whole._check_workspace()
+        if problem := contradiction(whole._sections_to_compare()):
+            raise RecipeError(f"{recipe.path}: {problem}")
         return whole
 
     @property
@@ -217,22 +243,9 @@ class WholeRecipe:
             "tracking": self.tracking,
         }
 
-    def _check_lengths(self) -> None:
-        require_lengths_fit(self.model, self.pretraining, self.recipe.path)
-        lengths = [length.max_seq_length for length in self.examples.lengths]
-        for index, phase in enumerate(self.pretraining.phases):
-            if phase.max_seq_length not in lengths:
-                raise RecipeError(
-                    f"{self.recipe.path}: pretraining.phases.{index}.max_seq_length = {phase.max_seq_length}: "
-                    f"examples.lengths makes only {', '.join(map(str, lengths))}; "
-                    "add this length there or use one of them"
-                )
-        if self.finetuning.tasks and self.finetuning.max_seq_length > self.model.max_position_embeddings:
-            raise RecipeError(
-                f"{self.recipe.path}: finetuning.max_seq_length = {self.finetuning.max_seq_length} exceeds "
-                f"model.max_position_embeddings = {self.model.max_position_embeddings}; "
-                "raise the latter or shorten the former"
-            )
+    def _sections_to_compare(self) -> Sections:
+        distillation = self.distillation if "distillation" in self.recipe.tables else None
+        return Sections(self.documents, self.examples, self.model, self.pretraining, distillation, self.finetuning)
 
     def _check_workspace(self) -> None:
         if self.tracking_server is None and not self.is_local:

@@ -7,11 +7,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.bounds import (
+    MAX_SEQ_LENGTH_LIMIT,
+    Bounded,
+    Count,
+    Probability,
+    Seed,
+    SequenceLength,
+    Text,
+    UserPath,
+)
 from pipelines.languages import LANGUAGES
 from pipelines.recipe import Section
 
-MAX_SEQ_LENGTH_LIMIT = 65_535
-"""Positions are stored as uint16."""
+RESERVED_TOKENS = {"compact": 5, "bert": 999}
+"""Entries of a vocabulary before its alphabet, by layout."""
 
 _ASCII_LINE = '<page title="{}">\r\n'
 _ESCAPING_ENCODINGS = ("utf-7", "idna", "raw-unicode-escape")
@@ -21,27 +31,38 @@ _SETTINGS_OF_FORMATS = {
     "encoding": ("text", "jsonl", "wikiextractor", "mediawiki"),
 }
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+_IN_MEMORY = "a record is held in memory as a whole"
+_SHINGLES = "word n-grams tell documents apart by a few words"
+_HASHES = "fewer hash functions estimate badly, more only cost time"
+_SHARE_HELD_OUT = "what is held out is not trained on, so something must remain"
+_SIMILARITY = "at 0 all documents are alike, and equal ones are removed in any case"
+_ENTRIES = "letters need entries, and each entry is a row of the model's largest matrix"
+_CHARACTERS = "Unicode has so many"
+_MASKED = "tokens are learnt from those that stay"
+_PASSES = "each pass writes the corpus once more"
+_BINS = "each is a set of files, and a row has so many lengths at most"
 
 
 class SourceConfig(Section):
     """`[[documents.sources]]`: texts of one kind."""
 
     format: Literal["text", "jsonl", "parquet", "arrow", "wikiextractor", "mediawiki", "python-docstrings"] = "text"
-    inputs: tuple[str, ...] = Field(min_length=1)
+    inputs: tuple[UserPath, ...] = Field(min_length=1)
     """Paths or globs. For `python-docstrings`: `stdlib` and names of installed distributions."""
     document_separator: Literal["file", "blank-line", "google-bert"] = "file"
     """For `text`: is a document a whole file, or what stands between blank lines? `google-bert` is the latter with one
     ready sentence a line, as create_pretraining_data.py reads it."""
-    text_field: str = Field("text", min_length=1)
+    text_field: Text = "text"
     """For `jsonl`: the text's place, with dots into nested objects; for `parquet` and `arrow`: the column."""
-    encoding: str = "utf-8"
+    encoding: Text = "utf-8"
     """Encoding of text without a byte order mark, by Python's name for it; a mark in the file goes before this."""
-    max_record_bytes: int = Field(256 << 20, ge=1 << 10)
+    max_record_bytes: Annotated[int, Bounded(1 << 10, 1 << 36, _IN_MEMORY)] = 256 << 20
     """A longer record (a whole file where a document is a file) is rejected: it would have to fit in memory."""
     language: str = Field("en", min_length=2)
     """Language code for sentence splitting."""
-    max_input_bytes: int | None = Field(None, ge=1)
+    max_input_bytes: (
+        Annotated[int, Bounded(1, 1 << 60, "it bounds a trial's text; leave it out to read all")] | None
+    ) = None
     """Read the inputs in sorted order up to about this many bytes; for trials."""
 
     @field_validator("encoding")
@@ -90,10 +111,10 @@ class CleaningConfig(Section):
 class NearDuplicatesConfig(Section):
     """`[documents.near_duplicates]`: MinHash over word n-grams; of documents that are alike, one is kept."""
 
-    min_similarity: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    min_similarity: Annotated[float, Bounded(0.0, 1.0, _SIMILARITY, above_low=True, below_high=True)] = 0.8
     """Jaccard similarity of two documents' n-grams from which they count as alike (Lee et al., 2022, section 4)."""
-    words_per_shingle: int = Field(5, ge=1)
-    num_permutations: int = Field(128, ge=16)
+    words_per_shingle: Annotated[int, Bounded(1, 100, _SHINGLES)] = 5
+    num_permutations: Annotated[int, Bounded(16, 4_096, _HASHES)] = 128
 
 
 class DocumentsConfig(Section):
@@ -101,18 +122,18 @@ class DocumentsConfig(Section):
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     cleaning: CleaningConfig = CleaningConfig()
-    languages: tuple[str, ...] = ()
+    languages: tuple[Text, ...] = ()
     """Keep documents in these languages only, by ISO 639 code, as py3langid tells them; empty keeps all."""
     near_duplicates: NearDuplicatesConfig | None = None
     """None removes exact duplicates only."""
-    min_sentences: int = Field(1, ge=1)
+    min_sentences: Count = 1
     """Documents of fewer sentences are rejected."""
-    min_characters: int = Field(20, ge=1)
+    min_characters: Count = 20
     """Documents with less text are rejected."""
-    max_characters: int | None = Field(None, ge=1)
+    max_characters: Count | None = None
     """Longer texts become several documents, split between paragraphs; None never splits."""
-    num_shards: int = Field(16, ge=1, le=99_999)
-    heldout_share: Probability = 0.01
+    num_shards: Annotated[int, Bounded(1, 99_999, "file names have five digits for it")] = 16
+    heldout_share: Annotated[float, Bounded(0.0, 0.9, _SHARE_HELD_OUT)] = 0.01
     """Share of documents, by hash, that is kept for evaluation only."""
 
     @field_validator("languages")
@@ -128,28 +149,46 @@ class DocumentsConfig(Section):
             raise ValueError(f"no such language code: {', '.join(unknown)}; known are {', '.join(sorted(LANGUAGES))}")
         return tuple(sorted({*languages}))
 
+    @model_validator(mode="after")
+    def _some_document_remains(self) -> DocumentsConfig:
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(
+                f"max_characters = {self.max_characters} splits all texts into documents below min_characters = "
+                f"{self.min_characters}, which are rejected; raise the one or lower the other"
+            )
+        return self
+
 
 class VocabularyConfig(Section):
     """`[vocabulary]`: the WordPiece vocabulary and the casing of all that follows."""
 
-    size: int = Field(30_522, ge=100, le=1 << 24)
+    size: Annotated[int, Bounded(100, 1 << 24, _ENTRIES)] = 30_522
     layout: Literal["compact", "bert"] = "compact"
     """Where the special tokens stand: `compact` at 0 to 4; `bert` as in the released uncased vocabulary, with [PAD] at
     0, [UNK] [CLS] [SEP] [MASK] at 100 to 103, and 99 + 895 `[unused]` entries around them, all counted in `size`."""
     lowercase: bool = True
     strip_accents: bool | None = None
     """None does as BERT does: strip when lower-casing."""
-    min_count: int = Field(2, ge=1)
+    min_count: Count = 2
     """Pairs rarer than this are never merged."""
-    alphabet_size: int = Field(1000, ge=1)
+    alphabet_size: Annotated[int, Bounded(1, 1_114_112, _CHARACTERS)] = 1000
     """The most frequent characters that get an entry; words with others become [UNK]."""
+
+    @model_validator(mode="after")
+    def _size_has_room(self) -> VocabularyConfig:
+        if self.size <= RESERVED_TOKENS[self.layout]:
+            raise ValueError(
+                f"size = {self.size} has no room beside the {RESERVED_TOKENS[self.layout]} reserved tokens of layout = "
+                f"{self.layout!r}; raise it, or use layout = 'compact'"
+            )
+        return self
 
 
 class ExampleLengthConfig(Section):
     """`[[examples.lengths]]`: one set of examples, cut to a maximum length."""
 
-    max_seq_length: int = Field(ge=8, le=MAX_SEQ_LENGTH_LIMIT)
-    max_predictions_per_seq: int = Field(ge=1)
+    max_seq_length: SequenceLength
+    max_predictions_per_seq: Annotated[int, Bounded(1, MAX_SEQ_LENGTH_LIMIT, "a row has no more tokens")]
 
     @model_validator(mode="after")
     def _predictions_fit(self) -> ExampleLengthConfig:
@@ -164,14 +203,14 @@ class ExampleLengthConfig(Section):
 class ExamplesConfig(Section):
     """`[examples]`: next-sentence pairs with masked tokens, as create_pretraining_data.py makes them."""
 
-    seed: int = Field(12_345, ge=0, lt=1 << 63)
-    passes: int = Field(5, ge=1)
+    seed: Seed = 12_345
+    passes: Annotated[int, Bounded(1, 10_000, _PASSES)] = 5
     """How often each document is cut and masked anew (`dupe_factor` in the released code)."""
     lengths: tuple[ExampleLengthConfig, ...] = (
         ExampleLengthConfig(max_seq_length=128, max_predictions_per_seq=20),
         ExampleLengthConfig(max_seq_length=512, max_predictions_per_seq=80),
     )
-    masked_lm_prob: Annotated[float, Field(gt=0.0, le=0.5)] = 0.15
+    masked_lm_prob: Annotated[float, Bounded(0.0, 0.5, _MASKED, above_low=True)] = 0.15
     short_seq_prob: Probability = 0.1
     """Share of documents, drawn anew in each pass, that are cut to a random shorter length; for pairs only."""
     masking: Literal["static", "dynamic", "whole_word"] = "static"
@@ -180,7 +219,7 @@ class ExamplesConfig(Section):
     next_sentence: bool = True
     """False packs full sentences up to the maximum length, over the borders of documents, without a second segment
     and without the next-sentence task (Liu et al., 2019, section 4.2, "full-sentences")."""
-    num_length_bins: int = Field(1, ge=1, le=512)
+    num_length_bins: Annotated[int, Bounded(1, 512, _BINS)] = 1
     """Write each maximum length in so many sets of files, by equal steps of row length; for readers that pad."""
 
     @model_validator(mode="after")

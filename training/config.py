@@ -6,11 +6,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.bounds import Bounded, Count, CountOrNone, Seed, SequenceLength
+from pipelines.bounds import Processes as Ranks
 from pipelines.recipe import OPERATIONAL, InputError, Section
 
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Rate = Annotated[float, Bounded(0.0, 1.0, "it is a share, and something must be left", below_high=True)]
+LearningRate = Annotated[
+    float,
+    Bounded(1e-10, 10.0, "weights of about 0.02 do not move at smaller rates and are thrown about at larger ones"),
+]
+BatchSize = Annotated[int, Bounded(1, 1 << 24, "gradients of so many rows are added up in one step")]
+Deviations = Annotated[float, Bounded(0.0, 1e6, "it counts robust standard deviations, and 0 looks for no spike")]
+WeightDecay = Annotated[float, Bounded(0.0, 10.0, "it is a share of each weight; BERT has 0.01")]
+Epsilon = Annotated[float, Bounded(1e-30, 0.1, "it only keeps a division from 0: smaller is 0 to the hardware")]
+Spread = Annotated[float, Bounded(1e-6, 10.0, "it is the standard deviation of new weights; BERT has 0.02")]
+Norm = Annotated[float, Bounded(0.0, 1e6, "it limits the gradient's norm, which is about 1; 0 turns that off")]
+_WIDTH = "each layer has matrices of this width, and all are held in memory"
+_STEP_TOKENS = "gradients of so many tokens are added up in one step"
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Optimizer = Literal["adam", "adamw", "lamb"]
 Schedule = Literal["linear", "cosine", "warmup_stable_decay"]
@@ -32,19 +45,19 @@ class ModelConfig(Section):
 
     size: Literal["tiny", "small", "base", "large"] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """A name for the four numbers of SHAPES; a number given beside it takes precedence."""
-    hidden_size: int = Field(default=768, ge=1)
-    num_hidden_layers: int = Field(default=12, ge=1)
-    num_attention_heads: int = Field(default=12, ge=1)
-    intermediate_size: int = Field(default=3072, ge=1)
-    max_position_embeddings: int = Field(default=512, ge=8, le=65_535)
-    type_vocab_size: int = Field(default=2, ge=2)
+    hidden_size: Annotated[int, Bounded(1, 65_536, _WIDTH)] = 768
+    num_hidden_layers: Annotated[int, Bounded(1, 1_000, "BERT-large has 24, and all are held in memory")] = 12
+    num_attention_heads: Annotated[int, Bounded(1, 4_096, "heads share hidden_size among them")] = 12
+    intermediate_size: Annotated[int, Bounded(1, 1 << 20, _WIDTH)] = 3072
+    max_position_embeddings: SequenceLength = 512
+    type_vocab_size: Annotated[int, Bounded(2, 1_024, "a row has two segments")] = 2
     hidden_act: Literal["gelu", "gelu_new"] = "gelu"
     """`gelu` is the exact one (erf), with which the paper's models were trained; `gelu_new` its tanh approximation, in
     the released code since February 2019. Both are Hugging Face's names."""
     hidden_dropout_prob: Rate = 0.1
     attention_probs_dropout_prob: Rate = 0.1
-    layer_norm_eps: Positive = 1e-12
-    initializer_range: Positive = 0.02
+    layer_norm_eps: Epsilon = 1e-12
+    initializer_range: Spread = 0.02
 
     @model_validator(mode="before")
     @classmethod
@@ -70,11 +83,11 @@ class ModelConfig(Section):
 class PhaseConfig(Section):
     """`[[pretraining.phases]]`: one stretch of pre-training at one maximum length."""
 
-    max_seq_length: int = Field(ge=8, le=65_535)
-    steps: int = Field(ge=1)
-    global_batch_size: int = Field(default=256, ge=1)
+    max_seq_length: SequenceLength
+    steps: Count
+    global_batch_size: BatchSize = 256
     """Sequences per optimizer step, over all ranks and micro-batches."""
-    global_batch_tokens: int | None = Field(default=None, ge=1)
+    global_batch_tokens: Annotated[int, Bounded(1, 1 << 34, _STEP_TOKENS)] | None = None
     """Fill each step with as many sequences as have at most so many tokens together, instead of global_batch_size."""
 
     @model_validator(mode="after")
@@ -109,13 +122,13 @@ class OptimizerConfig(Section):
 
     optimizer: Optimizer = "adam"
     """`adam` is that of the released code, `adamw` PyTorch's own fused one, `lamb` for very large batches."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: WeightDecay = 0.01
     adam_beta1: Rate = 0.9
     adam_beta2: Rate = 0.999
-    adam_eps: Positive = 1e-6
+    adam_eps: Epsilon = 1e-6
     adam_bias_correction: bool = False
     """Left out, it is as the optimizer's source has it: off in BERT's Adam, on in AdamW and LAMB."""
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    max_grad_norm: Norm = 1.0
     """Gradients are clipped to this global norm; 0 turns clipping off."""
     precision: Precision = "auto"
     """`auto` is bf16 on a GPU that has it, fp32 elsewhere; fp16, with dynamic loss scaling, needs a GPU."""
@@ -145,45 +158,45 @@ class PretrainingConfig(OptimizerConfig):
         PhaseConfig(max_seq_length=128, steps=900_000, global_batch_size=256),
         PhaseConfig(max_seq_length=512, steps=100_000, global_batch_size=256),
     )
-    learning_rate: Positive = 1e-4
-    num_warmup_steps: int = Field(default=10_000, ge=0)
+    learning_rate: LearningRate = 1e-4
+    num_warmup_steps: CountOrNone = 10_000
     schedule: Schedule = "linear"
     """The decay after warm-up, one over all phases: training/schedule.py has the formulas."""
     masking: Literal["as_written", "dynamic"] = "as_written"
     """`dynamic` draws masks anew in each epoch, in place of those written; unmasked examples always get that."""
-    num_decay_steps: int | None = Field(default=None, ge=1)
+    num_decay_steps: Count | None = None
     """Last steps in which `warmup_stable_decay` lowers the rate to 0; None is a tenth of all steps."""
-    zero_stage: int = Field(default=2, ge=0, le=3)
+    zero_stage: Annotated[int, Bounded(0, 3, "ZeRO has the stages 1, 2 and 3; 0 turns it off")] = 2
     offload_optimizer: bool = False
     """Keep master weights and moments in the host's memory and update them there (ZeRO-Offload)."""
 
-    micro_batch_size: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
+    micro_batch_size: BatchSize | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Sequences a rank computes at once; None computes its whole share of the global batch without accumulation."""
     activation_checkpointing: bool = Field(default=False, json_schema_extra=OPERATIONAL)
     """Keep each layer's input only and compute the layer again in backward: less memory, a third more work."""
     compile: bool = Field(default=False, json_schema_extra=OPERATIONAL)
     """Let torch.compile fuse what lies between matrix products; dropout then draws other, equally keyed numbers."""
-    ranks: int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
+    ranks: Ranks = Field(default=0, json_schema_extra=OPERATIONAL)
     """Processes of one node; 0 means one per GPU, or two where there is none."""
-    eval_every_steps: int = Field(default=10_000, ge=1, json_schema_extra=OPERATIONAL)
-    eval_examples: int = Field(default=2_048, ge=1, json_schema_extra=OPERATIONAL)
+    eval_every_steps: Count = Field(default=10_000, json_schema_extra=OPERATIONAL)
+    eval_examples: Count = Field(default=2_048, json_schema_extra=OPERATIONAL)
     """Held-out examples that one evaluation reads at most."""
-    checkpoint_every_steps: int = Field(default=1_000, ge=1, json_schema_extra=OPERATIONAL)
-    keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra=OPERATIONAL)
-    keep_every_n_steps: int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
+    checkpoint_every_steps: Count = Field(default=1_000, json_schema_extra=OPERATIONAL)
+    keep_checkpoints: Count = Field(default=2, json_schema_extra=OPERATIONAL)
+    keep_every_n_steps: CountOrNone = Field(default=0, json_schema_extra=OPERATIONAL)
     """Checkpoints at multiples of this many steps are never deleted; 0 keeps none but the newest."""
     async_checkpoints: bool = Field(default=True, json_schema_extra=OPERATIONAL)
     """Write checkpoints while training goes on, from a copy in main memory (12 bytes per parameter, over all ranks)."""
-    max_bad_steps: int = Field(default=10, ge=1, json_schema_extra=OPERATIONAL)
+    max_bad_steps: Count = Field(default=10, json_schema_extra=OPERATIONAL)
     """Steps in a row with a loss or gradient that is not finite, or with a loss spike, that lead back to a checkpoint.
 
     This and the next two act only on a run that is going wrong: that it can be continued with others is their point.
     """
-    loss_spike_deviations: float = Field(default=10.0, ge=0.0, json_schema_extra=OPERATIONAL)
+    loss_spike_deviations: Deviations = Field(default=10.0, json_schema_extra=OPERATIONAL)
     """A spike lies this many robust standard deviations above the median of recent losses; 0 looks for none."""
-    max_rollbacks: int = Field(default=3, ge=0, json_schema_extra=OPERATIONAL)
+    max_rollbacks: CountOrNone = Field(default=3, json_schema_extra=OPERATIONAL)
     """Returns to a checkpoint before a run gives up."""
-    log_every_steps: int = Field(default=100, ge=1, json_schema_extra=OPERATIONAL)
+    log_every_steps: Count = Field(default=100, json_schema_extra=OPERATIONAL)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> PretrainingConfig:
@@ -237,16 +250,23 @@ class PretrainingConfig(OptimizerConfig):
         return sum(phase.steps for phase in self.phases)
 
 
+def lengths_problem(model: ModelConfig, pretraining: PretrainingConfig) -> str | None:
+    """Says which phase is longer than the model has positions for; None where all fit."""
+    for index, phase in enumerate(pretraining.phases):
+        if phase.max_seq_length > model.max_position_embeddings:
+            return (
+                f"pretraining.phases.{index}.max_seq_length = {phase.max_seq_length} exceeds "
+                f"model.max_position_embeddings = {model.max_position_embeddings}; "
+                "raise the latter or shorten the phase"
+            )
+    return None
+
+
 def require_lengths_fit(model: ModelConfig, pretraining: PretrainingConfig, recipe_path: str) -> None:
     """Check what only both sections together tell.
 
     Raises:
         InputError: a phase is longer than the model has positions for.
     """
-    for index, phase in enumerate(pretraining.phases):
-        if phase.max_seq_length > model.max_position_embeddings:
-            raise InputError(
-                f"{recipe_path}: pretraining.phases.{index}.max_seq_length = {phase.max_seq_length} exceeds "
-                f"model.max_position_embeddings = {model.max_position_embeddings}; "
-                "raise the latter or shorten the phase"
-            )
+    if problem := lengths_problem(model, pretraining):
+        raise InputError(f"{recipe_path}: {problem}")

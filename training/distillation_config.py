@@ -6,10 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.bounds import Bounded, Count, Seed, SequenceLength, UserPath
 from pipelines.recipe import OPERATIONAL
-from training.config import OptimizerConfig, Positive, Rate, Seed
+from training.config import BatchSize, LearningRate, OptimizerConfig, Rate
 
-Weight = Annotated[float, Field(ge=0.0)]
+Weight = Annotated[float, Bounded(0.0, 1e6, "a loss below 0 would teach the opposite")]
+Layer = Annotated[int, Bounded(0, 999, "layers are counted from 0")]
+Temperature = Annotated[
+    float, Bounded(0.01, 1_000.0, "logits are divided by it: below one token is left, above all are alike")
+]
+Epochs = Annotated[float, Bounded(1e-6, 10_000.0, "each epoch reads all examples once")]
 
 
 class DistillationConfig(OptimizerConfig):
@@ -19,11 +25,11 @@ class DistillationConfig(OptimizerConfig):
     settings are BERT's, and the batch is BERT's where DistilBERT had up to 4,000 rows.
     """
 
-    teacher: str | None = None
+    teacher: UserPath | None = None
     """Hugging Face directory of a BERT with its masked-LM head; None is the workspace's own encoder."""
-    teacher_layers: tuple[int, ...] | None = None
+    teacher_layers: tuple[Layer, ...] | None = None
     """Layers, from 0, that the student begins with; None takes every other one: 0, 2, 4 ..."""
-    temperature: Positive = 2.0
+    temperature: Temperature = 2.0
     soft_target_weight: Weight = 5.0
     mlm_weight: Weight = 2.0
     cosine_weight: Weight = 1.0
@@ -31,21 +37,21 @@ class DistillationConfig(OptimizerConfig):
     """At which tokens the student learns the teacher's distribution; `masked` costs a seventh of the logits."""
     masking: Literal["as_written", "dynamic"] = "as_written"
     """`dynamic` draws masks anew in each epoch, as DistilBERT did; unmasked examples always get that."""
-    max_seq_length: int = Field(default=128, ge=8, le=65_535)
+    max_seq_length: SequenceLength = 128
     """Which of the workspace's examples."""
-    global_batch_size: int = Field(default=256, ge=1)
+    global_batch_size: BatchSize = 256
     """Sequences per optimizer step, over all ranks and micro-batches."""
-    num_train_epochs: Positive = 3.0
-    learning_rate: Positive = 5e-4
+    num_train_epochs: Epochs = 3.0
+    learning_rate: LearningRate = 5e-4
     warmup_proportion: Rate = 0.05
     seed: Seed = 12_345
 
-    micro_batch_size: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
+    micro_batch_size: BatchSize | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Sequences a rank computes at once; None computes its whole share of the global batch without accumulation."""
-    eval_examples: int = Field(default=2_048, ge=1, json_schema_extra=OPERATIONAL)
+    eval_examples: Count = Field(default=2_048, json_schema_extra=OPERATIONAL)
     """Held-out examples that teacher and student are compared on, at most."""
-    checkpoint_every_steps: int = Field(default=1_000, ge=1, json_schema_extra=OPERATIONAL)
-    log_every_steps: int = Field(default=50, ge=1, json_schema_extra=OPERATIONAL)
+    checkpoint_every_steps: Count = Field(default=1_000, json_schema_extra=OPERATIONAL)
+    log_every_steps: Count = Field(default=50, json_schema_extra=OPERATIONAL)
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> DistillationConfig:

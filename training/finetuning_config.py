@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
+from pipelines.bounds import Bounded, Seed, Text, UserPath
+from pipelines.bounds import Processes as Ranks
 from pipelines.recipe import OPERATIONAL, Section
-from training.config import OptimizerConfig, Rate, Seed
+from training.config import OptimizerConfig, Rate
 from training.fitting_config import FittingConfig
 from training.squad.config import SquadConfig
 from training.sweep_config import SweepConfig
@@ -17,14 +21,19 @@ BEGIN_FROM_MNLI = ("mrpc", "rte", "sts-b")
 """Small tasks that later systems begin from an MNLI-tuned encoder (RoBERTa, section 5.1); BERT itself did not."""
 
 
+Rows = Annotated[int, Bounded(2, 100_000_000, "half of them stay in order, half do not, and all are held in memory")]
+Words = Annotated[int, Bounded(3, 10_000, "a sentence needs some words for an order, and is a row of at most so many")]
+Run = Annotated[int, Bounded(2, 10_000, "one word alone has no order")]
+
+
 class WordOrderConfig(Section):
     """`[finetuning.word_order]`: the demonstration task, made from held-out documents in CoLA's own form."""
 
-    max_train_examples: int = Field(default=4_000, ge=2)
-    max_dev_examples: int = Field(default=1_000, ge=2)
-    min_words: int = Field(default=6, ge=3)
-    max_words: int = Field(default=40, ge=3)
-    damaged_words: int = Field(default=5, ge=2)
+    max_train_examples: Rows = 4_000
+    max_dev_examples: Rows = 1_000
+    min_words: Words = 6
+    max_words: Words = 40
+    damaged_words: Run = 5
     """Length of the run of neighbouring words whose order is changed."""
     seed: Seed = 12_345
 
@@ -41,10 +50,10 @@ class WordOrderConfig(Section):
 class FinetuningConfig(OptimizerConfig, FittingConfig):
     """`[finetuning]`: the tasks, and the paper's settings for GLUE; SQuAD and tagging have sections of their own."""
 
-    tasks: tuple[str, ...] = ()
-    encoder: str | None = None
+    tasks: tuple[Text, ...] = ()
+    encoder: UserPath | None = None
     """Where to begin, instead of the workspace's own encoder: a Hugging Face directory, a workspace, `models:/...`."""
-    glue_dir: str | None = None
+    glue_dir: UserPath | None = None
     """Folder with GLUE's own sub-folders (CoLA, SST-2, MRPC ...)."""
     compare_with_random: bool = False
     """Also train each task from random weights, to show what pre-training bought."""
@@ -56,7 +65,7 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
     squad: SquadConfig = SquadConfig()
     tagging: TaggingConfig = TaggingConfig()
     sweep: SweepConfig = SweepConfig()
-    ranks: int = Field(default=1, ge=0, json_schema_extra=OPERATIONAL)
+    ranks: Ranks = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes of one node that share each batch; 0 means one per GPU."""
 
     def fitting(self, task: str) -> FittingConfig:

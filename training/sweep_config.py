@@ -7,11 +7,13 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
+from pipelines.bounds import Bounded, Processes
 from pipelines.recipe import OPERATIONAL, Section
-from training.config import Positive
-from training.fitting_config import FittingConfig
+from training.config import BatchSize, LearningRate
+from training.fitting_config import Epochs, FittingConfig
 
-Count = Annotated[int, Field(ge=1)]
+Seeds = Annotated[int, Bounded(1, 10_000, "each is a training run of its own")]
+Restarts = Annotated[int, Bounded(0, 10_000, "each is a training run of its own")]
 
 GRIDS: dict[str, tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]] = {
     "paper": ((32,), (5e-5, 4e-5, 3e-5, 2e-5), (3,)),
@@ -41,16 +43,16 @@ class SweepConfig(Section):
 
     grid: Literal["paper", "appendix", "none"] = "paper"
     """`paper`: section 4.1, four trials; `appendix`: A.3, eighteen; `none`: the task's own settings, for seeds."""
-    batch_sizes: tuple[Count, ...] = ()
+    batch_sizes: tuple[BatchSize, ...] = ()
     """These and the next two, where given, stand in place of the grid's own."""
-    learning_rates: tuple[Positive, ...] = ()
-    num_train_epochs: tuple[Count, ...] = ()
-    seeds: int = Field(default=1, ge=1)
+    learning_rates: tuple[LearningRate, ...] = ()
+    num_train_epochs: tuple[Epochs, ...] = ()
+    seeds: Seeds = 1
     """Trials of each point: the task's seed and those that follow it."""
-    small_task_restarts: int = Field(default=0, ge=0)
+    small_task_restarts: Restarts = 0
     """Further seeds for GLUE's tasks with fewer than 10,000 training rows. The paper did several for BERT-large, from
     the same encoder with another order of the data and another classifier (section 4.1)."""
-    side_by_side: int = Field(default=0, ge=0, json_schema_extra=OPERATIONAL)
+    side_by_side: Processes = Field(default=0, json_schema_extra=OPERATIONAL)
     """Trials at the same time, each in one process; 0 means one per GPU or, where there is none, per four cores."""
     keep_models: Literal["best", "all"] = Field(default="best", json_schema_extra=OPERATIONAL)
     """`best` keeps the weights of each task's best trial only: a model of BERT-base takes 440 MB."""

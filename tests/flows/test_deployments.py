@@ -98,7 +98,7 @@ def test_forms_keep_bounds_and_explanations_and_leave_out_nothing() -> None:
     definitions = parameter_schema(flow).model_dump()["definitions"]
     assert definitions["PretrainRequest"]["required"] == ["recipe"]
     assert definitions["PretrainingForm"]["properties"]["learning_rate"]["anyOf"] == [
-        {"exclusiveMinimum": 0.0, "type": "number"},
+        {"minimum": 1e-10, "maximum": 10.0, "type": "number"},
         {"type": "null"},
     ]
     assert set(definitions["PhaseConfig"]["required"]) == {"max_seq_length", "steps"}

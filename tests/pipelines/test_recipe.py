@@ -38,8 +38,8 @@ def test_sections_and_overrides(path: str) -> None:
     ("override", "message"),
     [
         ("vocabulary.siez=3", r"trial\.toml: vocabulary\.siez = 3: unknown key; did you mean 'size'\?"),
-        ("vocabulary.size=3", r"trial\.toml: vocabulary\.size = 3: .*greater than or equal to 100"),
-        ("vocabulary.size=many", r'trial\.toml: vocabulary\.size = "many": .*valid integer'),
+        ("vocabulary.size=3", r"trial\.toml: vocabulary\.size = 3: must be from 100 to 16_777_216: letters need entries"),
+        ("vocabulary.size=many", r'trial\.toml: vocabulary\.size = "many": must be a whole number without quotes, from'),
         ("documents.sources=3", r"trial\.toml: documents\.sources = 3: must be a list, such as \[3\]"),
         ("vocabulry.size=3", r"--set vocabulry\.size=3: unknown section 'vocabulry'; did you mean 'vocabulary'\?"),
         ("vocabulary=3", r"--set vocabulary=3: write it as section\.key=value"),
@@ -48,7 +48,7 @@ def test_sections_and_overrides(path: str) -> None:
         ("examples.lengths.0.max_length=3", r"examples\.lengths\.0\.max_length = 3: unknown key; did you mean 'max_se"),
         ("examples.lengths.0.max_predictions_per_seq=63", r"examples\.lengths\.0.*exceeds the 61 tokens"),
         ("examples.lengths=[]", r"\[examples\] lengths = \[\]: give at least one"),
-        ("documents.sources=[{inputs=[]}]", r"documents\.sources\.0\.inputs = \[\]: .*at least 1 item"),
+        ("documents.sources=[{inputs=[]}]", r"documents\.sources\.0\.inputs = \[\]: must not be empty$"),
     ],
 )
 def test_mistakes(path: str, override: str, message: str) -> None:

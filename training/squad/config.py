@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipelines import storage
+from pipelines.bounds import MAX_SEQ_LENGTH_LIMIT, Bounded, SequenceLength, UserPath
 from pipelines.recipe import InputError
-from training.config import Positive
+from training.config import BatchSize, LearningRate
 from training.fitting_config import FittingConfig
+
+Tokens = Annotated[int, Bounded(1, MAX_SEQ_LENGTH_LIMIT, "a row has no more tokens")]
+Answers = Annotated[int, Bounded(1, 10_000, "so many answers are compared for each question")]
+Score = Annotated[float, Bounded(-1e9, 1e9, "it is a difference of two scores, which are far smaller")]
 
 
 class SquadConfig(FittingConfig):
@@ -20,20 +25,20 @@ class SquadConfig(FittingConfig):
     n-best are those of run_squad.py.
     """
 
-    train_file: str | None = None
-    dev_file: str | None = None
-    batch_size: int = Field(default=32, ge=1)
+    train_file: UserPath | None = None
+    dev_file: UserPath | None = None
+    batch_size: BatchSize = 32
     """Windows of one optimizer step, over all ranks."""
-    learning_rate: Positive = 5e-5
-    max_seq_length: int = Field(default=384, ge=8, le=65_535)
-    doc_stride: int = Field(default=128, ge=1)
+    learning_rate: LearningRate = 5e-5
+    max_seq_length: SequenceLength = 384
+    doc_stride: Tokens = 128
     """Context tokens from the start of one window to the start of the next."""
-    max_query_length: int = Field(default=64, ge=1)
+    max_query_length: Tokens = 64
     """Question tokens that are kept."""
-    n_best_size: int = Field(default=20, ge=1)
-    max_answer_length: int = Field(default=30, ge=1)
+    n_best_size: Answers = 20
+    max_answer_length: Tokens = 30
     """Tokens of the longest answer that is predicted."""
-    null_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    null_threshold: Score | None = None
     """2.0: answer nothing where null score - best answer's score exceeds this; None takes, as the paper does, the
     value with the best F1 on the development file."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipelines import storage
+from pipelines.bounds import Bounded, SequenceLength, UserPath
 from pipelines.recipe import InputError
-from training.config import Positive
+from training.config import LearningRate
 from training.fitting_config import FittingConfig
+
+Column = Annotated[int, Bounded(-1_000, 1_000, "it counts columns of a file, below 0 from the last")]
 
 
 class TaggingConfig(FittingConfig):
@@ -18,19 +21,19 @@ class TaggingConfig(FittingConfig):
     The paper (section 5.3) says batch 32, 3 epochs and no rate for CoNLL-2003; 5e-5 is the largest of its grid.
     """
 
-    train_file: str | None = None
-    dev_file: str | None = None
-    test_file: str | None = None
+    train_file: UserPath | None = None
+    dev_file: UserPath | None = None
+    test_file: UserPath | None = None
     """Scored once, with the best epoch's weights; its predictions are written beside those on dev_file."""
-    token_column: int = 0
+    token_column: Column = 0
     """Column of the word, from 0; -1 is the last."""
-    label_column: int = -1
+    label_column: Column = -1
     scheme: Literal["auto", "iob1", "iob2", "bioes"] = "auto"
     """How the files' labels are written; `auto` finds it out for each file. The model always learns IOB2."""
     document_context: bool = False
     """Fill rows with the sentences around theirs, as the paper did; the files need -DOCSTART- rows for it."""
-    learning_rate: Positive = 5e-5
-    max_seq_length: int = Field(default=128, ge=8, le=65_535)
+    learning_rate: LearningRate = 5e-5
+    max_seq_length: SequenceLength = 128
     """Tokens of a row; a longer sentence becomes several rows, and each of its words is still labelled once."""
 
     @model_validator(mode="after")
