@@ -25,10 +25,10 @@ from flows.narration import narrate_to_console
 from flows.tracking import Tracker
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
+from pipelines.command_line import CommandParser
+from pipelines.failures import EXIT_FAILED
 from pipelines.recipe import InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 HOME_NAME = "prefect"
 DRAIN_TIMEOUT_SECONDS = 5.0
 
@@ -41,29 +41,27 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
     Returns the exit code: 0 complete, 1 a stage failed, 2 a mistake in what the person gave us, 130 interrupted.
     """
     name = flow.fn.__name__
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m flows.{name}",
         description=(flow.fn.__doc__ or "").splitlines()[0],
         epilog=_EXAMPLE.format(name=name),
     )
     add_recipe_arguments(parser)
     arguments = parser.parse_args(argv)
-    try:
-        return exit_code_of(lambda: _run(flow, arguments))
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on with what is not complete", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return exit_code_of(lambda: _run(flow, arguments))
 
 
-def _run(flow: Any, arguments: argparse.Namespace) -> None:
+def _run(flow: Any, arguments: argparse.Namespace) -> int:
     whole = WholeRecipe.check(recipe_from_arguments(arguments))
     narrate_to_console()
     request_type = get_type_hints(flow.fn)["request"]
-    with _prefect(whole):
-        flow(request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides))
+    try:
+        with _prefect(whole):
+            flow(request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides))
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
 
 
 @contextmanager

@@ -12,7 +12,6 @@ added, deleted), parameters, pauses, limits, tags. What is left alone is said, o
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import sys
@@ -30,9 +29,11 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from flows.command import EXIT_FAILED, require_server
+from flows.command import require_server
 from flows.deployments import deploy
 from flows.tables import shown
+from pipelines.command_line import CommandParser
+from pipelines.failures import EXIT_FAILED
 from pipelines.recipe import InputError, exit_code_of
 
 PREFECT_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prefect.yaml")
@@ -50,7 +51,7 @@ _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m flows.deploy",
         description=(__doc__ or "").splitlines()[0],
         epilog="example: python -m flows.deploy --types process docker",

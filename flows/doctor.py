@@ -5,12 +5,13 @@ python -m flows.doctor
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 
 from flows.diagnosis import findings
 from flows.tables import print_table
+from pipelines.command_line import CommandParser
+from pipelines.failures import exit_code_of
 
 EXIT_MISSING = 1
 
@@ -18,7 +19,7 @@ _STYLES = {"ok": "green", "missing": "bold red", "optional": "yellow"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m flows.doctor",
         description="Tell what is here, and what to do about what is not. Exit code 0 where all that is required is "
         "here, 1 where something is missing; what is optional does not count.",
@@ -39,4 +40,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code_of(main))

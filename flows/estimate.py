@@ -19,6 +19,7 @@ from flows.rates import CPU_BASIS, Rates, default_rates, measured_rates
 from flows.tables import print_table, shown
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
+from pipelines.command_line import CommandParser
 from pipelines.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
 from pipelines.sources import find_inputs
 from pipelines.sources.unpacking import codec_of
@@ -33,7 +34,7 @@ _PLAIN_FORMATS = ("text", "jsonl")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m flows.estimate",
         description="Tell what a recipe will cost before it starts.",
         epilog="example: python -m flows.estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100",

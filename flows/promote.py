@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from flows.promotion import CHANCE_MARGIN
 from flows.tables import shown
+from pipelines.command_line import CommandParser
 from pipelines.recipe import InputError, exit_code_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _EXAMPLE = "example: python -m flows.promote demo-word-order --tracking-uri sqli
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m flows.promote", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     parser.add_argument("name", help="registered model, such as demo-encoder")

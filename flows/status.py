@@ -6,7 +6,6 @@ python -m flows.status flows/recipes/demo.toml --watch 10
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -18,6 +17,7 @@ from dataclasses import asdict
 from flows.progress import NEW, StageStatus, statuses_of_recipe, statuses_of_workspace
 from flows.tables import print_table
 from flows.whole_recipe import WholeRecipe
+from pipelines.command_line import CommandParser
 from pipelines.recipe import InputError, exit_code_of, read_recipe
 
 DETAIL_WIDTH = 160
@@ -36,7 +36,7 @@ _ANY_RECIPE = "RECIPE.toml"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m flows.status",
         description="Tell each stage's state and progress, and the next command. A recipe tells more than a workspace: "
         "whether what is there still matches its settings.",

@@ -5,7 +5,6 @@ python -m flows.ui workspaces/demo
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from pipelines import storage
+from pipelines.command_line import CommandParser
 from pipelines.lifeline import LIFELINE_VARIABLE
 from pipelines.recipe import InputError, exit_code_of
 
@@ -50,7 +50,7 @@ class Page(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m flows.ui",
         description="Show a workspace's runs, models and flows in a browser, until Ctrl-C.",
         epilog="example: python -m flows.ui workspaces/demo",

@@ -27,6 +27,9 @@ _SHOWN_CHARACTERS = 2_000
 _AGAIN = "and run the same command again"
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory", re.IGNORECASE)
+_PEER_GONE = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|NCCL.*remote", re.I
+)
 _TORCH_WRITE = re.compile(r"PytorchStreamWriter failed|file write failed|iostream error|unexpected pos \d+ vs \d+")
 _ERROR_NUMBER = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 """How Arrow and libraries written in Rust quote the operating system's error within a message of their own."""
@@ -179,9 +182,11 @@ def _explainable(error: BaseException) -> list[InputError | OSError | MemoryErro
                 return [OSError(number, f"{os.strerror(number)} (SQLite: {message})")]
     if number := _quoted_number(text):
         return [OSError(number, os.strerror(number))]
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) and text:
         if _OUT_OF_MEMORY.search(text):
             return [MemoryError(text.splitlines()[0])]
+        if _PEER_GONE.search(text):
+            return [ConnectionError(f"another process of this run has ended ({text.splitlines()[0][:200]})")]
         if _TORCH_WRITE.search(text):
             return [OSError(errno.EIO, f"writing failed ({text.splitlines()[0]}), as it does on a full disk")]
     return []

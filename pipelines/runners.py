@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -20,6 +21,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipelines import storage
 from pipelines.builds import add_restart_argument, finish_exchange, has_leftovers, require_ours
+from pipelines.command_line import CommandParser
 from pipelines.contract import StageKey, read_manifest
 from pipelines.locks import workspace_lock
 from pipelines.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
@@ -76,7 +78,7 @@ class Job(NamedTuple):
 
 def parse_job(module: str, description: str | None, argv: list[str] | None) -> Job:
     """Parse the command line that all three jobs share: recipe, `--set`, `--workspace`; the rest is Beam's."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m {module}",
         description=description,
         epilog=f"example: python -m {module} flows/recipes/demo.toml --set run.workers=2",
@@ -95,11 +97,18 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     """Beam options from what a command did not take itself.
 
     Raises:
-        InputError: an argument that neither the command nor Beam knows.
+        InputError: an argument that neither the command nor Beam knows, or that Beam cannot read.
     """
     logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
-    options = PipelineOptions(arguments)
-    known = options.get_all_options(drop_default=False)
+    said = io.StringIO()
+    try:
+        # Beam's parser would print all its options, and leave.
+        with redirect_stderr(said):
+            options = PipelineOptions(arguments)
+            known = options.get_all_options(drop_default=False)
+    except SystemExit as error:
+        reason = (said.getvalue().strip().splitlines() or ["wrong options"])[-1].rpartition("error: ")[2]
+        raise InputError(f"Beam's options: {reason}; see Beam's documentation of its pipeline options") from error
     for argument in arguments:
         name = argument.split("=", 1)[0].lstrip("-")
         if argument.startswith("--") and name not in known and name.removeprefix("no_") not in known:

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from pipelines import storage
 from pipelines.arrow_files import EXAMPLES_PER_BATCH, examples_of, read_table
 from pipelines.balancing import group_of
+from pipelines.command_line import CommandParser
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
 from pipelines.contract import (
     DOCUMENTS_SCHEMA,
@@ -295,7 +296,7 @@ def _compare_names(directory: str, files: list[FileRecord], expected: list[str])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pipelines.validate",
         description=__doc__,
         epilog="example: python -m pipelines.validate workspaces/demo",

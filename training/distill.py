@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from pipelines.builds import add_restart_argument
+from pipelines.command_line import CommandParser
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import add_recipe_arguments, recipe_from_arguments
 from training.checkpointed_stage import is_to_run
@@ -21,7 +22,7 @@ from training.process_end import StopRequest, exit_code_of_rank, run_and_leave
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.distill",
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="example: python -m training.distill flows/recipes/demo.toml",

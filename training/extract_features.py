@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from pipelines import storage
+from pipelines.command_line import CommandParser
 from pipelines.recipe import InputError, exit_code_of
 from training.encoders import add_encoder_arguments, encoder_directory, parse_encoder_arguments
 from training.process_end import run_and_leave
@@ -33,7 +34,7 @@ _PROGRESS_SECONDS = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.extract_features",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipelines import storage
 from pipelines.builds import add_restart_argument
+from pipelines.command_line import CommandParser
 from pipelines.contract import StageKey, require_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
@@ -46,7 +47,7 @@ _EXAMPLE = "example: python -m training.finetune recipe.toml --tasks rte --set f
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.finetune", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from pipelines.builds import add_restart_argument
+from pipelines.command_line import CommandParser
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import add_recipe_arguments, recipe_from_arguments
 from training.checkpointed_stage import is_to_run
@@ -23,7 +24,7 @@ _EXAMPLE = "example: deepspeed --num_accelerators 2 --module training.pretrain r
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.pretrain", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipelines import storage
+from pipelines.command_line import CommandParser
 from pipelines.recipe import InputError, exit_code_of
 from training.encoders import add_encoder_arguments, encoder_directory, parse_encoder_arguments
 from training.process_end import run_and_leave
@@ -28,7 +29,7 @@ _COLUMNS = "{:<11} {:<20} {:>6} {:>6} {:>9} {:>8} {:>8} {:>8}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.probe",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

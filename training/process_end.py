@@ -11,9 +11,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from pipelines.recipe import EXIT_BAD_INPUT, InputError, exit_code_of
+from pipelines.failures import InputError, exit_code_of, first_cause
 
-_SECONDS_FOR_FIRST_RANK = 3.0
+_SECONDS_FOR_CAUSE = 3.0
 
 
 class StopRequest:
@@ -46,12 +46,21 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
 
 
 def exit_code_of_rank(main: Callable[[], int]) -> int:
-    """Run a command's main on one of several ranks: all meet the same mistake, the first one tells it."""
-    if os.environ.get("RANK", "0") == "0":
-        return exit_code_of(main)
-    try:
-        return main()
-    except InputError:
-        # The launcher ends all ranks as soon as one fails: leave rank 0 the time to say why.
-        time.sleep(_SECONDS_FOR_FIRST_RANK)
-        return EXIT_BAD_INPUT
+    """Run a command's main on one of several ranks, so that one line says why the run failed.
+
+    A person's mistake is met by all ranks: the first one shows it, and the others only where it has not ended the run
+    by then. A full disk or missing memory is this rank's own. That a peer has gone is never the cause.
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+
+    def with_patience() -> int:
+        try:
+            return main()
+        except Exception as error:
+            cause = first_cause(error)
+            if isinstance(cause, ConnectionError) or (isinstance(cause, InputError) and not is_first):
+                # The launcher ends all ranks as soon as one fails: leave that the time to say why.
+                time.sleep(_SECONDS_FOR_CAUSE)
+            raise
+
+    return exit_code_of(with_patience)

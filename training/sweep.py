@@ -18,6 +18,7 @@ import signal
 import sys
 
 from pipelines import storage
+from pipelines.command_line import CommandParser
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
 from training.finetune import data_directory, require_inputs, trial_of
@@ -40,7 +41,7 @@ _NOT_ALL_COMPLETE = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.sweep", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)

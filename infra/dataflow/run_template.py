@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 
 from pipelines import build_examples, shard_corpus, storage, train_vocabulary
+from pipelines.command_line import CommandParser
 from pipelines.recipe import exit_code_of
 
 JOBS = {job.__name__.removeprefix("pipelines."): job for job in (shard_corpus, train_vocabulary, build_examples)}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--job", required=True, choices=JOBS)
     parser.add_argument("--recipe", required=True, help="recipe file, such as gs://bucket/recipe.toml")
     parser.add_argument("--workspace", required=True, help="directory of the run, such as gs://bucket/runs/one")

@@ -133,7 +133,7 @@ def test_ctrl_c_ends_the_command_and_all_that_it_started(write_recipe: Callable[
         process.kill()
         process.wait()
     assert process.returncode == 130, (told, rest, errors)
-    assert errors == "interrupted; run the same command again to go on with what is not complete\n"
+    assert errors == "interrupted; run the same command again to resume what is not complete\n"
     assert "documents    done in" in "".join(told)
     assert [pid for pid in children if os.path.exists(f"/proc/{pid}")] == []
     with sqlite3.connect(f"{workspace}/prefect/prefect.db") as database:

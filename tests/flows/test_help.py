@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PACKAGES = ("pipelines", "training", "flows")
-TAKES_ARGUMENTS = ("argparse", "parse_job(", "run_as_command(")
+TAKES_ARGUMENTS = ("CommandParser(", "parse_job(", "run_as_command(")
 MAIN = 'if __name__ == "__main__":'
 
 # One process for all: most of the time goes into importing Beam and Prefect.

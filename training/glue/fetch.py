@@ -8,13 +8,13 @@ download goes on where it stopped; what is there and verified is not fetched aga
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines import storage
+from pipelines.command_line import CommandParser
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import InputError, exit_code_of
 from training.glue.archives import BASE_URL, SOURCES, Source, unpack
@@ -28,7 +28,7 @@ _EXAMPLE = "example: python -m training.glue.fetch --output glue --tasks cola rt
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.glue.fetch", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that gets CoLA/, SST-2/ ...")

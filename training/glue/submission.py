@@ -10,7 +10,6 @@ equal predictions give an equal zip, byte for byte.
 
 from __future__ import annotations
 
-import argparse
 import io
 import zipfile
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import storage
+from pipelines.command_line import CommandParser
 from pipelines.contract import read_manifest
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import InputError, exit_code_of
@@ -32,7 +32,7 @@ _EXAMPLE = "example: python -m training.glue.submission --predictions workspaces
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.glue.submission",
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=_EXAMPLE,

@@ -8,18 +8,18 @@ Which articles go where depends on their number and the seed alone; all else of 
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
 from pipelines import storage
+from pipelines.command_line import CommandParser
 from pipelines.recipe import InputError, exit_code_of
 from training.ordering import keyed_permutation
 from training.squad.reading import read_json, read_squad
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m training.squad.split_articles",
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="example: python -m training.squad.split_articles --input dev-v1.1.json --train train.json "
