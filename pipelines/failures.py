@@ -56,10 +56,14 @@ _REMEDIES = {
     errno.ESTALE: f"the network drive was exchanged; mount it again {_AGAIN}",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OF_WRITING = (*_FULL, errno.EFBIG, errno.EIO, errno.EROFS)
+_QUOTED_PATH = re.compile(r"'(/[^'\n]*)'")
+"""Arrow names the path only in its message."""
 _BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 """Where one of these is raised while another error is handled, it is what has to be mended, not that error."""
 
 _REMOTE_ERROR = re.compile(r"^(?:\w+\.)*(?P<kind>\w*(?:Error|Exception))(?:: (?P<text>.*))?$", re.MULTILINE)
+_IS_REMOTE = re.compile(r"^Traceback \(most recent call last\)| \[while running '", re.MULTILINE)
 _REMOTE_STEP = re.compile(r" \[while running '[^']*'\]$")
 _REMOTE_OS_ERROR = re.compile(
     r"\[Errno (?P<number>\d+)\] (?P<message>.*?)(?:: (?P<quote>['\"])(?P<path>.*)(?P=quote))?$"
@@ -93,12 +97,15 @@ def is_debug() -> bool:
 
 
 @contextmanager
-def naming(path: str, needed_bytes: int | None = None) -> Iterator[None]:
-    """Give an OSError that knows no path this one, and a full disk the number of bytes that were to be written."""
+def writing(path: str, needed_bytes: int | None = None) -> Iterator[None]:
+    """Give what the disk refuses the path that was written, and the bytes that were to be written where they are known.
+
+    Arrow's errors, and those of a file that is open, know no path.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.errno in _OF_WRITING and error.filename is None:
             error.filename = path
         if needed_bytes is not None and error.errno in _FULL:
             error.add_note(f"{needed_bytes:,} bytes were to be written")
@@ -160,9 +167,21 @@ def first_cause(error: BaseException) -> InputError | OSError | MemoryError | No
         found += _explainable(current)
         hides_context = current.__suppress_context__ or (isinstance(current, _BUGS) and not _explainable(current))
         current = current.__cause__ or (None if hides_context else current.__context__)
-    innermost_first = found[::-1]
-    mistakes = [cause for cause in innermost_first if isinstance(cause, InputError)]
-    return next(iter([*mistakes, *innermost_first]), None)
+    found.reverse()
+    first = next((cause for cause in found if isinstance(cause, InputError)), found[0] if found else None)
+    if isinstance(first, OSError) and not _path_of(first):
+        # What wraps it may know where it happened.
+        same = (cause for cause in found if isinstance(cause, OSError) and cause.errno == first.errno)
+        first = next(filter(_path_of, same), first)
+    return first
+
+
+def _path_of(error: OSError) -> str:
+    """The path that an error names; empty where it names none."""
+    if isinstance(error.filename, str | bytes):
+        return os.fsdecode(error.filename)
+    quoted = _QUOTED_PATH.search(str(error))
+    return quoted[1] if quoted else ""
 
 
 def _explainable(error: BaseException) -> list[InputError | OSError | MemoryError]:
@@ -174,7 +193,7 @@ def _explainable(error: BaseException) -> list[InputError | OSError | MemoryErro
         if error.errno is None and (number := _quoted_number(text)):
             return [OSError(number, os.strerror(number), error.filename)]
         return [error]
-    if "Traceback (most recent call last)" in text:
+    if _IS_REMOTE.search(text):
         return _remote_causes(text)
     if type(error).__module__.partition(".")[0] == "sqlite3":
         for message, number in _SQLITE.items():
@@ -201,10 +220,13 @@ def _remote_causes(text: str) -> list[InputError | OSError | MemoryError]:
     """What the traceback of another process tells, which is all that comes from a Beam worker; outermost first."""
     found: list[InputError | OSError | MemoryError] = []
     for match in _REMOTE_ERROR.finditer(text):
-        message = _REMOTE_STEP.sub("", match["text"] or "")
-        if match["kind"] in ("InputError", "RecipeError", "FaultError"):
+        kind, message = match["kind"], _REMOTE_STEP.sub("", match["text"] or "")
+        # Beam puts an error that it cannot make anew into a RuntimeError, its kind into that one's message.
+        while within := _REMOTE_ERROR.match(message):
+            kind, message = within["kind"], within["text"] or ""
+        if kind in ("InputError", "RecipeError", "FaultError"):
             found.append(InputError(message))
-        elif match["kind"].endswith("MemoryError"):
+        elif kind.endswith("MemoryError"):
             found.append(MemoryError(message))
         elif quoted := _REMOTE_OS_ERROR.match(message):
             found.append(OSError(int(quoted["number"]), quoted["message"], quoted["path"]))
@@ -222,7 +244,7 @@ def _memory_line(error: MemoryError) -> str:
 
 
 def _system_line(error: OSError) -> str:
-    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    path = _path_of(error)
     start = f"{path}: " if path else ""
     if error.errno is None:
         first = next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.recipe import InputError
+from pipelines.failures import InputError, writing
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -206,11 +206,12 @@ def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
         make_directory(os.path.dirname(path))
     temporary = f"{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
     try:
-        with filesystem.open_output_stream(temporary, compression=None) as stream:
-            yield stream
-        if local:
-            flush_to_disk(temporary)
-        filesystem.move(temporary, path)
+        with writing(uri):
+            with filesystem.open_output_stream(temporary, compression=None) as stream:
+                yield stream
+            if local:
+                flush_to_disk(temporary)
+            filesystem.move(temporary, path)
     except BaseException:
         if filesystem.get_file_info(temporary).type == fs.FileType.File:
             filesystem.delete_file(temporary)
