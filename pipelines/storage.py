@@ -220,7 +220,7 @@ def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file atomically."""
-    with atomic_output(uri) as stream:
+    with writing(uri, len(data)), atomic_output(uri) as stream:
         stream.write(data)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import storage
 from pipelines.contract import StageKey, read_manifest, record_of, verify_file, write_manifest
-from pipelines.recipe import InputError
+from pipelines.failures import InputError, failure_line
 from training.recovery import Health
 from training.stages import code_version
 
@@ -209,8 +209,8 @@ class CheckpointStore:
         problem = ""
         try:
             self._writer.wait()
-        except OSError as error:
-            problem = f"{self._directory}: a checkpoint could not be written ({error}); free space there and run again"
+        except (OSError, InputError) as error:
+            problem = f"a checkpoint could not be written: {failure_line(error)}"
         failures = self._processes.count(bool(problem))
         if failures:
             raise InputError(problem or f"{self._directory}: another rank could not write its part of a checkpoint")

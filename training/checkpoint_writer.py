@@ -1,4 +1,4 @@
-"""Writes one rank's files of a checkpoint, in a thread where training shall not wait for the disk.
+"""Writes one rank's files of a checkpoint, in a thread where training must not wait for the disk.
 
 DeepSpeed 0.19.8 has a decoupled writer of its own. It needs an asynchronous-I/O operator to be compiled and a second
 process per writer, drops a checkpoint in silence when that process has died, and knows no fsync. So DeepSpeed
@@ -8,6 +8,7 @@ only gathers the state here; it is copied to main memory, and a thread writes it
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import threading
 import time
@@ -16,9 +17,12 @@ from typing import Any
 
 import torch
 
+from pipelines.failures import first_cause, writing
+
 _POLL_SECONDS = 0.02
-_WRITTEN, _FAILED = ".written", ".failed"
-"""Ends of the marks by which ranks tell rank 0 through the checkpoint's directory; it is shared by all of them."""
+_WRITING, _WRITTEN, _FAILED = ".writing", ".written", ".failed-"
+"""Ends of the marks by which ranks inform rank 0 through the checkpoint's directory; it is shared by all of them. A
+mark is made before the first byte and then only renamed, which a full disk still does; `.failed-28` has the errno."""
 
 
 class CheckpointWriter:
@@ -38,8 +42,14 @@ class CheckpointWriter:
         """Write the accepted files below `directory`; on rank 0 `finish` runs once every rank has written its own.
 
         Without a background the caller's tensors are written themselves, and all is done when this returns.
+
+        Raises:
+            OSError: nothing can be made in the directory.
         """
         assert self._thread is None
+        mark = self._path_of_mark(directory, _WRITING)
+        with writing(mark), open(mark, "x"):
+            pass
         files, self._files = self._files, []
         self._thread = threading.Thread(target=self._work, args=(files, directory, finish), name="checkpoint")
         self._thread.daemon = True
@@ -65,14 +75,11 @@ class CheckpointWriter:
             try:
                 while files:
                     state, path = files.pop()
-                    # Given a path, torch.save turns a full disk into a RuntimeError about positions in a file.
-                    with open(path, "wb") as stream:
-                        torch.save(state, stream)
-                        stream.flush()
-                        os.fsync(stream.fileno())
+                    _save(state, path)
                     del state
-            except Exception:
-                self._mark(directory, _FAILED)
+            except Exception as error:
+                number = error.errno if isinstance(error, OSError) else None
+                self._mark(directory, f"{_FAILED}{number or errno.EIO}")
                 raise
             self._mark(directory, _WRITTEN)
             if self._rank == 0:
@@ -82,20 +89,62 @@ class CheckpointWriter:
             self._error = error
 
     def _mark(self, directory: str, end: str) -> None:
-        with open(os.path.join(directory, f"rank{self._rank:05d}{end}"), "x"):
-            pass
+        os.rename(self._path_of_mark(directory, _WRITING), self._path_of_mark(directory, end))
+
+    def _path_of_mark(self, directory: str, end: str) -> str:
+        return os.path.join(directory, f"rank{self._rank:05d}{end}")
 
     def _wait_for_others(self, directory: str) -> None:
         while True:
             names = os.listdir(directory)
-            if failed := [name for name in names if name.endswith(_FAILED)]:
-                raise OSError(f"{directory}: {failed[0].removesuffix(_FAILED)} could not write its part")
+            if failed := next((name for name in names if _FAILED in name), None):
+                rank, _, number = failed.partition(_FAILED)
+                raise OSError(int(number), os.strerror(int(number)), os.path.join(directory, rank))
             marks = [name for name in names if name.endswith(_WRITTEN)]
             if len(marks) == self._world_size:
                 break
             time.sleep(_POLL_SECONDS)
         for name in marks:
             os.remove(os.path.join(directory, name))
+
+
+def _save(state: Any, path: str) -> None:
+    """Write one file, down to the disk.
+
+    Raises:
+        OSError: it could not be written; it names the path.
+    """
+    try:
+        with open(path, "wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except Exception as error:
+        # torch turns what the operating system says into a RuntimeError about positions in a file.
+        cause = first_cause(error)
+        if not isinstance(cause, OSError):
+            raise
+        with writing(path, size_bytes(state, {})):
+            raise OSError(cause.errno or errno.EIO, cause.strerror or str(cause), cause.filename or path) from error
+
+
+def size_bytes(value: Any, storages: dict[int, int]) -> int:
+    """Bytes of all tensors in a state; what shares its memory counts once.
+
+    Args:
+        value: as for `snapshot`.
+        storages: memory counted so far, by address; empty at first.
+    """
+    if isinstance(value, torch.Tensor):
+        memory = value.untyped_storage()
+        storages[memory.data_ptr()] = memory.nbytes()
+    elif isinstance(value, dict):
+        for item in value.values():
+            size_bytes(item, storages)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            size_bytes(item, storages)
+    return sum(storages.values())
 
 
 def snapshot(value: Any, copies: dict[Any, torch.Tensor]) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines import storage
 from pipelines.credentials import redacted
+from pipelines.failures import writing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -96,8 +97,10 @@ class Tracker:
         """Record the values of one step."""
         if self._stream is None:
             return
-        self._stream.write(json.dumps({"step": step, **metrics, TIME_KEY: time.time_ns() // 1_000_000}) + "\n")
-        self._stream.flush()
+        line = json.dumps({"step": step, **metrics, TIME_KEY: time.time_ns() // 1_000_000}) + "\n"
+        with writing(self._stream.name):
+            self._stream.write(line)
+            self._stream.flush()
         if self._sender is not None:
             self._sender.step = step
 

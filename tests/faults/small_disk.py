@@ -1,0 +1,91 @@
+"""A disk of a few megabytes that a test fills, and what a command said on it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+_FILLER = "filler"
+_BLOCK_BYTES = 4_096
+
+
+@dataclass
+class SmallDisk:
+    """A tmpfs of its own or, where this user may mount none, a folder in which no file may grow beyond a limit."""
+
+    path: str
+    is_mounted: bool
+    limit_bytes: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """What the operating system says when there is no more room."""
+        return os.strerror(errno.ENOSPC if self.is_mounted else errno.EFBIG).lower()
+
+    def leave_free(self, free_bytes: int) -> None:
+        """Fill the disk up to so many bytes."""
+        if not self.is_mounted:
+            self.limit_bytes = free_bytes
+            return
+        with open(os.path.join(self.path, _FILLER), "wb") as stream:
+            while (more := shutil.disk_usage(self.path).free - free_bytes) > 0:
+                stream.write(bytes(min(more, 1 << 20)))
+                stream.flush()
+
+    def make_room(self) -> None:
+        """Take the filler away."""
+        self.limit_bytes = None
+        if self.is_mounted:
+            os.remove(os.path.join(self.path, _FILLER))
+
+    def start(self, command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start a command under the disk's limit."""
+        return subprocess.Popen(
+            command,
+            env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=self._limiter(),
+        )
+
+    def run(self, module: str, *arguments: str) -> tuple[int, str]:
+        """Exit code and output of one of our commands."""
+        process = self.start([sys.executable, "-W", "ignore", "-m", module, *arguments])
+        try:
+            output, _ = process.communicate(timeout=600)
+        finally:
+            process.kill()
+        return process.returncode, output
+
+    def _limiter(self) -> Callable[[], None] | None:
+        limit = self.limit_bytes
+        if limit is None:
+            return None
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+@contextmanager
+def small_disk(path: str, size_bytes: int) -> Iterator[SmallDisk]:
+    """A disk at `path` that is gone when the block ends."""
+    os.makedirs(path)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path]
+    is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield SmallDisk(path, is_mounted)
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", path], check=True)
+
+
+def error_lines(output: str) -> list[str]:
+    """The lines in which a command says why it ended; there must be no traceback beside them."""
+    assert "Traceback" not in output, output
+    return [line for line in output.splitlines() if line.startswith("error: ")]
