@@ -250,12 +250,13 @@ def _system_line(error: OSError) -> str:
         first = next(iter(str(error).splitlines()), "") or type(error).__name__
         return f"{start}{first}{_where(path)}"
     what = error.strerror if error.errno == errno.EIO and error.strerror else os.strerror(error.errno)
+    what = what[0].lower() + what[1:]
     if error.errno in _FULL:
-        return f"{start}{what.lower()}{_space(path, error)}; free space there {_AGAIN}{_where(path)}"
+        return f"{start}{what}{_space(path, error)}; free space there {_AGAIN}{_where(path)}"
     if isinstance(error, ConnectionError | TimeoutError):
-        return f"{start}{what.lower()}; look whether the other side runs and can be reached, {_AGAIN}{_where(path)}"
+        return f"{start}{what}; look whether the other side runs and can be reached, {_AGAIN}{_where(path)}"
     target = f" (to {os.fsdecode(error.filename2)})" if isinstance(error.filename2, str | bytes) else ""
-    return f"{start}{what.lower()}{target}; {_REMEDIES.get(error.errno, f'mend that {_AGAIN}')}{_where(path)}"
+    return f"{start}{what}{target}; {_REMEDIES.get(error.errno, f'mend that {_AGAIN}')}{_where(path)}"
 
 
 def _space(path: str, error: OSError) -> str:
@@ -275,15 +276,15 @@ def _where(path: str) -> str:
 
 def _closed_output(error: BaseException) -> str | None:
     """Why standard output takes nothing more, where that is what failed; it is then left for good."""
-    if not isinstance(error, OSError) or error.filename is not None:
+    if not isinstance(error, OSError) or error.filename is not None or error.errno not in (errno.EPIPE, *_OF_WRITING):
         return None
     try:
-        sys.stdout.flush()
+        os.write(1, b"\n")
         return None
-    except (OSError, ValueError) as problem:
-        reason = os.strerror(problem.errno) if isinstance(problem, OSError) and problem.errno else str(problem)
-    # At its end the interpreter flushes once more, and would print a traceback of its own.
+    except OSError as problem:
+        reason = os.strerror(problem.errno or errno.EIO)
+    # At its end the interpreter writes what is buffered, and would print a traceback of its own.
     descriptor = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(descriptor, sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    os.dup2(descriptor, 1)
     os.close(descriptor)
     return f"standard output: {reason.lower()}; whoever read it has ended, or its disk is full"
