@@ -17,6 +17,7 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from pydantic import BaseModel
+from tokenizers import Tokenizer
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 IntArray = npt.NDArray[np.int64]
@@ -51,11 +52,7 @@ class QuestionAnswerer(PythonModel):
     def load_context(self, context: Any) -> None:
         directory = context.artifacts["model"]
         self._model = AutoModelForQuestionAnswering.from_pretrained(directory, local_files_only=True).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
-        # A literal "[MASK]" in a text is text.
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = text_tokenizer(AutoTokenizer.from_pretrained(directory, local_files_only=True))
         with open(context.artifacts["settings"]) as stream:
             self._settings = json.load(stream)
         ids = self._tokenizer.encode("", add_special_tokens=True).ids
@@ -94,6 +91,20 @@ class QuestionAnswerer(PythonModel):
         with torch.no_grad():
             output = self._model(input_ids=torch.tensor([row]), token_type_ids=torch.tensor([segments]))
         return torch.stack([output.start_logits[0], output.end_logits[0]], dim=1).double().numpy()
+
+
+def text_tokenizer(tokenizer: Any) -> Tokenizer:
+    """The tokenizer as training had it: a literal "[MASK]" in a text is text, an added "<entity>" is a token."""
+    contents = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token, tokenizer.pad_token, tokenizer.unk_token}
+    if not tokenizer.split_special_tokens:
+        for token in contents["added_tokens"]:
+            token["special"] = token["content"] in own
+    texts = Tokenizer.from_str(json.dumps(contents))
+    texts.encode_special_tokens = True
+    texts.no_truncation()
+    texts.no_padding()
+    return texts
 
 
 def cut(num_tokens: int, room: int, stride: int) -> list[tuple[int, int, BoolArray]]:

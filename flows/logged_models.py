@@ -20,20 +20,17 @@ from typing import TYPE_CHECKING, Any
 from pipelines import storage
 from pipelines.contract import MASK
 from pipelines.recipe import InputError
+from training.model_readme import (
+    FILL_MASK,
+    PIPELINE_TASKS,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
-FILL_MASK, TEXT_CLASSIFICATION = "fill-mask", "text-classification"
-TOKEN_CLASSIFICATION, QUESTION_ANSWERING = "token-classification", "question-answering"
-
-PIPELINE_TASKS = {
-    "BertForPreTraining": FILL_MASK,
-    "BertForMaskedLM": FILL_MASK,
-    "BertForSequenceClassification": TEXT_CLASSIFICATION,
-    "BertForTokenClassification": TOKEN_CLASSIFICATION,
-    "BertForQuestionAnswering": QUESTION_ANSWERING,
-}
 MODEL_ARTIFACT, SETTINGS_NAME, CARD_NAME = "model", "settings.json", "model_card.md"
 
 _TEXT = "It returns the number of items in the list."
@@ -107,7 +104,7 @@ def log_model(files: ModelFiles, card_text: str, metadata: Mapping[str, Any]) ->
         model_card=ModelCard(card_text),
         input_example=files.input_example,
         # Longer texts are cut as in training, at the tokenizer's `model_max_length`.
-        model_config={"truncation": True} if is_text else None,
+        model_config={"truncation": True} if is_text else {"tokenizer_kwargs": {"truncation": True}},
         pip_requirements=requirements(),
         metadata=dict(metadata),
     )
@@ -126,6 +123,7 @@ def _log_code(files: ModelFiles, code: str, card_text: str, metadata: Mapping[st
         model, settings_file, card, script = (os.path.join(scratch, name) for name in names)
         # A copy, for MLflow follows no links.
         shutil.copytree(storage.local_path(files.directory), model)
+        _write_tokenizer(files, model)
         # A file and no `model_config`: MLflow makes parameters of that, and the models of a stage share a run.
         storage.write_bytes(settings_file, json.dumps(settings).encode())
         storage.write_bytes(card, card_text.encode())
@@ -150,11 +148,24 @@ def _load_pipeline(files: ModelFiles, task: str) -> Any:
     directory = storage.local_path(files.directory)
     # A pre-training checkpoint also holds the next-sentence head, which the masked-language model leaves out.
     model = model_type.from_pretrained(directory, local_files_only=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copyfile(os.path.join(directory, "config.json"), os.path.join(scratch, "config.json"))
+        _write_tokenizer(files, scratch)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(scratch, local_files_only=True)
     tokenizer.model_max_length = files.settings.get("max_seq_length", model.config.max_position_embeddings)
-    # MLflow writes this name into the version; it would be the directory's path on this machine.
+    # MLflow writes these names into the version; they would be paths on this machine.
     model.name_or_path = files.name
+    tokenizer.name_or_path = files.name
     return transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+
+
+def _write_tokenizer(files: ModelFiles, directory: str) -> None:
+    """Write a model's tokenizer as exports have it: releases before this one left tokenizer_config.json out."""
+    from training.tokenizer_export import write_tokenizer  # seconds to import
+
+    path = storage.join(files.directory, "config.json")
+    positions = int(json.loads(storage.read_bytes(path))["max_position_embeddings"])
+    write_tokenizer(directory, files.directory, positions)
 
 
 def _hide_progress() -> None:

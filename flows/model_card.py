@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.logged_models import FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import Manifest, read_manifest
 from training.finetuning_config import MNLI
 from training.flattening import numbers_of
+from training.model_readme import FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from training.stages import DOCUMENTS, ENCODER_DIRECTORY, EXAMPLES, PRETRAINING, VOCABULARY
 
 _LICENSE_UNKNOWN = "unknown"

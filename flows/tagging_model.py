@@ -16,6 +16,7 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from pydantic import BaseModel
+from tokenizers import Tokenizer
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 IntArray = npt.NDArray[np.int64]
@@ -37,11 +38,7 @@ class Tagger(PythonModel):
     def load_context(self, context: Any) -> None:
         directory = context.artifacts["model"]
         self._model = AutoModelForTokenClassification.from_pretrained(directory, local_files_only=True).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
-        # A literal "[MASK]" in a text is text.
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = text_tokenizer(AutoTokenizer.from_pretrained(directory, local_files_only=True))
         with open(context.artifacts["settings"]) as stream:
             self._room = json.load(stream)["max_seq_length"] - 2
         ids = self._tokenizer.encode("", add_special_tokens=True).ids
@@ -67,6 +64,20 @@ class Tagger(PythonModel):
     def _sub_tokens(self, words: list[str]) -> list[list[int]]:
         unknown = self._tokenizer.encode(_UNKNOWN_WORD, add_special_tokens=False).ids
         return [encoding.ids or unknown for encoding in self._tokenizer.encode_batch(words, add_special_tokens=False)]
+
+
+def text_tokenizer(tokenizer: Any) -> Tokenizer:
+    """The tokenizer as training had it: a literal "[MASK]" in a text is text, an added "<entity>" is a token."""
+    contents = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token, tokenizer.pad_token, tokenizer.unk_token}
+    if not tokenizer.split_special_tokens:
+        for token in contents["added_tokens"]:
+            token["special"] = token["content"] in own
+    texts = Tokenizer.from_str(json.dumps(contents))
+    texts.encode_special_tokens = True
+    texts.no_truncation()
+    texts.no_padding()
+    return texts
 
 
 def rows(offsets: IntArray, room: int) -> Iterator[tuple[int, int, int, int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -25,6 +26,14 @@ from pipelines.contract import (
 )
 from pipelines.runners import limit_worker_threads
 from pipelines.stages import VOCABULARY
+from pipelines.tokenizer_config import (
+    BERT_TOKENIZER,
+    ROLES,
+    TOKENIZER_CONFIG_NAME,
+    as_file,
+    bert_settings,
+    tokenizer_config,
+)
 from pipelines.wordpiece import build_normalizer, build_tokenizer
 from pipelines.wordpiece_trainer import train
 
@@ -95,8 +104,21 @@ class SumCounts(beam.CombineFn):
         return merge_counts(accumulator)
 
 
+def tokenizer_files(tokens: Sequence[str], lowercase: bool, strip_accents: bool | None) -> dict[str, bytes]:
+    """The files of a vocabulary by name, which `transformers` loads as a BertTokenizer with these settings."""
+    tokenizer: str = build_tokenizer(tokens, lowercase, strip_accents).to_str(pretty=True)
+    settings, added = bert_settings(lowercase, strip_accents), json.loads(tokenizer)["added_tokens"]
+    # How long a text may be is a model's to say.
+    config = tokenizer_config(BERT_TOKENIZER, settings, ROLES, added, model_max_length=None)
+    return {
+        VOCABULARY_NAME: "".join(f"{token}\n" for token in tokens).encode(),
+        TOKENIZER_NAME: tokenizer.encode(),
+        TOKENIZER_CONFIG_NAME: as_file(config),
+    }
+
+
 class TrainVocabulary(beam.DoFn):
-    """Table of all word counts -> `Manifest`: train, write vocab.txt and tokenizer.json, complete the stage."""
+    """Table of all word counts -> `Manifest`: train, write the tokenizer's files, complete the stage."""
 
     def __init__(self, directory: str, key: StageKey, config: VocabularyConfig):
         self._result_directory = directory
@@ -116,12 +138,9 @@ class TrainVocabulary(beam.DoFn):
         counts = words["count"].to_numpy()
         distinct = words["word"].combine_chunks()
         tokens = train(distinct, counts, config.size, config.min_count, config.alphabet_size, config.layout)
-        storage.write_bytes(storage.join(self._directory, VOCABULARY_NAME), "".join(f"{t}\n" for t in tokens).encode())
-        tokenizer = build_tokenizer(tokens, config.lowercase, config.strip_accents)
-        storage.write_bytes(storage.join(self._directory, TOKENIZER_NAME), tokenizer.to_str(pretty=True).encode())
-        files = [
-            record_of(self._directory, VOCABULARY_NAME, len(tokens)),
-            record_of(self._directory, TOKENIZER_NAME, len(tokens)),
-        ]
+        contents = tokenizer_files(tokens, config.lowercase, config.strip_accents)
+        for name, content in contents.items():
+            storage.write_bytes(storage.join(self._directory, name), content)
+        files = [record_of(self._directory, name, len(tokens)) for name in contents]
         statistics = {"size": len(tokens), "words": int(counts.sum()), "distinct_words": len(counts)}
         write_manifest(self._directory, self._key.manifest(files, statistics, __version__))

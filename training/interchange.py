@@ -15,10 +15,10 @@ from torch import nn
 from pipelines import storage
 from pipelines.recipe import InputError
 from training.config import ModelConfig
+from training.model_readme import README_NAME, readme
+from training.tokenizer_export import write_tokenizer
 
 CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
-VOCABULARY_NAME, TOKENIZER_NAME = "vocab.txt", "tokenizer.json"
-VOCABULARY_FILES = (VOCABULARY_NAME, TOKENIZER_NAME, "tokenizer_config.json", "special_tokens_map.json")
 
 _DECODER = "cls.predictions.decoder"
 _TIED = f"{_DECODER}.weight"
@@ -44,16 +44,19 @@ def huggingface_config(config: ModelConfig, vocab_size: int, architecture: str, 
 def write_model(
     directory: str, state: Mapping[str, torch.Tensor], config: Mapping[str, Any], vocabulary_directory: str
 ) -> list[str]:
-    """Write config.json, model.safetensors and the vocabulary's files.
+    """Write all that a consumer needs: config.json, weights, tokenizer, README.md.
 
     Args:
-        directory: created if need be; files appear whole or not at all.
+        directory: created if need be; files appear complete or not at all.
         state: `state_dict` of one of training/heads.py's models, fp32.
         config: what `huggingface_config` made.
-        vocabulary_directory: where vocab.txt, tokenizer.json and tokenizer_config.json are copied from.
+        vocabulary_directory: the vocabulary or the encoder whose tokenizer the model was trained with.
 
     Returns:
         Names of the files written.
+
+    Raises:
+        InputError: the tokenizer cannot be read, or consumers would get other ids from an export of it.
     """
     os.makedirs(directory, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in state.items() if name != _TIED}
@@ -61,13 +64,9 @@ def write_model(
         storage.join(directory, WEIGHTS_NAME), safetensors.torch.save(tensors, metadata={"format": "pt"})
     )
     storage.write_bytes(storage.join(directory, CONFIG_NAME), json.dumps(config, indent=2).encode() + b"\n")
-    names = [CONFIG_NAME, WEIGHTS_NAME]
-    for name in VOCABULARY_FILES:
-        source = storage.join(vocabulary_directory, name)
-        if storage.file_size_bytes(source) is not None:
-            storage.write_bytes(storage.join(directory, name), storage.read_bytes(source))
-            names.append(name)
-    return names
+    names = write_tokenizer(directory, vocabulary_directory, int(config["max_position_embeddings"]))
+    storage.write_bytes(storage.join(directory, README_NAME), readme(directory).encode())
+    return [CONFIG_NAME, README_NAME, WEIGHTS_NAME, *names]
 
 
 def read_config(directory: str) -> tuple[ModelConfig, int]:
@@ -184,7 +183,7 @@ def load_into(
         Names of the parameters that kept their fresh values.
 
     Raises:
-        InputError: a weight is missing or of another shape.
+        InputError: a weight is missing, of another shape, or not finite.
     """
     kept: list[str] = []
     with torch.no_grad():
@@ -199,5 +198,17 @@ def load_into(
                 raise InputError(
                     f"{source}: weight {name} has shape {tuple(tensor.shape)}, the model needs {tuple(parameter.shape)}"
                 )
+            _require_finite(tensor, name, source)
             parameter.copy_(tensor)
     return kept
+
+
+def _require_finite(tensor: torch.Tensor, name: str, source: str) -> None:
+    """One NaN in a weight makes everything that is computed with it NaN."""
+    if torch.isfinite(tensor).all():
+        return
+    count = int((~torch.isfinite(tensor)).sum())
+    raise InputError(
+        f"{source}: weight {name} has {count} of {tensor.numel()} numbers that are not finite; the model diverged in "
+        "training, or its file is damaged: take another checkpoint, or train it again with a lower learning rate"
+    )

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import BertWordPieceTokenizer, Tokenizer
 
-from pipelines import storage
-from pipelines.contract import CLS, SEP
-from pipelines.recipe import InputError
-from training.interchange import TOKENIZER_NAME, VOCABULARY_NAME
 from training.packing import IntArray
+from training.tokenizer_loading import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,20 +21,17 @@ class EncodedText:
 
 
 class TextEncoder:
-    """The tokenizer of a directory; a literal "[MASK]" in a text is text."""
+    """The tokenizer of a directory, with the ids of `transformers`; a literal "[MASK]" in a text is text."""
 
     def __init__(self, directory: str) -> None:
-        """Read tokenizer.json, or vocab.txt where there is none.
+        """Read the tokenizer.
 
         Raises:
-            InputError: neither is there, or the vocabulary lacks [CLS] or [SEP].
+            InputError: there is none, it is not BERT's, or its files contradict each other.
         """
-        self._tokenizer = _read_tokenizer(directory)
-        self._tokenizer.encode_special_tokens = True
-        ids = [self._tokenizer.token_to_id(token) for token in (CLS, SEP)]
-        if None in ids:
-            raise InputError(f"{directory}: the vocabulary lacks {CLS} or {SEP}; it is not a BERT vocabulary")
-        self._cls, self._sep = (np.array([token_id], dtype=np.uint32) for token_id in ids)
+        loaded = load_tokenizer(directory)
+        self._tokenizer = loaded.for_texts()
+        self._cls, self._sep = (np.array([loaded.id_of(role)], dtype=np.uint32) for role in ("cls_token", "sep_token"))
 
     def encode(self, sentences_a: list[str], sentences_b: list[str] | None, max_seq_length: int) -> EncodedText:
         """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, cut to length at the end of the longer part."""
@@ -73,19 +64,3 @@ def truncated_lengths(length_a: int, length_b: int, room: int) -> tuple[int, int
         else:
             length_b -= 1
     return length_a, length_b
-
-
-def _read_tokenizer(directory: str) -> Any:
-    path = storage.join(directory, TOKENIZER_NAME)
-    if storage.file_size_bytes(path) is not None:
-        tokenizer = Tokenizer.from_str(storage.read_bytes(path).decode())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
-    path = storage.join(directory, VOCABULARY_NAME)
-    if storage.file_size_bytes(path) is None:
-        raise InputError(f"{directory}: neither {TOKENIZER_NAME} nor {VOCABULARY_NAME}; give a directory with one")
-    config_path = storage.join(directory, "tokenizer_config.json")
-    config = json.loads(storage.read_bytes(config_path)) if storage.file_size_bytes(config_path) is not None else {}
-    lowercase = bool(config.get("do_lower_case", True))
-    return BertWordPieceTokenizer(storage.local_path(path), lowercase=lowercase)._tokenizer

@@ -181,7 +181,7 @@ def test_control_characters_stand_as_codes() -> None:
     hostile = "a\x1b[2Jb\nerror: forged\u202e\udcff\u2028 \u00e9\u4e2d"
     assert str(InputError(hostile)) == r"a\x1b[2Jb\nerror: forged\u202e\udcff\u2028 " + "\u00e9\u4e2d"
     assert printable(printable(hostile)) == printable(hostile)
-    assert str(pickle.loads(pickle.dumps(InputError(hostile)))) == printable(hostile)
+    assert str(pickle.loads(pickle.dumps(InputError(hostile)))) == printable(hostile)  # noqa: S301 - our own, as Beam moves errors between processes
     line = failure_line(system_error(errno.ENOENT, hostile))
     assert line is not None
     assert line.isprintable()

@@ -65,7 +65,7 @@ class GlueProblem:
         return statistics
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
-        labels = self.task.labels or ("score",)
+        labels = self.task.label_names
         return "BertForSequenceClassification", {
             "finetuning_task": self.task.name,
             "problem_type": "regression" if self.task.is_regression else "single_label_classification",

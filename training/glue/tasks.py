@@ -43,6 +43,8 @@ class Task:
     test_files: tuple[str, ...] = ("test.tsv",)
     submissions: tuple[str, ...] = ()
     """Name, without .tsv, of each test file's predictions in a submission."""
+    names: tuple[str, ...] = ()
+    """What the labels mean, where the files have only numbers for them."""
     predicted_by: str = ""
     """The task whose model predicts this one, where that is another."""
     majority: str = ""
@@ -55,6 +57,11 @@ class Task:
     @property
     def is_regression(self) -> bool:
         return not self.labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What a model's answers are called, in the order of the class numbers; for regression its only output."""
+        return self.names or self.labels or ("score",)
 
     @property
     def num_labels(self) -> int:
@@ -96,14 +103,17 @@ TASKS: dict[str, Task] = {
         Task(
             "cola", "CoLA", *_COLA_COLUMNS, ("0", "1"), "matthews_correlation", ("matthews_correlation",),
             also_reported=("accuracy",), submissions=("CoLA",), majority="1", rows=(8_551, 1_043, 1_063),
+            names=("unacceptable", "acceptable"),
         ),
         Task(
             "sst-2", "SST-2", Column("sentence"), None, Column("label"), ("0", "1"), "accuracy", ("accuracy",),
             submissions=("SST-2",), majority="1", rows=(67_349, 872, 1_821),
+            names=("negative", "positive"),
         ),
         Task(
             "mrpc", "MRPC", Column("#1 String"), Column("#2 String"), Column("Quality"), ("0", "1"), "f1",
             ("f1", "accuracy"), submissions=("MRPC",), majority="1", rows=(3_668, 408, 1_725),
+            names=("not_equivalent", "equivalent"),
         ),
         Task(
             "sts-b", "STS-B", *_PAIR, Column("score"), (), "spearman", ("spearman", "pearson"),
@@ -113,6 +123,7 @@ TASKS: dict[str, Task] = {
             "qqp", "QQP", Column("question1"), Column("question2"), Column("is_duplicate"), ("0", "1"), "f1",
             ("f1", "accuracy"), submissions=("QQP",), majority="0", rows=(363_846, 40_430, 390_965),
             skips_broken_rows=True,
+            names=("not_duplicate", "duplicate"),
         ),
         Task(
             "mnli", "MNLI", *_PAIR, Column("gold_label"), _MNLI_LABELS, "accuracy", ("accuracy",),
@@ -131,6 +142,7 @@ TASKS: dict[str, Task] = {
         Task(
             "wnli", "WNLI", *_PAIR, Column("label"), ("0", "1"), "accuracy", ("accuracy",),
             submissions=("WNLI",), majority="0", rows=(635, 71, 146),
+            names=("not_entailment", "entailment"),
         ),
         Task(
             "ax", "AX", *_PAIR, Column("label"), _MNLI_LABELS, "matthews_correlation", ("matthews_correlation",),
@@ -140,6 +152,7 @@ TASKS: dict[str, Task] = {
         Task(
             WORD_ORDER, WORD_ORDER, *_COLA_COLUMNS, ("0", "1"), "accuracy", ("accuracy",),
             also_reported=("matthews_correlation",),
+            names=("damaged", "intact"),
         ),
     )
 }  # fmt: skip
