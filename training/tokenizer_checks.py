@@ -65,7 +65,7 @@ class _Pair(NamedTuple):
 
 
 def _compare_examples(pair: _Pair, tokens: Sequence[str], examples_directory: str) -> None:
-    """Words of examples are encoded again. Casing does not show here: a lower-cased word stays as it is."""
+    """Words of examples are encoded again. Whether they were lower-cased does not show here, only in documents."""
     words: dict[str, list[int]] = {}
     for row in _rows(examples_directory):
         words |= words_of(row, tokens)

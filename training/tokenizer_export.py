@@ -67,7 +67,9 @@ def _settings(tokenizer: LoadedTokenizer, model_max_length: int) -> dict[str, by
     parts = parts_of(tokenizer.backend)
     settings = _bert_settings(parts, tokenizer)
     kind = ANY_TOKENIZER if settings is None else BERT_TOKENIZER
-    config = tokenizer_config(kind, settings or {}, tokenizer.roles, parts["added_tokens"], model_max_length)
+    known = tokenizer.backend.get_vocab(with_added_tokens=True)
+    roles = {role: token for role, token in tokenizer.roles.items() if token in known}
+    config = tokenizer_config(kind, settings or {}, roles, parts["added_tokens"], model_max_length)
     if tokenizer.splits_special_tokens:
         config["split_special_tokens"] = True
     return {TOKENIZER_CONFIG_NAME: as_file(config), SPECIAL_TOKENS_MAP_NAME: as_file(special_tokens_map(config))}
@@ -78,7 +80,7 @@ def _bert_settings(parts: dict[str, Any], tokenizer: LoadedTokenizer) -> dict[st
     normalizer, model = parts["normalizer"] or {}, parts["model"]
     if normalizer.get("type") != "BertNormalizer" or parts["pre_tokenizer"] != {"type": "BertPreTokenizer"}:
         return None
-    fixed = {**_FIXED_MODEL, "unk_token": tokenizer.roles.get("unk_token")}
+    fixed = {**_FIXED_MODEL, "unk_token": tokenizer.roles["unk_token"]}
     if not normalizer["clean_text"] or {name: value for name, value in model.items() if name != "vocab"} != fixed:
         return None
     return bert_settings(normalizer["lowercase"], normalizer["strip_accents"], normalizer["handle_chinese_chars"])

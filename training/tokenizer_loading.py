@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipelines import storage
-from pipelines.contract import CLS, MANIFEST_NAME, SEP, TOKENIZER_NAME, VOCABULARY_NAME
+from pipelines.contract import MANIFEST_NAME, TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.recipe import InputError
 from pipelines.tokenizer_config import ROLES, TOKENIZER_CONFIG_NAME
 
@@ -101,7 +101,8 @@ def _by_transformers(directory: str) -> LoadedTokenizer:
             f"{directory}: transformers cannot load its tokenizer ({type(error).__name__}: {reason}); "
             "save it again with save_pretrained of a fast tokenizer"
         ) from error
-    roles = {role: str(getattr(loaded, role)) for role in ROLES if getattr(loaded, role, None) is not None}
+    # A class that is not BERT's knows no roles unless they are written down.
+    roles = {role: str(getattr(loaded, role, None) or usual) for role, usual in ROLES.items()}
     return _uncut(LoadedTokenizer(backend, roles, bool(loaded.split_special_tokens)))
 
 
@@ -144,10 +145,9 @@ def _shown(part: Any) -> str:
 
 def _require_bert(directory: str, tokenizer: LoadedTokenizer) -> None:
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False)
-    for role, usual in (("cls_token", CLS), ("sep_token", SEP)):
-        if tokenizer.roles.get(role) not in vocabulary:
-            shown = tokenizer.roles.get(role, usual)
-            raise InputError(f"{directory}: the vocabulary lacks {shown}; it is not a BERT vocabulary")
+    for role in ("cls_token", "sep_token"):
+        if tokenizer.roles[role] not in vocabulary:
+            raise InputError(f"{directory}: the vocabulary lacks {tokenizer.roles[role]}; it is not a BERT vocabulary")
     if not _has(directory, _CONFIG_NAME):
         return
     config = json.loads(storage.read_bytes(storage.join(directory, _CONFIG_NAME)))
