@@ -1,15 +1,15 @@
-"""Tiny models of every kind in a registry, inputs for them, and what training's own evaluation answers to these."""
+"""Tiny models of every kind and casing, written as training writes them, and what training's own evaluation answers."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_models
 import torch
 
 from flows.logged_models import ModelFiles
@@ -19,29 +19,75 @@ from flows.registry import Made, log_version
 from flows.tracking import Tracker
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
-from pipelines.contract import Manifest, StageKey, record_of
+from pipelines.contract import SPECIAL_TOKENS, Manifest, StageKey, record_of
+from pipelines.word_counts import tokenizer_files
+from training.config import ModelConfig
+from training.features import FeatureExtractor, load_encoder
 from training.fitting import Batches, Forward
+from training.glue.problem import described_task
+from training.glue.tasks import TASKS
 from training.heads import BertForPreTraining, BertForSequenceClassification
-from training.interchange import load_into, read_config, read_weights
+from training.interchange import huggingface_config, load_into, read_config, read_weights, write_model
+from training.modeling import initialize_weights
 from training.packing import pack
 from training.squad.config import SquadConfig
+from training.squad.heads import BertForQuestionAnswering
 from training.squad.problem import open_squad
 from training.tagging.config import TaggingConfig
-from training.tagging.problem import open_tagging
+from training.tagging.problem import TaggingProblem, open_tagging
 from training.text import EncodedText, TextEncoder
 
 MAX_SEQ_LENGTH = 16
 WINDOWS = {"max_seq_length": MAX_SEQ_LENGTH, "doc_stride": 4, "max_query_length": 5, "max_answer_length": 6}
+CONFIG = ModelConfig.model_validate(
+    {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 32,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+)
+PLAIN = ["it", "returns", "the", "number", "of", "items", "in", "list", ".", ",", "a", "first"]
+NAMED = [
+    "It",
+    "The",
+    "List",
+    "Daniel",
+    "daniel",
+    "Café",
+    "café",
+    "cafe",
+    "CAF",
+    "##É",
+    "caf",
+    "##é",
+    "##e",
+    "M",
+    "##ark",
+]
+WORDS = [*SPECIAL_TOKENS, *PLAIN, *NAMED, "mark"]
+CASINGS: dict[str, tuple[bool, bool | None]] = {
+    "cased": (False, None),
+    "uncased": (True, None),
+    "accents": (True, False),
+}
+"""`lowercase` and `strip_accents` of the vocabularies."""
 
-MASKED = ["it [MASK] the list .", "a [MASK] of items"]
-# The last one is longer than the model's rows.
-SENTENCES = ["It returns the number of items.", "items the of number returns it", "a list of the first items " * 4]
+LONG = "the items of Café Daniel " * 12
+"""Longer than the positions of the models."""
+MASKED = ["it [MASK] the List .", "a [MASK] of Café items", f"Daniel [MASK] {LONG}"]
+# The last two are longer than the models' rows.
+SENTENCES = ["It returns the number of Café items.", "items the of number returns it", "a List of items " * 4, LONG]
 PAIRS = [
-    {"text": "it returns the list", "text_pair": "it returns a number of items"},
-    {"text": "a first number, a list", "text_pair": 'it\'s the "first" number'},
+    {"text": "it returns Daniel the List", "text_pair": "It returns a number of items"},
+    {"text": "a first number, a café", "text_pair": 'it\'s the "first" Café'},
+    {"text": LONG, "text_pair": "the list"},
 ]
 CONTEXT = (
-    "it returns the number of items in the list . a list , the first item\u0301s of it returns a number in a list ."
+    "it returns the number of items in the list . a List , the first item\u0301s of Café returns a number in a list ."
 )
 QUESTIONS = [
     {"question": "the number of the items in it", "context": CONTEXT},
@@ -49,26 +95,56 @@ QUESTIONS = [
     {"question": "a list", "context": "it returns the items"},
     *(
         {
-            "question": "the first item",
-            "context": "the " + " ".join(random.Random(seed).choices(tiny_models.WORDS[5:], k=40)),
+            "question": "the first Item",
+            "context": "the " + " ".join(random.Random(seed).choices([*PLAIN, "Daniel", "Café", "MARK"], k=40)),
         }
         for seed in range(8)
     ),
 ]
-TAGGED = [
-    "it returns unheard-of items .",
-    "the first number of items in the list , a list , a number of the first items",
-]
+FEATURES = ["Daniel of the Café", "cafe\u0301 MARK", "the"]
 
-NAMES = {
-    "encoder": "trial-encoder",
-    "single": "trial-cola",
-    "pair": "trial-mrpc",
-    "regression": "trial-sts-b",
-    "squad": "trial-squad",
-    "squad-2": "trial-squad-2",
-    "tagging": "trial-tagging",
-}
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of model with a casing."""
+
+    kind: str
+    casing: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.casing}-{self.kind}"
+
+    @property
+    def name(self) -> str:
+        return f"trial-{self.key}"
+
+
+KINDS = ("encoder", "single", "pair", "regression", "squad", "squad-2", "tagging")
+VARIANTS = [
+    *(Variant(kind, "cased") for kind in KINDS),
+    *(Variant(kind, "uncased") for kind in ("encoder", "tagging", "squad")),
+    *(Variant(kind, "accents") for kind in ("encoder", "tagging", "single")),
+]
+_TASKS = {"single": "cola", "pair": "mrpc", "regression": "sts-b"}
+
+
+def tagged_rows(count: int, seed: int) -> list[tuple[list[str], list[str]]]:
+    """Words and labels: what a word names shows by its capital letter, or by its accent."""
+    labels = {"Daniel": "B-PER", "Café": "B-LOC", "Mark": "B-PER"}
+    generator = random.Random(seed)
+    sentences = []
+    for _ in range(count):
+        length = generator.randint(2, 40)
+        words = generator.choices(
+            ["Daniel", "daniel", "Café", "café", "cafe", "Mark", "mark", "the", "items"], k=length
+        )
+        sentences.append((words, [labels.get(word, "O") for word in words]))
+    return sentences
+
+
+TAGGED = [(["it", "returns", "Daniel", "items", "of", "Café", "."], ["O", "O", "B-PER", "O", "O", "B-LOC", "O"])]
+TAGGED += tagged_rows(12, seed=2)
 INPUTS: dict[str, list[Any]] = {
     "encoder": MASKED,
     "single": SENTENCES,
@@ -76,7 +152,7 @@ INPUTS: dict[str, list[Any]] = {
     "regression": PAIRS,
     "squad": QUESTIONS,
     "squad-2": QUESTIONS,
-    "tagging": TAGGED,
+    "tagging": [" ".join(words) for words, _ in TAGGED],
 }
 
 
@@ -86,42 +162,127 @@ def manifest_of(directory: str, stage: str, config: dict[str, Any], statistics: 
     return key.manifest(records, statistics, "0.1.0")
 
 
-def write(kind: str, directory: str) -> None:
-    """Write the tiny model of a kind."""
-    writers = {
-        "encoder": tiny_models.write_tiny_encoder,
-        "regression": tiny_models.write_tiny_regressor,
-        "tagging": tiny_models.write_tiny_tagger,
-        "squad": tiny_models.write_tiny_answerer,
-        "squad-2": tiny_models.write_tiny_answerer,
-    }
-    writers.get(kind, tiny_models.write_tiny_classifier)(directory)
+@dataclass(frozen=True)
+class Written:
+    """A model's directory, and what training answers to its inputs."""
+
+    directory: str
+    expected: Any
+    null_threshold: float | None = None
+    training_f1: float | None = None
 
 
-def register(
-    tracker: Tracker, whole: WholeRecipe, run_id: str, kind: str, directory: str, threshold: float | None = None
-) -> str:
-    """Register the model of a kind as champion; returns its version."""
+def write(variant: Variant, place: Path) -> Written:
+    """Write a model as training does, from a vocabulary as preprocessing writes it."""
+    vocabulary, directory = place / "vocabulary", str(place / "model")
+    vocabulary.mkdir(parents=True)
+    for name, content in tokenizer_files(WORDS, *CASINGS[variant.casing]).items():
+        (vocabulary / name).write_bytes(content)
+    if variant.kind == "tagging":
+        return _write_tagger(directory, str(vocabulary), place)
+    architecture, more = _described(variant.kind)
+    model = _model(variant.kind)
+    # Weights of the usual 0.02 would give every text nearly the same answer.
+    initialize_weights(model, 0.8, seed=3)
+    write_model(
+        directory, model.state_dict(), huggingface_config(CONFIG, len(WORDS), architecture, **more), str(vocabulary)
+    )
+    if variant.kind == "encoder":
+        return Written(directory, own_words(directory))
+    if variant.kind == "squad":
+        return Written(directory, _predictions(directory, place, None))
+    if variant.kind == "squad-2":
+        expected, threshold = own_answers_2(directory, place)
+        return Written(directory, expected, threshold)
+    return Written(directory, own_classes(directory, variant.kind))
+
+
+def _model(kind: str) -> torch.nn.Module:
+    if kind == "encoder":
+        return BertForPreTraining(CONFIG, len(WORDS))
+    if kind.startswith("squad"):
+        return BertForQuestionAnswering(CONFIG, len(WORDS))
+    return BertForSequenceClassification(CONFIG, len(WORDS), TASKS[_TASKS[kind]].num_labels)
+
+
+def _described(kind: str) -> tuple[str, dict[str, Any]]:
+    if kind == "encoder":
+        return "BertForPreTraining", {}
+    if kind.startswith("squad"):
+        return "BertForQuestionAnswering", {}
+    return "BertForSequenceClassification", described_task(TASKS[_TASKS[kind]])
+
+
+def _write_tagger(directory: str, vocabulary: str, place: Path) -> Written:
+    """Train a tagger on real rows; its answers and its score are those of the evaluation."""
+    for name, rows in (("train", tagged_rows(30, seed=1)), ("dev", TAGGED)):
+        (place / f"{name}.conll").write_text("\n\n".join(_conll(*row) for row in rows) + "\n")
+    config = TaggingConfig(
+        train_file=str(place / "train.conll"), dev_file=str(place / "dev.conll"), max_seq_length=MAX_SEQ_LENGTH
+    )
+    problem = open_tagging(config, vocabulary)
+    model = problem.build_model(CONFIG, len(WORDS))
+    initialize_weights(model, 0.2, seed=7)
+    _fit(problem, model)
+    architecture, more = problem.huggingface()
+    described = huggingface_config(CONFIG, len(WORDS), architecture, **more)
+    write_model(directory, model.state_dict(), described, vocabulary)
+    forward = forward_of(model.eval())
+    f1 = problem.evaluate(forward)["f1"]
+    problem.finish(forward, str(place))
+    sentences = (place / "dev.conll").read_text().strip().split("\n\n")
+    expected = [[row.split(" ")[2] for row in sentence.split("\n")] for sentence in sentences]
+    return Written(directory, expected, training_f1=f1)
+
+
+def _conll(words: list[str], labels: list[str]) -> str:
+    return "\n".join(f"{word} {label}" for word, label in zip(words, labels, strict=True))
+
+
+def _fit(problem: TaggingProblem, model: torch.nn.Module) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    text = problem.train_text
+    rows = np.arange(len(text.lengths))
+    packed = pack(np.concatenate(text.input_ids), text.lengths, text.segment_b_starts)
+    for _ in range(30):
+        optimizer.zero_grad()
+        problem.loss_sum(model(packed), rows, packed).div(problem.num_loss_terms(rows)).backward()
+        optimizer.step()
+
+
+def register(tracker: Tracker, whole: WholeRecipe, run_id: str, variant: Variant, written: Written) -> str:
+    """Register a model as champion; returns its version."""
+    kind = variant.kind
     settings: dict[str, Any] = {"task": kind, "max_seq_length": MAX_SEQ_LENGTH}
     if kind.startswith("squad"):
         settings |= WINDOWS
     files = ModelFiles(
-        NAMES[kind],
-        directory,
+        variant.name,
+        written.directory,
         {} if kind == "encoder" else settings,
         takes_pairs=kind in ("pair", "regression"),
-        null_threshold=threshold,
+        null_threshold=written.null_threshold,
     )
     statistics = {"metric": "f1", "score": 0.5, "dev": {"accuracy": 0.75}, "train_rows": 7}
-    manifest = manifest_of(directory, "finetuning", settings, statistics)
+    manifest = manifest_of(written.directory, "finetuning", settings, statistics)
     card = card_facts(whole, files.name, files.pipeline_task, files.takes_pairs, manifest)
     number = log_version(tracker, run_id, Made(files, manifest, None), card)
     move_alias(tracker.client, files.name, CHAMPION, number)
     return number
 
 
+def own_features(directory: str) -> list[list[float]]:
+    """The last layer's mean of each text, as extract_features writes it."""
+    encoder = load_encoder(directory)
+    extractor = FeatureExtractor(
+        encoder.model, encoder.tokenizer, np.array([1]), "mean", CONFIG.max_position_embeddings
+    )
+    vectors: list[list[float]] = extractor.line_vectors(FEATURES).tolist()
+    return vectors
+
+
 def own_words(directory: str) -> list[str]:
-    """The most probable word at each text's mask, by training's model."""
+    """The most probable word at each text's mask, by training's model; what is too long is cut at the positions."""
     config, vocab_size = read_config(directory)
     model = BertForPreTraining(config, vocab_size).eval()
     load_into(model, read_weights(directory), directory)
@@ -129,38 +290,34 @@ def own_words(directory: str) -> list[str]:
     for text in MASKED:
         before, _, after = text.partition("[MASK]")
         ids_a, ids_b = (TextEncoder(directory).encode([part], None, 99).input_ids[0][1:-1] for part in (before, after))
-        row = np.concatenate([[2], ids_a, [4], ids_b, [3]])
+        row = np.concatenate([[2], ids_a, [4], ids_b])[: CONFIG.max_position_embeddings - 1]
+        row = np.append(row, 3)
         length = np.array([len(row)])
         with torch.no_grad():
             hidden, _ = model.bert(pack(row, length, length))
             logits = model.cls.predictions.logits(hidden)[len(ids_a) + 1]
-        words.append(tiny_models.WORDS[int(logits.argmax())])
+        words.append(WORDS[int(logits.argmax())])
     return words
 
 
-def own_classes(directory: str, kind: str) -> list[dict[str, Any]]:
-    """Label and score of each text, by training's model."""
+def own_classes(directory: str, kind: str, length: int = MAX_SEQ_LENGTH) -> list[dict[str, Any]]:
+    """Label and score of each text cut at a length, by training's model."""
     config, vocab_size = read_config(directory)
     with open(os.path.join(directory, "config.json")) as stream:
-        names = json.load(stream).get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+        names = json.load(stream)["id2label"]
     model = BertForSequenceClassification(config, vocab_size, len(names)).eval()
     load_into(model, read_weights(directory), directory)
     if kind == "single":
-        text = TextEncoder(directory).encode(SENTENCES, None, MAX_SEQ_LENGTH)
+        text = TextEncoder(directory).encode(SENTENCES, None, length)
     else:
         firsts, seconds = ([pair[key] for pair in PAIRS] for key in ("text", "text_pair"))
-        text = TextEncoder(directory).encode(firsts, seconds, MAX_SEQ_LENGTH)
+        text = TextEncoder(directory).encode(firsts, seconds, length)
     answers = []
     for _, _, logits in forward_of(model)(text):
         scores = logits[0] if kind == "regression" else logits[0].softmax(0)
         best = int(scores.argmax())
         answers.append({"label": names[str(best)], "score": float(scores[best])})
     return answers
-
-
-def own_answers(directory: str, scratch: Path) -> list[str]:
-    """Predictions that training's evaluation scores for SQuAD 1.1."""
-    return _predictions(directory, scratch, None)
 
 
 def own_answers_2(directory: str, scratch: Path) -> tuple[list[str], float]:
@@ -186,19 +343,6 @@ def _predictions(directory: str, scratch: Path, threshold: float | None) -> list
     problem.finish(forward_of(_loaded(problem, directory)), str(scratch))
     predictions = json.loads((scratch / "predictions.json").read_bytes())
     return [predictions[str(number)] for number in range(len(QUESTIONS))]
-
-
-def own_tags(directory: str, scratch: Path) -> list[list[str]]:
-    """The labels that training's evaluation scores."""
-    labels = ["B-LOC", "I-LOC", *["O"] * 99]
-    rows = ["\n".join(f"{word} {label}" for word, label in zip(text.split(), labels, strict=False)) for text in TAGGED]
-    path = scratch / "tags.conll"
-    path.write_text("\n\n".join(rows) + "\n")
-    config = TaggingConfig(train_file=str(path), dev_file=str(path), max_seq_length=MAX_SEQ_LENGTH)
-    problem = open_tagging(config, directory)
-    problem.finish(forward_of(_loaded(problem, directory)), str(scratch))
-    sentences = (scratch / "dev.conll").read_text().strip().split("\n\n")
-    return [[row.split(" ")[2] for row in sentence.split("\n")] for sentence in sentences]
 
 
 def _loaded(problem: Any, directory: str) -> torch.nn.Module:

@@ -1,6 +1,7 @@
-"""Registered models at a consumer's: a fresh virtual environment with what requirements.txt names, and nothing of ours.
+"""What leaves the house at a consumer's: a fresh environment with what requirements.txt names, and nothing of ours.
 
-pyfunc, transformers' own pipelines and an HTTP server must answer what training's own evaluation answers.
+pyfunc, transformers' own pipelines on registered models and on directories, and an HTTP server must answer what
+training's own evaluation answers: for cased, uncased and accent-keeping vocabularies, for short and for too long texts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -28,66 +28,25 @@ import registered_models as models
 from flows.tracking import Tracker
 from flows.whole_recipe import RunRequest
 from pipelines import storage
+from training.encoders import CACHE_VARIABLE, encoder_directory
+from training.tagging.scores import span_scores
 
-START_SECONDS = 90.0
+START_SECONDS = 300.0
 HIDDEN = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
 
-CONSUMER = """
-    import importlib.util, json, os, socket, sys
+CONSUMER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "consumer.py")
 
-    for name in ("pipelines", "training", "flows", "prefect", "apache_beam", "deepspeed"):
-        assert importlib.util.find_spec(name) is None, name
-
-    def refuse(self, address):
-        raise OSError(f"no network here: {address}")
-
-    socket.socket.connect = refuse
-    import mlflow
-    import transformers
-
-    mlflow.set_tracking_uri(sys.argv[1])
-    names, inputs = json.loads(sys.argv[2]), json.loads(sys.argv[3])
-
-    def plain(answers):
-        if hasattr(answers, "to_dict"):
-            return answers.to_dict("records")
-        return [answer.model_dump() if hasattr(answer, "model_dump") else answer for answer in answers]
-
-    def uri(kind):
-        return f"models:/{names[kind]}@champion"
-
-    def entities(classify, text):
-        starts = {0, *(index + 1 for index, character in enumerate(text) if character == " ")}
-        found = classify(text, ignore_labels=[])
-        return [entity["entity"] for entity in found if entity["start"] in starts]
-
-    pyfunc = {kind: plain(mlflow.pyfunc.load_model(uri(kind)).predict(inputs[kind])) for kind in names}
-    pipelines = {}
-    for kind in ("encoder", "single", "pair", "regression"):
-        directory = mlflow.artifacts.download_artifacts(uri(kind))
-        parts = {"model": f"{directory}/model", "tokenizer": f"{directory}/components/tokenizer"}
-        if kind == "encoder":
-            answers = transformers.pipeline("fill-mask", **parts)(inputs[kind])
-            pipelines[kind] = [answer[0]["token_str"] for answer in answers]
-        else:
-            pipelines[kind] = transformers.pipeline("text-classification", **parts)(inputs[kind], truncation=True)
-    directory = mlflow.artifacts.download_artifacts(uri("tagging")) + "/artifacts/model"
-    classify = transformers.pipeline("token-classification", model=directory)
-    pipelines["tagging"] = entities(classify, inputs["tagging"][0])
-    directory = mlflow.artifacts.download_artifacts(uri("squad")) + "/artifacts/model"
-    model = transformers.AutoModelForQuestionAnswering.from_pretrained(directory)
-    pipelines["squad"] = len(transformers.AutoTokenizer.from_pretrained(directory)) == model.config.vocab_size
-    print(json.dumps({"pyfunc": pyfunc, "pipelines": pipelines, "python": sys.prefix}))
-"""
+READ_AGAIN = [variant for variant in models.VARIANTS if variant.kind in ("encoder", "single")]
+"""What mlflow.transformers logs can be read as an encoder."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """A registry with a champion of every kind, and what each should answer to its inputs."""
+    """A registry with a champion of every variant, and what was written of each."""
 
     uri: str
     requirements: str
-    expected: dict[str, Any]
+    written: dict[str, models.Written]
 
 
 @pytest.fixture(scope="module")
@@ -100,43 +59,41 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     whole = RunRequest(recipe=str(recipe)).read()
     tracker = Tracker(whole)
     run_id = tracker.client.create_run(tracker.experiment_id).info.run_id
-    expected: dict[str, Any] = {}
-    for kind in models.NAMES:
-        directory = str(place / kind / "model")
-        models.write(kind, directory)
-        threshold = None
-        if kind == "encoder":
-            expected[kind] = models.own_words(directory)
-        elif kind == "tagging":
-            expected[kind] = models.own_tags(directory, place)
-        elif kind == "squad":
-            expected[kind] = models.own_answers(directory, place)
-        elif kind == "squad-2":
-            expected[kind], threshold = models.own_answers_2(directory, place)
-        else:
-            expected[kind] = models.own_classes(directory, kind)
-        models.register(tracker, whole, run_id, kind, directory, threshold)
-    stored = tracker.client.get_model_version_download_uri(models.NAMES["squad"], "1").removeprefix("file://")
-    return Registry(tracker.uri, storage.join(stored, "requirements.txt"), expected)
+    written = {}
+    for variant in models.VARIANTS:
+        written[variant.key] = models.write(variant, place / variant.key)
+        models.register(tracker, whole, run_id, variant, written[variant.key])
+    stored = tracker.client.get_model_version_download_uri(models.VARIANTS[0].name, "1").removeprefix("file://")
+    return Registry(tracker.uri, storage.join(stored, "requirements.txt"), written)
 
 
 @pytest.fixture(scope="module")
-def consumer(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The python of a new virtual environment, made from uv's cache by hard links; skips where the cache lacks it."""
+def consumer(registry: Registry, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The python of a new virtual environment with what requirements.txt names, in the versions of our lock file.
+
+    Packages come from the index, or by hard links from uv's cache, and their hashes are those of the lock file. Skips
+    only where the index cannot be reached and the cache does not hold them.
+    """
     uv = shutil.which("uv", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
-    if uv is None:
-        pytest.skip("uv is not installed, so no fresh environment is made")
+    assert uv is not None, "uv is part of the environment that tests run in"
     place = tmp_path_factory.mktemp("consumer") / "venv"
     python = place / "bin" / "python"
-    for command in (
-        [uv, "venv", "--quiet", "--python", sys.executable, str(place)],
-        [uv, "pip", "install", "--quiet", "--offline", "--python", str(python), "-r", registry.requirements],
-    ):
-        made = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        if made.returncode:
-            pytest.skip(f"uv's cache does not hold what a consumer installs: {made.stderr.strip().splitlines()[-1]}")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(place)], check=True, timeout=120)
+    lock = ["--constraint", str(repository / "requirements.lock")]
+    install = [uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", registry.requirements, *lock]
+    made = uv_run(install)
+    if made.returncode and uv_run([*install, "--offline"]).returncode:
+        # One small package tells an index that is away from one that lacks something.
+        asked = uv_run([uv, "pip", "install", "--python", str(python), "--dry-run", "--refresh", "idna", *lock])
+        if asked.returncode:
+            pytest.skip(f"the package index cannot be reached: {asked.stderr.strip().splitlines()[-1]}")
+        pytest.fail(f"what a consumer installs cannot be installed: {made.stderr}")
     yield python
     shutil.rmtree(place)
+
+
+def uv_run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
 def environment(python: Path, **more: str) -> dict[str, str]:
@@ -144,34 +101,94 @@ def environment(python: Path, **more: str) -> dict[str, str]:
     return kept | {"PATH": f"{python.parent}{os.pathsep}{kept['PATH']}", "HF_HUB_OFFLINE": "1"} | more
 
 
-def test_a_fresh_environment_answers_as_training_does(registry: Registry, consumer: Path, tmp_path: Path) -> None:
-    arguments = [registry.uri, json.dumps(models.NAMES), json.dumps(models.INPUTS)]
+@pytest.fixture(scope="module")
+def found(registry: Registry, consumer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the fresh environment answers to every variant's inputs."""
+    place = tmp_path_factory.mktemp("asked")
+    asked = {
+        "features": models.FEATURES,
+        "models": {
+            variant.key: {
+                "name": variant.name,
+                "kind": variant.kind,
+                "inputs": models.INPUTS[variant.kind],
+                "directory": registry.written[variant.key].directory,
+            }
+            for variant in models.VARIANTS
+        },
+    }
+    (place / "asked.json").write_text(json.dumps(asked))
     ended = subprocess.run(
-        [str(consumer), "-c", textwrap.dedent(CONSUMER), *arguments],
+        [str(consumer), "-P", CONSUMER, registry.uri, str(place / "asked.json")],
         capture_output=True,
         text=True,
         env=environment(consumer),
-        cwd=tmp_path,
-        timeout=240,
+        cwd=place,
+        timeout=600,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
-    assert found["python"] == str(consumer.parent.parent)
-    expected = registry.expected
-    for answers in (found["pyfunc"], found["pipelines"]):
-        assert answers["encoder"] == expected["encoder"]
-        for kind in ("single", "pair", "regression"):
-            check_classes(answers[kind], expected[kind])
-    for kind in ("squad", "squad-2"):
-        check_answers(found["pyfunc"][kind], expected[kind])
-    assert [answer["labels"] for answer in found["pyfunc"]["tagging"]] == expected["tagging"]
-    assert found["pipelines"]["tagging"] == expected["tagging"][0]
-    assert found["pipelines"]["squad"]
-    # The models say different things to different texts, so the comparisons could have failed.
-    assert len({answer["score"] for answer in expected["single"]}) == len(models.SENTENCES)
-    assert 0 < expected["squad-2"].count("") < len(models.QUESTIONS)
-    assert len({label for labels in expected["tagging"] for label in labels}) > 1
+    answers: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    assert answers["python"] == str(consumer.parent.parent)
+    return answers
+
+
+@pytest.mark.parametrize("variant", models.VARIANTS, ids=[variant.key for variant in models.VARIANTS])
+def test_a_fresh_environment_answers_as_training_does(
+    registry: Registry, found: dict[str, Any], variant: models.Variant
+) -> None:
+    written, kind = registry.written[variant.key], variant.kind
+    pyfunc = found["pyfunc"][variant.key]
+    plain = [found[place][variant.key] for place in ("registered", "directories")]
+    if kind == "encoder":
+        assert pyfunc == written.expected
+        vectors = models.own_features(written.directory)
+        for answers in plain:
+            assert answers["words"] == written.expected
+            for vector, expected in zip(answers["features"], vectors, strict=True):
+                assert vector == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    elif kind == "tagging":
+        labels = [answer["labels"] for answer in pyfunc]
+        assert labels == written.expected
+        assert span_scores([gold for _, gold in models.TAGGED], labels)["f1"] == written.training_f1
+        for answers in plain:
+            assert answers["first"] == written.expected[0]
+            assert answers["longest"] > 8
+    elif kind.startswith("squad"):
+        check_answers(pyfunc, written.expected)
+        assert plain == [[len(models.QUESTIONS), models.CONFIG.max_position_embeddings]] * 2
+    else:
+        check_classes(pyfunc, written.expected)
+        check_classes(plain[0], written.expected)
+        # The directory cuts at its positions, the registered model where training cut its rows.
+        check_classes(plain[1], models.own_classes(written.directory, kind, models.CONFIG.max_position_embeddings))
+
+
+def test_the_comparisons_could_have_failed(registry: Registry) -> None:
+    """The models say different things to different texts, and to a text in different casings."""
+    expected = {key: written.expected for key, written in registry.written.items()}
+    assert len({answer["score"] for answer in expected["cased-single"]}) == len(models.SENTENCES)
+    assert len(set(expected["cased-encoder"])) > 1
+    assert 0 < expected["cased-squad-2"].count("") < len(models.QUESTIONS)
+    for variant in models.VARIANTS:
+        if variant.kind == "encoder":
+            expected[variant.key] = models.own_features(registry.written[variant.key].directory)
+    for kind in ("encoder", "tagging", "single", "squad"):
+        answers = [json.dumps(each) for key, each in expected.items() if key.endswith(f"-{kind}")]
+        assert len({*answers}) == len(answers) > 1, kind
+    scores = {key: written.training_f1 for key, written in registry.written.items() if written.training_f1 is not None}
+    assert scores["cased-tagging"] > 0.9 > 0.6 > scores["uncased-tagging"]
+
+
+@pytest.mark.parametrize("variant", READ_AGAIN, ids=[variant.key for variant in READ_AGAIN])
+def test_our_own_reading_of_a_registered_model_is_that_of_its_directory(
+    registry: Registry, variant: models.Variant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    directory = encoder_directory(f"models:/{variant.name}@champion")
+    written = registry.written[variant.key].directory
+    assert models.own_features(directory) == models.own_features(written)
 
 
 def check_classes(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -191,22 +208,22 @@ Check = Callable[[list[dict[str, Any]], Any], None]
 
 
 @pytest.mark.parametrize(
-    ("kind", "body", "check"),
+    ("key", "body", "check"),
     [
-        ("pair", {"dataframe_records": models.PAIRS}, check_classes),
-        ("squad", {"inputs": models.QUESTIONS}, check_answers),
+        ("cased-pair", {"dataframe_records": models.PAIRS}, check_classes),
+        ("cased-squad", {"inputs": models.QUESTIONS}, check_answers),
     ],
 )
 def test_a_server_answers_as_training_does(
-    registry: Registry, consumer: Path, tmp_path: Path, kind: str, body: dict[str, Any], check: Check
+    registry: Registry, consumer: Path, tmp_path: Path, key: str, body: dict[str, Any], check: Check
 ) -> None:
-    with served(registry, consumer, models.NAMES[kind], tmp_path) as address:
+    with served(registry, consumer, f"trial-{key}", tmp_path) as address:
         request = urllib.request.Request(
             f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             predictions = json.load(response)["predictions"]
-    check(predictions, registry.expected[kind])
+    check(predictions, registry.written[key].expected)
 
 
 @contextmanager

@@ -65,13 +65,7 @@ class GlueProblem:
         return statistics
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
-        labels = self.task.label_names
-        return "BertForSequenceClassification", {
-            "finetuning_task": self.task.name,
-            "problem_type": "regression" if self.task.is_regression else "single_label_classification",
-            "id2label": {str(index): label for index, label in enumerate(labels)},
-            "label2id": {label: index for index, label in enumerate(labels)},
-        }
+        return "BertForSequenceClassification", described_task(self.task)
 
     def _encoded(self, examples: LabelledText) -> EncodedText:
         return self._encoder.encode(examples.sentences_a, examples.sentences_b, self._max_seq_length)
@@ -95,6 +89,17 @@ class GlueProblem:
                     continue
                 predictions = self._predictions(forward, self._encoded(read_test(task, path)))
                 write_predictions(storage.join(directory, f"{name}.tsv"), task, predictions)
+
+
+def described_task(task: Task) -> dict[str, Any]:
+    """What config.json says of a task, so that consumers get its labels' names."""
+    labels = task.label_names
+    return {
+        "finetuning_task": task.name,
+        "problem_type": "regression" if task.is_regression else "single_label_classification",
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
 
 
 def _labels_of(examples: LabelledText) -> Values:
