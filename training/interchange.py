@@ -112,6 +112,7 @@ def read_weights(directory: str) -> dict[str, torch.Tensor]:
     decoder = stored.pop(_TIED, None)
     embeddings = stored.get("bert.embeddings.word_embeddings.weight")
     if decoder is not None and embeddings is not None and not torch.equal(decoder, embeddings):
+        _require_finite(embeddings, "bert.embeddings.word_embeddings.weight", directory)
         raise InputError(
             f"{directory}: weight {_TIED} differs from the word embeddings; a BERT shares them, this model does not"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -351,3 +353,16 @@ def test_a_vocabulary_of_another_model_is_refused(encoder_path: str, tmp_path: P
     storage.write_bytes(f"{tmp_path}/tokenizer.json", more.to_str().encode())
     with pytest.raises(InputError, match="different models"):
         load_encoder(str(tmp_path))
+
+
+def test_an_encoder_with_a_nan_is_refused_before_it_computes(encoder_path: str, tmp_path: Path) -> None:
+    directory = f"{tmp_path}/encoder"
+    shutil.copytree(encoder_path, directory)
+    weights = safetensors.torch.load_file(f"{directory}/model.safetensors")
+    weights["bert.encoder.layer.1.output.dense.weight"][2, 3] = float("nan")
+    safetensors.torch.save_file(weights, f"{directory}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"encoder: weight encoder\.layer\.1\.output\.dense\.weight has 1 of \d+ numbers"
+    ):
+        run(directory, tmp_path, b"a text")
+    assert sorted(os.listdir(tmp_path)) == ["encoder", "in.txt"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -116,6 +118,19 @@ def test_mistakes_are_refused_before_training(single_process: Processes, tmp_pat
     problem.loss_sum = lambda output, _rows, _packed, /: output.sum() * float("nan")  # type: ignore[method-assign]
     with pytest.raises(InputError, match=r"loss nan or its gradient is not finite; lower learning_rate = 0\.01"):
         fit(problem, single_process, tmp_path)
+
+
+def test_an_encoder_with_a_nan_is_refused_before_training(single_process: Processes, encoder: Path) -> None:
+    broken = encoder.parent / "broken"
+    shutil.copytree(encoder, broken)
+    weights = safetensors.torch.load_file(broken / "model.safetensors")
+    weights["bert.embeddings.LayerNorm.weight"][0] = float("nan")
+    safetensors.torch.save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    config, problem = FinetuningConfig(max_seq_length=8), Scripted([0.5])
+    beginning = Beginning(MODEL, len(VOCABULARY), str(broken))
+    fitting = Fitting(problem, beginning, config, config, single_process, lambda _line: None)
+    with pytest.raises(InputError, match=r"broken: weight bert\.embeddings\.LayerNorm\.weight has 1 of \d+ numbers"):
+        fitting.build_engine()
 
 
 @pytest.fixture(scope="module")

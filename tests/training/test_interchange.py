@@ -254,6 +254,22 @@ def test_damaged_and_foreign_weights_are_refused_in_one_line(
         read_weights(str(untied))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["bert.embeddings.word_embeddings.weight", "bert.pooler.dense.bias"])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    exported: tuple[str, BertForPreTraining], value: float, name: str
+) -> None:
+    directory, model = exported
+    state = read_weights(directory)
+    state[name] = state[name].clone()
+    state[name].view(-1)[3] = value
+    size = state[name].numel()
+    with pytest.raises(InputError, match=rf"^{directory}: weight {name} has 1 of {size} numbers that are not finite"):
+        load_into(model, state, directory)
+    # What a model has no use for may be anything.
+    load_into(model, read_weights(directory) | {"classifier.weight": torch.tensor([value])}, directory)
+
+
 def test_real_weights_survive_the_round_trip_and_compute_the_same(real_encoder: Path, tmp_path: Path) -> None:
     config, vocab_size = read_config(str(real_encoder))
     assert (config.num_hidden_layers, config.hidden_size, vocab_size) == (6, 384, 30_522)
