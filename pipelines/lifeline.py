@@ -28,7 +28,9 @@ def follow_lifeline() -> None:
 
 
 def _watch(pid: int) -> None:
-    while _alive(pid):
+    started = _start_time(pid)
+    # Another process may get the same number.
+    while _alive(pid) and _start_time(pid) == started:
         time.sleep(_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE_SECONDS)
@@ -48,3 +50,12 @@ def _alive(pid: int) -> bool:
             return stream.read().rpartition(b")")[2].split()[0] != b"Z"
     except OSError:
         return True
+
+
+def _start_time(pid: int) -> bytes | None:
+    """When a process started, in the kernel's ticks; None where there is no /proc, or no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[19]
+    except OSError:
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -17,15 +18,32 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, WorkerOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipelines import storage
+from pipelines.beam_errors import first_cause
 from pipelines.builds import add_restart_argument, finish_exchange, has_leftovers, require_ours
 from pipelines.command_line import CommandParser
 from pipelines.contract import StageKey, read_manifest
 from pipelines.locks import workspace_lock
 from pipelines.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
+from pipelines.scratch import scratch_directory
+from pipelines.worker_processes import Crew, WorkerDiedError, environment_of
 
+MOST_RETRIES = 3
+"""How often local work is tried again after its first failure; finished units are not done again."""
+
+_RETRY_SECONDS = 2.0
+"""Before work that failed storage has stopped is tried again; longer by this each time."""
+_ABANDON_SECONDS = 20.0
+"""What Beam's own threads get to end once a worker has died."""
+_TRANSIENT = frozenset(
+    {
+        errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.EREMOTEIO, errno.EPIPE, errno.ETIMEDOUT,
+        errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+        errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET,
+    }
+)  # fmt: skip
+"""Failures of storage or network that often pass; a full disk or a missing permission does not."""
 _FIRST_PROGRESS_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
 
@@ -119,27 +137,88 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
 def run_pipeline(job: Job, construct: Callable[[beam.Pipeline], Any], progress: Progress | None = None) -> None:
     """Build a pipeline and run it to its end, showing progress meanwhile.
 
+    On this machine the whole run is repeated, `MOST_RETRIES` times at most, when a worker process has died or storage
+    has failed in a way that often passes; what is finished by then is found in the stage's directory and kept.
+
     Raises:
-        RuntimeError: the runner reports another end than DONE.
+        InputError: a worker met a mistake in what the person gave us.
+        OSError: a worker could not read or write something.
+        WorkerDiedError: worker processes of this machine died again and again.
+        RuntimeError: the runner reports another end than DONE; the message holds what it says.
     """
     quiet_logs()
-    runner = None if job.names_runner else _local_runner(job)
-    pipeline = beam.Pipeline(runner=runner, options=job.options)
-    construct(pipeline)
-    with progress.shown() if progress else nullcontext():
-        state = pipeline.run().wait_until_finish()
-    if state is not None and state != "DONE":
-        raise RuntimeError(f"the pipeline ended as {state}; see the runner's log")
+    with scratch_directory() as scratch, progress.shown() if progress else nullcontext():
+        if job.names_runner:
+            _run_to_end(beam.Pipeline(options=job.options), construct)
+        else:
+            _run_on_this_machine(job, construct, scratch)
 
 
-def _local_runner(job: Job) -> FnApiRunner:
-    """Beam's in-process runner with a worker process a core; Beam's own default first tries to download a binary."""
+def _run_on_this_machine(job: Job, construct: Callable[[beam.Pipeline], Any], scratch: str) -> None:
     workers = job.workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
     job.options.view_as(DirectOptions).direct_num_workers = workers
     job.options.view_as(WorkerOptions).default_sdk_harness_log_level = "WARNING"
-    if workers == 1:
-        return FnApiRunner()
-    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(f"{sys.executable} -m pipelines.local_worker"))
+    for retry in range(MOST_RETRIES + 1):
+        try:
+            if workers == 1:
+                _run_to_end(beam.Pipeline(runner=FnApiRunner(), options=job.options), construct)
+            else:
+                _run_with_crew(job, construct, scratch)
+        except (WorkerDiedError, OSError) as error:
+            if retry == MOST_RETRIES or not _is_worth_retrying(error):
+                raise
+            print(
+                f"{error}; trying again ({retry + 1} of {MOST_RETRIES}), what is finished is kept",
+                file=sys.stderr,
+                flush=True,
+            )
+            if isinstance(error, OSError):
+                time.sleep(_RETRY_SECONDS * (retry + 1))
+        else:
+            return
+
+
+def _is_worth_retrying(error: WorkerDiedError | OSError) -> bool:
+    return isinstance(error, WorkerDiedError) or error.errno in _TRANSIENT
+
+
+def _run_with_crew(job: Job, construct: Callable[[beam.Pipeline], Any], scratch: str) -> None:
+    """One run with worker processes; the end of one of them ends the run."""
+    woken = threading.Event()
+    problems: list[BaseException] = []
+    crew = Crew(woken, {"TMPDIR": scratch})
+
+    def work() -> None:
+        try:
+            _run_to_end(beam.Pipeline(runner=FnApiRunner(environment), options=job.options), construct)
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            problems.append(error)
+        finally:
+            woken.set()
+
+    with environment_of(crew) as environment:
+        # A thread of its own: wherever Beam may still wait for a worker that is gone, this one does not.
+        runner = threading.Thread(target=work, name="beam", daemon=True)
+        runner.start()
+        woken.wait()
+        runner.join(_ABANDON_SECONDS if crew.death else None)
+    if crew.death is not None:
+        raise WorkerDiedError(crew.death)
+    if problems:
+        raise problems[0]
+
+
+def _run_to_end(pipeline: beam.Pipeline, construct: Callable[[beam.Pipeline], Any]) -> None:
+    """Run a pipeline and raise what stopped it, as itself where Beam only quotes it."""
+    construct(pipeline)
+    try:
+        state = pipeline.run().wait_until_finish()
+    except RuntimeError as error:
+        if (cause := first_cause(str(error))) is not None:
+            raise cause from error
+        raise
+    if state is not None and state != "DONE":
+        raise RuntimeError(f"the pipeline ended as {state}; see the runner's log")
 
 
 def limit_worker_threads() -> None:
@@ -199,3 +278,6 @@ def quiet_logs() -> None:
     )
     # It warns that several workers want another running mode; they get the environment of that mode from us.
     logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").setLevel(logging.ERROR)
+    # Each logs the traceback of a function's exception; whoever runs the pipeline gets it too, and says it once.
+    for name in ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
