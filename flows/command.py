@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
+import httpx
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectException
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_HOME,
     temporary_settings,
@@ -31,6 +34,8 @@ from pipelines.recipe import InputError, add_recipe_arguments, exit_code_of, rec
 
 HOME_NAME = "prefect"
 DRAIN_TIMEOUT_SECONDS = 5.0
+MOST_RETRIES = 3
+"""Of one request to Prefect's server; their pauses add up to about 14 seconds."""
 
 _EXAMPLE = "example: python -m flows.{name} flows/recipes/demo.toml --set pretraining.seed=7"
 
@@ -56,21 +61,59 @@ def _run(flow: Any, arguments: argparse.Namespace) -> int:
     narrate_to_console()
     request_type = get_type_hints(flow.fn)["request"]
     try:
-        with _prefect(whole):
-            flow(request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides))
+        with _prefect(whole) as api_url:
+            _call(flow, request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides), api_url)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except ServerGoneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At exit Prefect would send queued logs and events, and try again for minutes where nobody listens.
+        os._exit(EXIT_FAILED)
     return 0
 
 
+def _call(flow: Any, request: Any, api_url: str) -> None:
+    try:
+        flow(request)
+    except (httpx.HTTPError, PrefectException, RuntimeError) as error:
+        if isinstance(error, StageError) or answers(api_url):
+            raise
+        raise ServerGoneError(_told_without_server(api_url, error)) from error
+
+
+class ServerGoneError(RuntimeError):
+    """Prefect's server no longer answers; the message is one line, or that of the stage that failed before."""
+
+
+def _told_without_server(api_url: str, error: BaseException) -> str:
+    """What to say: why a stage failed, where one did and only Prefect could not be told, else that the server is gone."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (StageError, InputError)):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return (
+        f"{api_url}: Prefect's server no longer answers, so it does not know how this run ended; "
+        "stages that are complete are kept: start it, and run the same command again"
+    )
+
+
 @contextmanager
-def _prefect(whole: WholeRecipe) -> Iterator[None]:
-    """Settings under which flows find a server: the person's own, else one that lasts as long as this command."""
+def _prefect(whole: WholeRecipe) -> Iterator[str]:
+    """Settings under which flows find a server: the person's own, else one that lasts as long as this command.
+
+    Yields the server's address.
+    """
+    # Prefect's own five tries take a minute for each of the calls by which a run ends.
+    patience = {} if PREFECT_CLIENT_MAX_RETRIES.name in os.environ else {PREFECT_CLIENT_MAX_RETRIES: MOST_RETRIES}
     if api_url := PREFECT_API_URL.value():
         require_server(api_url)
         Tracker(whole)
-        yield
+        with temporary_settings(updates=patience):
+            yield api_url
         return
     home = prefect_home(whole)
     with local_server(home) as server:
@@ -82,10 +125,11 @@ def _prefect(whole: WholeRecipe) -> Iterator[None]:
             PREFECT_API_URL: server.api_url,
             # Nothing here looks for flows that died, and waiting for the heartbeat's thread costs each flow a second.
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            **patience,
         }
         with temporary_settings(updates=settings):
             try:
-                yield
+                yield server.api_url
             finally:
                 _send_what_waits()
 

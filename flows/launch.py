@@ -40,14 +40,15 @@ class StageError(RuntimeError):
         self.stage = stage
         self.exit_code = exit_code
         self.last_lines = tuple(last_lines)
-        super().__init__("\n".join([f"{stage} {_ending(exit_code)}: {problem}; its last lines:", *last_lines]))
+        super().__init__("\n".join([f"{stage} {ending_of(exit_code)}: {problem}; its last lines:", *last_lines]))
 
 
 class StageTimeoutError(StageError):
     """A stage took longer than it was given, and was ended."""
 
 
-def _ending(exit_code: int) -> str:
+def ending_of(exit_code: int) -> str:
+    """How a process ended, in words; negative for a signal, as `subprocess` has it."""
     if exit_code < 0:
         return f"was killed by {signal.Signals(-exit_code).name}"
     return f"ended with exit code {exit_code}"

@@ -6,10 +6,12 @@ state, and only once the first flow runs, where nothing is left to do beside it.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,35 +19,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
+from flows.launch import ending_of
+from flows.narration import LOGGER_NAME
 from pipelines.lifeline import LIFELINE_VARIABLE, follow_lifeline
 from pipelines.recipe import InputError
 
 LOOPBACK = "127.0.0.1"
 STARTUP_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 10.0
+MOST_RESTARTS = 3
+"""How often a server that has died is started again."""
 LOG_NAME = "server.log"
 
+_logger = logging.getLogger(LOGGER_NAME)
 _home: ContextVar[str | None] = ContextVar("home", default=None)
 _POLL_SECONDS = 0.1
 _HTTP_TIMEOUT_SECONDS = 5.0
 
 
 class LocalServer:
-    """A server process that may still be starting; its address is known at once."""
+    """A server process that may still be starting; its address is known at once.
+
+    Once it has answered it is watched: one that dies is started again at the same address, for a run that lasts days
+    must not end with it. Its socket stays open here, so what is asked meanwhile waits instead of being refused.
+    """
 
     def __init__(self, home: str):
         os.makedirs(home, exist_ok=True)
         self.log_path = os.path.join(home, LOG_NAME)
+        self._home = home
         # The child inherits a socket that listens already: no port can be lost between choosing and binding it.
-        with socket.create_server((LOOPBACK, 0)) as listener, open(self.log_path, "ab") as log:
-            self.api_url = f"http://{LOOPBACK}:{listener.getsockname()[1]}/api"
-            self._process = subprocess.Popen(  # noqa: S603  # no shell
-                [sys.executable, "-m", "flows.local_server", str(listener.fileno())],
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.api_url = f"http://{LOOPBACK}:{self._listener.getsockname()[1]}/api"
+        self._lock = threading.Lock()
+        self._is_stopping = False
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with open(self.log_path, "ab") as log:
+            return subprocess.Popen(  # noqa: S603  # no shell
+                [sys.executable, "-m", "flows.local_server", str(self._listener.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[listener.fileno()],
-                env=_server_environment(home),
+                pass_fds=[self._listener.fileno()],
+                env=_server_environment(self._home),
                 start_new_session=True,
             )
 
@@ -68,8 +86,27 @@ class LocalServer:
                     "read there why, or set PREFECT_API_URL to a server of your own"
                 )
             time.sleep(_POLL_SECONDS)
+        threading.Thread(target=self._keep, name="prefect-server", daemon=True).start()
+
+    def _keep(self) -> None:
+        """Start the server again when it has died, `MOST_RESTARTS` times; after that its address refuses everyone."""
+        for restart in range(MOST_RESTARTS + 1):
+            returncode = self._process.wait()
+            with self._lock:
+                if self._is_stopping:
+                    return
+                ended = f"Prefect's server {ending_of(returncode)} (log: {self.log_path})"
+                if restart == MOST_RESTARTS:
+                    self._listener.close()
+                    _logger.error("%s, and is not started a %dth time", ended, MOST_RESTARTS + 2)
+                    return
+                _logger.warning("%s; it is started again, the run is not affected", ended)
+                self._process = self._start()
 
     def stop(self) -> None:
+        with self._lock:
+            self._is_stopping = True
+            self._listener.close()
         self._process.terminate()
         try:
             self._process.wait(STOP_TIMEOUT_SECONDS)

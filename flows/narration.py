@@ -55,4 +55,8 @@ def narrate_to_console() -> Console:
     _logger.handlers = [ConsoleHandler(console)]
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
+    # Of a server that is gone each tells again and again, with the whole event that it could not send; flows says it
+    # in a line.
+    for name in ("prefect.events.clients", "prefect._internal.concurrency"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return console

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import re
+import threading
 import time
 from typing import cast
 from uuid import UUID
@@ -13,7 +15,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 
 INTERVAL_SECONDS = 5.0
-"""An update is one request, made between two lines of the stage's output."""
+"""Between two updates of the bar; each is one request."""
+LAST_UPDATE_SECONDS = 5.0
+"""What the server gets to take the bar's last update."""
 
 # `pretraining: step 40/2,200: loss ...`, `... epoch 1/4: ...` and `documents: 5 of 16 shards after 4 s`
 _COUNTS = re.compile(r"(?:\b(?:step|epoch) ([\d,]+)/([\d,]+):)|(?:: ([\d,]+) of ([\d,]+) \w+)")
@@ -34,31 +38,73 @@ def artifact_key(*parts: str) -> str:
 
 
 class StageProgress:
-    """The progress bar of one stage of one run; a server that does not answer costs the bar, never the stage."""
+    """The progress bar of one stage of one run.
+
+    Requests are made in a thread of their own, never in the one that reads the stage's lines: a server that is slow or
+    gone costs updates of the bar, never the stage. An update that waits is replaced by a later one.
+    """
 
     def __init__(self, run_name: str, stage: str, logger: logging.Logger | logging.LoggerAdapter[logging.Logger]):
         self._key = artifact_key(run_name, stage, "progress")
         self._logger = logger
         self._artifact_id: UUID | None = None
         self._next_update = 0.0
+        self._lock = threading.Lock()
+        self._waiting: tuple[float, str] | None = None
+        self._sender: threading.Thread | None = None
+        self._failures = 0
 
     def observe(self, line: str) -> None:
-        """Show what a line tells, at most once in `INTERVAL_SECONDS`."""
+        """Show what a line says, at most once in `INTERVAL_SECONDS`."""
         percentage = percentage_in(line)
         if percentage is not None and time.monotonic() >= self._next_update:
-            self._show(percentage, line)
+            self._offer(percentage, line)
 
     def complete(self) -> None:
-        """Show that nothing is left to do."""
-        self._show(100.0, "complete")
+        """Show that nothing is left to do; wait at most `LAST_UPDATE_SECONDS` for the server to take it."""
+        self._offer(100.0, "complete")
+        sender = self._sender
+        if sender is not None:
+            sender.join(LAST_UPDATE_SECONDS)
+        with self._lock:
+            unsent = self._failures + (self._waiting is not None)
+            is_waiting = self._sender is not None
+            self._waiting = None
+        if unsent or is_waiting:
+            self._logger.warning(
+                "Prefect's server did not take %d updates of the progress bar; the stage itself is not affected",
+                max(unsent, 1),
+            )
+
+    def _offer(self, percentage: float, description: str) -> None:
+        self._next_update = time.monotonic() + INTERVAL_SECONDS
+        with self._lock:
+            self._waiting = (percentage, description)
+            if self._sender is None:
+                # A thread that ends by itself leaves nothing behind where a stage is interrupted. The context names the
+                # task run that the artifact belongs to.
+                context = contextvars.copy_context()
+                self._sender = threading.Thread(target=context.run, args=(self._send,), name="progress-bar")
+                self._sender.daemon = True
+                self._sender.start()
+
+    def _send(self) -> None:
+        while True:
+            with self._lock:
+                if self._waiting is None:
+                    self._sender = None
+                    return
+                percentage, description = self._waiting
+                self._waiting = None
+            try:
+                self._show(percentage, description)
+            except (httpx.HTTPError, PrefectException, OSError, RuntimeError):
+                with self._lock:
+                    self._failures += 1
 
     def _show(self, percentage: float, description: str) -> None:
-        self._next_update = time.monotonic() + INTERVAL_SECONDS
-        try:
-            if self._artifact_id is None:
-                # Outside an event loop it returns the id itself.
-                self._artifact_id = cast(UUID, create_progress_artifact(percentage, self._key, description))
-            else:
-                update_progress_artifact(self._artifact_id, percentage, description)
-        except (httpx.HTTPError, PrefectException) as error:
-            self._logger.warning("The progress bar was not updated: %s", error)
+        if self._artifact_id is None:
+            # Outside an event loop it returns the id itself.
+            self._artifact_id = cast(UUID, create_progress_artifact(percentage, self._key, description))
+        else:
+            update_progress_artifact(self._artifact_id, percentage, description)

@@ -20,6 +20,7 @@ from prefect.artifacts import (
 )
 
 from flows.progress_artifacts import artifact_key
+from flows.reporting import told_to_prefect
 from flows.stage_run import FlowOutcome
 from flows.tables import shown
 from flows.whole_recipe import WholeRecipe
@@ -33,6 +34,7 @@ MAX_PICTURE_BYTES = 1 << 20
 _BAR_WIDTH, _GAP, _HEIGHT, _MARGIN = 30, 6, 160, 24
 
 
+@told_to_prefect
 def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
     """What was read, kept and made of it, and how long the examples are."""
     manifests = _manifests(outcome)
@@ -63,6 +65,7 @@ def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
         create_table_artifact(rows, artifact_key(whole.run.name, "corpus"), "Corpus, vocabulary and examples")
 
 
+@told_to_prefect
 def tell_pretraining(whole: WholeRecipe, outcome: FlowOutcome) -> None:
     """The curves that training has drawn, and held-out metrics before and after."""
     for stage in outcome.stages:
@@ -77,6 +80,7 @@ def tell_pretraining(whole: WholeRecipe, outcome: FlowOutcome) -> None:
         create_table_artifact(rows, artifact_key(whole.run.name, "heldout"), "Held-out examples")
 
 
+@told_to_prefect
 def tell_scores(whole: WholeRecipe, outcome: FlowOutcome) -> None:
     """The development scores of every task that was fine-tuned."""
     rows = []
@@ -90,6 +94,7 @@ def tell_scores(whole: WholeRecipe, outcome: FlowOutcome) -> None:
         create_table_artifact(rows, artifact_key(whole.run.name, "scores"), "Development scores")
 
 
+@told_to_prefect
 def tell_report(whole: WholeRecipe, markdown: str, tracking_uri: str, experiment_id: str, run_id: str) -> None:
     """The report, where the workspace lies, and the run in MLflow where that has a page."""
     name = whole.run.name

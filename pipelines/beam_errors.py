@@ -10,6 +10,7 @@ import ast
 import builtins
 import importlib
 import re
+import traceback
 
 from pipelines.recipe import InputError
 
@@ -35,6 +36,11 @@ def first_cause(text: str) -> InputError | OSError | MemoryError | None:
             if error is not None and isinstance(error, kind):
                 return error
     return None
+
+
+def shown_of(error: Exception) -> str:
+    """The text of an exception that Beam raised: what it quotes, or its own last line."""
+    return str(error) if isinstance(error, RuntimeError) else "".join(traceback.format_exception_only(error))
 
 
 def _rebuilt(name: str, message: str) -> InputError | OSError | MemoryError | None:

@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines import storage
-from pipelines.beam_errors import first_cause
+from pipelines.beam_errors import first_cause, shown_of
 from pipelines.builds import add_restart_argument, finish_exchange, has_leftovers, require_ours
 from pipelines.command_line import CommandParser
 from pipelines.contract import StageKey, read_manifest
@@ -213,8 +213,9 @@ def _run_to_end(pipeline: beam.Pipeline, construct: Callable[[beam.Pipeline], An
     construct(pipeline)
     try:
         state = pipeline.run().wait_until_finish()
-    except RuntimeError as error:
-        if (cause := first_cause(str(error))) is not None:
+    except (InputError, RuntimeError) as error:
+        # In this process an InputError arrives as itself, with the step's name added.
+        if (cause := first_cause(shown_of(error))) is not None:
             raise cause from error
         raise
     if state is not None and state != "DONE":
@@ -277,7 +278,8 @@ def quiet_logs() -> None:
         level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[handler], force=True
     )
     # It warns that several workers want another running mode; they get the environment of that mode from us.
-    logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").setLevel(logging.ERROR)
-    # Each logs the traceback of a function's exception; whoever runs the pipeline gets it too, and says it once.
-    for name in ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of a run that fails it logs a traceback, as the others below.
+    logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").setLevel(logging.CRITICAL)
+    # Each logs the traceback of an exception that whoever runs the pipeline gets as well, and says once.
+    for name in ("common", "worker.sdk_worker", "worker.data_plane"):
+        logging.getLogger(f"apache_beam.runners.{name}").setLevel(logging.CRITICAL)

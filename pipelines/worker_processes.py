@@ -8,6 +8,7 @@ unasked, the others are killed and every request that is still open is answered 
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import signal
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -145,7 +145,7 @@ class LocalWorkers(Environment):
         return LocalWorkers(payload, capabilities, artifacts, resource_hints)
 
 
-@contextmanager
+@contextlib.contextmanager
 def environment_of(crew: Crew) -> Iterator[LocalWorkers]:
     """Beam's environment for a runner whose workers belong to this crew; at the end of the block they are gone."""
     key = str(next(_crew_numbers)).encode()
@@ -169,11 +169,9 @@ class _Connection(worker_handlers.ControlConnection):  # type: ignore[misc] # Be
         self._read_thread.daemon = True
 
     def _read(self) -> None:
-        try:
+        # The stream breaks with its worker; whoever waits for that process knows how it ended.
+        with contextlib.suppress(grpc.RpcError):
             super()._read()
-        except grpc.RpcError:
-            # The stream broke with its worker; whoever waits for that process knows how it ended.
-            pass
 
     def push(self, request: Any) -> Any:
         future = super().push(request)
@@ -193,6 +191,22 @@ class _Connection(worker_handlers.ControlConnection):  # type: ignore[misc] # Be
     @staticmethod
     def _answer(future: Any, problem: str) -> None:
         future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=future.instruction_id, error=problem))
+
+
+class _DataChannel(data_plane._GrpcDataChannel):  # type: ignore[misc, name-defined]
+    """Elements to and from one worker."""
+
+    def __init__(self) -> None:
+        super().__init__(worker_handlers.DATA_BUFFER_TIME_LIMIT_MS)
+
+    def _read_inputs(self, elements_iterator: Any) -> None:
+        # Beam keeps the error for whoever waits for elements, and raises it in its thread as well.
+        with contextlib.suppress(grpc.RpcError):
+            super()._read_inputs(elements_iterator)
+
+    def close(self) -> None:
+        with contextlib.suppress(grpc.RpcError):
+            super().close()
 
 
 class _LoopbackServer(worker_handlers.GrpcServer):  # type: ignore[misc]
@@ -217,6 +231,7 @@ class _LoopbackServer(worker_handlers.GrpcServer):  # type: ignore[misc]
             artifact_service.ArtifactRetrievalService(file_reader=_open_as_it_is), self.control_server
         )
         self.data_plane_handler = data_plane.BeamFnDataServicer(worker_handlers.DATA_BUFFER_TIME_LIMIT_MS)
+        self.data_plane_handler._connections_by_worker_id = collections.defaultdict(_DataChannel)
         beam_fn_api_pb2_grpc.add_BeamFnDataServicer_to_server(self.data_plane_handler, self.data_server)
         beam_fn_api_pb2_grpc.add_BeamFnStateServicer_to_server(
             worker_handlers.GrpcStateServicer(state), self.state_server
@@ -259,7 +274,8 @@ class _WorkerHandler(worker_handlers.GrpcWorkerHandler):  # type: ignore[misc]
         self._process = self._crew.start(environment, self.control_conn)
 
     def stop_worker(self) -> None:
-        assert self._process is not None
+        if self._process is None:
+            return  # it could not be started, which start_worker has raised
         try:
             self._process.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:

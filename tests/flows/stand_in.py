@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -74,6 +75,13 @@ def main() -> None:
     if os.environ.get("STAND_IN_HANGS") == arguments.outputs:
         print("hanging", flush=True)
         time.sleep(600)
+    if os.environ.get("STAND_IN_WAITS") == arguments.outputs:
+        # Says how far it is, until somebody writes the file.
+        for second in itertools.count(1):
+            if os.path.exists(os.environ["STAND_IN_WAITS_FOR"]):
+                break
+            print(f"{arguments.outputs}: step {second}/1,000: waiting", flush=True)
+            time.sleep(0.5)
     marker = os.environ.get("STAND_IN_FAILS_UNTIL")
     if marker and not os.path.exists(marker):
         storage.write_bytes(marker, b"failed once")

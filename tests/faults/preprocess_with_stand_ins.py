@@ -1,0 +1,16 @@
+"""As a script: `flows.preprocess` with the stand-in stages of the flows' tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1] / "flows"))
+    import chain_of_stand_ins
+
+    chain_of_stand_ins.install(setattr)
+    from flows.command import run_as_command
+    from flows.preprocess import preprocess
+
+    raise SystemExit(run_as_command(preprocess))

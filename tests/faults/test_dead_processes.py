@@ -1,0 +1,226 @@
+"""A process that is killed ends in a line or in another attempt, never in waiting, and the bytes stay the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import failing_steps
+import psutil
+import pytest
+from scale import rounds
+from small_run import RECIPE, run_all, write_corpus
+
+from pipelines.recipe import InputError, read_recipe
+from pipelines.runners import MOST_RETRIES, Job, pipeline_options, run_pipeline
+from pipelines.worker_processes import WorkerDiedError
+
+pytestmark = pytest.mark.timeout(900)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+JOBS = ("shard_corpus", "train_vocabulary", "build_examples")
+PATIENCE_SECONDS = 240.0
+
+
+@pytest.fixture
+def local_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job on two worker processes, which import the steps of this folder."""
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{Path(__file__).parent}")
+    recipe = tmp_path / "empty.toml"
+    recipe.write_text("")
+    return Job(read_recipe(str(recipe)), pipeline_options([]), names_runner=False, workers=2)
+
+
+def run_step(job: Job, step: beam.DoFn) -> None:
+    def construct(pipeline: beam.Pipeline) -> None:
+        _ = pipeline | beam.Create(range(8)) | beam.Reshuffle() | beam.ParDo(step)
+
+    run_pipeline(job, construct)
+
+
+def test_a_run_whose_worker_died_is_repeated(local_job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run_step(local_job, failing_steps.DieByNumber(str(tmp_path), times=2))
+    assert len(list(tmp_path.glob("done-*"))) == 8
+    said = [line for line in capfd.readouterr().err.splitlines() if "trying again" in line]
+    assert len(said) in (1, 2), said  # both workers may have died in the first attempt
+    assert (
+        "was killed by SIGKILL, most likely because memory ran out (lower run.workers); trying again (1 of" in said[0]
+    )
+
+
+def test_workers_that_die_each_time_end_in_one_error(
+    local_job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(WorkerDiedError, match=r"^worker process \d+ was killed by SIGKILL, most likely .* run.workers"):
+        run_step(local_job, failing_steps.DieByNumber(str(tmp_path), times=100))
+    said = capfd.readouterr().err
+    assert said.count("trying again") == MOST_RETRIES
+    assert "Traceback" not in said
+    assert not [child for child in psutil.Process().children(recursive=True) if "local_worker" in str(child.cmdline())]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_mistake_found_in_a_worker_is_one_line_and_not_tried_again(
+    workers: int, local_job: Job, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run_step(local_job._replace(workers=workers), failing_steps.Refuse())
+    assert str(caught.value).startswith("corpus.txt: row ")
+    assert str(caught.value).endswith(" has [no text]; name another column")
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_worker_could_not_read_is_raised_as_it_was(local_job: Job, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        run_step(local_job, failing_steps.FailToRead("/not/here.txt", str(tmp_path)))
+    assert caught.value.filename == "/not/here.txt"
+    assert len(list(tmp_path.glob("attempt-*"))) <= 2
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(local_job: Job) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*failing_steps.py.*ZeroDivisionError"):
+        run_step(local_job, failing_steps.Blunder())
+
+
+@contextlib.contextmanager
+def command(*arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that is gone, with all that it started, at the end of the block."""
+    # Modules of this folder are commands, too.
+    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        env={**os.environ, **settings, "PYTHONPATH": path},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    family = [psutil.Process(process.pid)]
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += family[0].children(recursive=True)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.communicate()
+
+
+def beam_workers(process: subprocess.Popen[str], least: int) -> list[psutil.Process]:
+    """The command's workers, once there are so many."""
+
+    def found() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "pipelines.local_worker" in child.cmdline()]
+
+    return until(lambda: workers if len(workers := found()) >= least else None, f"{least} workers", process)
+
+
+def until(look: Callable[[], Any], what: str, process: subprocess.Popen[str]) -> Any:
+    """What `look` gives, once it is something."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if seen := look():
+                return seen
+        time.sleep(0.02)
+    pytest.fail(f"{what}: not seen; the command says {process.communicate()[0] if process.poll() is not None else ''}")
+
+
+def files_below(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A recipe, and a workspace `expected` beside it in which its jobs have run undisturbed."""
+    folder = tmp_path_factory.mktemp("jobs")
+    write_corpus(folder / "corpus")
+    path = folder / "small.toml"
+    path.write_text(RECIPE.format(workspace=folder / "expected", corpus=folder / "corpus"))
+    run_all(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("round_number", range(rounds(1, 8)))
+def test_jobs_whose_workers_are_killed_write_the_same_bytes(round_number: int, recipe: str, tmp_path: Path) -> None:
+    generator = random.Random(round_number)
+    deaths = 0
+    for job in JOBS:
+        arguments = (recipe, "--workspace", str(tmp_path / "killed"), "--set", "run.workers=2")
+        with command(f"pipelines.{job}", *arguments) as process:
+            victim = generator.choice(beam_workers(process, least=2))
+            # Rounds differ in how far the worker is: loading, at work, or about to leave.
+            time.sleep(generator.uniform(0.0, 0.5 if round_number == 0 else 6.0))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+            output = process.communicate(timeout=PATIENCE_SECONDS)[0]
+        assert process.returncode == 0, output
+        assert "Traceback" not in output
+        deaths += output.count("was killed by SIGKILL")
+    assert deaths or round_number
+    assert files_below(tmp_path / "killed") == files_below(Path(recipe).parent / "expected")
+
+
+def test_workers_listen_on_loopback_only_and_follow_their_killed_run(recipe: str, tmp_path: Path) -> None:
+    arguments = (recipe, "--workspace", str(tmp_path / "alone"), "--set", "run.workers=2")
+    with command("pipelines.shard_corpus", *arguments) as process:
+        workers = beam_workers(process, least=2)
+        family = [psutil.Process(process.pid), *workers]
+        until(lambda: len(addresses := listening(family)) >= 4 and addresses, "Beam's four ports", process)
+        assert {address for address, _ in listening(family)} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+        process.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        assert not alive
+
+
+def listening(family: list[psutil.Process]) -> set[tuple[str, int]]:
+    found = set()
+    for member in family:
+        for connection in member.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                found.add((connection.laddr.ip, connection.laddr.port))
+    return found
+
+
+FLOW_RECIPE = """
+[run]
+name = "trial"
+workspace = "{folder}/ws"
+[documents]
+sources = [{{ inputs = ["{folder}/corpus.txt"] }}]
+[finetuning]
+tasks = []
+"""
+
+
+def test_a_flow_outlives_its_private_prefect_server(tmp_path: Path) -> None:
+    recipe, go = tmp_path / "recipe.toml", tmp_path / "go"
+    recipe.write_text(FLOW_RECIPE.format(folder=tmp_path))
+    settings = {"STAND_IN_WAITS": "documents", "STAND_IN_WAITS_FOR": str(go)}
+    with command("preprocess_with_stand_ins", str(recipe), **settings) as process:
+        assert process.stdout is not None
+        lines = []
+        while "step 3/" not in (line := process.stdout.readline()):
+            assert line, "".join(lines)
+            lines.append(line)
+        children = psutil.Process(process.pid).children(recursive=True)
+        servers = [child for child in children if "flows.local_server" in child.cmdline()]
+        assert len(servers) == 1
+        servers[0].kill()
+        go.touch()
+        output = process.communicate(timeout=PATIENCE_SECONDS)[0]
+    assert process.returncode == 0, output
+    assert output.count("Prefect's server was killed by SIGKILL (log: ") == 1
+    assert "examples     done in" in output
+    assert "Traceback" not in output
