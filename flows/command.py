@@ -89,7 +89,7 @@ class ServerGoneError(RuntimeError):
 
 
 def _told_without_server(api_url: str, error: BaseException) -> str:
-    """What to say: why a stage failed, where one did and only Prefect could not be told, else that the server is gone."""
+    """Why a stage failed, where one did and only Prefect does not know it yet; else that the server is gone."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (StageError, InputError)):

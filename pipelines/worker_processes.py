@@ -36,6 +36,7 @@ from apache_beam.utils import thread_pool_executor
 from google.protobuf import json_format, text_format
 
 from pipelines.lifeline import LIFELINE_VARIABLE
+from pipelines.recipe import InputError
 
 LOOPBACK = "127.0.0.1"
 
@@ -52,8 +53,8 @@ _SERVER_OPTIONS = [
 ]
 
 
-class WorkerDiedError(RuntimeError):
-    """A worker process of the local runner ended before the run did; the message is one line."""
+class WorkerDiedError(InputError):
+    """A worker process of the local runner ended before the run did; the message says how, and what to do."""
 
 
 class Crew:
@@ -159,7 +160,7 @@ def environment_of(crew: Crew) -> Iterator[LocalWorkers]:
         del _crews[key]
 
 
-class _Connection(worker_handlers.ControlConnection):  # type: ignore[misc] # Beam's classes carry no types
+class _Connection(worker_handlers.ControlConnection):
     """Requests to one worker. After its end they are answered at once, for nobody else would."""
 
     def __init__(self) -> None:
@@ -193,7 +194,7 @@ class _Connection(worker_handlers.ControlConnection):  # type: ignore[misc] # Be
         future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=future.instruction_id, error=problem))
 
 
-class _DataChannel(data_plane._GrpcDataChannel):  # type: ignore[misc, name-defined]
+class _DataChannel(data_plane._GrpcDataChannel):
     """Elements to and from one worker."""
 
     def __init__(self) -> None:
@@ -209,7 +210,7 @@ class _DataChannel(data_plane._GrpcDataChannel):  # type: ignore[misc, name-defi
             super().close()
 
 
-class _LoopbackServer(worker_handlers.GrpcServer):  # type: ignore[misc]
+class _LoopbackServer(worker_handlers.GrpcServer):
     """What Beam's GrpcServer serves, on the loopback interface."""
 
     def __init__(self, state: Any, provision_info: Any, worker_manager: Any) -> None:
@@ -253,7 +254,7 @@ def _open_as_it_is(path: str) -> Any:
 
 
 @worker_handlers.WorkerHandler.register_environment(_URN, bytes)
-class _WorkerHandler(worker_handlers.GrpcWorkerHandler):  # type: ignore[misc]
+class _WorkerHandler(worker_handlers.GrpcWorkerHandler):
     """Beam's door to one worker process."""
 
     def __init__(self, key: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
