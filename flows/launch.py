@@ -21,6 +21,10 @@ KEPT_LINES = 50
 GRACE_SECONDS = 20.0
 """Time between SIGTERM and SIGKILL: training writes its checkpoint in it. Prefect's worker allows 30."""
 
+_DEADLY = frozenset(
+    {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE}
+    | {signal.SIGKILL, signal.SIGSEGV, signal.SIGPIPE, signal.SIGTERM, signal.SIGXCPU, signal.SIGXFSZ, signal.SIGSYS}
+)
 _POLL_SECONDS = 0.1
 _ERROR_PREFIX = "error: "
 _CHILD_SETTINGS = {
@@ -48,10 +52,22 @@ class StageTimeoutError(StageError):
 
 
 def ending_of(exit_code: int) -> str:
-    """How a process ended, in words; negative for a signal, as `subprocess` has it."""
-    if exit_code < 0:
-        return f"was killed by {signal.Signals(-exit_code).name}"
-    return f"ended with exit code {exit_code}"
+    """How a process ended, in words; negative for a signal, as `subprocess` has it.
+
+    Launchers and shells turn the signal that ended their child into an exit code: 256 - 9 and 128 + 9 for SIGKILL.
+    """
+    if (number := _signal_behind(exit_code)) is None:
+        return f"ended with exit code {exit_code}"
+    hint = ", most likely because memory ran out" if number == signal.SIGKILL else ""
+    through = f" (exit code {exit_code})" if exit_code > 0 else ""
+    return f"was killed by {signal.Signals(number).name}{through}{hint}"
+
+
+def _signal_behind(exit_code: int) -> int | None:
+    for number in (-exit_code, 256 - exit_code, exit_code - 128):
+        if number in _DEADLY:
+            return number
+    return None
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -170,9 +186,10 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def _judge(stage: str, exit_code: int, difference: Callable[[], str | None], last_lines: list[str]) -> None:
-    if exit_code == EXIT_BAD_INPUT:
-        refusals = [line for line in last_lines if line.startswith(_ERROR_PREFIX)]
-        if refusals:
-            raise InputError(refusals[-1].removeprefix(_ERROR_PREFIX))
+    # Of several the first one is the cause: what other ranks print follows from it.
+    said = next((line.removeprefix(_ERROR_PREFIX) for line in last_lines if line.startswith(_ERROR_PREFIX)), None)
+    if exit_code == EXIT_BAD_INPUT and said is not None:
+        raise InputError(said)
     if reason := difference():
-        raise StageError(stage, exit_code, f"the stage is not complete ({reason})", last_lines)
+        problem = f"the stage is not complete ({reason})"
+        raise StageError(stage, exit_code, problem if said is None else f"{said}; {problem}", last_lines)

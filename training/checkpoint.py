@@ -125,6 +125,11 @@ class CheckpointStore:
     ) -> None:
         self._directory, self._key, self._retention = directory, key, retention
         self._processes, self._writer, self._say = processes, writer, say
+        processes.explain_deaths_by(self._how_to_resume)
+
+    def _how_to_resume(self) -> str:
+        names = checkpoint_names(self._directory)
+        return f"run the same command again to {f'resume from checkpoint {names[-1]}' if names else 'begin anew'}"
 
     def names(self) -> list[str]:
         """Finished checkpoints, oldest first."""

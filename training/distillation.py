@@ -189,6 +189,7 @@ class DistillationRun:
                     tokens=progress.tokens + batch.global_tokens,
                     sequences=progress.sequences + batch.global_sequences,
                 )
+                self._processes.reached(progress.step)
                 if metrics := line.add(progress.step, self._metrics(sums, batch), batch.global_tokens):
                     tracker.log(progress.step, metrics)
                     self._say(line.in_words(progress.step, metrics))

@@ -12,7 +12,6 @@ import io
 import logging
 import math
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from torch import nn
 from pipelines.recipe import InputError
 from training.build_ops import extensions_directory, load_communication_operator
 from training.config import Precision
-
-_LOOPBACK = "127.0.0.1"
+from training.peers import Peers, watch_peers
+from training.rendezvous import LOOPBACK, all_ranks_are_here, meeting_store, stay_on_loopback
+from training.shared_memory import forget_own_buffer, remove_abandoned_buffers
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    peers: Peers | None = None
+    """The other ranks of this machine, which are watched; None where there are none."""
 
     @property
     def is_first(self) -> bool:
@@ -52,6 +54,16 @@ class Processes:
         """On how many ranks a condition holds."""
         return int(self.sum(torch.tensor(int(value), device=self.device)))
 
+    def reached(self, step: int) -> None:
+        """Note the step that this rank has completed, for its peers to name if it dies."""
+        if self.peers is not None:
+            self.peers.reached(step)
+
+    def explain_deaths_by(self, describe: Callable[[], str]) -> None:
+        """`describe` is called when a rank has died: what to do, such as which checkpoint is resumed."""
+        if self.peers is not None:
+            self.peers.explain_by(describe)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             torch.distributed.barrier()
@@ -65,18 +77,22 @@ class Processes:
 
 
 def start_processes() -> Processes:
-    """Join the launcher's process group or, without a launcher, make a group of one on the loopback interface."""
+    """Join the launcher's process group or, without a launcher, make a group of one; peers are watched from then on.
+
+    Where all ranks are on this machine nothing listens but on the loopback interface.
+    """
+    global _peers
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
     extensions_directory()
-    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": _LOOPBACK}
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": "0"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
-    if os.environ["MASTER_ADDR"] == _LOOPBACK and sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if all_ranks_are_here():
+        stay_on_loopback()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -88,6 +104,8 @@ def start_processes() -> Processes:
     with _told_on_failure():
         with _without_mlflow():
             import deepspeed
+            from deepspeed.accelerator import get_accelerator
+            from deepspeed.constants import default_pg_timeout
             from deepspeed.utils import logger
 
         logger.setLevel(logging.WARNING)
@@ -96,20 +114,40 @@ def start_processes() -> Processes:
         if not on_gpu:
             load_communication_operator()
         if not torch.distributed.is_initialized():
+            if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+                remove_abandoned_buffers()
+            store = meeting_store(rank, world_size, default_pg_timeout)
+            torch.distributed.init_process_group(
+                get_accelerator().communication_backend_name(),
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                timeout=default_pg_timeout,
+                # As DeepSpeed does where it makes the group; with a single rank there is no peer to reach.
+                device_id=device if on_gpu and world_size > 1 else None,
+            )
+            _peers = watch_peers(store, rank, world_size)
             deepspeed.init_distributed(verbose=False)
-            _forget_shared_buffers()
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    return Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+            torch.distributed.barrier()
+            forget_own_buffer()
+    return Processes(rank, world_size, device, _peers)
 
 
 def stop_processes() -> None:
     """Leave the process group; a later `start_processes` of this process makes a new one."""
+    global _peers
+    if _peers is not None:
+        _peers.leave(failed=sys.exc_info()[0] is not None)
+        _peers = None
     if torch.distributed.is_initialized():
         from deepspeed import comm
 
         # DeepSpeed keeps groups of its own in module globals, and a backend that believes itself initialised.
         comm.destroy_process_group()
         comm.comm.cdb = None
+
+
+_peers: Peers | None = None
 
 
 @contextlib.contextmanager
@@ -134,24 +172,6 @@ def _without_mlflow() -> Iterator[None]:
     finally:
         if missing:
             del sys.modules["mlflow"]
-
-
-def _forget_shared_buffers() -> None:
-    """Take away the names of DeepSpeed's all-reduce buffers in shared memory, once every rank has mapped them.
-
-    DeepSpeed 0.19.8 leaves them: 64 MiB a rank of each run, held by the machine until it starts again. What is mapped
-    stays mapped; the kernel frees it with the last process, however that ends (shm.cpp, shm_initialize).
-    """
-    torch.distributed.barrier()
-    address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}")  # noqa: S108  # shared memory
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def _available_cores() -> int:

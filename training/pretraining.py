@@ -342,6 +342,7 @@ class PretrainingRun:
                 sequences=progress.sequences + batch.global_sequences,
                 seconds=progress.seconds + time.monotonic() - started,
             )
+            self._processes.reached(progress.step)
             health, verdict = judge(progress.health, metrics_from_sums(sums)["loss"], engine.was_updated, self._limits)
             progress = replace(progress, health=health)
             if verdict is not Verdict.ACCEPT:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -138,7 +140,10 @@ def until(look: Callable[[], Any], what: str, process: subprocess.Popen[str]) ->
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    """Content by name, without locks and the memory of what was verified, which holds inodes and times."""
+    paths = [path for path in directory.rglob("*") if path.is_file()]
+    names = {str(path.relative_to(directory)): path for path in paths}
+    return {name: path.read_bytes() for name, path in names.items() if not name.startswith((".locks/", ".verified/"))}
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +229,54 @@ def test_a_flow_outlives_its_private_prefect_server(tmp_path: Path) -> None:
     assert output.count("Prefect's server was killed by SIGKILL (log: ") == 1
     assert "examples     done in" in output
     assert "Traceback" not in output
+
+
+def ranks_of(process: subprocess.Popen[str], module: str) -> list[psutil.Process]:
+    """The ranks that a launcher has started, by rank."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    ranks = [child for child in children if module in child.cmdline() and "launcher" not in " ".join(child.cmdline())]
+    return sorted(ranks, key=lambda child: int(child.environ().get("RANK", "0")))
+
+
+@pytest.fixture(scope="module")
+def training_workspace(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A synthetic workspace of the training tests, ready for pre-training."""
+    # Their own conftest, which pytest may have imported under another name.
+    specification = importlib.util.spec_from_file_location(
+        "training_conftest", REPOSITORY / "tests" / "training" / "conftest.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module.write_workspace(str(tmp_path_factory.mktemp("training")), num_documents=60, rows=400)
+
+
+@pytest.mark.parametrize("victim", [1, 0][: rounds(1, 2)])
+def test_the_death_of_a_rank_is_said_by_the_others(victim: int, training_workspace: Any) -> None:
+    steps = ("--set", "pretraining.phases.0.steps=4000", "--set", "pretraining.checkpoint_every_steps=2")
+    process = training_workspace.start("training.pretrain", *steps, ranks=2)
+    output = ""
+    try:
+        assert process.stdout is not None
+        while "step 4/" not in (line := process.stdout.readline()):
+            assert line, output
+            output += line
+        ranks = ranks_of(process, "training.pretrain")
+        assert len(ranks) == 2
+        ports = {address for rank in ranks for address, _ in listening([rank])}
+        assert ports <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+        assert ports
+        ranks[victim].kill()
+        _, alive = psutil.wait_procs(ranks, timeout=30)
+        assert not alive
+        output += process.communicate(timeout=PATIENCE_SECONDS)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    said = [line for line in output.splitlines() if line.startswith("error: rank")]
+    assert len(said) == 1, output
+    expected = rf"error: rank {victim} \(process {ranks[victim].pid}\) was killed or crashed after step \d+ \(out of "
+    assert re.match(expected + r"memory\?\); run the same command again to resume from checkpoint step-0+\d+$", said[0])
