@@ -17,7 +17,7 @@ from pipelines.recipe import InputError
 # The last lines of a traceback: `package.module.InputError: message`, at the line's begin.
 _EXCEPTION = re.compile(
     r"^(?:RuntimeError: )*(?P<name>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Iteration|Invalid))"
-    r"(?:: (?P<message>.*?))?(?=\n\n|\n\S*Traceback \(most recent|\Z)",
+    r"(?:: (?P<message>.*?))?(?=\n\n|\n\S*Traceback \(most recent|\s*\Z)",
     re.MULTILINE | re.DOTALL,
 )
 _STEP = re.compile(r" \[while running '[^']*'\]")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.launch import StageError, StageTimeoutError, child_environment, run_command
+from flows.launch import StageError, StageTimeoutError, child_environment, ending_of, run_command
 from pipelines.recipe import InputError
 
 COMPLETE: Callable[[], str | None] = lambda: None  # noqa: E731
@@ -70,6 +70,40 @@ def test_success_is_the_manifest_and_not_the_exit_code() -> None:
 def test_a_killed_stage_names_its_signal() -> None:
     with pytest.raises(StageError, match="was killed by SIGKILL"):
         run_command("s", python("import os; os.kill(os.getpid(), 9)"), INCOMPLETE, print)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"),
+    [
+        (1, "ended with exit code 1"),
+        (-9, "was killed by SIGKILL, most likely because memory ran out"),
+        (247, "was killed by SIGKILL (exit code 247), most likely because memory ran out"),
+        (137, "was killed by SIGKILL (exit code 137), most likely because memory ran out"),
+        (245, "was killed by SIGSEGV (exit code 245)"),
+        (143, "was killed by SIGTERM (exit code 143)"),
+        (130, "was killed by SIGINT (exit code 130)"),
+        (255, "was killed by SIGHUP (exit code 255)"),
+        (128, "ended with exit code 128"),
+    ],
+)
+def test_a_signal_is_known_behind_the_exit_code_of_a_launcher(exit_code: int, words: str) -> None:
+    assert ending_of(exit_code) == words
+
+
+def test_what_a_rank_said_is_the_reason_and_the_first_one_counts() -> None:
+    code = """
+        import sys
+        print("error: rank 1 (process 7) was killed or crashed after step 12; run again to resume from step-10")
+        print("error: another process of this run has ended")
+        sys.exit(247)
+    """
+    with pytest.raises(StageError) as caught:
+        run_command("pretraining", python(code), INCOMPLETE, print)
+    assert str(caught.value).splitlines()[0] == (
+        "pretraining was killed by SIGKILL (exit code 247), most likely because memory ran out: rank 1 (process 7) was "
+        "killed or crashed after step 12; run again to resume from step-10; the stage is not complete (not built yet); "
+        "its last lines:"
+    )
 
 
 def test_a_refusal_passes_through_as_one_line() -> None:
