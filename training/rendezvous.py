@@ -63,7 +63,8 @@ def _listener(address: str, port: int) -> socket.socket:
         file=sys.stderr,
         flush=True,
     )
-    return _bound(family, ("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    everywhere = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - such an address was asked for
+    return _bound(family, (everywhere, port))
 
 
 def _bound(family: int, place: tuple[Any, ...]) -> socket.socket:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 
-DIRECTORY = "/dev/shm"
+DIRECTORY = "/dev/shm"  # noqa: S108 - shared memory, named by DeepSpeed
 """Where DeepSpeed creates them."""
 _PREFIX = "deepspeed_allreduce_buffer_"
 _YOUNG_SECONDS = 60.0
