@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import ftfy
 
+from pipelines.combining_marks import sort_long_runs
 from pipelines.config import CleaningConfig
 
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(
@@ -69,9 +70,13 @@ def clean_text(text: str, config: CleaningConfig) -> CleanText:
         text = _LINE_ENDS.sub("\n", text).replace("\u2029", "\n\n")
         text, counts["control_characters_removed"] = _DROPPED.subn("", text)
     form = config.unicode_normalization
-    if form != "none" and not (text.isascii() or unicodedata.is_normalized(form, text)):
-        text = unicodedata.normalize(form, text)
-        counts["texts_normalized"] = 1
+    if form != "none" and not text.isascii():
+        normal = sort_long_runs(text, form)
+        if not unicodedata.is_normalized(form, normal):
+            normal = unicodedata.normalize(form, normal)
+        if normal != text:
+            text = normal
+            counts["texts_normalized"] = 1
     if config.repeated_lines == "drop":
         text, counts["lines_dropped"] = drop_repeated_lines(text)
     return CleanText(text, counts)

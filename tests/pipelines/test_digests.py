@@ -1,0 +1,26 @@
+"""Equal recipe, equal bytes: the digests of a small corpus' stages, to be compared on every supported Python.
+
+Where one of these changes on purpose, the stage's version in `pipelines/stages.py` goes up in the same commit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.contract import read_manifest
+
+DIGESTS = {
+    "documents": "45d7e5518fa138c06c81d5ef99592f4ad22f8be6eb8509bfe9d597787313b3dc",
+    "vocabulary": "7f67122548ce4085b82539aed6b7357051de0661a0a45db0b803884528ab6771",
+    "examples": "6e6007ca6e847da7efa9479a2883566844bdd5684ca42db5b53d4d5c6d2e755f",
+}
+
+
+@pytest.mark.parametrize("stage", DIGESTS)
+def test_a_small_corpus_gives_the_bytes_it_always_gave(built: tuple[Path, str], stage: str) -> None:
+    workspace, _ = built
+    manifest = read_manifest(str(workspace / stage))
+    assert manifest is not None
+    assert manifest.digest == DIGESTS[stage]
