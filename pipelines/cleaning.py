@@ -50,7 +50,8 @@ class CleanText(NamedTuple):
     counts: dict[str, int]
 
 
-CLEANING_COUNTS = ("texts_mended", "control_characters_removed", "texts_normalized", "lines_dropped")
+SENTENCES_CUT = "sentences_cut"
+CLEANING_COUNTS = ("texts_mended", "control_characters_removed", "texts_normalized", "lines_dropped", SENTENCES_CUT)
 
 
 def clean_text(text: str, config: CleaningConfig) -> CleanText:

@@ -1,8 +1,8 @@
 """Bring long runs of combining marks into canonical order, so that normalizing them does not take their square.
 
-`unicodedata.normalize` orders the marks behind a letter by insertion: right for the two or three that writing needs, but
-80,000 marks in a row, of which any file may hold some, take 17 seconds and 400,000 take minutes. In canonical order
-already, they take no time. Nothing is cut and no result changes: canonical order is what normalizing would bring about.
+`unicodedata.normalize` orders the marks behind a letter by insertion: right for the two or three that writing needs,
+but 80,000 marks in a row, which any file may hold, take 17 seconds and 400,000 take minutes. In canonical order
+already, they take no time. Nothing is cut and no result changes: it is the order that normalizing would bring about.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipelines.cleaning import clean_text
+from pipelines.cleaning import SENTENCES_CUT, clean_text
 from pipelines.config import DocumentsConfig, SourceConfig
 from pipelines.contract import DOCUMENT_ID_BYTES, Split
 from pipelines.languages import LanguageIdentifier
@@ -104,8 +104,14 @@ class DocumentReader:
             if counts:
                 self.cleaned.update(counts)
             for paragraphs in pieces_of(paragraphs_of(text), self._config.max_characters):
-                sentences = paragraphs if raw.has_ready_sentences else sentences_of(paragraphs, source.language)
+                sentences = paragraphs if raw.has_ready_sentences else self._split(paragraphs, source.language)
                 yield self._reject_of(raw.source, sentences) or Document(document_id(sentences), raw.source, sentences)
+
+    def _split(self, paragraphs: list[str], language: str) -> list[str]:
+        sentences, num_cut = sentences_of(paragraphs, language)
+        if num_cut:
+            self.cleaned[SENTENCES_CUT] += num_cut
+        return sentences
 
     def _reject_of(self, source: str, sentences: list[str]) -> Reject | None:
         config = self._config

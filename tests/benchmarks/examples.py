@@ -71,7 +71,7 @@ def main() -> None:
         paragraphs[start : start + PARAGRAPHS_PER_DOCUMENT]
         for start in range(0, len(paragraphs), PARAGRAPHS_PER_DOCUMENT)
     ]
-    documents = [sentences_of(group, "en") for group in groups[: 6 * SHARD_DOCUMENTS]]
+    documents = [sentences_of(group, "en").sentences for group in groups[: 6 * SHARD_DOCUMENTS]]
     counts = count_words(pa.array(paragraphs), lowercase=True, strip_accents=None)
     vocabulary = train(counts["word"].combine_chunks(), counts["count"].to_numpy(), 30_522)
     length = ExampleLengthConfig(max_seq_length=LENGTH, max_predictions_per_seq=20)

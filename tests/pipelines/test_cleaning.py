@@ -199,5 +199,6 @@ def test_the_manifest_tells_what_cleaning_did(tmp_path: Path) -> None:
         "control_characters_removed": 2,
         "texts_normalized": 1,
         "lines_dropped": 2,
+        "sentences_cut": 0,
     }
     assert json.dumps(manifest.statistics["rejected_by_reason"]) == "{}"

@@ -18,7 +18,9 @@ from pipelines.config import CleaningConfig
 FORMS = st.sampled_from(["NFC", "NFKC"])
 MARKS = "\u0301\u0316\u0345\u0327\u05b4\u0e38\u3099\u0344" + "".join(sorted(_COMPOSED_MARKS | _HALFWIDTH_MARKS))
 RUNS = st.text(st.sampled_from(MARKS), max_size=3 * MAX_UNSORTED_MARKS)
-TEXTS = st.lists(st.one_of(RUNS, st.text(max_size=5), st.sampled_from(["e", "\u00e9", "\u01d6", "\u1100"]))).map("".join)
+TEXTS = st.lists(st.one_of(RUNS, st.text(max_size=5), st.sampled_from(["e", "\u00e9", "\u01d6", "\u1100"]))).map(
+    "".join
+)
 
 
 @given(TEXTS, FORMS)

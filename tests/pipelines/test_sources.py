@@ -96,7 +96,7 @@ def test_inputs_are_cut_to_a_size(tree: Path) -> None:
 
 def test_sentences_do_not_cross_paragraphs() -> None:
     paragraphs = paragraphs_of("Dr. Smith went\nhome. He slept.\n\nand then\n")
-    assert sentences_of(paragraphs, "en") == ["Dr. Smith went home.", "He slept.", "and then"]
+    assert sentences_of(paragraphs, "en").sentences == ["Dr. Smith went home.", "He slept.", "and then"]
 
 
 def test_long_texts_are_cut_between_paragraphs() -> None:
