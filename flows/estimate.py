@@ -99,7 +99,7 @@ def _without_missing_files(recipe: Recipe) -> Recipe:
 def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:
     """Bytes of the recipe's inputs, and what a person should know where they are not plain text."""
     try:
-        found = find_inputs(whole.documents)
+        found = find_inputs(whole.documents, whole.run.workspace)
     except InputError as error:
         raise InputError(f"{error}; or tell the size of its text with --corpus-bytes") from error
     notes = []

@@ -263,7 +263,7 @@ def _totals(name: str, whole: WholeRecipe) -> dict[str, int]:
     if name == EXAMPLES:
         return {"rows": shards, "files": shards * len(whole.examples.lengths)}
     try:
-        return {"parts": len(plan_parts(whole.documents)), "shards": shards}
+        return {"parts": len(plan_parts(whole.documents, whole.run.workspace)), "shards": shards}
     except InputError:
         return {"shards": shards}
 

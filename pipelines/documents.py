@@ -16,6 +16,7 @@ from pipelines.contract import DOCUMENT_ID_BYTES, Split
 from pipelines.languages import LanguageIdentifier
 from pipelines.sentences import paragraphs_of, pieces_of, sentences_of
 from pipelines.sources import InputFile, Reject, find_inputs, source_of, split_file
+from pipelines.sources.stability import require_readable, require_unchanged
 
 # An interrupted run's parts are told by their numbers: whoever changes this raises the stage's version.
 PART_BYTES = 4 << 20
@@ -70,10 +71,15 @@ def shards_of(config: DocumentsConfig) -> list[tuple[Split, int, int]]:
     return [(split, index, count) for split, count in counts.items() for index in range(count)]
 
 
-def plan_parts(config: DocumentsConfig) -> list[CorpusPart]:
-    """Group the files of each source, in order, into parts of about four megabytes; larger files become ranges."""
+def plan_parts(config: DocumentsConfig, workspace: str | None = None) -> list[CorpusPart]:
+    """Group the files of each source, in order, into parts of about four megabytes; larger files become ranges.
+
+    Raises:
+        InputError: an input names nothing, a file may not be read, or the files lack the field that the recipe names.
+    """
     parts: list[CorpusPart] = []
-    for source, files in zip(config.sources, find_inputs(config), strict=True):
+    for source, files in zip(config.sources, find_inputs(config, workspace), strict=True):
+        require_readable(files)
         ranges = [piece for file in files for piece in split_file(file, source, PART_BYTES)]
         group: list[InputFile] = []
         size_bytes = 0
@@ -95,7 +101,15 @@ class DocumentReader:
         self.cleaned: Counter[str] = Counter()
 
     def read(self, file: InputFile, source: SourceConfig) -> Iterator[Document | Reject]:
-        """Documents and rejects of one file or range."""
+        """Documents and rejects of one file or range.
+
+        Raises:
+            StorageFaultError: the file cannot be read, now or any more.
+            InputError: the file is not the one that was planned for.
+        """
+        if file.problem is not None:
+            yield file.problem
+            return
         for raw in source_of(source).read(file, source):
             if isinstance(raw, Reject):
                 yield raw
@@ -106,6 +120,7 @@ class DocumentReader:
             for paragraphs in pieces_of(paragraphs_of(text), self._config.max_characters):
                 sentences = paragraphs if raw.has_ready_sentences else self._split(paragraphs, source.language)
                 yield self._reject_of(raw.source, sentences) or Document(document_id(sentences), raw.source, sentences)
+        require_unchanged(file)
 
     def _split(self, paragraphs: list[str], language: str) -> list[str]:
         sentences, num_cut = sentences_of(paragraphs, language)

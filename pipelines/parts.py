@@ -7,6 +7,8 @@ bounded by a part and a shard on any runner.
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,10 +26,13 @@ from pipelines.near_duplicates import SignatureFile, signatures_name, use_one_th
 from pipelines.rejects import write_rejects
 from pipelines.runners import limit_worker_threads
 from pipelines.sources import Reject
+from pipelines.sources.unpacking import StorageFaultError
 from pipelines.stages import DOCUMENTS
 from pipelines.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 
 ROUND_CHARACTERS = 32 << 20
+RETRY_PAUSES_SECONDS = (1.0, 4.0)
+"""A network file system that comes back does so within seconds; one that does not is for a person to see to."""
 PARTS_GROUP = "parts"
 
 PART_SCHEMA = pa.schema(
@@ -71,7 +76,7 @@ class ReadPart(beam.DoFn):
         unit = f"{PARTS_GROUP}/{part.number:06d}"
         record = finished_unit(self._directory, unit)
         if record is None:
-            record = self._read(part)._asdict()
+            record = self._read_patiently(part)._asdict()
             names = [part_name(part.number), part_rejects_name(part.number)]
             if self._config.near_duplicates is not None:
                 names.append(signatures_name(part.number))
@@ -81,6 +86,26 @@ class ReadPart(beam.DoFn):
         for reason, count in summary.rejected.items():
             Metrics.counter(DOCUMENTS, f"rejected-{reason}").inc(count)
         yield summary
+
+    def _read_patiently(self, part: CorpusPart) -> PartSummary:
+        """Read a part from its start again when its storage fails, for what was read of it is written only at its end.
+
+        Raises:
+            StorageFaultError: it failed each time.
+        """
+        for pause_seconds in RETRY_PAUSES_SECONDS:
+            try:
+                return self._read(part)
+            except StorageFaultError as error:
+                print(f"{DOCUMENTS}: {error}; trying again in {pause_seconds:g} s", file=sys.stderr, flush=True)
+                time.sleep(pause_seconds)
+        try:
+            return self._read(part)
+        except StorageFaultError as error:
+            raise StorageFaultError(
+                f"{error}, {len(RETRY_PAUSES_SECONDS) + 1} times; no text was left out for it: see to the storage, "
+                "then run the same command again, which keeps what is finished"
+            ) from error
 
     def _read(self, part: CorpusPart) -> PartSummary:
         # Loading the language model takes a second, and a worker without work shall not spend it.

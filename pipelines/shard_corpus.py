@@ -92,8 +92,8 @@ def run(argv: list[str] | None = None) -> None:
     with job.build_of(key, directory) as is_needed:
         if not is_needed:
             return
-        plan = plan_parts(config)
-        storage.require_free_space(directory, _needed_bytes(config), "the documents and their temporary files")
+        plan = plan_parts(config, job.workspace)
+        storage.require_free_space(directory, _needed_bytes(config, job.workspace), "the documents and their temporary files")
         totals = {PARTS_GROUP: len(plan), SHARDS_GROUP: len(shards_of(config))}
         building = building_directory(directory)
         if open_build(directory, key, job.restart):
@@ -109,11 +109,11 @@ def run(argv: list[str] | None = None) -> None:
         run_pipeline(job, lambda pipeline: build(pipeline, directory, config, plan, key), progress)
 
 
-def _needed_bytes(config: DocumentsConfig) -> int:
+def _needed_bytes(config: DocumentsConfig, workspace: str) -> int:
     """An estimate: texts are written to parts and then to shards, packed sources unpack to about four times."""
     return sum(
         2 * file.range_bytes * (1 if codec_of(file.name) is None else 4)
-        for files in find_inputs(config)
+        for files in find_inputs(config, workspace)
         for file in files
     )
 

@@ -32,7 +32,7 @@ def documents_key(recipe: Recipe) -> StageKey:
     """
     config = recipe.section("documents", DocumentsConfig)
     try:
-        found = find_inputs(config)
+        found = find_inputs(config, recipe.section("run", RunConfig).workspace)
     except InputError:
         manifest = read_manifest(stage_directory(recipe, DOCUMENTS))
         if manifest is None:

@@ -16,10 +16,20 @@ from pipelines.sources.unpacking import codec_of
 
 
 @dataclass(frozen=True)
+class Reject:
+    """A record that became no document: a reason that is counted, and a detail for the person who looks it up."""
+
+    source: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class InputFile:
     """One file to read, or the records of it that begin from `first_byte` on and before `end_byte`.
 
-    `name` is its label in the `source` column: stable, and free of this machine's paths.
+    `name` is its label in the `source` column: stable, and free of this machine's paths. A file that the inputs name
+    but that cannot be read (its name is no UTF-8, a link leads nowhere) has a `problem`, which is its only record.
     """
 
     uri: str
@@ -28,6 +38,7 @@ class InputFile:
     modified_ns: int
     first_byte: int = 0
     end_byte: int | None = None
+    problem: Reject | None = None
 
     @property
     def range_bytes(self) -> int:
@@ -51,20 +62,11 @@ class RawDocument:
     has_ready_sentences: bool = False
 
 
-@dataclass(frozen=True)
-class Reject:
-    """A record that became no document: a reason that is counted, and a detail for the person who looks it up."""
-
-    source: str
-    reason: str
-    detail: str
-
-
 class Source(Protocol):
     """A reader of one input format."""
 
-    def find(self, config: SourceConfig) -> list[InputFile]:
-        """The files that the recipe names, in a stable order.
+    def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
+        """The files that the recipe names, in a stable order; the run's workspace is left out where it lies among them.
 
         Raises:
             InputError: an input names nothing, or the files lack the field that the recipe names.
@@ -121,13 +123,16 @@ def split_file(file: InputFile, config: SourceConfig, range_bytes: int) -> list[
     ]
 
 
-def find_inputs(config: DocumentsConfig) -> list[list[InputFile]]:
+def find_inputs(config: DocumentsConfig, workspace: str | None = None) -> list[list[InputFile]]:
     """The files of each source of a recipe's corpus, cut to `max_input_bytes` where that is set.
+
+    Args:
+        workspace: of the run; what lies in it is no input, also where it lies among the inputs.
 
     Raises:
         InputError: an input names nothing, or the files lack the field that the recipe names.
     """
-    return [_first_bytes(source_of(source).find(source), source) for source in config.sources]
+    return [_first_bytes(source_of(source).find(source, workspace), source) for source in config.sources]
 
 
 def _first_bytes(files: list[InputFile], config: SourceConfig) -> list[InputFile]:

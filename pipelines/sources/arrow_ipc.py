@@ -20,9 +20,9 @@ _FILE_MAGIC = b"ARROW1"
 
 
 class ArrowIpc:
-    def find(self, config: SourceConfig) -> list[InputFile]:
-        files = find_files(config.inputs)
-        check_column(files[0], config, _schema)
+    def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
+        files = find_files(config.inputs, workspace)
+        check_column(files, config, _schema)
         return files
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:

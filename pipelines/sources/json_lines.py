@@ -9,17 +9,19 @@ from typing import Any
 
 from pipelines.config import SourceConfig
 from pipelines.recipe import InputError
+from pipelines.shown_text import shown
 from pipelines.sources import InputFile, RawDocument, Reject
 from pipelines.sources.matching import find_files
 from pipelines.sources.text_records import Record, RecordShape, read_records
 
 _RECORDS_LOOKED_AT = 100
+_SHOWN_CHARACTERS = 500
 
 
 class JsonLines:
-    def find(self, config: SourceConfig) -> list[InputFile]:
-        files = find_files(config.inputs)
-        _check_field(files[0], config)
+    def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
+        files = find_files(config.inputs, workspace)
+        _check_field(files, config)
         return files
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
@@ -79,12 +81,15 @@ def _document(record: Record, path: str) -> RawDocument | Reject:
     return text if isinstance(text, Reject) else RawDocument(record.source, text)
 
 
-def _check_field(file: InputFile, config: SourceConfig) -> None:
-    """Look for the field in the first records: where none has it, the recipe is wrong and not the data.
+def _check_field(files: list[InputFile], config: SourceConfig) -> None:
+    """Look for the field in the first file's first records: where none has it, the recipe is wrong and not the data.
 
     Raises:
         InputError: records can be read and none has the field.
     """
+    file = next((file for file in files if file.problem is None), None)
+    if file is None:
+        return
     fields: dict[str, None] = {}
     for record in islice(read_records(file, config, LINES), _RECORDS_LOOKED_AT):
         value = record if isinstance(record, Reject) else parse_object(record)
@@ -96,8 +101,8 @@ def _check_field(file: InputFile, config: SourceConfig) -> None:
         fields.update(dict.fromkeys(_paths(value)))
     if fields:
         raise InputError(
-            f"documents.sources: text_field = {config.text_field!r} is in none of the first records of {file.uri}; "
-            f"fields there: {', '.join(fields)}"
+            f"documents.sources: text_field = {config.text_field!r} is in none of the first records of "
+            f"{shown(file.uri)}; fields there: {shown(', '.join(fields), _SHOWN_CHARACTERS)}"
         )
 
 

@@ -41,8 +41,8 @@ class _Page(NamedTuple):
 
 
 class MediaWiki:
-    def find(self, config: SourceConfig) -> list[InputFile]:
-        return find_files(config.inputs)
+    def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
+        return find_files(config.inputs, workspace)
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
         site_info = _site_info(read_head(file, config, _HEAD_BYTES))

@@ -15,9 +15,9 @@ from pipelines.sources.unpacking import UnreadableError, open_file
 
 
 class Parquet:
-    def find(self, config: SourceConfig) -> list[InputFile]:
-        files = find_files(config.inputs)
-        check_column(files[0], config, _schema)
+    def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
+        files = find_files(config.inputs, workspace)
+        check_column(files, config, _schema)
         return files
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:

@@ -11,8 +11,8 @@ from pipelines.sources.text_records import RecordShape, read_records, read_whole
 
 
 class PlainText:
-    def find(self, config: SourceConfig) -> list[InputFile]:
-        return find_files(config.inputs)
+    def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
+        return find_files(config.inputs, workspace)
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
         if config.document_separator == "file":

@@ -17,6 +17,7 @@ from pipelines.config import SourceConfig
 from pipelines.recipe import InputError
 from pipelines.sources import InputFile, RawDocument, Reject
 from pipelines.sources.matching import find_files
+from pipelines.sources.unpacking import open_file
 
 STDLIB = "stdlib"
 
@@ -25,7 +26,8 @@ _TESTS = re.compile(r"(^|/)(tests?|testing|idlelib|lib2to3|site-packages|conftes
 
 
 class PythonDocstrings:
-    def find(self, config: SourceConfig) -> list[InputFile]:
+    def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
+        del workspace
         files: list[InputFile] = []
         for name in config.inputs:
             files += _stdlib_files() if name == STDLIB else _distribution_files(name)
@@ -33,16 +35,14 @@ class PythonDocstrings:
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
         del config
+        with open_file(file.uri) as stream:
+            data = stream.read()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SyntaxWarning)
-                tree = ast.parse(storage.read_bytes(file.uri))
+                tree = ast.parse(data)
         except (SyntaxError, ValueError, RecursionError) as error:
             yield Reject(file.name, "syntax-error", str(error))
-            return
-        except (FileNotFoundError, PermissionError) as error:
-            # Any other failure of the file system says nothing about the file: the runner shall try again.
-            yield Reject(file.name, "unreadable", str(error))
             return
         # A docstring may hold an escaped half of a surrogate pair, which is no text that a file could hold.
         text = "\n\n".join(_prose(docstring) for docstring in _docstrings(tree)).encode("utf-8", "replace").decode()
@@ -84,7 +84,7 @@ def _stdlib_files() -> list[InputFile]:
     return [
         InputFile(file.uri, f"{STDLIB}/{name}", file.size_bytes, 0)
         for file, name in relative
-        if not _TESTS.search(name)
+        if file.problem is None and not _TESTS.search(name)
     ]
 
 

@@ -9,25 +9,31 @@ import pyarrow.compute as pc
 
 from pipelines.config import SourceConfig
 from pipelines.recipe import InputError
+from pipelines.shown_text import shown
 from pipelines.sources import InputFile, RawDocument, Reject
 from pipelines.sources.unpacking import UnreadableError, open_file
 
 ROWS_PER_BATCH = 256
 
 
-def check_column(file: InputFile, config: SourceConfig, schema_of: Callable[[pa.NativeFile], pa.Schema]) -> None:
-    """Look for the column in a file; one that cannot be read is left to the reader, which rejects it.
+def check_column(files: list[InputFile], config: SourceConfig, schema_of: Callable[[pa.NativeFile], pa.Schema]) -> None:
+    """Look for the column in the first file; one that cannot be read is left to the reader, which rejects it.
 
     Raises:
         InputError: the file has no such column, or it holds no text.
     """
+    file = next((file for file in files if file.problem is None), None)
+    if file is None:
+        return
     try:
         with open_file(file.uri) as stream:
             problem = column_problem(schema_of(stream), config.text_field)
     except (UnreadableError, pa.ArrowException, OSError):
         return
     if problem is not None:
-        raise InputError(f"documents.sources: text_field = {config.text_field!r}: {file.uri} has {problem}")
+        raise InputError(
+            f"documents.sources: text_field = {config.text_field!r}: {shown(file.uri)} has {shown(problem)}"
+        )
 
 
 def column_problem(schema: pa.Schema, column: str) -> str | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines import storage
+from pipelines.recipe import InputError
+from pipelines.shown_text import shown
 
 BLOCK_BYTES = 1 << 18
 
@@ -28,8 +31,14 @@ def codec_of(name: str) -> str | None:
     return next((codec for suffix, codec in _CODECS.items() if name.lower().endswith(suffix)), None)
 
 
-class StorageFaultError(Exception):
-    """The file system failed, which says nothing about the file: not a reject, but for the runner to try again."""
+class StorageFaultError(InputError):
+    """The file system failed, which says nothing about the file: not a reject, but to be tried again, then an error."""
+
+    @classmethod
+    def of(cls, uri: str, action: str, error: OSError) -> StorageFaultError:
+        # Arrow's text names the path again, and the number of the error after that.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return cls(f"{shown(uri)}: {action} failed: {shown(reason)}")
 
 
 class _GuardedFile:
@@ -47,7 +56,7 @@ class _GuardedFile:
         try:
             return self._file.read(None if num_bytes is None or num_bytes < 0 else num_bytes)
         except OSError as error:
-            raise StorageFaultError(f"{self._uri}: reading failed: {error}") from error
+            raise StorageFaultError.of(self._uri, "reading", error) from error
 
     def seek(self, position: int, whence: int = 0) -> Any:
         return self._file.seek(position, whence)
@@ -63,18 +72,14 @@ def open_file(uri: str) -> pa.NativeFile:
     """Open a file for reading at any position.
 
     Raises:
-        UnreadableError: it is gone, or may not be read.
-        StorageFaultError: it cannot be opened for any other reason, now or while it is read.
+        StorageFaultError: it cannot be opened, now or while it is read. A file that was found and is gone, or may not
+            be read, says that something happened to the storage, and nothing about its text.
     """
     filesystem, path = storage.filesystem_of(uri)
     try:
         file = filesystem.open_input_file(path)
-    except (FileNotFoundError, PermissionError) as error:
-        # The file system's words, but not this machine's path.
-        detail = str(error).replace(path, path.rpartition("/")[2])
-        raise UnreadableError("unreadable", detail) from error
     except OSError as error:
-        raise StorageFaultError(f"{uri}: opening failed: {error}") from error
+        raise StorageFaultError.of(uri, "opening", error) from error
     return pa.PythonFile(_GuardedFile(uri, file), mode="r")
 
 

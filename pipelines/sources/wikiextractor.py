@@ -20,8 +20,8 @@ _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 
 
 class WikiExtractor:
-    def find(self, config: SourceConfig) -> list[InputFile]:
-        return find_files(config.inputs)
+    def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
+        return find_files(config.inputs, workspace)
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
         is_json = read_head(file, config, _HEAD_BYTES).lstrip().startswith("{")
