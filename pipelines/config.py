@@ -18,7 +18,8 @@ from pipelines.bounds import (
     UserPath,
 )
 from pipelines.languages import LANGUAGES
-from pipelines.recipe import Section
+from pipelines.recipe import OPERATIONAL, Section
+from pipelines.sentence_languages import SENTENCE_LANGUAGES, nearest_languages
 
 RESERVED_TOKENS = {"compact": 5, "bert": 999}
 """Entries of a vocabulary before its alphabet, by layout."""
@@ -59,7 +60,7 @@ class SourceConfig(Section):
     max_record_bytes: Annotated[int, Bounded(1 << 10, 1 << 36, _IN_MEMORY)] = 256 << 20
     """A longer record (a whole file where a document is a file) is rejected: it would have to fit in memory."""
     language: str = Field("en", min_length=2)
-    """Language code for sentence splitting."""
+    """Language code for sentence splitting, such as `en` or `de` (`pipelines.sentence_languages`)."""
     max_input_bytes: (
         Annotated[int, Bounded(1, 1 << 60, "it bounds a trial's text; leave it out to read all")] | None
     ) = None
@@ -86,6 +87,20 @@ class SourceConfig(Section):
         if name in _ESCAPING_ENCODINGS or (line != _ASCII_LINE.encode() and not is_wide and name != "utf-8-sig"):
             raise ValueError("lines and markup are found by their ASCII bytes, which this encoding writes differently")
         return "utf-8" if name == "utf-8-sig" else name
+
+    @field_validator("language")
+    @classmethod
+    def _language_is_known(cls, language: str) -> str:
+        """Refuse what the sentence splitter would treat as English without a word.
+
+        Raises:
+            ValueError: the sentence splitter knows no such language.
+        """
+        if language in SENTENCE_LANGUAGES:
+            return language
+        nearest = nearest_languages(language)
+        hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "use its ISO 639 code, such as 'de'"
+        raise ValueError(f"no language that sentences can be split for; {hint}")
 
     @model_validator(mode="after")
     def _settings_fit_the_format(self) -> SourceConfig:
@@ -135,6 +150,8 @@ class DocumentsConfig(Section):
     num_shards: Annotated[int, Bounded(1, 99_999, "file names have five digits for it")] = 16
     heldout_share: Annotated[float, Bounded(0.0, 0.9, _SHARE_HELD_OUT)] = 0.01
     """Share of documents, by hash, that is kept for evaluation only."""
+    warn_rejected_share: Probability = Field(0.1, json_schema_extra=OPERATIONAL)
+    """Warn where a larger share of the texts read is rejected for a fault; duplicates and redirects are none."""
 
     @field_validator("languages")
     @classmethod

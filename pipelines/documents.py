@@ -37,12 +37,13 @@ class CorpusPart(NamedTuple):
 
 
 class PartSummary(NamedTuple):
-    """What became of one part: its number, the texts read, rejects by reason, and what cleaning did."""
+    """What became of one part: its number, the texts read, rejects by reason, what cleaning did, and some rejects."""
 
     number: int
     documents_read: int
     rejected: dict[str, int]
     cleaned: dict[str, int]
+    first_rejects: dict[str, list[list[str]]]
 
 
 def document_id(sentences: list[str]) -> bytes:

@@ -23,7 +23,7 @@ from pipelines.config import DocumentsConfig
 from pipelines.contract import DOCUMENT_ID_BYTES, Split
 from pipelines.documents import CorpusPart, Document, DocumentReader, PartSummary, shard_number, shards_of
 from pipelines.near_duplicates import SignatureFile, signatures_name, use_one_thread
-from pipelines.rejects import write_rejects
+from pipelines.rejects import first_of_each_reason, write_rejects
 from pipelines.runners import limit_worker_threads
 from pipelines.sources import Reject
 from pipelines.sources.unpacking import StorageFaultError
@@ -129,7 +129,9 @@ class ReadPart(beam.DoFn):
             rounds.write(portions)
         write_rejects(scratch_uri(self._directory, part_rejects_name(part.number)), rejects)
         rejected = Counter(reject.reason for reject in rejects)
-        return PartSummary(part.number, documents_read, dict(rejected), dict(+reader.cleaned))
+        return PartSummary(
+            part.number, documents_read, dict(rejected), dict(+reader.cleaned), first_of_each_reason(rejects)
+        )
 
     def _open_rounds(self, number: int, stack: ExitStack) -> _Rounds:
         stream = stack.enter_context(storage.atomic_output(scratch_uri(self._directory, part_name(number))))

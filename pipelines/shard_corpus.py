@@ -16,7 +16,8 @@ import apache_beam as beam
 from pipelines import storage
 from pipelines.builds import building_directory, open_build
 from pipelines.config import DocumentsConfig
-from pipelines.contract import Manifest, StageKey
+from pipelines.contract import Manifest, StageKey, require_manifest
+from pipelines.document_summary import closing_lines
 from pipelines.documents import CorpusPart, PartSummary, plan_parts, shards_of
 from pipelines.lifeline import follow_lifeline
 from pipelines.near_duplicates import ChooseDocuments, EmitBands, MeetInBands, num_buckets
@@ -93,7 +94,8 @@ def run(argv: list[str] | None = None) -> None:
         if not is_needed:
             return
         plan = plan_parts(config, job.workspace)
-        storage.require_free_space(directory, _needed_bytes(config, job.workspace), "the documents and their temporary files")
+        needed_bytes = _needed_bytes(config, job.workspace)
+        storage.require_free_space(directory, needed_bytes, "the documents and their temporary files")
         totals = {PARTS_GROUP: len(plan), SHARDS_GROUP: len(shards_of(config))}
         building = building_directory(directory)
         if open_build(directory, key, job.restart):
@@ -107,6 +109,8 @@ def run(argv: list[str] | None = None) -> None:
             ],
         )
         run_pipeline(job, lambda pipeline: build(pipeline, directory, config, plan, key), progress)
+        for line in closing_lines(require_manifest(directory, DOCUMENTS, "pipelines.shard_corpus"), config):
+            print(line, flush=True)
 
 
 def _needed_bytes(config: DocumentsConfig, workspace: str) -> int:

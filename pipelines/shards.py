@@ -26,10 +26,11 @@ from pipelines.contract import (
     shard_name,
     write_manifest,
 )
+from pipelines.document_summary import require_documents
 from pipelines.documents import PartSummary, shards_of
 from pipelines.near_duplicates import read_choices
 from pipelines.parts import PART_SCHEMA, part_name, part_rejects_name
-from pipelines.rejects import REJECTS_NAME, write_rejects
+from pipelines.rejects import REJECTS_NAME, REJECTS_SHOWN, first_of_each_reason, write_rejects
 from pipelines.runners import limit_worker_threads
 from pipelines.sources import Reject
 from pipelines.stages import DOCUMENTS
@@ -39,10 +40,11 @@ SHARDS_GROUP = "shards"
 
 
 class ShardSummary(NamedTuple):
-    """A finished shard, and its rejects by reason."""
+    """A finished shard, its rejects by reason, and some of them."""
 
     file: FileRecord
     rejected: dict[str, int]
+    first_rejects: dict[str, list[list[str]]]
 
 
 class CollectShard(beam.DoFn):
@@ -68,9 +70,9 @@ class CollectShard(beam.DoFn):
         record = finished_unit(self._directory, unit)
         if record is None:
             summary = self._collect(shard, name, sorted(part.number for part in parts))
-            record = {"file": summary.file.model_dump(), "rejected": summary.rejected}
+            record = summary._asdict() | {"file": summary.file.model_dump()}
             finish_unit(self._directory, unit, record, [name, scratch_name(_rejects_name(name))])
-        summary = ShardSummary(FileRecord.model_validate(record["file"]), record["rejected"])
+        summary = ShardSummary(**record | {"file": FileRecord.model_validate(record["file"])})
         for reason, count in summary.rejected.items():
             Metrics.counter(DOCUMENTS, f"rejected-{reason}").inc(count)
         yield summary
@@ -100,7 +102,8 @@ class CollectShard(beam.DoFn):
             "characters": int(pc.sum(pc.utf8_length(texts)).as_py() or 0),
         }
         record = record_of(self._directory, name, len(kept), statistics)
-        return ShardSummary(record, dict(Counter(reject.reason for reject in rejects)))
+        rejected = Counter(reject.reason for reject in rejects)
+        return ShardSummary(record, dict(rejected), first_of_each_reason(rejects))
 
     def _read_batches(self, part: int, shard: int) -> list[pa.RecordBatch]:
         with open_arrow(scratch_uri(self._directory, part_name(part))) as file:
@@ -132,12 +135,15 @@ class CompleteDocuments(beam.DoFn):
             for name in names:
                 stream.write(storage.read_bytes(scratch_uri(self._directory, name)))
         rejected: Counter[str] = Counter()
+        first_rejects: dict[str, list[list[str]]] = {}
+        summaries: list[PartSummary | ShardSummary] = [*parts, *shards]
+        for summary in summaries:
+            rejected.update(summary.rejected)
+            for reason, examples in summary.first_rejects.items():
+                first_rejects[reason] = [*first_rejects.get(reason, []), *examples][:REJECTS_SHOWN]
         cleaned = Counter(dict.fromkeys(CLEANING_COUNTS, 0))
         for part in parts:
-            rejected.update(part.rejected)
             cleaned.update(part.cleaned)
-        for shard in shards:
-            rejected.update(shard.rejected)
         files = [shard.file for shard in shards]
         num_rejected = sum(rejected.values())
         statistics: dict[str, Any] = {
@@ -145,6 +151,7 @@ class CompleteDocuments(beam.DoFn):
             "documents_kept": sum(file.rows for file in files),
             "documents_rejected": num_rejected,
             "rejected_by_reason": {reason: count for reason, count in sorted(rejected.items()) if count},
+            "first_rejects": dict(sorted(first_rejects.items())),
             "cleaning": dict(cleaned),
             "train_documents": sum(file.rows for file in files if file.name.startswith("train-")),
             "heldout_documents": sum(file.rows for file in files if file.name.startswith("heldout-")),
@@ -152,6 +159,7 @@ class CompleteDocuments(beam.DoFn):
             "characters": sum(file.statistics["characters"] for file in files),
         }
         assert statistics["documents_read"] == statistics["documents_kept"] + num_rejected, statistics
+        require_documents(statistics, self._key.config)
         rejects_file = record_of(self._directory, REJECTS_NAME, num_rejected)
         write_manifest(self._directory, self._key.manifest([*files, rejects_file], statistics, __version__))
 

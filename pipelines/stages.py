@@ -12,7 +12,7 @@ DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
 CORPUS_INPUT = "corpus"
 
 # To be raised whenever the same settings and inputs would give other bytes than before.
-DOCUMENTS_VERSION = 2
+DOCUMENTS_VERSION = 3
 VOCABULARY_VERSION = 1
 EXAMPLES_VERSION = 2
 

@@ -54,6 +54,7 @@ class LocalFiles:
         self._own_results = own_results
         self._name_regexes = [regex_of(name) for name in pattern.names]
         self._rest_regex = regex_of(pattern.rest) if pattern.rest is not None else None
+        self._directories = [_Place("", self._root, 0)]
         self._links: list[tuple[_Place, os.DirEntry[str]]] = []
         self._seen: set[str] = set()
         self._visited: set[tuple[str, int, str]] = set()
@@ -65,9 +66,10 @@ class LocalFiles:
             InputError: the root may not be listed, or holds results of this program.
             StorageFaultError: a directory cannot be listed for any other reason than a missing permission.
         """
-        yield from self._visit(_Place("", self._root, 0))
-        # Links come last, so that a file's own name goes before those of links to it.
-        while self._links:
+        while self._directories or self._links:
+            while self._directories:
+                yield from self._visit(self._directories.pop())
+            # Links come last, so that a file's own name goes before those of links to it.
             links = sorted(self._links, key=lambda link: link[0].relative + link[1].name)
             self._links.clear()
             for place, entry in links:
@@ -122,7 +124,7 @@ class LocalFiles:
             self._links.append((place, entry))
         elif entry.is_dir(follow_symlinks=False):
             if self._is_descended(place):
-                yield from self._visit(place.below(entry.name))
+                self._directories.append(place.below(entry.name))
         elif entry.is_file(follow_symlinks=False) and self._matches(place, entry.name):
             yield from self._file(place, entry.name, os.path.join(place.real, entry.name))
 
@@ -153,7 +155,7 @@ class LocalFiles:
             return
         if is_directory and self._is_descended(place):
             if self._is_inside(real):
-                yield from self._visit(_Place(f"{place.relative}{entry.name}/", real, place.depth + 1))
+                self._directories.append(_Place(f"{place.relative}{entry.name}/", real, place.depth + 1))
             else:
                 yield from self._problem(place, entry.name, "outside-link", _OUTSIDE)
         elif not is_directory and self._matches(place, entry.name):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,20 @@ def test_directories_behind_links_are_read_where_the_pattern_wants_their_name(tm
     assert names_of(tmp_path) == ["versions/v1/a.txt", "versions/v2/b.txt"]
 
 
+def test_directories_may_lie_as_deep_as_a_path_is_long(tmp_path: Path) -> None:
+    path = f"{tmp_path}/corpus"
+    for _ in range(1500):
+        os.mkdir(path)
+        path += "/d"
+    try:
+        with open(f"{path.removesuffix('/d')}/a.txt", "w") as stream:
+            stream.write("x")
+        assert names_of(tmp_path / "corpus") == [f"{'d/' * 1499}a.txt"]
+    finally:
+        # Python's own way to remove a tree goes as deep as the tree.
+        subprocess.run(["rm", "-rf", f"{tmp_path}/corpus"], check=True)
+
+
 def test_names_that_are_no_utf8_are_rejects(tmp_path: Path) -> None:
     write(tmp_path / "corpus", "a.txt")
     for name in (b"caf\xe9.txt", b"caf\xe9.md", b"d\xff/b.txt"):
@@ -147,8 +163,6 @@ def test_names_that_are_no_utf8_are_rejects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "socket"])
 def test_only_regular_files_are_read(tmp_path: Path, kind: str) -> None:
-    import socket
-
     write(tmp_path, "a.txt")
     path = tmp_path / "b.txt"
     with socket.socket(socket.AF_UNIX) as server:
