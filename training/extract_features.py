@@ -31,6 +31,7 @@ from training.process_end import run_and_leave
 
 STANDARD_INPUT = "-"
 _PROGRESS_SECONDS = 10.0
+_BLOCK_BYTES = 1 << 18
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,19 +68,36 @@ def _opened(path: str, stack: ExitStack) -> BinaryIO:
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """Lines of a UTF-8 stream without their ends; a byte-order mark is left out.
+    """Lines of a UTF-8 stream without their ends (LF, CR or CRLF); a byte-order mark is left out.
 
     Raises:
         InputError: a line is not UTF-8.
     """
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(_raw_lines(stream), start=1):
         try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{name}:{number}: not UTF-8 at byte {error.start} of the line; convert the file, or remove the line"
             ) from error
-        yield line.removesuffix("\n").removesuffix("\r")
+
+
+def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
+    begun: list[bytes] = []
+    held = b""
+    # As much as is there: a line from a pipe is worked on while the next one is awaited.
+    while block := stream.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]
+        data = held + block
+        # A CR at the end may be half of a CRLF.
+        held = b"\r" if data.endswith(b"\r") else b""
+        lines = data.removesuffix(held).splitlines(keepends=True)
+        for line in lines:
+            begun.append(line)
+            if line.endswith((b"\n", b"\r")):
+                yield b"".join(begun).removesuffix(b"\n").removesuffix(b"\r")
+                begun.clear()
+    if begun or held:
+        yield b"".join(begun)
 
 
 def _extract(parsed: argparse.Namespace, directory: str, stream: BinaryIO) -> None:

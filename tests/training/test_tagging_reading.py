@@ -83,6 +83,12 @@ def test_byte_order_mark_carriage_returns_and_no_last_line_end(tmp_path: Path) -
     assert [sentence.words for sentence in text.sentences] == [("EU", "x"), ("y",)]
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\r\n"])
+def test_lines_may_end_in_carriage_returns(tmp_path: Path, end: bytes) -> None:
+    data = b"EU B-ORG\nx O\n\ny O\n"
+    assert read(tmp_path, data.replace(b"\n", end)).sentences == read(tmp_path, data).sentences
+
+
 def test_comments_before_a_sentence_and_the_word_number_sign(tmp_path: Path) -> None:
     content = "# id 1 domain=en\n# the text ends in O\nEU _ _ B-ORG\n# _ _ O\n\n#\n# _ _ O\n#tag _ _ B-TAG\n"
     text = read(tmp_path, content)

@@ -74,7 +74,7 @@ def read_conll(path: str, token_column: int, label_column: int, scheme: Literal[
     Irregular labels, such as I- after O in IOB2, are counted and read as conlleval does.
 
     Args:
-        path: UTF-8, with or without byte-order mark and carriage returns.
+        path: UTF-8, with or without byte-order mark; lines end in LF, CR or CRLF.
         token_column, label_column: counted from 0, or from the end with -1, -2 ...
         scheme: how labels are written; `auto` finds it out (training/tagging/schemes.py, detected_scheme).
 
@@ -119,7 +119,7 @@ def _lines(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
     # Not splitlines(): a word may hold U+2028 and its like.
-    return [line.removesuffix("\r") for line in text.split("\n")]
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _sentences(
