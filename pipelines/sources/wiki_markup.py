@@ -26,7 +26,12 @@ _ELEMENT = re.compile(rf"<({_DROPPED_TAGS})\b[^<>]*>[^<]*(?:<(?!/?\1\b)[^<]*)*</
 _UNCLOSED_ELEMENT = re.compile(rf"<(?:{_DROPPED_TAGS})\b[^\n]*", re.IGNORECASE)
 _BRACES = re.compile(r"\{\{|\}\}|\[\[|\]\]|^[ \t:*]*\{\||^[ \t]*\|\}(?!\})", re.MULTILINE)
 _OPENING = {"}}": "{{", "]]": "[[", "|}": "{|"}
-_FILE_LINK = re.compile(r"\[\[[ \t]*(?:File|Image):", re.IGNORECASE)
+# Names of the file namespace differ between languages, the endings of media files do not.
+_MEDIA_ENDING = r"\.(?:jpe?g|png|svg|gif|tiff?|webp|xcf|pdf|djvu|og[gva]|opus|webm|mp[34]|mpe?g|wav|flac|midi?|stl)"
+_MEDIA_TITLE = re.compile(rf"[^:\[\]|\n]{{1,40}}:[^\[\]|\n]*{_MEDIA_ENDING}[ \t]*", re.IGNORECASE)
+_FILE_LINK = re.compile(
+    rf"\[\[[ \t]*(?:(?:File|Image):|{_MEDIA_TITLE.pattern}(?:\||\]\]|$))", re.IGNORECASE | re.MULTILINE
+)
 _LINES = re.compile(r"^[ \t]*(?:=.*=[ \t]*|[*#;:|!].*|-{4,})$", re.MULTILINE)
 _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?:(?! )")
 _LEFT_BRACKETS = re.compile(r"\[\[|\]\]|\{\{+|\}\}+|\{\||\|\}")
@@ -35,6 +40,12 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _EXTERNAL_OPENING = re.compile(r"\[(?=(?:https?:|ftps?:)?//|mailto:)", re.IGNORECASE)
 # A character that XML cannot hold stands for the bracket before an address.
 _EXTERNAL_LINK = re.compile(r"\x02[^\s\]\x02]*[ \t]*([^\]\n\x02]*)\]?")
+# Text in several scripts, of which a reader sees one: -{zh-hans:A; zh-hant:B}-, or -{flags|text}-.
+_CONVERSION = re.compile(r"-\{([^{}]*)\}-")
+_CONVERSION_FLAGS = re.compile(r"\s*([A-Za-z;\- ]*)\|")
+_HIDING_FLAGS = frozenset("HT-")
+_VARIANT = re.compile(r"(?:^|;)\s*(?:[^:;]*=>)?\s*[a-z]{2,3}(?:-[a-z]+)*\s*:")
+_CONVERSION_DEPTH = 5
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
 _QUOTES = re.compile(r"'{2,}")
 _WIDE_GAP = re.compile(r"[ \t\xa0]{2,}")
@@ -46,7 +57,19 @@ _INACTIVE_ENTITY = _INACTIVE | str.maketrans({"&": "&#38;"})
 _ACTIVE = {entity: chr(code) for code, entity in _INACTIVE_ENTITY.items()}
 _INACTIVE_CHARACTER = re.compile("|".join(_ACTIVE))
 
-ALWAYS_DROPPED_NAMESPACES = frozenset({"file", "image", "media", "category"})
+# What a dump's own description names comes on top; extracts made by hand have none.
+_CATEGORY_NAMES = """
+category kategorie catégorie categoría categoria categorie kategoria kategori kategória kategorija kategorio kategooria
+luokka flokkur категория категорія категорија катэгорыя κατηγορία קטגוריה تصنيف رده श्रेणी বিষয়শ্রেণী หมวดหมู่ 分类 分類
+カテゴリ 분류
+"""
+_FILE_NAMES = """
+file image media datei bild fichier archivo imagen ficheiro imagem immagine bestand afbeelding plik grafika fil billede
+bilde tiedosto kuva fájl kép soubor súbor dosya resim berkas gambar fitxer imatge fișier imagine datoteka slika dosiero
+файл изображение зображення датотека слика αρχείο εικόνα קובץ תמונה ملف صورة پرونده ไฟล์ चित्र 文件 图像 檔案 圖像
+ファイル 画像 파일 그림
+"""
+ALWAYS_DROPPED_NAMESPACES = frozenset(f"{_CATEGORY_NAMES} {_FILE_NAMES}".split())
 
 
 def prose_of(wikitext: str, dropped_namespaces: Iterable[str] = ()) -> str:
@@ -56,7 +79,7 @@ def prose_of(wikitext: str, dropped_namespaces: Iterable[str] = ()) -> str:
     """
     text = _COMMENT.sub("", wikitext)
     text = _NOWIKI.sub(lambda match: (match.group(1) or "").translate(_INACTIVE), text)
-    text = _EMPTY_ELEMENT.sub("", text)
+    text = _converted(_EMPTY_ELEMENT.sub("", text))
     num_elements = 1
     while num_elements:
         text, num_elements = _ELEMENT.subn("", text)
@@ -72,6 +95,31 @@ def prose_of(wikitext: str, dropped_namespaces: Iterable[str] = ()) -> str:
     text = _EMPTY_PARENTHESES.sub("", _PARENTHESIS_GAP.sub("", text))
     text = _GAP_BEFORE_STOP.sub("", text)
     return _INACTIVE_CHARACTER.sub(lambda match: _ACTIVE[match.group()], text).strip()
+
+
+def _converted(text: str) -> str:
+    """Of text in several scripts, the first one that it names."""
+    for _ in range(_CONVERSION_DEPTH):
+        text, num_found = _CONVERSION.subn(lambda match: _first_variant(match.group(1)), text)
+        if not num_found:
+            break
+    return text
+
+
+def _first_variant(content: str) -> str:
+    flags = _CONVERSION_FLAGS.match(content)
+    if flags is not None:
+        names = {name.strip() for name in flags.group(1).split(";")}
+        if not _HIDING_FLAGS.isdisjoint(names):
+            return ""
+        content = content[flags.end() :]
+        if "R" in names:
+            return content
+    first = _VARIANT.match(content)
+    if first is None:
+        return content
+    following = _VARIANT.search(content, first.end())
+    return content[first.end() : following.start() if following else len(content)].strip().removesuffix(";")
 
 
 def _without_braces(text: str) -> str:
@@ -141,7 +189,7 @@ def _node_text(node: Node, dropped: frozenset[str]) -> str:
 def _link_text(link: Wikilink, dropped: frozenset[str]) -> str:
     title = str(link.title).strip()
     namespace = title.partition(":")[0].strip().lower()
-    if namespace in dropped or (link.text is None and _LANGUAGE_LINK.match(title)):
+    if namespace in dropped or _MEDIA_TITLE.fullmatch(title) or (link.text is None and _LANGUAGE_LINK.match(title)):
         return ""
     label = _text_of(link.text, dropped) if link.text is not None else ""
     return label or _text_of(link.title, dropped).strip().removeprefix(":")
