@@ -22,8 +22,10 @@ from training.dynamic_masking import DynamicMasking, KeyArray, row_keys
 from training.ordering import GlobalOrder, IntArray, Window, deal, share_of
 from training.packing import PackedSequences, pack
 from training.prefetching import prefetched
+from training.row_checks import RowRules, list_fault, row_fault
 
 PREFETCHED_STEPS = 2
+_METADATA_OF_A_BIN = ("clozeworks.bin_above", "clozeworks.bin_up_to")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class ArrowExamples:
         """Map the shards that the manifest names.
 
         Raises:
-            InputError: there are no examples of this length, or a shard is damaged.
+            InputError: there are no examples of this length, a shard is damaged, or was made in another way than others.
         """
         files = manifest.files_of(split, length_directory(max_seq_length))
         if not files:
@@ -82,17 +84,34 @@ class ArrowExamples:
                 "examples.lengths, or change pretraining.phases"
             )
         self._chunks: list[Rows] = []
+        self._files: list[tuple[str, int]] = []
         first_rows = [0]
         self.metadata: dict[str, str] = {}
         for file in files:
-            table = _open_shard(storage.join(directory, file.name), file.size_bytes)
-            self.metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+            uri = storage.join(directory, file.name)
+            self._files.append((uri, first_rows[-1]))
+            table = _open_shard(uri, file.size_bytes)
+            self._add_metadata(uri, table.schema)
             for batch in table.to_batches():
                 if batch.num_rows:
                     self._chunks.append(Rows.of(batch))
                     first_rows.append(first_rows[-1] + batch.num_rows)
         self._first_rows = np.array(first_rows, dtype=np.int64)
         self.num_rows = int(self._first_rows[-1])
+        self._rules = RowRules.of(self.metadata, max_seq_length)
+        # What has been looked at once is not looked at again in the next epoch.
+        self._sound_blocks: set[tuple[int, int]] = set()
+
+    def _add_metadata(self, uri: str, schema: pa.Schema) -> None:
+        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        shared = {name: value for name, value in metadata.items() if name not in _METADATA_OF_A_BIN}
+        if len(self._files) > 1 and shared != self.metadata:
+            name = next(name for name in {**shared, **self.metadata} if shared.get(name) != self.metadata.get(name))
+            raise InputError(
+                f"{uri}: {name} is {shared.get(name)!r}, in {self._files[0][0]} it is {self.metadata.get(name)!r}; "
+                "the files are of two stages: rebuild the examples stage"
+            )
+        self.metadata = shared
 
     @property
     def is_unmasked(self) -> bool:
@@ -100,15 +119,36 @@ class ArrowExamples:
         return self.metadata.get("clozeworks.masking") == "dynamic"
 
     def read(self, blocks: tuple[tuple[int, int], ...]) -> Rows:
-        """Copy runs of consecutive rows, given as (first, past the last), laid end to end."""
+        """Copy runs of consecutive rows, given as (first, past the last), laid end to end.
+
+        Raises:
+            InputError: a row is not one of this length, vocabulary and task; the line names file and row.
+        """
         parts: list[Rows] = []
         for first, last in blocks:
             chunk = int(np.searchsorted(self._first_rows, first, side="right")) - 1
             while first < last:
                 base, end = int(self._first_rows[chunk]), min(last, int(self._first_rows[chunk + 1]))
-                parts.append(self._chunks[chunk].slice(first - base, end - base))
+                part = self._chunks[chunk].slice(first - base, end - base)
+                if what := list_fault(part):
+                    raise self.refusal(first, what)
+                parts.append(part)
                 first, chunk = end, chunk + 1
-        return Rows.joined(parts)
+        rows = Rows.joined(parts)
+        if not self._sound_blocks.issuperset(blocks):
+            if fault := row_fault(rows, self._rules):
+                laid_out = np.concatenate([np.arange(first, last) for first, last in blocks])
+                raise self.refusal(int(laid_out[fault[0]]), fault[1])
+            self._sound_blocks.update(blocks)
+        return rows
+
+    def refusal(self, row: int, what: str) -> InputError:
+        """The error for a row that cannot be trained on, by its number among all rows."""
+        uri, first_row = next(file for file in reversed(self._files) if file[1] <= row)
+        return InputError(
+            f"{uri}, row {row - first_row}: {what}; run python -m pipelines.validate on the workspace, and rebuild the "
+            "examples stage"
+        )
 
 
 def _open_shard(uri: str, size_bytes: int) -> pa.Table:
@@ -330,8 +370,17 @@ class StepReader:
             window = self._order.window_at(position)
             rows = self._examples.read(window.blocks)
             stream = (self._order.seed, self._order.stream, epoch)
-            self._loaded = _LoadedWindow.of(window, _Samples.of(rows, window.laid_out(), self._masking, *stream))
+            samples = _Samples.of(rows, window.laid_out(), self._masking, *stream)
+            _require_something_to_predict(self._examples, samples, window.laid_out())
+            self._loaded = _LoadedWindow.of(window, samples)
         return self._loaded
+
+
+def _require_something_to_predict(examples: ArrowExamples, samples: _Samples, row_numbers: IntArray) -> None:
+    """Where masks are drawn at reading, every row has to have a token that may be masked."""
+    if samples.keys is not None and samples.num_predictions.min() < 1:
+        row = int(row_numbers[np.argmin(samples.num_predictions)])
+        raise examples.refusal(row, "it has no token that can be masked, only special ones")
 
 
 def heldout_batches(
@@ -352,6 +401,8 @@ def heldout_batches(
     first, last = share_of(min(max_examples, examples.num_rows), rank, world_size)
     while first < last:
         end = min(first + batch_size, last)
-        samples = _Samples.of(examples.read(((first, end),)), np.arange(first, end), masking, "heldout")
+        row_numbers = np.arange(first, end)
+        samples = _Samples.of(examples.read(((first, end),)), row_numbers, masking, "heldout")
+        _require_something_to_predict(examples, samples, row_numbers)
         yield samples.micro_batch(np.arange(end - first), masking, device, with_plan)
         first = end
