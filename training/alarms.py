@@ -11,6 +11,7 @@ from statistics import median
 
 NSP_STEPS = 2_000
 NSP_TOLERANCE = 0.01
+NSP_PERFECT_OBSERVATIONS = 3
 MLM_STEPS = 5_000
 MLM_PLATEAU = 6.0
 """Near this loss, in nats, lies a model that knows the frequencies of a 30,522-entry vocabulary and nothing else."""
@@ -30,6 +31,7 @@ class Alarms:
         self._num_warmup_steps = num_warmup_steps
         self._given: set[str] = set()
         self._nsp_since: int | None = None
+        self._nsp_perfect = 0
         self._mlm_best, self._mlm_step = math.inf, 0
         self._pooler_zeros = 0
         self._heldout_best, self._heldout_worse = math.inf, 0
@@ -40,10 +42,11 @@ class Alarms:
         """Look at the metrics of one progress line and tell which alarms are new.
 
         Args:
-            metrics: any of `nsp_loss`, `mlm_loss`, `pooler_gradient` (largest magnitude), `tokens_per_second`.
+            metrics: any of `nsp_loss`, `nsp_accuracy`, `mlm_loss`, `pooler_gradient` (largest magnitude), `tokens_per_second`.
         """
         rules = {
             "nsp": self._nsp_stands(step, metrics),
+            "nsp_perfect": self._nsp_is_perfect(metrics),
             "mlm": self._mlm_stands(step, metrics),
             "pooler": self._pooler_is_still(metrics),
             "speed": self._is_slow(metrics),
@@ -83,6 +86,18 @@ class Alarms:
         return (
             f"NSP loss has stayed at 0.69 for {steps:,} steps, which is guessing: sequences may be too short to tell "
             "documents apart, the learning rate too high, or the pooler cut off from the loss"
+        )
+
+    def _nsp_is_perfect(self, metrics: Mapping[str, float]) -> str:
+        if "nsp_accuracy" not in metrics:
+            return ""
+        self._nsp_perfect = self._nsp_perfect + 1 if metrics["nsp_accuracy"] == 1.0 else 0
+        if self._nsp_perfect < NSP_PERFECT_OBSERVATIONS:
+            return ""
+        return (
+            f"NSP accuracy has been 1.0 in {self._nsp_perfect} lines in a row: the labels may all be equal, which "
+            "teaches nothing; look at random_next_share in the examples' manifest, and give documents more files, or "
+            "fewer documents.num_shards"
         )
 
     def _mlm_stands(self, step: int, metrics: Mapping[str, float]) -> str:

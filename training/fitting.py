@@ -27,6 +27,7 @@ from training.modeling import initialize_weights
 from training.optimizer import build_optimizer
 from training.ordering import IntArray, keyed_permutation, keyed_seed
 from training.packing import PackedSequences, pack
+from training.result_checks import result_fault, unusable
 from training.schedule import learning_rate_at
 from training.text import EncodedText
 from training.tracking import Tracker
@@ -131,7 +132,11 @@ class Fitting:
         self._total_steps = self._steps_per_epoch * fitting.num_train_epochs
 
     def run(self, tracker: Tracker, predictions_directory: str) -> Fitted:
-        """Train the epochs; the best one, with its predictions written by rank 0."""
+        """Train the epochs; the best one, with its predictions written by rank 0.
+
+        Raises:
+            InputError: a loss, a gradient, the best epoch's scores or its weights are not finite.
+        """
         config, problem = self._config, self._problem
         engine = self.build_engine()
         forward = self.forward(engine)
@@ -142,12 +147,17 @@ class Fitting:
             tracker.log(epoch * self._steps_per_epoch, {f"dev_{name}": value for name, value in metrics.items()})
             shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             self._say(f"epoch {epoch}/{config.num_train_epochs}: training loss {loss:.4f}, dev {shown}")
-            if best is None or metrics[problem.metric] > best[1][problem.metric]:
+            score = metrics[problem.metric]
+            # A score that is not a number is no best one, nor does it stand in the way of a later one.
+            if best is None or math.isnan(best[1][problem.metric]) or score > best[1][problem.metric]:
                 best = (epoch, metrics, engine.full_precision_state())
             elif config.early_stopping_epochs and epoch - best[0] >= config.early_stopping_epochs:
                 self._say(f"stopping early: no better {problem.metric} since epoch {best[0]}")
                 break
         assert best is not None
+        fault = result_fault(best[2], best[1]) if self._processes.is_first else None
+        if fault := self._processes.from_first(fault):
+            raise InputError(unusable(f"fine-tuning, epoch {best[0]}", fault))
         # Predictions are made with the best epoch's weights, not with the last one's.
         engine.load_full_precision_state(best[2])
         more = problem.finish(forward, predictions_directory) if self._processes.is_first else {}

@@ -91,7 +91,7 @@ def row_fault(rows: Rows, rules: RowRules) -> tuple[int, str] | None:
         faults.append(_named(per_row < fewest, what))
     if len(positions.values) and per_row.min() >= 0:
         faults.append(_position_fault(positions, lengths, per_row))
-    return min((fault for fault in faults if fault is not None), default=None)
+    return min((fault for fault in faults if fault is not None), key=lambda fault: fault[0], default=None)
 
 
 def _id_fault(name: str, column: Ragged, rules: RowRules) -> tuple[int, str] | None:

@@ -111,6 +111,34 @@ def test_early_stop_waits_for_so_many_epochs(single_process: Processes, tmp_path
     assert lines[-1] == "stopping early: no better accuracy since epoch 2"
 
 
+def test_a_score_that_is_no_number_is_never_the_best(single_process: Processes, tmp_path: Path) -> None:
+    nan = float("nan")
+    fitted, _ = fit(Scripted([nan, 0.5, nan, 0.4]), single_process, tmp_path, num_train_epochs=4)
+    assert fitted.epoch == 2
+    with pytest.raises(InputError, match=r"fine-tuning, epoch 2: .* accuracy is nan; .*lower learning_rate"):
+        fit(Scripted([nan, nan]), single_process, tmp_path, num_train_epochs=2)
+
+
+class Broken(Scripted):
+    """After the first epoch the model has a weight that is no number."""
+
+    def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
+        self.model = super().build_model(model, vocab_size)
+        return self.model
+
+    def evaluate(self, forward: Forward) -> dict[str, float]:
+        with torch.no_grad():
+            next(self.model.parameters()).view(-1)[3] = float("nan")
+        return super().evaluate(forward)
+
+
+def test_weights_that_are_no_numbers_are_refused(single_process: Processes, tmp_path: Path) -> None:
+    problem = Broken([0.5])
+    with pytest.raises(InputError, match=r"fine-tuning, epoch 1: .* 1 of \d+ weights of \S+ are not finite"):
+        fit(problem, single_process, tmp_path, num_train_epochs=1)
+    assert not problem.finished
+
+
 def test_mistakes_are_refused_before_training(single_process: Processes, tmp_path: Path) -> None:
     config, problem = FinetuningConfig(max_seq_length=64), Scripted([0.5])
     with pytest.raises(InputError, match="max_seq_length = 64 exceeds the encoder's 32 positions; lower it"):
