@@ -59,7 +59,7 @@ def build(
         | "SpreadFiles" >> beam.Reshuffle()
         | "BalanceShard" >> beam.ParDo(balance_shard, beam.pvalue.AsList(shard_rows)).with_output_types(WrittenFiles)
         | "GatherFiles" >> beam.combiners.ToList()
-        | "Complete" >> beam.ParDo(complete_stage).with_output_types(Manifest)
+        | "Complete" >> beam.ParDo(complete_stage, beam.pvalue.AsList(shard_rows)).with_output_types(Manifest)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,36 @@ from pipelines.contract import (
     length_directory,
     length_label,
 )
+from pipelines.example_losses import LOSSES
 from pipelines.masking import MaskedExamples
+from pipelines.token_counts import ratio
 
 _HISTOGRAM_BARS = 16
 
-COUNTS = ("examples", "tokens", "random_next", "masked", "masked_as_mask", "masked_as_kept", "masked_as_random")
+COUNTS = (
+    "examples",
+    "tokens",
+    "random_next",
+    "masked",
+    "masked_as_mask",
+    "masked_as_kept",
+    "masked_as_random",
+    "unk",
+    "masked_unk",
+)
 
 
-def counts_of(examples: MaskedExamples, mask_id: int) -> dict[str, int]:
+def counts_of(examples: MaskedExamples, mask_id: int, unk_id: int) -> dict[str, int]:
     """Counts of some rows, which add up over batches and files: `COUNTS`.
 
-    A random token that happens to equal the original counts as kept, and a random [MASK] as [MASK].
+    A random token that happens to equal the original counts as kept, and a random [MASK] as [MASK]. `unk` counts [UNK]
+    as it stood before masking, `masked_unk` where it is to be predicted.
     """
     replaced = examples.input_ids[flat_positions(examples)]
     is_mask = replaced == mask_id
     is_kept = (replaced == examples.masked_lm_ids) & ~is_mask
+    masked_unk = int((examples.masked_lm_ids == unk_id).sum())
+    unk = int(np.count_nonzero(examples.input_ids == unk_id)) - int((replaced == unk_id).sum()) + masked_unk
     counts = (
         len(examples.next_sentence_label),
         len(examples.input_ids),
@@ -40,6 +55,8 @@ def counts_of(examples: MaskedExamples, mask_id: int) -> dict[str, int]:
         int(is_mask.sum()),
         int(is_kept.sum()),
         int((~is_mask & ~is_kept).sum()),
+        unk,
+        masked_unk,
     )
     return dict(zip(COUNTS, counts, strict=True))
 
@@ -56,28 +73,39 @@ def rows_per_length(examples: MaskedExamples, max_seq_length: int) -> NDArray[np
 
 
 def summary_of(
-    files: Sequence[FileRecord], rows_by_length: NDArray[np.int64], max_seq_length: int, num_bins: int
+    files: Sequence[FileRecord],
+    rows_by_length: NDArray[np.int64],
+    max_seq_length: int,
+    num_bins: int,
+    losses: Mapping[str, int],
 ) -> dict[str, Any]:
     """What the manifest states about one maximum length.
 
     Args:
         files: all files of the stage, with their `COUNTS`.
         rows_by_length: [max_seq_length + 1], summed over the files of this length.
+        losses: `LOSSES` of this length, summed over the documents shards.
     """
     of_length = [file for file in files if file.name.startswith(f"{length_directory(max_seq_length)}/")]
     total = _sums(of_length)
     lengths = np.flatnonzero(rows_by_length)
     return total | {
-        "random_next_share": _ratio(total["random_next"], total["examples"]),
-        "masked_share": _ratio(total["masked"], total["tokens"]),
-        "mask_token_share": _ratio(total["masked_as_mask"], total["masked"]),
-        "kept_token_share": _ratio(total["masked_as_kept"], total["masked"]),
-        "random_token_share": _ratio(total["masked_as_random"], total["masked"]),
+        "random_next_share": ratio(total["random_next"], total["examples"]),
+        "masked_share": ratio(total["masked"], total["tokens"]),
+        "mask_token_share": ratio(total["masked_as_mask"], total["masked"]),
+        "kept_token_share": ratio(total["masked_as_kept"], total["masked"]),
+        "random_token_share": ratio(total["masked_as_random"], total["masked"]),
+        "unk_share": ratio(total["unk"], total["tokens"]),
+        "masked_unk_share": ratio(total["masked_unk"], total["masked"]),
+        **{name: losses[name] for name in LOSSES},
+        "tokens_cut_share": ratio(losses["tokens_cut"], losses["tokens_to_place"]),
+        "long_sentences_share": ratio(losses["long_sentences"], losses["sentences"]),
+        "same_document_random_next_share": ratio(losses["same_document_random_next"], total["random_next"]),
         "shortest_example": int(lengths[0]) if len(lengths) else 0,
         "longest_example": int(lengths[-1]) if len(lengths) else 0,
-        "mean_length": _ratio(total["tokens"], total["examples"]),
+        "mean_length": ratio(total["tokens"], total["examples"]),
         "length_histogram": _histogram(rows_by_length),
-        "splits": {split: _sums([file for file in of_length if f"/{split}-" in file.name], 2) for split in SPLITS},
+        "splits": {split: _sums([file for file in of_length if f"/{split}-" in file.name], 3) for split in SPLITS},
         "bins": {
             length_label(one.up_to, max_seq_length): _balance(of_length, max_seq_length, one)
             for one in length_bins(max_seq_length, num_bins)
@@ -87,10 +115,6 @@ def summary_of(
 
 def _sums(files: Sequence[FileRecord], columns: int = len(COUNTS)) -> dict[str, int]:
     return {name: sum(file.statistics[name] for file in files) for name in COUNTS[:columns]}
-
-
-def _ratio(part: int, whole: int) -> float:
-    return round(part / whole, 6) if whole else 0.0
 
 
 def _histogram(rows_by_length: NDArray[np.int64]) -> dict[str, int]:
@@ -107,7 +131,7 @@ def _balance(files: Sequence[FileRecord], max_seq_length: int, length_bin: Lengt
     sums = {name: sum(statistics[name] for statistics in training) for name in ("examples", "tokens")}
     spread = {
         f"most_off_mean_{name}": max(
-            (_ratio(abs(statistics[name] * len(training) - whole), whole) for statistics in training), default=0.0
+            (ratio(abs(statistics[name] * len(training) - whole), whole) for statistics in training), default=0.0
         )
         for name, whole in sums.items()
     }

@@ -28,6 +28,7 @@ from pipelines.contract import (
     MASK,
     SEP,
     SPLITS,
+    UNK,
     VOCABULARY_NAME,
     FileRecord,
     LengthBin,
@@ -43,14 +44,18 @@ from pipelines.contract import (
     shard_name,
     write_manifest,
 )
+from pipelines.example_losses import LOSSES, losses_of
 from pipelines.example_statistics import COUNTS, counts_of, rows_per_length, summary_of
+from pipelines.example_warnings import refusal_of, warnings_of
 from pipelines.full_sentences import plan_full_sentences
 from pipelines.masking import MaskingRules, build_examples
 from pipelines.planned_rows import PlannedRows, TokenizedDocuments, join_rows
+from pipelines.recipe import InputError
 from pipelines.runners import limit_worker_threads
 from pipelines.seeding import PURPOSE_MASKS, PURPOSE_PAIRS, PURPOSE_ROW_ORDER, key_of
 from pipelines.sentence_pairs import plan_pairs, rows_of_pairs
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
+from pipelines.token_counts import TokenCounts, added, shares_of
 from pipelines.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.wordpiece import WordPieceTokenizer
 
@@ -67,10 +72,13 @@ class ShardNumber(NamedTuple):
 
 
 class ShardRows(NamedTuple):
-    """What `BuildShard` made of a shard: rows of each bin, by maximum length."""
+    """What `BuildShard` made of a shard: rows of each bin and `LOSSES`, by maximum length, and what tokenising lost."""
 
     shard: ShardNumber
     rows: dict[int, list[int]]
+    losses: dict[int, dict[str, int]]
+    documents: int
+    counts: TokenCounts
 
 
 class FilesToWrite(NamedTuple):
@@ -88,10 +96,22 @@ class WrittenFiles(NamedTuple):
     rows_by_length: list[int]
 
 
-def read_documents(table: pa.Table, tokenizer: WordPieceTokenizer) -> TokenizedDocuments:
+class ShardText(NamedTuple):
+    """The tokens of one documents shard.
+
+    `sources`: int64 [documents], equal for documents that are pieces of one text. `counts`: what tokenising kept and
+    lost.
+    """
+
+    documents: TokenizedDocuments
+    sources: NDArray[np.int64]
+    counts: TokenCounts
+
+
+def read_documents(table: pa.Table, tokenizer: WordPieceTokenizer) -> ShardText:
     """Tokenise the documents of one shard; sentences and documents without a token are left out."""
     lists = table["sentences"].combine_chunks()
-    tokenized = tokenizer.tokenize(lists.flatten())
+    tokenized, counts = tokenizer.tokenize_and_count(lists.flatten())
     sentence_starts = lists.offsets.to_numpy().astype(np.int64)
     sentence_starts -= sentence_starts[0]
     not_empty = np.diff(tokenized.offsets) > 0
@@ -101,12 +121,14 @@ def read_documents(table: pa.Table, tokenizer: WordPieceTokenizer) -> TokenizedD
         np.uint64
     )
     has_text = np.diff(document_offsets) > 0
-    return TokenizedDocuments(
+    documents = TokenizedDocuments(
         input_ids=tokenized.input_ids,
         sentence_offsets=np.concatenate((tokenized.offsets[:-1][not_empty], tokenized.offsets[-1:])),
         document_offsets=np.concatenate((document_offsets[:-1][has_text], document_offsets[-1:])),
         document_keys=document_keys[has_text],
     )
+    sources = table["source"].combine_chunks().indices.to_numpy().astype(np.int64)
+    return ShardText(documents, sources[has_text], counts)
 
 
 def plan_examples(documents: TokenizedDocuments, config: ExamplesConfig, max_seq_length: int) -> PlannedRows:
@@ -202,15 +224,25 @@ class BuildShard(beam.DoFn):
         record = finished_unit(directory, unit)
         if record is None:
             name = storage.join(self._directories[DOCUMENTS], shard_name(*shard))
-            documents = read_documents(read_table(name), self._tokenizer)
-            record = [self._write_rows(documents, shard, length) for length in self._config.lengths]
+            text = read_documents(read_table(name), self._tokenizer)
+            record = {
+                "lengths": [self._write_rows(text, shard, length) for length in self._config.lengths],
+                "documents": len(text.sources),
+                "counts": list(text.counts),
+            }
             names = [scratch_name(rows_name(length.max_seq_length, shard)) for length in self._config.lengths]
             finish_unit(directory, unit, record, names)
         lengths = [length.max_seq_length for length in self._config.lengths]
-        yield ShardRows(shard, dict(zip(lengths, record, strict=True)))
+        rows, losses = (dict(zip(lengths, column, strict=True)) for column in zip(*record["lengths"], strict=True))
+        yield ShardRows(shard, rows, losses, record["documents"], TokenCounts(*record["counts"]))
 
-    def _write_rows(self, documents: TokenizedDocuments, shard: ShardNumber, length: ExampleLengthConfig) -> list[int]:
+    def _write_rows(
+        self, text: ShardText, shard: ShardNumber, length: ExampleLengthConfig
+    ) -> tuple[list[int], dict[str, int]]:
+        """Write the rows of one length: how many each bin has, and what was lost."""
+        documents = text.documents
         plan, dealt = deal_shard(documents, shard, self._config, length.max_seq_length)
+        losses = losses_of(documents, text.sources, plan, self._config.passes, length.max_seq_length)
         rules = masking_rules(self._config, length, self._tokens)
         schema = examples_schema(len(self._tokens), {})
         uri = scratch_uri(self._directories[EXAMPLES], rows_name(length.max_seq_length, shard))
@@ -219,7 +251,7 @@ class BuildShard(beam.DoFn):
                 for rows in portions:
                     examples = build_examples(documents.input_ids, plan.take(rows), rules)
                     writer.write_batch(examples_batch(examples, schema))
-        return [sum(map(len, portions)) for portions in dealt]
+        return [sum(map(len, portions)) for portions in dealt], losses
 
 
 def rows_name(max_seq_length: int, shard: ShardNumber) -> str:
@@ -237,7 +269,7 @@ class BalanceShard(beam.DoFn):
         self._config = config
         self._vocabulary = vocabulary
         self._vocabulary_size = len(tokens)
-        self._mask_id = tokens.index(MASK)
+        self._mask_id, self._unk_id = tokens.index(MASK), tokens.index(UNK)
         self._vocabulary_sha256 = sha256
 
     def setup(self) -> None:
@@ -294,7 +326,7 @@ class BalanceShard(beam.DoFn):
                 (batch,) = taken.replace_schema_metadata(schema.metadata).to_batches()
                 writer.write_batch(batch)
                 examples = examples_of(batch)
-                counts.update(counts_of(examples, self._mask_id))
+                counts.update(counts_of(examples, self._mask_id, self._unk_id))
                 rows_by_length += rows_per_length(examples, max_seq_length)
         Metrics.counter(EXAMPLES, "examples").inc(counts["examples"])
         Metrics.counter(EXAMPLES, "tokens").inc(counts["tokens"])
@@ -320,19 +352,46 @@ class CompleteExamples(beam.DoFn):
         self._key = key
         self._config = config
 
-    def process(self, written: list[WrittenFiles]) -> Iterator[Manifest]:
+    def process(self, written: list[WrittenFiles], shards: list[ShardRows]) -> Iterator[Manifest]:
         # A runner may repeat this step although it went well; the build has taken its place by then.
         if is_open(self._result_directory):
-            self._complete(written)
+            self._complete(written, shards)
         install_build(self._result_directory, self._key)
         yield require_manifest(self._result_directory, EXAMPLES, "pipelines.build_examples")
 
-    def _complete(self, written: list[WrittenFiles]) -> None:
+    def _complete(self, written: list[WrittenFiles], shards: list[ShardRows]) -> None:
         files = [file for one in written for file in one.files]
-        lengths: dict[str, dict[str, Any]] = {}
-        for length in self._config.lengths:
-            of_length = [one.rows_by_length for one in written if one.max_seq_length == length.max_seq_length]
-            lengths[str(length.max_seq_length)] = summary_of(
-                files, np.sum(of_length, axis=0), length.max_seq_length, self._config.num_length_bins
-            )
-        write_manifest(self._directory, self._key.manifest(files, {"lengths": lengths}, __version__))
+        rows_by_length: dict[int, NDArray[np.int64]] = {}
+        for one in written:
+            counted = np.array(one.rows_by_length)
+            rows_by_length[one.max_seq_length] = rows_by_length.get(one.max_seq_length, 0) + counted
+        statistics = stage_statistics(files, rows_by_length, shards, self._config)
+        if refusal := refusal_of(statistics):
+            raise InputError(refusal)
+        write_manifest(self._directory, self._key.manifest(files, statistics, __version__))
+
+
+def stage_statistics(
+    files: list[FileRecord],
+    rows_by_length: dict[int, NDArray[np.int64]],
+    shards: list[ShardRows],
+    config: ExamplesConfig,
+) -> dict[str, Any]:
+    """The statistics of the manifest.
+
+    Args:
+        files: all files of the stage.
+        rows_by_length: by maximum length: how many rows have 0, 1, ... tokens.
+        shards: what was made of each documents shard.
+    """
+    lengths: dict[str, Any] = {}
+    for length in config.lengths:
+        most = length.max_seq_length
+        losses = {name: sum(shard.losses[most][name] for shard in shards) for name in LOSSES}
+        lengths[str(most)] = summary_of(files, rows_by_length[most], most, config.num_length_bins, losses)
+    documents = {split: sum(one.documents for one in shards if one.shard.split == split) for split in SPLITS}
+    text = {
+        **{f"{split}_documents": count for split, count in documents.items()},
+        **shares_of(added([TokenCounts(), *(shard.counts for shard in shards)])),
+    }
+    return {"lengths": lengths, "text": text, "warnings": warnings_of(lengths, text, config)}

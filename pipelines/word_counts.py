@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
@@ -24,6 +25,7 @@ from pipelines.contract import (
     require_manifest,
     write_manifest,
 )
+from pipelines.recipe import InputError
 from pipelines.runners import limit_worker_threads
 from pipelines.stages import VOCABULARY
 from pipelines.tokenizer_config import (
@@ -34,37 +36,62 @@ from pipelines.tokenizer_config import (
     bert_settings,
     tokenizer_config,
 )
+from pipelines.vocabulary_statistics import UNK_SHARE_REFUSED, statistics_of, unk_remedy
 from pipelines.wordpiece import build_normalizer, build_tokenizer
 from pipelines.wordpiece_trainer import train
 
 _SCHEMA = pa.schema([("word", pa.string()), ("count", pa.int64())])
+_MARKS_KEY = b"marks_stripped"
+
+
+class _Marks(dict[str, int]):
+    """How many non-spacing marks a character loses when accents are stripped, looked up once a character."""
+
+    def __missing__(self, character: str) -> int:
+        parts = unicodedata.normalize("NFD", character)
+        return self.setdefault(character, sum(unicodedata.category(part) == "Mn" for part in parts))
 
 
 def count_words(texts: pa.Array, lowercase: bool, strip_accents: bool | None) -> pa.Table:
     """Words as BERT's normaliser and pre-tokeniser give them, with their counts, in word order.
 
-    Each distinct chunk of text is normalised once; most are words already.
+    Each distinct chunk of text is normalised once; most are words already. The table also knows its `marks_stripped`.
     """
     table = ChunkTable(lowercase)
     chunks, _ = table.chunk_numbers(texts)
     counts = np.bincount(chunks, minlength=table.size)
     normalizer, splitter = build_normalizer(lowercase, strip_accents), pre_tokenizers.BertPreTokenizer()
+    strips = lowercase if strip_accents is None else strip_accents
     words: dict[str, int] = {}
+    marks_of, marks = _Marks(), 0
     for number, count in enumerate(counts.tolist()):
         chunk = table.key(number)
         if chunk.isascii() and chunk.isprintable():
             words[chunk] = words.get(chunk, 0) + count
             continue
+        if strips:
+            marks += count * sum(map(marks_of.__getitem__, chunk))
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
             words[word] = words.get(word, 0) + count
-    return pa.table([list(words), list(words.values())], schema=_SCHEMA).sort_by("word")
+    return _with_marks(pa.table([list(words), list(words.values())], schema=_SCHEMA).sort_by("word"), marks)
+
+
+def marks_stripped(words: pa.Table) -> int:
+    """Accents and vowel signs that stripping took from the texts, counted over all occurrences."""
+    return int((words.schema.metadata or {}).get(_MARKS_KEY, b"0"))
+
+
+def _with_marks(words: pa.Table, marks: int) -> pa.Table:
+    return words.replace_schema_metadata({_MARKS_KEY: str(marks).encode()})
 
 
 def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
     """Add up tables of word counts; the result is in word order."""
+    tables = list(tables)
     together = pa.concat_tables([_SCHEMA.empty_table(), *tables])
     summed = together.group_by("word", use_threads=False).aggregate([("count", "sum")])
-    return summed.rename_columns({"count_sum": "count"}).select(["word", "count"]).sort_by("word")
+    in_order = summed.rename_columns({"count_sum": "count"}).select(["word", "count"]).sort_by("word")
+    return _with_marks(in_order, sum(map(marks_stripped, tables)))
 
 
 class CountShard(beam.DoFn):
@@ -138,9 +165,14 @@ class TrainVocabulary(beam.DoFn):
         counts = words["count"].to_numpy()
         distinct = words["word"].combine_chunks()
         tokens = train(distinct, counts, config.size, config.min_count, config.alphabet_size, config.layout)
+        statistics = statistics_of(words, marks_stripped(words), tokens, config)
+        if statistics["unk_share"] > UNK_SHARE_REFUSED:
+            raise InputError(
+                f"vocabulary: [UNK] would be {statistics['unk_share']:.1%} of all tokens, and a model would learn "
+                f"nothing else: {unk_remedy(statistics, config)}"
+            )
         contents = tokenizer_files(tokens, config.lowercase, config.strip_accents)
         for name, content in contents.items():
             storage.write_bytes(storage.join(self._directory, name), content)
         files = [record_of(self._directory, name, len(tokens)) for name in contents]
-        statistics = {"size": len(tokens), "words": int(counts.sum()), "distinct_words": len(counts)}
         write_manifest(self._directory, self._key.manifest(files, statistics, __version__))

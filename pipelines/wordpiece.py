@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from pipelines.chunk_table import ChunkTable
 from pipelines.contract import CLS, SEP, SPECIAL_TOKENS, UNK
+from pipelines.token_counts import ChunkCounts, TokenCounts
 
 MAX_CHARACTERS_PER_WORD = 100
 """Longer words become [UNK], as in `tokenizers` and `transformers`; the released code's limit is 200."""
@@ -77,6 +78,8 @@ class WordPieceTokenizer:
         self._judge.encode_special_tokens = True
         self._table = ChunkTable(lowercase)
         self._learned = _IdLists()
+        is_continuation = np.array([token.startswith(CONTINUATION) for token in vocabulary])
+        self._counts = ChunkCounts(vocabulary.index(UNK), is_continuation)
 
     def tokenize(self, texts: pa.Array) -> TokenizedTexts:
         """Ids of each text without [CLS] and [SEP].
@@ -84,12 +87,34 @@ class WordPieceTokenizer:
         Args:
             texts: Arrow `string` array without nulls, [texts].
         """
-        self._table.trim()
-        self._learned.truncate(self._table.size)
-        chunks, chunk_offsets = self._table.chunk_numbers(texts)
-        self._learn()
+        chunks, chunk_offsets = self._chunks_of(texts)
         input_ids, offsets = self._learned.gather(chunks, chunk_offsets)
         return TokenizedTexts(input_ids, offsets)
+
+    def tokenize_and_count(self, texts: pa.Array) -> tuple[TokenizedTexts, TokenCounts]:
+        """As `tokenize`, and what was kept and lost on the way."""
+        chunks, chunk_offsets = self._chunks_of(texts)
+        input_ids, offsets = self._learned.gather(chunks, chunk_offsets)
+        return TokenizedTexts(input_ids, offsets), self._counts.of(chunks)
+
+    def count(self, texts: pa.Array, occurrences: NDArray[np.int64]) -> TokenCounts:
+        """Counts over texts that occur so often each.
+
+        Args:
+            texts: Arrow `string` array without nulls, [texts].
+            occurrences: int64 [texts].
+        """
+        chunks, chunk_offsets = self._chunks_of(texts)
+        return self._counts.weighted(chunks, np.repeat(occurrences, np.diff(chunk_offsets)))
+
+    def _chunks_of(self, texts: pa.Array) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The chunks of texts as numbers whose ids are known, and where each text's begin."""
+        self._table.trim()
+        self._learned.truncate(self._table.size)
+        self._counts.truncate(self._table.size)
+        chunks = self._table.chunk_numbers(texts)
+        self._learn()
+        return chunks
 
     def _learn(self) -> None:
         """Find the ids of the chunks that are new: plain ASCII words here, all others by the `tokenizers` library."""
@@ -110,6 +135,9 @@ class WordPieceTokenizer:
             flat = np.fromiter((index for one in judged for index in one), np.int32, int(counts[foreign].sum()))
             ids = np.insert(ids, np.repeat(places, counts[foreign]), flat)
         self._learned.append(ids, counts)
+        self._counts.append_plain(np.diff(table.key_offsets[start : stop + 1]), ids, counts)
+        if len(foreign):
+            self._counts.correct(start + foreign, keys, judged, self._judge)
 
 
 class _IdLists:

@@ -7,6 +7,7 @@ vocabulary.) Counts are 64-bit, and ties go to the pair with the smaller ids, so
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -59,10 +60,16 @@ def train(
         InputError: the corpus has too few characters or pairs for `size`, or `size` too little room for the reserved
             tokens and the alphabet.
     """
+    if not len(words):
+        raise InputError(
+            "vocabulary: the training documents hold no word; look at what the documents stage kept and rejected, and "
+            "at documents.sources, documents.languages and documents.heldout_share"
+        )
     codes, word_offsets = _code_points(words)
-    alphabet = _alphabet(codes, word_offsets, counts, alphabet_size)
+    alphabet, num_characters = _alphabet(codes, word_offsets, counts, alphabet_size)
     keep = np.isin(codes, alphabet)
     kept_before = np.concatenate(([0], np.cumsum(keep)))
+    loss = _Loss(num_characters, alphabet_size, _unk_share(kept_before[word_offsets], word_offsets, counts))
     word_offsets, codes = kept_before[word_offsets], codes[keep]
 
     starts = np.zeros(len(codes), np.bool_)
@@ -77,7 +84,8 @@ def train(
     if len(tokens) > size:
         raise InputError(
             f"vocabulary.size = {size}: reserved tokens ({num_reserved} with layout = {layout!r}) and alphabet alone "
-            f"need {len(tokens)} entries; raise it, or lower vocabulary.alphabet_size"
+            f"need {len(tokens)} entries; raise it, or lower vocabulary.alphabet_size, which makes more words [UNK]: "
+            f"{loss.in_words}"
         )
     symbols = np.where(
         starts, num_reserved + np.searchsorted(alphabet, codes), first_tail + np.searchsorted(tails, codes)
@@ -86,9 +94,38 @@ def train(
     if len(tokens) < size:
         raise InputError(
             f"vocabulary.size = {size}: the corpus gives only {len(tokens)} entries with "
-            f"min_count = {min_count}; lower one of the two, or add text"
+            f"min_count = {min_count}; {loss.remedy}lower one of the two, or add text"
         )
     return tokens
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What an alphabet leaves out: `unk_share` of all words have a character without an entry."""
+
+    distinct_characters: int
+    alphabet_size: int
+    unk_share: float
+
+    @property
+    def in_words(self) -> str:
+        entries = min(self.alphabet_size, self.distinct_characters)
+        return (
+            f"{entries:,} of {self.distinct_characters:,} different characters have an entry now, and "
+            f"{self.unk_share:.1%} of the words are [UNK]"
+        )
+
+    @property
+    def remedy(self) -> str:
+        """Where characters are left out, they are the entries to add first: a smaller size would leave them out."""
+        if self.distinct_characters <= self.alphabet_size:
+            return ""
+        return f"raise vocabulary.alphabet_size = {self.alphabet_size} first ({self.in_words}), "
+
+
+def _unk_share(kept_before: NDArray[np.int64], offsets: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
+    """Share of words, by count, that have a character which is not kept."""
+    return float(counts[np.diff(kept_before) < np.diff(offsets)].sum() / max(counts.sum(), 1))
 
 
 def _code_points(words: pa.Array) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
@@ -101,14 +138,14 @@ def _code_points(words: pa.Array) -> tuple[NDArray[np.uint32], NDArray[np.int64]
 
 def _alphabet(
     codes: NDArray[np.uint32], word_offsets: NDArray[np.int64], counts: NDArray[np.int64], alphabet_size: int
-) -> NDArray[np.uint32]:
-    """The most frequent characters, in code-point order."""
+) -> tuple[NDArray[np.uint32], int]:
+    """The most frequent characters, in code-point order, and how many different ones there are."""
     weights = np.repeat(counts, np.diff(word_offsets))
     characters, inverse = np.unique(codes, return_inverse=True)
     totals = np.zeros(len(characters), np.int64)
     np.add.at(totals, inverse, weights)
     most_frequent = np.lexsort((characters, -totals))[:alphabet_size]
-    return np.sort(characters[most_frequent])
+    return np.sort(characters[most_frequent]), len(characters)
 
 
 def _merge_all(

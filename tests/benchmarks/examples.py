@@ -93,7 +93,7 @@ def main() -> None:
         def work() -> None:
             nonlocal tokens
             for number, shard in enumerate(shards):
-                read = read_documents(shard, ours)
+                read = read_documents(shard, ours).documents
                 plan, dealt = deal_shard(read, ShardNumber("train", number, len(shards)), config, LENGTH)
                 for rows in itertools.chain.from_iterable(dealt):
                     batch = examples_batch(build_examples(read.input_ids, plan.take(rows), rules), schema)
@@ -135,7 +135,7 @@ def main() -> None:
     expected = [
         index for document in sample for text in document for index in theirs(text, add_special_tokens=False).input_ids
     ]
-    found = read_documents(table.slice(0, PEER_DOCUMENTS), ours).input_ids.tolist()
+    found = read_documents(table.slice(0, PEER_DOCUMENTS), ours).documents.input_ids.tolist()
     report(
         "examples",
         value,
