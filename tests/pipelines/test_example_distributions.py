@@ -39,7 +39,7 @@ def million() -> MaskedExamples:
 
 
 def test_eighty_ten_ten(million: MaskedExamples) -> None:
-    counts = counts_of(million, MASK)
+    counts = counts_of(million, MASK, 1)
     assert counts["examples"] > MILLION
     # A random token equals the original, and so counts as kept, once in the vocabulary's size; [MASK] can be drawn too.
     random_hits = 0.1 / VOCABULARY_SIZE
