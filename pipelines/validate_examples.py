@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines import storage
@@ -117,6 +118,10 @@ def _check_rows(
     mask_id, unk_id = tokens.index(MASK), tokens.index(UNK)
     first_row = 0
     for batch in table_of(directory, file, schema).to_batches(EXAMPLES_PER_BATCH):
+        sizes = [pc.list_value_length(batch[name]) for name in ("masked_lm_positions", "masked_lm_ids")]
+        if not sizes[0].equals(sizes[1]):
+            row = pc.index(pc.not_equal(*sizes), True).as_py()
+            raise FaultError(f"{where}, row {first_row + row}: not one masked_lm_id for each masked position")
         examples = examples_of(batch)
         if fault := first_fault(examples, metadata, tokens):
             raise FaultError(f"{where}, row {first_row + fault[0]}: {fault[1]}")
