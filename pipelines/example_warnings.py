@@ -20,6 +20,9 @@ FEWEST_OF_A_LABEL = 0.1
 PIECES_PER_WORD_OF_WHOLE_WORDS = 1.02
 """With fewer pieces a word, whole-word masking draws what masking of single tokens draws."""
 
+FEWEST_HELDOUT_DOCUMENTS = 20
+"""The word-order task takes its dev sentences from a fifth of them, by hash: with fewer, it may get none."""
+
 Facts = Mapping[str, Any]
 
 
@@ -63,6 +66,11 @@ def warnings_of(lengths: Facts, text: Facts, config: ExamplesConfig) -> list[str
         warnings.append(
             "no document is held out: losses on unseen text cannot be measured, and the fine-tuning task word-order "
             "has no sentences; raise documents.heldout_share, or give more documents"
+        )
+    elif text["heldout_documents"] < FEWEST_HELDOUT_DOCUMENTS:
+        warnings.append(
+            f"only {text['heldout_documents']} documents are held out: held-out losses say little, and the fine-tuning "
+            "task word-order may have no dev sentences; raise documents.heldout_share, or give more documents"
         )
     for length, facts in lengths.items():
         warnings += [f"length {length}: {line}" for line in _of_length(facts, config, bool(text["heldout_documents"]))]
