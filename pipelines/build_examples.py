@@ -29,6 +29,7 @@ from pipelines.examples import (
     ShardRows,
     WrittenFiles,
 )
+from pipelines.job_summary import examples_summary
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import exit_code_of
 from pipelines.runners import Job, Progress, parse_job, run_pipeline
@@ -120,6 +121,8 @@ def _run(
     run_pipeline(
         job, lambda pipeline: build(pipeline, shards, lengths, build_shard, balance_shard, complete_stage), progress
     )
+    for line in examples_summary(require_manifest(directory, EXAMPLES, "pipelines.build_examples")):
+        print(line, flush=True)
 
 
 def _needed_bytes(documents: Manifest, config: ExamplesConfig) -> int:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipelines.builds import open_build
 from pipelines.config import VocabularyConfig
 from pipelines.contract import Manifest, require_manifest
+from pipelines.job_summary import vocabulary_summary
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import exit_code_of
 from pipelines.runners import parse_job, run_pipeline
@@ -57,6 +58,8 @@ def run(argv: list[str] | None = None) -> None:
         names = [file.name for file in documents.files_of("train")]
         train_vocabulary = TrainVocabulary(directory, key, config)
         run_pipeline(job, lambda pipeline: build(pipeline, documents_directory, names, train_vocabulary, config))
+        for line in vocabulary_summary(require_manifest(directory, VOCABULARY, "pipelines.train_vocabulary")):
+            print(line, flush=True)
 
 
 def main() -> None:

@@ -42,7 +42,8 @@ class Alarms:
         """Look at the metrics of one progress line and tell which alarms are new.
 
         Args:
-            metrics: any of `nsp_loss`, `nsp_accuracy`, `mlm_loss`, `pooler_gradient` (largest magnitude), `tokens_per_second`.
+            metrics: any of `nsp_loss`, `nsp_accuracy`, `mlm_loss`, `pooler_gradient` (largest magnitude) and
+                `tokens_per_second`.
         """
         rules = {
             "nsp": self._nsp_stands(step, metrics),

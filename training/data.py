@@ -75,7 +75,7 @@ class ArrowExamples:
         """Map the shards that the manifest names.
 
         Raises:
-            InputError: there are no examples of this length, a shard is damaged, or was made in another way than others.
+            InputError: there are no examples of this length, a shard is damaged, or made in another way than others.
         """
         files = manifest.files_of(split, length_directory(max_seq_length))
         if not files:

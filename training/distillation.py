@@ -30,6 +30,7 @@ from training.optimizer import build_optimizer
 from training.ordering import GlobalOrder, keyed_seed
 from training.pretraining import EXIT_INTERRUPTED
 from training.process_end import StopRequest
+from training.result_checks import require_finite
 from training.schedule import learning_rate_at
 from training.stages import ENCODER_DIRECTORY, code_version
 from training.student import LearntSums, Student, chosen_layers, lesson_of, read_teacher, student_weights
@@ -119,9 +120,7 @@ class DistillationRun:
                 state = engine.full_precision_state()
         if is_complete:
             # The metrics are closed: what is complete changes its place.
-            if self._processes.is_first:
-                self._export(state, progress, after)
-            self._processes.barrier()
+            on_first(self._processes, lambda: self._export(state, progress, after))
         engine.close()
         return 0 if is_complete else EXIT_INTERRUPTED
 
@@ -289,6 +288,7 @@ class DistillationRun:
 
     def _export(self, state: dict[str, torch.Tensor], progress: Progress, after: dict[str, float]) -> None:
         inputs, directory = self._inputs, self._directory
+        require_finite(state, after, inputs.recipe.path)
         names = write_model(
             storage.join(directory, ENCODER_DIRECTORY),
             state,

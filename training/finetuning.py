@@ -15,6 +15,7 @@ from training.engine import Processes
 from training.finetuning_config import SQUAD, TAGGING, FinetuningConfig
 from training.fitting import Beginning, Fitted, Fitting, Problem
 from training.interchange import huggingface_config, read_config, write_model
+from training.result_checks import require_finite
 from training.stages import FINETUNING, MODEL_DIRECTORY, code_version
 from training.text import TextEncoder
 from training.tracking import Tracker
@@ -125,9 +126,12 @@ def _run_locked(
         "seconds": round(time.monotonic() - started, 1),
         **fitted.more,
     }
-    if processes.is_first:
+
+    def write() -> None:
+        require_finite(fitted.state, fitted.metrics, f"{trial.task}/{trial.start}")
         _write(trial, model, problem, fitted, statistics)
-    processes.barrier()
+
+    on_first(processes, write)
     say(f"complete: best epoch {fitted.epoch}, {problem.metric} {statistics['score']:.4f}, {statistics['seconds']} s")
     return statistics
 

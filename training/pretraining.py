@@ -39,8 +39,10 @@ from training.optimizer import build_optimizer
 from training.ordering import GlobalOrder, keyed_seed
 from training.process_end import StopRequest
 from training.recovery import Limits, Verdict, judge
+from training.result_checks import baseline_warning, require_finite, unigram_loss
 from training.schedule import learning_rate_at
 from training.stages import (
+    DOCUMENTS,
     ENCODER_DIRECTORY,
     PRETRAINING,
     PretrainingInputs,
@@ -49,6 +51,7 @@ from training.stages import (
     vocabulary_size,
 )
 from training.throughput import measured_peak_flops
+from training.tokenizer_checks import require_same_tokenizer
 from training.tracking import METRICS_NAME, Tracker
 
 EXIT_INTERRUPTED = 75
@@ -146,9 +149,7 @@ class PretrainingRun:
             self._checkpoints.wait()
             state = engine.full_precision_state()
         # The metrics are closed: what is complete changes its place.
-        if self._processes.is_first:
-            self._export(state, progress, after)
-        self._processes.barrier()
+        on_first(self._processes, lambda: self._export(state, progress, after))
         return Ending.COMPLETE, progress
 
     def _return_point(self, bad: Progress) -> tuple[str, Progress]:
@@ -188,6 +189,7 @@ class PretrainingRun:
                     "give the documents stage more text"
                 )
             self._masking(examples)
+        on_first(self._processes, lambda: self._require_same_tokenizer(self._inputs.vocabulary_directory))
         with torch.device("meta"):
             model = BertForPreTraining(self._inputs.model, self._vocab_size, self._inputs.next_sentence)
         if not os.path.isdir(self._directory):
@@ -199,6 +201,21 @@ class PretrainingRun:
                 self._processes,
                 lambda: storage.require_free_space(self._inputs.directory, needed_bytes, purpose),
             )
+
+    def _require_same_tokenizer(self, directory: str) -> None:
+        """Check that a directory's tokenizer gives the ids of the examples, on a sample of the corpus."""
+        inputs = self._inputs
+        documents = storage.join(inputs.workspace, DOCUMENTS)
+        require_same_tokenizer(directory, inputs.vocabulary_directory, inputs.examples_directory, documents)
+
+    def _unigram_loss(self) -> float | None:
+        """Held-out masked-LM loss of a model that knows only how frequent each token is."""
+        phase = self._config.phases[-1]
+        if not self._inputs.examples.files_of("heldout", length_directory(phase.max_seq_length)):
+            return None
+        return unigram_loss(
+            self._examples("train", phase), self._examples("heldout", phase), self._config.eval_examples
+        )
 
     def _build_engine(self) -> TrainingEngine:
         config = self._config
@@ -412,6 +429,7 @@ class PretrainingRun:
         return sums[:6].cpu(), rate, norm, bool(sums[6] > 0)
 
     def _export(self, state: dict[str, torch.Tensor], progress: Progress, after: dict[str, float]) -> None:
+        require_finite(state, after, self._inputs.recipe.path)
         directory = self._directory
         names = write_model(
             storage.join(directory, ENCODER_DIRECTORY),
@@ -419,7 +437,12 @@ class PretrainingRun:
             huggingface_config(self._inputs.model, self._vocab_size, self._architecture),
             self._inputs.vocabulary_directory,
         )
+        self._require_same_tokenizer(storage.join(directory, ENCODER_DIRECTORY))
         records = [record_of(directory, f"{ENCODER_DIRECTORY}/{name}", 0) for name in names]
+        baseline = self._unigram_loss()
+        warning = baseline_warning(after["mlm_loss"], baseline) if after else None
+        if warning:
+            self._say(f"WARNING: {warning}")
         statistics = {
             **progress.statistics,
             "heldout_after": after,
@@ -429,6 +452,8 @@ class PretrainingRun:
             "parameters": self._parameters,
             "deviations": self._deviations,
             "world_size": progress.world_size,
+            "unigram_loss": baseline,
+            "warnings": [warning] if warning else [],
         }
         title = f"{self._parameters:,} parameters, {progress.step:,} steps, {progress.tokens:,} tokens"
         draw_curves(storage.join(directory, METRICS_NAME), storage.join(directory, CURVES_NAME), title)

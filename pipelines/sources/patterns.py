@@ -43,18 +43,18 @@ class Pattern(NamedTuple):
 def regex_of(pattern: str) -> re.Pattern[str]:
     """Translate a pattern: `*` and `?` stay within a directory, `**/` also matches none, `[...]` is a character set."""
     pieces = []
-    for token in _TOKEN.findall(pattern):
-        if token == "**/":
+    for piece in _TOKEN.findall(pattern):
+        if piece == "**/":
             pieces.append("(?:.*/)?")
-        elif token == "**":
+        elif piece == "**":
             pieces.append(".*")
-        elif token == "*":
+        elif piece == "*":
             pieces.append("[^/]*")
-        elif token == "?":
+        elif piece == "?":
             pieces.append("[^/]")
-        elif len(token) > 1:
-            inner = re.sub(r"[\\\[&|~]", r"\\\g<0>", token[1:-1])
+        elif len(piece) > 1:
+            inner = re.sub(r"[\\\[&|~]", r"\\\g<0>", piece[1:-1])
             pieces.append(f"[^{inner[1:]}]" if inner[0] == "!" else f"[{inner}]")
         else:
-            pieces.append(re.escape(token))
+            pieces.append(re.escape(piece))
     return re.compile("".join(pieces), re.DOTALL)

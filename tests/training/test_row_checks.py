@@ -1,4 +1,4 @@
-"""Rows are checked where they enter training: every wrong one is refused, with its file and row, before a model sees it."""
+"""Rows are checked where they enter training: a wrong one is refused, with its file and row, before a model sees it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def is_sound(row: Row, rules: RowRules) -> bool:
         and all(token < rules.vocab_size for token in [*ids, *labels])
         and len(positions) == len(labels) >= (1 if rules.is_masked else 0)
         and all(1 <= place < length - 1 for place in positions)
-        and all(one < other for one, other in zip(positions, positions[1:], strict=False))
+        and all(one < other for one, other in pairwise(positions))
         and (3 <= start <= length - 2 if rules.has_pairs else start <= length)
         and row["next_sentence_label"] <= (1 if rules.has_pairs else 0)
     )
