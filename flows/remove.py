@@ -6,13 +6,13 @@ Finished pre-trainings and distillations are never deleted by a run: they are ke
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 
 from flows.progress import kept_status
 from pipelines import storage
 from pipelines.builds import delete_directory, kept_directories
+from pipelines.command_line import CommandParser
 from pipelines.locks import workspace_lock
 from pipelines.recipe import InputError, exit_code_of
 from training.distillation_inputs import DISTILLATION
@@ -23,7 +23,7 @@ _NAME = re.compile(rf"({'|'.join(_STAGES)})\.\d+")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m flows.remove",
         description="Delete an earlier result that was kept under a numbered name.",
         epilog="example: python -m flows.remove workspaces/demo pretraining.1",

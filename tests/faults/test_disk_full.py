@@ -10,7 +10,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +32,10 @@ num_attention_heads = 2
 intermediate_size = 64
 max_position_embeddings = 64
 [pretraining]
-phases = [{ max_seq_length = 32, steps = 5, global_batch_size = 8 }]
+phases = [{ max_seq_length = 32, steps = 120, global_batch_size = 8 }]
 num_warmup_steps = 1
 eval_examples = 8
-checkpoint_every_steps = 2
+checkpoint_every_steps = 10
 """
 STAGES = {
     "documents": "pipelines.shard_corpus",
@@ -43,7 +44,8 @@ STAGES = {
 }
 ATTEMPTS = ((8_192, 2), (8_192, 1), (0, 1), (4_096, 1))
 """Bytes that are left free, and Beam's workers."""
-CHECKPOINT_BYTES = 200_000
+CHECKPOINT_BYTES = 100_000
+"""Less than a checkpoint takes."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def test_a_full_disk_is_one_line_and_a_rerun_gives_equal_bytes(finished: Finishe
     command = (STAGES[stage], finished.recipe, "--workspace", workspace)
     for free_bytes, workers in ATTEMPTS[: rounds(1, len(ATTEMPTS))]:
         disk.leave_free(free_bytes)
-        exit_code, output = disk.run(*command, "--set", f"run.workers={workers}")
+        exit_code, output = disk.run(*command, "--set", f"run.workers={workers}", fills_meanwhile=True)
         assert not os.path.exists(os.path.join(workspace, stage, "manifest.json"))
         assert_one_line(disk, exit_code, output)
         disk.make_room()
@@ -107,8 +109,10 @@ def test_a_full_disk_is_one_line_and_a_rerun_gives_equal_bytes(finished: Finishe
     assert digests(os.path.join(workspace, stage)) == digests(os.path.join(finished.workspace, stage))
 
 
-def pretrain(disk: SmallDisk, recipe: str, workspace: str) -> list[tuple[int, str]]:
-    """Exit code and output of each rank, none of which a launcher ends."""
+def pretrain(
+    disk: SmallDisk, recipe: str, workspace: str, meanwhile: Callable[[], None] = lambda: None
+) -> list[tuple[int, str]]:
+    """Exit code and output of each rank, none of which a launcher ends; `meanwhile` is called once they run."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -118,6 +122,7 @@ def pretrain(disk: SmallDisk, recipe: str, workspace: str) -> list[tuple[int, st
     try:
         for rank in range(RANKS):
             ranks.append(disk.start(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+        meanwhile()
         outputs = [process.communicate(timeout=900)[0] for process in ranks]
     finally:
         for process in ranks:
@@ -134,8 +139,18 @@ def test_a_checkpoint_on_a_full_disk_ends_every_rank_and_is_made_up_for(finished
     undisturbed = pretrain(SmallDisk(reference, is_mounted=False), finished.recipe, reference)
     assert [exit_code for exit_code, _ in undisturbed] == [0] * RANKS, undisturbed
 
-    disk.leave_free(CHECKPOINT_BYTES)
-    first, *others = pretrain(disk, finished.recipe, workspace)
+    def fill_after_the_first_checkpoint() -> None:
+        # A disk that is full before the run begins is refused at once.
+        deadline = time.monotonic() + 600
+        while not list(Path(workspace).glob("**/checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        disk.leave_free(CHECKPOINT_BYTES)
+
+    if not disk.is_mounted:
+        disk.leave_free(CHECKPOINT_BYTES)
+    first, *others = pretrain(
+        disk, finished.recipe, workspace, fill_after_the_first_checkpoint if disk.is_mounted else lambda: None
+    )
     assert_one_line(disk, *first)
     assert "a checkpoint could not be written" in first[1]
     for exit_code, output in others:
