@@ -34,8 +34,18 @@ def first_cause(text: str) -> InputError | OSError | MemoryError | None:
     for kind in (InputError, (OSError, MemoryError)):
         for error in found:
             if error is not None and isinstance(error, kind):
-                return error
+                return _with_path(error, found)
     return None
+
+
+def _with_path(
+    error: InputError | OSError | MemoryError, found: list[InputError | OSError | MemoryError | None]
+) -> InputError | OSError | MemoryError:
+    """The same failure where it knows its path: one that was raised while this one was handled may."""
+    if not isinstance(error, OSError) or error.filename:
+        return error
+    same = (other for other in found if isinstance(other, OSError) and other.errno == error.errno and other.filename)
+    return next(same, error)
 
 
 def shown_of(error: Exception) -> str:

@@ -7,7 +7,8 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from pipelines.failures import DEBUG_VARIABLE, EXIT_BAD_INPUT, printable
+from pipelines.failures import DEBUG_VARIABLE, EXIT_BAD_INPUT
+from pipelines.shown_text import shown
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -27,5 +28,5 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the mistake and its remedy, and leave."""
-        print(f"error: {printable(message)}; see {self.prog} --help", file=sys.stderr)
+        print(f"error: {shown(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT)

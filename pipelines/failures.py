@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pipelines.shown_text import shown
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -62,13 +64,6 @@ _QUOTED_PATH = re.compile(r"'(/[^'\n]*)'")
 _BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 """Where one of these is raised while another error is handled, it is what has to be mended, not that error."""
 
-_REMOTE_ERROR = re.compile(r"^(?:\w+\.)*(?P<kind>\w*(?:Error|Exception))(?:: (?P<text>.*))?$", re.MULTILINE)
-_IS_REMOTE = re.compile(r"^Traceback \(most recent call last\)| \[while running '", re.MULTILINE)
-_REMOTE_STEP = re.compile(r" \[while running '[^']*'\]$")
-_REMOTE_OS_ERROR = re.compile(
-    r"\[Errno (?P<number>\d+)\] (?P<message>.*?)(?:: (?P<quote>['\"])(?P<path>.*)(?P=quote))?$"
-)
-
 
 class InputError(ValueError):
     """A mistake in what a person gave us (recipe, path, data): shown as one line, without a traceback.
@@ -77,18 +72,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(printable(message))
-
-
-def printable(text: str) -> str:
-    """A text on one line: whatever a terminal would not show as a character stands as its escape code, as in `repr`."""
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else _escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        super().__init__(shown(message))
 
 
 def is_debug() -> bool:
@@ -138,7 +122,7 @@ def report(error: BaseException) -> int:
     if line is None or is_debug():
         traceback.print_exception(error)
     if line is None:
-        what = printable(f"{type(error).__name__}: {error}")[:200]
+        what = shown(f"{type(error).__name__}: {error}")[:200]
         line = f"this is a bug in Clozeworks ({what}); please report it with the lines above"
         print(f"error: {line}", file=sys.stderr, flush=True)
         return EXIT_FAILED
@@ -152,9 +136,9 @@ def failure_line(error: BaseException) -> str | None:
     if cause is None:
         return None
     if isinstance(cause, InputError):
-        return _REMOTE_STEP.sub("", str(cause))
+        return str(cause)
     line = _memory_line(cause) if isinstance(cause, MemoryError) else _system_line(cause)
-    return printable(line)[:_SHOWN_CHARACTERS]
+    return shown(line)[:_SHOWN_CHARACTERS]
 
 
 def first_cause(error: BaseException) -> InputError | OSError | MemoryError | None:
@@ -193,8 +177,6 @@ def _explainable(error: BaseException) -> list[InputError | OSError | MemoryErro
         if error.errno is None and (number := _quoted_number(text)):
             return [OSError(number, os.strerror(number), error.filename)]
         return [error]
-    if _IS_REMOTE.search(text):
-        return _remote_causes(text)
     if type(error).__module__.partition(".")[0] == "sqlite3":
         for message, number in _SQLITE.items():
             if message in text:
@@ -214,25 +196,6 @@ def _explainable(error: BaseException) -> list[InputError | OSError | MemoryErro
 def _quoted_number(text: str) -> int | None:
     match = _ERROR_NUMBER.search(text)
     return int(match[1] or match[2]) if match else None
-
-
-def _remote_causes(text: str) -> list[InputError | OSError | MemoryError]:
-    """What the traceback of another process tells, which is all that comes from a Beam worker; outermost first."""
-    found: list[InputError | OSError | MemoryError] = []
-    for match in _REMOTE_ERROR.finditer(text):
-        kind, message = match["kind"], _REMOTE_STEP.sub("", match["text"] or "")
-        # Beam puts an error that it cannot make anew into a RuntimeError, its kind into that one's message.
-        while within := _REMOTE_ERROR.match(message):
-            kind, message = within["kind"], within["text"] or ""
-        if kind in ("InputError", "RecipeError", "FaultError"):
-            found.append(InputError(message))
-        elif kind.endswith("MemoryError"):
-            found.append(MemoryError(message))
-        elif quoted := _REMOTE_OS_ERROR.match(message):
-            found.append(OSError(int(quoted["number"]), quoted["message"], quoted["path"]))
-        elif number := _quoted_number(message):
-            found.append(OSError(number, os.strerror(number)))
-    return found[::-1]
 
 
 def _memory_line(error: MemoryError) -> str:

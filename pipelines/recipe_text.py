@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from datetime import date, datetime, time
 from typing import Any
 
-from pipelines.failures import InputError, printable
+from pipelines.failures import InputError
+from pipelines.shown_text import shown
 
 MAX_RECIPE_BYTES = 1_000_000
 MAX_LEVELS = 32
@@ -118,13 +119,13 @@ def require_limits(place: str, tables: dict[str, Any]) -> None:
             raise RecipeError(f"{place}: {shortened(key)} lies {levels} levels deep; a recipe has at most {MAX_LEVELS}")
         problem = ""
         if isinstance(value, str) and (found := _CONTROL.search(value)):
-            problem = f'{shortened(value)!r}: holds the control character "{printable(found[0])}"; take it out'
+            problem = f'{shortened(value)!r}: holds the control character "{shown(found[0])}"; take it out'
         elif isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
             problem = f"{shortened(hex(value), 20)}: has more than 64 bits; give a smaller number"
         elif isinstance(value, datetime | date | time):
             problem = f'{value}: is a date or a time to TOML, which no setting is; write it as text: "{value}"'
         elif found := _CONTROL.search(key):
-            problem = f'...: the key holds the control character "{printable(found[0])}"; take it out'
+            problem = f'...: the key holds the control character "{shown(found[0])}"; take it out'
         if problem:
             raise RecipeError(f"{place}: {shortened(key)} = {problem}")
 

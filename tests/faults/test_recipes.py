@@ -23,6 +23,7 @@ from flows.whole_recipe import RunRequest, TrackingConfig, WholeRecipe
 from pipelines.bounds import Bounded, bounds_of
 from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
 from pipelines.recipe import RecipeError, RunConfig, Section, read_recipe
+from pipelines.shown_text import shown
 from training.config import ModelConfig, PretrainingConfig
 from training.distillation_config import DistillationConfig
 from training.finetuning_config import FinetuningConfig
@@ -177,7 +178,7 @@ def outcome(path: Path, *overrides: str) -> str | None:
         WholeRecipe.check(read_recipe(str(path), overrides))
     except RecipeError as error:
         line = str(error)
-        assert line.isprintable(), repr(line)
+        assert line == shown(line), repr(line)
         assert len(line) < 3_000, line
         return line
     return None
@@ -259,7 +260,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
         with pytest.raises(RecipeError) as caught:
             read_recipe(path)
         assert reason in str(caught.value)
-        assert str(caught.value).isprintable()
+        assert str(caught.value) == shown(str(caught.value))
 
 
 def test_a_pipe_as_recipe_ends_the_command(tmp_path: Path) -> None:

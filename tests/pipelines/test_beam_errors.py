@@ -76,3 +76,16 @@ def test_a_fault_of_the_program_is_none_of_these() -> None:
 def test_an_exception_of_this_process_loses_the_name_of_the_step() -> None:
     error = first_cause(shown_of(InputError("a.txt: bad [while running 'Read']")))
     assert str(error) == "a.txt: bad"
+
+
+def test_of_one_failure_the_exception_that_knows_the_path_is_taken() -> None:
+    """Arrow's own knows none, and the one that names it is raised while that is handled."""
+    error = first_cause(
+        'Traceback (most recent call last):\n  File "a.py", line 1, in f\n'
+        "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device\n\n"
+        "During handling of the above exception, another exception occurred:\n\n"
+        'Traceback (most recent call last):\n  File "a.py", line 1, in f\n'
+        "RuntimeError: OSError: [Errno 28] Error writing bytes to file: '/w/x.arrow' [while running 'Write']\n"
+    )
+    assert isinstance(error, OSError)
+    assert (error.errno, error.filename) == (errno.ENOSPC, "/w/x.arrow")

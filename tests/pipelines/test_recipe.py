@@ -105,5 +105,7 @@ def test_a_recipe_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/below: cannot create this directory \(Not a directory\); choose another"):
+    with pytest.raises(
+        InputError, match=r"file/below: cannot create this directory \(Not a directory\); choose another path"
+    ):
         storage.write_bytes(str(tmp_path / "file" / "below" / "x"), b"")
