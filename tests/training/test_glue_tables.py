@@ -104,6 +104,17 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str, data: bytes, message:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\n\n\n", b"\r\n\r\n"])
+def test_empty_lines_at_the_end_are_none_and_within_are_refused(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "train.tsv"
+    rows = b"x\t1\t\tGood.\nx\t0\t*\tBad."
+    path.write_bytes(rows + end)
+    assert read_examples(TASKS["cola"], str(path)).labels == [1.0, 0.0]
+    path.write_bytes(rows.replace(b"\n", b"\n\n"))
+    with pytest.raises(InputError, match=r"train\.tsv:2: has 1 columns where 4 were expected"):
+        read_examples(TASKS["cola"], str(path))
+
+
 def test_bad_test_files_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "test.tsv"
     with pytest.raises(InputError, match=r"test\.tsv: missing; expected GLUE's own file for RTE"):

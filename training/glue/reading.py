@@ -74,13 +74,23 @@ def _read(task: Task, path: str, has_header: bool, labelled: bool) -> LabelledTe
 
 
 def _rows(path: str, task: Task) -> Iterator[_Row]:
-    """All lines split at tabs. Only a line feed ends a line: sentences hold other line separators of Unicode."""
+    """All lines split at tabs, without empty ones at the end, which editors and concatenations leave.
+
+    Only a line feed ends a line: sentences hold other line separators of Unicode.
+    """
     if storage.file_size_bytes(path) is None:
         raise InputError(f"{path}: missing; expected GLUE's own file for {task.folder}")
+    empty: list[int] = []
     for line_number, line in enumerate(_lines(path), start=1):
         if line_number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        yield line_number, line.removesuffix(b"\r").split(b"\t")
+        line = line.removesuffix(b"\r")
+        if not line:
+            empty.append(line_number)
+            continue
+        yield from ((number, [b""]) for number in empty)
+        empty.clear()
+        yield line_number, line.split(b"\t")
 
 
 def _lines(path: str) -> Iterator[bytes]:
