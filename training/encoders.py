@@ -26,9 +26,15 @@ _ADDRESS = "MLFLOW_TRACKING_URI"
 _MLMODEL = "MLmodel"
 # What mlflow.transformers writes: weights and configuration in one folder, the tokenizer in another.
 _MODEL_FOLDER, _TOKENIZER_FOLDER = "model", "components/tokenizer"
-# These names are also in training/interchange.py, which imports torch.
+# These names are also in modules that import torch or tokenizers.
 _CONFIG = "config.json"
-_TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _VOCABULARY_FILES = _TOKENIZER_FILES[:2]
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
 _MLFLOW_ENVIRONMENT = {

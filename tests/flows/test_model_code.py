@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from flows import answering_model, tagging_model
+from pipelines.contract import SPECIAL_TOKENS
+from pipelines.word_counts import tokenizer_files
 from training.squad.answers import best_spans
 from training.squad.windows import _with_dropped_characters
 from training.squad.windows import cut as training_cut
 from training.tagging.encoding import _runs, _with_context
+from training.text import TextEncoder
 
 IntArray = npt.NDArray[np.int64]
 
@@ -59,3 +68,20 @@ def test_a_sentence_is_laid_out_as_in_training(lengths: list[int], room: int) ->
     found = list(tagging_model.rows(offsets, room))
     assert found == expected
     assert [word for first, last, _, _ in found for word in range(first, last)] == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("model_code", [answering_model, tagging_model])
+@pytest.mark.parametrize("splits", [True, False])
+def test_texts_are_tokenised_as_in_training(tmp_path: Path, model_code: Any, splits: bool) -> None:
+    words = [*SPECIAL_TOKENS, "<ent>", "[", "]", "mask", "<", "ent", ">", "caf", "##é", "中文"]
+    for name, content in tokenizer_files(words, lowercase=True, strip_accents=False).items():
+        (tmp_path / name).write_bytes(content)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"additional_special_tokens": ["<ent>"], "split_special_tokens": splits, "tokenize_chinese_chars": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 4}))
+    texts = ["[MASK] <ent> Café 中文", "caf " * 20]
+    tokenizer = model_code.text_tokenizer(AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True))
+    expected = TextEncoder(str(tmp_path)).encode(texts, None, 99).input_ids
+    assert [tokenizer.encode(text).ids for text in texts] == [ids.tolist() for ids in expected]
+    assert ("<ent>" in tokenizer.encode(texts[0]).tokens) is not splits
+    assert "[MASK]" not in tokenizer.encode(texts[0]).tokens
