@@ -17,6 +17,7 @@ from pipelines.recipe import InputError
 from training.config import ModelConfig
 from training.model_readme import README_NAME, readme
 from training.tokenizer_export import write_tokenizer
+from training.tokenizer_loading import load_tokenizer
 
 CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
 
@@ -63,6 +64,7 @@ def write_model(
     storage.write_bytes(
         storage.join(directory, WEIGHTS_NAME), safetensors.torch.save(tensors, metadata={"format": "pt"})
     )
+    config = {**config, "pad_token_id": load_tokenizer(vocabulary_directory).id_of("pad_token") or 0}
     storage.write_bytes(storage.join(directory, CONFIG_NAME), json.dumps(config, indent=2).encode() + b"\n")
     names = write_tokenizer(directory, vocabulary_directory, int(config["max_position_embeddings"]))
     storage.write_bytes(storage.join(directory, README_NAME), readme(directory).encode())

@@ -51,9 +51,9 @@ class LoadedTokenizer:
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def id_of(self, role: str) -> int:
-        """The id of a special token, such as that of `cls_token`."""
-        token_id: int = self.backend.token_to_id(self.roles[role])
+    def id_of(self, role: str) -> int | None:
+        """The id of a special token, such as that of `cls_token`; None where there is no such token."""
+        token_id: int | None = self.backend.token_to_id(self.roles[role])
         return token_id
 
 

@@ -196,6 +196,15 @@ def test_what_is_no_bert_tokenizer_is_exported_as_it_is(tmp_path: Path) -> None:
     assert loaded(tmp_path / "model").tokenize("DANIEL") == ["daniel"]
 
 
+def test_the_padding_of_a_foreign_vocabulary_is_the_configurations(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "vocab.txt").write_text("\n".join([*WORDS[1:], "[PAD]"]) + "\n")
+    export(tmp_path / "model", source)
+    config = transformers.AutoConfig.from_pretrained(str(tmp_path / "model"))
+    assert config.pad_token_id == loaded(tmp_path / "model").pad_token_id == len(WORDS) - 1
+
+
 def test_a_stage_without_its_tokenizer_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither tokenizer\.json nor vocab\.txt"):
         export(tmp_path / "model", tmp_path)
