@@ -84,7 +84,9 @@ def consumer(registry: Registry, repository: Path, tmp_path_factory: pytest.Temp
     made = uv_run(install)
     if made.returncode and uv_run([*install, "--offline"]).returncode:
         # One small package tells an index that is away from one that lacks something.
-        asked = uv_run([uv, "pip", "install", "--python", str(python), "--dry-run", "--refresh", "idna", *lock])
+        asked = uv_run(
+            [uv, "pip", "install", "--python", str(python), "--dry-run", "--refresh", "--reinstall", "idna", *lock]
+        )
         if asked.returncode:
             pytest.skip(f"the package index cannot be reached: {asked.stderr.strip().splitlines()[-1]}")
         pytest.fail(f"what a consumer installs cannot be installed: {made.stderr}")
@@ -98,7 +100,9 @@ def uv_run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 def environment(python: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in HIDDEN}
-    return kept | {"PATH": f"{python.parent}{os.pathsep}{kept['PATH']}", "HF_HUB_OFFLINE": "1"} | more
+    path = f"{python.parent}{os.pathsep}{kept['PATH']}"
+    # Beside other tests one thread is quicker than several that wait for one another.
+    return kept | {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
 
 
 @pytest.fixture(scope="module")
