@@ -20,6 +20,9 @@ from pipelines.recipe import InputError, exit_code_of
 
 EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
 _GUARD_NAME = "clozeworks.lock"
+_POLL_SECONDS = 0.05
+_SILENT_SECONDS = 30.0
+"""Ranks load one after the other, within seconds; compiling takes minutes."""
 
 
 def extensions_directory() -> str:
@@ -30,9 +33,24 @@ def extensions_directory() -> str:
 @contextmanager
 def _sole_builder(directory: str) -> Iterator[None]:
     os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, _GUARD_NAME), "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    path = os.path.join(directory, _GUARD_NAME)
+    with open(path, "w") as guard:
+        deadline = time.monotonic() + _SILENT_SECONDS
+        while not _try_to_lock(guard.fileno()):
+            if time.monotonic() > deadline:
+                print(f"waiting for another process that builds DeepSpeed's operators ({path})", file=sys.stderr)
+                fcntl.flock(guard, fcntl.LOCK_EX)
+                break
+            time.sleep(_POLL_SECONDS)
         yield
+
+
+def _try_to_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def remove_stale_locks(directory: str) -> list[str]:

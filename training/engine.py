@@ -88,7 +88,7 @@ def start_processes() -> Processes:
     defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": "0"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if all_ranks_are_here():
+    if all_ranks_are_here() or os.environ["MASTER_ADDR"] == LOOPBACK:
         stay_on_loopback()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])

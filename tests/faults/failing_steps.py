@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -50,6 +51,20 @@ class FailToRead(beam.DoFn):
     def process(self, element: int) -> Iterator[int]:
         (self._notes / f"attempt-{os.getpid()}").touch()
         open(self._path, "rb").close()
+        yield element
+
+
+class FailForAWhile(beam.DoFn):
+    """Meets a network drive that answers from the third attempt on."""
+
+    def __init__(self, notes: str):
+        self._notes = Path(notes)
+
+    def process(self, element: int) -> Iterator[int]:
+        attempts = len(list(self._notes.glob("attempt-*")))
+        if attempts < 2:
+            (self._notes / f"attempt-{attempts}").touch()
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/drive/shard")
         yield element
 
 

@@ -22,6 +22,7 @@ import pytest
 from scale import rounds
 from small_run import RECIPE, run_all, write_corpus
 
+from pipelines import runners
 from pipelines.recipe import InputError, read_recipe
 from pipelines.runners import MOST_RETRIES, Job, pipeline_options, run_pipeline
 from pipelines.worker_processes import WorkerDiedError
@@ -86,6 +87,18 @@ def test_what_a_worker_could_not_read_is_raised_as_it_was(local_job: Job, tmp_pa
         run_step(local_job, failing_steps.FailToRead("/not/here.txt", str(tmp_path)))
     assert caught.value.filename == "/not/here.txt"
     assert len(list(tmp_path.glob("attempt-*"))) <= 2
+
+
+def test_storage_that_fails_for_a_while_is_tried_again(
+    local_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runners, "_RETRY_SECONDS", 0.0)
+    run_step(local_job._replace(workers=1), failing_steps.FailForAWhile(str(tmp_path)))
+    said = capfd.readouterr().err.splitlines()
+    assert [re.sub(r".*; trying", "trying", line) for line in said] == [
+        f"trying again ({attempt} of 3), what is finished is kept" for attempt in (1, 2)
+    ]
+    assert said[0].startswith("[Errno 116] Stale file handle: '/drive/shard'; ")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(local_job: Job) -> None:
