@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -20,10 +21,10 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines import storage
-from pipelines.beam_errors import first_cause, shown_of
 from pipelines.builds import add_restart_argument, finish_exchange, has_leftovers, require_ours
 from pipelines.command_line import CommandParser
 from pipelines.contract import StageKey, read_manifest
+from pipelines.failures import first_cause
 from pipelines.locks import workspace_lock
 from pipelines.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
 from pipelines.scratch import scratch_directory
@@ -44,6 +45,7 @@ _TRANSIENT = frozenset(
     }
 )  # fmt: skip
 """Failures of storage or network that often pass; a full disk or a missing permission does not."""
+_STEP = re.compile(r" \[while running '[^']*'\]$")
 _FIRST_PROGRESS_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
 
@@ -214,9 +216,9 @@ def _run_to_end(pipeline: beam.Pipeline, construct: Callable[[beam.Pipeline], An
     try:
         state = pipeline.run().wait_until_finish()
     except (InputError, RuntimeError) as error:
-        # In this process an InputError arrives as itself, with the step's name added.
-        if (cause := first_cause(shown_of(error))) is not None:
-            raise cause from error
+        if (cause := first_cause(error)) is not None:
+            # In this process an InputError arrives as itself, with the step's name added.
+            raise InputError(_STEP.sub("", str(cause))) if isinstance(cause, InputError) else cause from error
         raise
     if state is not None and state != "DONE":
         raise RuntimeError(f"the pipeline ended as {state}; see the runner's log")

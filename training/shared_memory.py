@@ -6,8 +6,7 @@ import contextlib
 import os
 import time
 
-DIRECTORY = "/dev/shm"  # noqa: S108 - shared memory, named by DeepSpeed
-"""Where DeepSpeed creates them."""
+DIRECTORY = "/dev/shm"  # noqa: S108 - where DeepSpeed creates them, under names that cannot be chosen
 _PREFIX = "deepspeed_allreduce_buffer_"
 _YOUNG_SECONDS = 60.0
 """A run may be about to map a buffer that is younger than this."""

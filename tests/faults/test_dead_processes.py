@@ -291,5 +291,7 @@ def test_the_death_of_a_rank_is_said_by_the_others(victim: int, training_workspa
         process.communicate()
     said = [line for line in output.splitlines() if line.startswith("error: rank")]
     assert len(said) == 1, output
+    assert output.count("error:") == 1, output
+    assert "Traceback" not in output
     expected = rf"error: rank {victim} \(process {ranks[victim].pid}\) was killed or crashed after step \d+ \(out of "
     assert re.match(expected + r"memory\?\); run the same command again to resume from checkpoint step-0+\d+$", said[0])
