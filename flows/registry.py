@@ -125,14 +125,7 @@ def enter_contest(client: MlflowClient, name: str, number: str, tracking: Tracki
     if version_at(client, name, alias) != number and move_alias(client, name, CHALLENGER, number):
         narrator.event(f"models:/{name}@{CHALLENGER} is version {number}")
     if PROMOTION_TAG not in client.get_model_version(name, number).tags:
-        decided = promote(
-            client,
-            name,
-            number,
-            margin=tracking.promotion_margin,
-            alias=alias,
-            chance_margin=tracking.chance_margin,
-        )
+        decided = promote(client, name, number, tracking.promotion_margin, alias, chance_margin=tracking.chance_margin)
         outcome = f"is now @{alias}" if decided.promoted else f"stays @{CHALLENGER}"
         narrator.event(f"{name} version {number} {outcome}: {decided.reason}")
     return alias if version_at(client, name, alias) == number else CHALLENGER
