@@ -224,3 +224,14 @@ def test_a_run_may_change_single_values_of_its_deployments_request(
     path = f"/deployments/{deployment['id']}/create_flow_run"
     refused = site.refused(path, {"parameters": {"request": {"workspce": "w"}}})
     assert "workspce" in refused
+
+
+def test_a_worker_runs_a_changed_request(site: PrefectSite, tmp_path: Path) -> None:
+    """The recipe is the deployment's, the workspace that of the run: where no examples are yet."""
+    workspace = str(tmp_path / "empty")
+    site.start_worker("clozeworks-gpu")
+    deploy(site, "--reset", "pretrain")
+    run = site.run(site.deployment("pretrain", "pretrain"), {"workspace": workspace, "stage_retries": 0})
+    state = site.wait_until_ended(run)
+    assert state["type"] == "FAILED"
+    assert f"{workspace}/" in state["message"], state
