@@ -61,21 +61,20 @@ def distilled_evaluation(whole: WholeRecipe, manifest: Manifest, eval_examples: 
     return _heldout_evaluation(whole, {}, after, {**heldout, "eval_examples": eval_examples})
 
 
-def score_in_words(evaluation: Evaluation | None, manifest: Manifest) -> str:
-    """A version's score in one sentence: metric, rows, seed and what chance gives."""
+def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str) -> str:
+    """A version's score in one sentence: metric, data, rows, seed and what chance gives."""
     if evaluation is None:
         return "It states no score on development data."
     statistics = manifest.statistics
     rows = next((statistics[name] for name in _ROWS if name in statistics), None)
     config = manifest.config.get(manifest.stage, manifest.config)
     rows = manifest.config.get("eval_examples", config.get("eval_examples")) if rows is None else rows
-    of_rows = "" if rows is None else f" of {rows:,} rows"
+    of_rows = "" if rows is None else f", {rows:,} rows"
     seed = manifest.config.get("seed", config.get("seed"))
     of_seed = "" if seed is None else f", seed {seed}"
     metric = evaluation.metric.replace("_", " ")
-    kind = "held-out examples" if evaluation.metric == MLM_ACCURACY else "the development set"
     return (
-        f"Score: {metric} {evaluation.score:.4f} on {kind}{of_rows}, data {evaluation.data[:12]}{of_seed}; "
+        f"Score: {metric} {evaluation.score:.4f} on {data} (digest {evaluation.data[:12]}){of_rows}{of_seed}; "
         f"chance gives {evaluation.chance:.4f}."
     )
 

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.evaluation_data import distilled_evaluation, encoder_evaluation, finetuned_evaluation, score_in_words
+from flows.evaluation_data import (
+    dev_files,
+    distilled_evaluation,
+    encoder_evaluation,
+    finetuned_evaluation,
+    score_in_words,
+)
 from flows.logged_models import ModelFiles, log_model
 from flows.model_card import CardFacts, card_facts, card_text, summary
 from flows.narration import Narrator
 from flows.promotion import CHALLENGER, PROMOTION_TAG, Evaluation, move_alias, promote, version_at
 from flows.stage_run import RegisteredModel, StageOutcome, shown_seconds
+from flows.tables import shown
 from flows.tracking import CODE_VERSION_TAG, DIGEST_TAG, Tracker
 from flows.whole_recipe import TrackingConfig, WholeRecipe
 from pipelines import storage
@@ -40,6 +47,8 @@ class Made:
     files: ModelFiles
     manifest: Manifest
     evaluation: Evaluation | None
+    data: str = "development data"
+    """In words: what the evaluation is on."""
 
 
 @task(task_run_name="register encoder", cache_policy=NO_CACHE, persist_result=False)
@@ -48,7 +57,8 @@ def register_encoder(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome
     (directory,) = outcome.directories.values()
     manifest = _manifest_of(directory)
     files = _encoder_files(whole, ENCODER_SUFFIX, directory)
-    return _register(whole, tracker, outcome, Made(files, manifest, encoder_evaluation(whole, manifest)))
+    data = f"held-out examples of length {whole.pretraining.phases[-1].max_seq_length}"
+    return _register(whole, tracker, outcome, Made(files, manifest, encoder_evaluation(whole, manifest), data))
 
 
 @task(task_run_name="register distilled encoder", cache_policy=NO_CACHE, persist_result=False)
@@ -59,7 +69,8 @@ def register_distilled(whole: WholeRecipe, tracker: Tracker, outcome: StageOutco
     files = _encoder_files(whole, DISTILLED_SUFFIX, directory)
     config = whole.recipe.section("distillation", DistillationConfig)
     evaluation = distilled_evaluation(whole, manifest, config.eval_examples)
-    return _register(whole, tracker, outcome, Made(files, manifest, evaluation))
+    data = f"held-out examples of length {config.max_seq_length}"
+    return _register(whole, tracker, outcome, Made(files, manifest, evaluation, data))
 
 
 @task(task_run_name="register {outcome.stage}", cache_policy=NO_CACHE, persist_result=False)
@@ -86,7 +97,9 @@ def _finetuned(whole: WholeRecipe, name: str, directory: str) -> Made:
         takes_pairs=name in TASKS and TASKS[name].sentence_b is not None,
         null_threshold=manifest.statistics.get("dev", {}).get("null_threshold"),
     )
-    return Made(files, manifest, finetuned_evaluation(whole, name, manifest))
+    # The folder too, for GLUE has a dev.tsv in each of its tasks'.
+    names = [shown("/".join(path.split("/")[-2:])) for path in dev_files(whole, name)]
+    return Made(files, manifest, finetuned_evaluation(whole, name, manifest), *names[:1])
 
 
 def _manifest_of(directory: str) -> Manifest:
@@ -154,7 +167,7 @@ def log_version(tracker: Tracker, run_id: str, made: Made, card: CardFacts) -> s
             source=logged.model_uri,
             run_id=run_id,
             tags=_version_tags(made),
-            description=f"{summary(card)} {score_in_words(made.evaluation, manifest)}",
+            description=f"{summary(card)} {score_in_words(made.evaluation, manifest, made.data)}",
             model_id=logged.model_id,
         )
     return str(created.version)

@@ -130,7 +130,7 @@ def check_version(client: MlflowClient, made: Made, run_id: str, private: str) -
     assert version.run_id == run_id
     assert version.tags[DIGEST_TAG] == made.manifest.digest
     assert len(version.tags) <= 8, version.tags
-    assert "Score: mcc 0.5000 on the development set" in version.description
+    assert "Score: mcc 0.5000 on development data (digest dddddddddddd)" in version.description
     assert evaluation_of(version) == made.evaluation
     local = client.get_model_version_download_uri(name, "1").removeprefix("file://")
     files = storage.list_files(local)

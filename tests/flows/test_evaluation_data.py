@@ -1,0 +1,78 @@
+"""What a version's score says: against chance, in words, and that a diverged run has none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flows.evaluation_data import encoder_evaluation, finetuned_evaluation, score_in_words
+from flows.promotion import below_floor
+from flows.whole_recipe import RunRequest, WholeRecipe
+from pipelines import storage
+from pipelines.contract import Manifest, StageKey, record_of, write_manifest
+
+
+@pytest.fixture
+def whole(write_recipe: Callable[..., str], tmp_path: object) -> WholeRecipe:
+    """A recipe with CoLA's development file, and a workspace with held-out examples."""
+    storage.write_bytes(f"{tmp_path}/glue/CoLA/dev.tsv", b"x\t1\t\tA sentence.\n")
+    whole = RunRequest(recipe=write_recipe(('glue_dir = "glue"', f'glue_dir = "{tmp_path}/glue"'))).read()
+    directory = storage.join(whole.run.workspace, "examples")
+    name = "length32/heldout-00000-of-00001.arrow"
+    storage.write_bytes(storage.join(directory, name), b"rows")
+    files = [record_of(directory, name, rows=1)]
+    write_manifest(directory, StageKey("examples", 1, {}, {"vocabulary": "v"}).manifest(files, {}, "0"))
+    return whole
+
+
+def manifest_of(stage: str, statistics: dict[str, Any], **config: Any) -> Manifest:
+    return StageKey(stage, 1, config, {}).manifest([], statistics, "0")
+
+
+@pytest.mark.parametrize(
+    ("statistics", "chance"),
+    [
+        ({"constant_baseline": 0.4, "majority_baseline": 0.0}, 0.4),
+        ({"majority_baseline": 0.5}, 0.5),  # of a release before
+        ({}, 0.0),
+    ],
+)
+def test_chance_is_the_best_constant_answer(whole: WholeRecipe, statistics: dict[str, Any], chance: float) -> None:
+    manifest = manifest_of("finetuning", {"metric": "f1", "score": 0.45, **statistics})
+    evaluation = finetuned_evaluation(whole, "cola", manifest)
+    assert evaluation is not None
+    assert evaluation.chance == chance
+    assert (below_floor(evaluation, 0.01) is None) == (chance < 0.44)
+
+
+@pytest.mark.parametrize(
+    ("after", "passes"),
+    [
+        ({"mlm_accuracy": 0.2, "mlm_loss": 5.0}, True),
+        ({"mlm_accuracy": 0.2, "mlm_loss": math.nan}, False),
+        ({"mlm_accuracy": 0.2, "nsp_loss": math.inf}, False),
+        ({"mlm_accuracy": 0.005, "mlm_loss": 9.0}, False),
+    ],
+)
+def test_a_diverged_encoder_does_not_pass(whole: WholeRecipe, after: dict[str, float], passes: bool) -> None:
+    manifest = manifest_of("pretraining", {"heldout_before": {"mlm_accuracy": 0.001}, "heldout_after": after})
+    evaluation = encoder_evaluation(whole, manifest)
+    assert evaluation is not None
+    assert (below_floor(evaluation, 0.01) is None) == passes
+
+
+def test_a_score_in_words(whole: WholeRecipe) -> None:
+    statistics = {"metric": "accuracy", "score": 0.577, "constant_baseline": 0.5, "dev_rows": 1000}
+    manifest = manifest_of("finetuning", statistics, seed=42)
+    evaluation = finetuned_evaluation(whole, "cola", manifest)
+    assert evaluation is not None
+    assert score_in_words(evaluation, manifest, "CoLA/dev.tsv") == (
+        f"Score: accuracy 0.5770 on CoLA/dev.tsv (digest {evaluation.data[:12]}), 1,000 rows, seed 42; "
+        "chance gives 0.5000."
+    )
+    nested = manifest_of("pretraining", {}, pretraining={"seed": 7, "eval_examples": 512})
+    assert ", 512 rows, seed 7;" in score_in_words(evaluation, nested, "held-out examples")
+    assert score_in_words(None, manifest, "x") == "It states no score on development data."
