@@ -7,7 +7,9 @@ from prefect import flow
 from flows import stages
 from flows.command import run_as_command
 from flows.failure_hooks import tell_crash, tell_failure
+from flows.final_scores import final_scores
 from flows.registry import register_distilled
+from flows.run_names import run_name
 from flows.stage_run import FlowOutcome, build_stage
 from flows.tracking import Tracker
 from flows.whole_recipe import DistillRequest
@@ -15,7 +17,7 @@ from flows.whole_recipe import DistillRequest
 
 @flow(
     name="distill",
-    flow_run_name="distill {request.recipe}",
+    flow_run_name=run_name,
     persist_result=False,
     on_failure=[tell_failure],
     on_crashed=[tell_crash],
@@ -31,7 +33,9 @@ def distill(request: DistillRequest) -> FlowOutcome:
     tracker = Tracker(whole)
     with tracker.flow_run("distill", whole, request.parent_run_id) as run_id:
         built = build_stage(stages.distillation_stage(whole), request, whole, tracker, run_id)
-        return FlowOutcome(stages=(built,), models=(register_distilled(whole, tracker, built),))
+        outcome = FlowOutcome(stages=(built,), models=(register_distilled(whole, tracker, built),))
+        tracker.log_metrics(run_id, final_scores(outcome))
+        return outcome
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from flows.preprocess import preprocess
 from flows.pretrain import pretrain
 from flows.report import MARKDOWN_NAME, gather, show, write_report
 from flows.result_artifacts import tell_report
+from flows.run_names import run_name
 from flows.stage_run import FlowOutcome
 from flows.tracking import Tracker
 from flows.whole_recipe import RunRequest
@@ -20,7 +21,7 @@ from flows.whole_recipe import RunRequest
 
 @flow(
     name="end-to-end",
-    flow_run_name="end-to-end {request.recipe}",
+    flow_run_name=run_name,
     persist_result=False,
     on_failure=[tell_failure],
     on_crashed=[tell_crash],
@@ -39,8 +40,7 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         outcome = preprocess(nested) + pretrain(nested) + finetune(nested)
         facts = gather(whole, outcome, tracker.uri, private_home())
         written = write_report(whole, facts)
-        for name, text in written.items():
-            tracker.client.log_text(run_id, text, f"report/{name}")
+        tracker.log_texts(run_id, written, "report")
         tell_report(whole, written[MARKDOWN_NAME], tracker.uri, tracker.experiment_id, run_id)
         show(facts, Console())
         return outcome

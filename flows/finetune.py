@@ -7,8 +7,10 @@ from prefect import flow
 from flows import stages
 from flows.command import run_as_command
 from flows.failure_hooks import tell_crash, tell_failure
+from flows.final_scores import final_scores
 from flows.registry import register_finetuned
 from flows.result_artifacts import tell_scores
+from flows.run_names import run_name
 from flows.stage_run import FlowOutcome, build_stage
 from flows.tracking import Tracker
 from flows.whole_recipe import FinetuneRequest
@@ -16,7 +18,7 @@ from flows.whole_recipe import FinetuneRequest
 
 @flow(
     name="finetune",
-    flow_run_name="finetune {request.recipe}",
+    flow_run_name=run_name,
     persist_result=False,
     on_failure=[tell_failure],
     on_crashed=[tell_crash],
@@ -35,6 +37,7 @@ def finetune(request: FinetuneRequest) -> FlowOutcome:
         for stage in stages.finetuning_stages(whole):
             outcome = build_stage(stage, request, whole, tracker, run_id)
             built += FlowOutcome(stages=(outcome,), models=register_finetuned(whole, tracker, outcome))
+        tracker.log_metrics(run_id, final_scores(built))
         tell_scores(whole, built)
         return built
 

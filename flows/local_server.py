@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,11 +19,19 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from flows.launch import ending_of
 from flows.narration import LOGGER_NAME
+from flows.prefect_database import database_url, prune, set_up_prefect
+from flows.private_files import PRIVATE_UMASK, open_private
 from pipelines.lifeline import LIFELINE_VARIABLE, follow_lifeline
-from pipelines.recipe import InputError
+from pipelines.recipe import InputError, exit_code_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 LOOPBACK = "127.0.0.1"
 STARTUP_TIMEOUT_SECONDS = 120.0
@@ -30,10 +39,14 @@ STOP_TIMEOUT_SECONDS = 10.0
 MOST_RESTARTS = 3
 """How often a server that has died is started again."""
 LOG_NAME = "server.log"
+URL_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
+ALLOWED_HOSTS = (LOOPBACK, "localhost")
+"""A page elsewhere whose name is made to point to loopback reaches the server, but under its own name."""
 
 _logger = logging.getLogger(LOGGER_NAME)
 _home: ContextVar[str | None] = ContextVar("home", default=None)
 _POLL_SECONDS = 0.1
+_ERROR_PREFIX = "error: "
 _HTTP_TIMEOUT_SECONDS = 5.0
 
 
@@ -53,10 +66,11 @@ class LocalServer:
         self.api_url = f"http://{LOOPBACK}:{self._listener.getsockname()[1]}/api"
         self._lock = threading.Lock()
         self._is_stopping = False
+        self._log_start_bytes = os.path.getsize(self.log_path) if os.path.exists(self.log_path) else 0
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with open(self.log_path, "ab") as log:
+        with open_private(self.log_path, "ab") as log:
             return subprocess.Popen(  # noqa: S603  # no shell
                 [sys.executable, "-m", "flows.local_server", str(self._listener.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -77,8 +91,11 @@ class LocalServer:
         while not answers(self.api_url):
             if self._process.poll() is not None:
                 raise InputError(
-                    f"{self.log_path}: Prefect's server ended with code {self._process.returncode}; "
-                    "read there why, or set PREFECT_API_URL to a server of your own"
+                    self._refusal()
+                    or (
+                        f"{self.log_path}: Prefect's server ended with code {self._process.returncode}; "
+                        "read there why, or set PREFECT_API_URL to a server of your own"
+                    )
                 )
             if time.monotonic() > deadline:
                 raise InputError(
@@ -102,6 +119,10 @@ class LocalServer:
                     return
                 _logger.warning("%s; it is started again, the run is not affected", ended)
                 self._process = self._start()
+
+    def _refusal(self) -> str | None:
+        """The line with which the server's process refused to start, where it did."""
+        return refusal_in(self.log_path, self._log_start_bytes)
 
     def stop(self) -> None:
         with self._lock:
@@ -147,8 +168,18 @@ def answers(api_url: str) -> bool:
     return True
 
 
+def refusal_in(log_path: str, start_bytes: int = 0) -> str | None:
+    """The last line of a server's log that says which mistake ended it."""
+    with open(log_path, "rb") as log:
+        log.seek(start_bytes)
+        lines = log.read().decode(errors="replace").splitlines()
+    refusals = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
+    return refusals[-1] if refusals else None
+
+
 def _server_environment(home: str) -> dict[str, str]:
     return {
+        URL_VARIABLE: database_url(home),
         **os.environ,
         "PREFECT_HOME": home,
         "PREFECT_UI_ENABLED": "0",
@@ -165,13 +196,37 @@ def _server_environment(home: str) -> dict[str, str]:
 
 def main(descriptor: int) -> None:
     follow_lifeline()
+    os.umask(PRIVATE_UMASK)
+    home = os.environ["PREFECT_HOME"]
+    if os.environ[URL_VARIABLE] == database_url(home):
+        set_up_prefect(home)
+        _prune(home)
     # Seconds to import; the parent has forked off long before.
     import uvicorn
 
-    config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
+    config = uvicorn.Config(application, factory=True, log_level="error", lifespan="on")
     with socket.socket(fileno=descriptor) as listener:
         uvicorn.Server(config).run(sockets=[listener])
 
 
+def application() -> ASGIApp:
+    """Prefect's application, for requests that name this machine as their host."""
+    from prefect.server.api.server import create_app
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return TrustedHostMiddleware(create_app(), allowed_hosts=ALLOWED_HOSTS, www_redirect=False)
+
+
+def _prune(home: str) -> None:
+    """Housekeeping; another server of this workspace may be busy with the database, and then the next start does it."""
+    try:
+        removed = prune(home)
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        print(f"old flow runs were not removed: {error}", flush=True)
+    else:
+        if removed:
+            print(f"removed {removed} old flow runs", flush=True)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    raise SystemExit(exit_code_of(lambda: main(int(sys.argv[1]))))

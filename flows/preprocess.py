@@ -8,6 +8,7 @@ from flows import stages
 from flows.command import run_as_command
 from flows.failure_hooks import tell_crash, tell_failure
 from flows.result_artifacts import tell_corpus
+from flows.run_names import run_name
 from flows.stage_run import FlowOutcome, build_stage
 from flows.tracking import Tracker
 from flows.whole_recipe import PreprocessRequest
@@ -15,7 +16,7 @@ from flows.whole_recipe import PreprocessRequest
 
 @flow(
     name="preprocess",
-    flow_run_name="preprocess {request.recipe}",
+    flow_run_name=run_name,
     persist_result=False,
     on_failure=[tell_failure],
     on_crashed=[tell_crash],

@@ -7,8 +7,10 @@ from prefect import flow
 from flows import stages
 from flows.command import run_as_command
 from flows.failure_hooks import tell_crash, tell_failure
+from flows.final_scores import final_scores
 from flows.registry import register_encoder
 from flows.result_artifacts import tell_pretraining
+from flows.run_names import run_name
 from flows.stage_run import FlowOutcome, build_stage
 from flows.tracking import Tracker
 from flows.whole_recipe import PretrainRequest
@@ -16,7 +18,7 @@ from flows.whole_recipe import PretrainRequest
 
 @flow(
     name="pretrain",
-    flow_run_name="pretrain {request.recipe}",
+    flow_run_name=run_name,
     persist_result=False,
     on_failure=[tell_failure],
     on_crashed=[tell_crash],
@@ -33,6 +35,7 @@ def pretrain(request: PretrainRequest) -> FlowOutcome:
     with tracker.flow_run("pretrain", whole, request.parent_run_id) as run_id:
         built = build_stage(stages.pretraining_stage(whole), request, whole, tracker, run_id)
         outcome = FlowOutcome(stages=(built,), models=(register_encoder(whole, tracker, built),))
+        tracker.log_metrics(run_id, final_scores(outcome))
         tell_pretraining(whole, outcome)
         return outcome
 

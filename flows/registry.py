@@ -121,7 +121,7 @@ def _register(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, made:
         begin = time.monotonic()
         narrator.event(f"registering {name}: this model is not registered yet")
         card = card_facts(whole, name, made.files.pipeline_task, made.files.takes_pairs, made.manifest)
-        number = log_version(tracker, outcome.mlflow_run_id, made, card)
+        number = tracker.patience.call(lambda: log_version(tracker, outcome.mlflow_run_id, made, card))
         narrator.event(f"{name} version {number} registered in {shown_seconds(time.monotonic() - begin)}")
     else:
         narrator.event(f"skipped: {name} version {number} is this model")

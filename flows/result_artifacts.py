@@ -7,8 +7,8 @@ the page shows them wherever the workspace lies and whoever may read it.
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -19,6 +19,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
+from flows.mlflow_pages import run_page
 from flows.progress_artifacts import artifact_key
 from flows.reporting import told_to_prefect
 from flows.stage_run import FlowOutcome
@@ -100,10 +101,10 @@ def tell_report(whole: WholeRecipe, markdown: str, tracking_uri: str, experiment
     name = whole.run.name
     create_markdown_artifact(markdown, artifact_key(name, "report"), "Report of the run")
     workspace = whole.run.workspace
-    address = f"file://{os.path.abspath(storage.local_path(workspace))}" if whole.is_local else workspace
+    address = Path(storage.local_path(workspace)).as_uri() if whole.is_local else workspace
     create_link_artifact(address, workspace, artifact_key(name, "workspace"), "Workspace, as the worker sees it")
     if tracking_uri.startswith(("http://", "https://")):
-        page = f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+        page = run_page(tracking_uri, experiment_id, run_id)
         create_link_artifact(page, "MLflow run", artifact_key(name, "mlflow"), "Curves, parameters, lineage, models")
 
 

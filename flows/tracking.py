@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flows.databases import sqlite_url
+from flows.mlflow_database import DATABASE_NAME, artifacts_uri, database_path, quieten_mlflow, set_up_mlflow
+from flows.moved_workspace import relocate
+from flows.patient_client import patient, say
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
 from pipelines.contract import Manifest, digest_of
@@ -18,6 +21,7 @@ from pipelines.credentials import redacted
 from pipelines.recipe import InputError
 from pipelines.stages import CORPUS_INPUT
 from training.flattening import NAME_LEFT_OUT, flatten, numbers_of
+from training.patience import Patience, first_line
 from training.stages import code_version
 
 if TYPE_CHECKING:  # MLflow takes two seconds to import, which command.py hides behind the start of Prefect's server
@@ -43,38 +47,64 @@ _DIGEST_CHARACTERS = 32
 
 def tracking_uri(whole: WholeRecipe) -> str:
     """Where runs and models are kept: the recipe's server, or SQLite in the workspace."""
-    return whole.tracking_server or f"sqlite:///{storage.join(storage.local_path(whole.run.workspace), 'mlflow.db')}"
+    return whole.tracking_server or sqlite_url(database_path(whole.run.workspace))
 
 
 @lru_cache(maxsize=8)
-def open_store(uri: str, artifact_directory: str | None, experiment: str) -> tuple[MlflowClient, str]:
-    """Open a tracking store, creating its tables and the experiment where absent; returns the experiment's id too.
+def open_store(uri: str, workspace: str | None, experiment: str) -> tuple[MlflowClient, str, Patience]:
+    """Open a tracking store, creating its tables and the experiment where absent.
 
     A new SQLite store takes about two seconds, so a process opens each store once.
 
+    Args:
+        uri: of the server or the database.
+        workspace: whose database it is; None for a server.
+        experiment: name of the experiment.
+
+    Returns:
+        The client, the experiment's id, and the patience with which the client waits for a server that is away.
+
     Raises:
-        InputError: the store does not answer.
+        InputError: the store does not answer, or the workspace's database cannot be used.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    _quieten()
-    if artifact_directory is not None:
-        os.makedirs(artifact_directory, exist_ok=True)
+    quieten_mlflow()
+    artifacts = None
+    if workspace is not None:
+        set_up_mlflow(workspace)
+        relocate(workspace)
+        artifacts = artifacts_uri(workspace)
+    patience = Patience(say)
     try:
-        client = MlflowClient(uri, uri)
+        client = patient(MlflowClient(uri, uri), patience)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            return client, client.create_experiment(experiment, artifact_location=artifact_directory)
+            return client, _created_experiment(client, experiment, artifacts), patience
         if found.lifecycle_stage != "active":
             client.restore_experiment(found.experiment_id)
-        return client, found.experiment_id
-    except MlflowException as error:
-        reason = redacted(str(error).splitlines()[0])
+        return client, found.experiment_id, patience
+    except (MlflowException, SQLAlchemyError) as error:
+        remedy = f"see to {uri}" if workspace is not None else "start that server, or leave the setting out"
         raise InputError(
-            f"tracking.mlflow_tracking_uri = {redacted(uri)}: cannot be used ({reason}); "
-            "start that server, or leave the setting out"
+            f"tracking.mlflow_tracking_uri = {redacted(uri)}: cannot be used ({first_line(error)}); {remedy}"
         ) from error
+
+
+def _created_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.create_experiment(name, artifact_location=artifacts)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        # Another flow made it in the meantime.
+        found = client.get_experiment_by_name(name)
+        assert found is not None
+        return str(found.experiment_id)
 
 
 def open_registry(uri: str) -> MlflowClient:
@@ -87,23 +117,18 @@ def open_registry(uri: str) -> MlflowClient:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    _quieten()
+    quieten_mlflow()
+    if os.path.basename(path := uri.removeprefix("sqlite:///")) == DATABASE_NAME and path != uri:
+        set_up_mlflow(os.path.dirname(os.path.abspath(path)))
     try:
         client = MlflowClient(uri, uri)
         client.search_registered_models(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
-        reason = redacted(str(error).splitlines()[0])
         # From the environment it may hold a password.
         raise InputError(
-            f"MLflow at {redacted(uri)} cannot be used ({reason}); is it right, and does it run?"
+            f"MLflow at {redacted(uri)} cannot be used ({first_line(error)}); is it right, and does it run?"
         ) from None
     return client
-
-
-def _quieten() -> None:
-    """MLflow tells of each of its tables and migrations at level INFO; importing it sets the level."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class Tracker:
@@ -111,11 +136,9 @@ class Tracker:
 
     def __init__(self, whole: WholeRecipe):
         self.uri = tracking_uri(whole)
-        artifacts = None
-        if whole.tracking_server is None:
-            artifacts = storage.join(storage.local_path(whole.run.workspace), "mlartifacts")
         self._workspace = whole.run.workspace
-        self.client, self.experiment_id = open_store(self.uri, artifacts, whole.tracking.experiment)
+        own = whole.run.workspace if whole.tracking_server is None else None
+        self.client, self.experiment_id, self.patience = open_store(self.uri, own, whole.tracking.experiment)
 
     @contextmanager
     def flow_run(self, flow: str, whole: WholeRecipe, parent_run_id: str | None = None) -> Iterator[str]:
@@ -131,7 +154,7 @@ class Tracker:
         run_id = self._unfinished_run({KEY_TAG: key, FLOW_TAG: flow})
         tags = {FLOW_TAG: flow, KEY_TAG: key, CODE_VERSION_TAG: code_version()}
         with self._run(f"{whole.run.name} {flow}", tags, run_id) as run_id:
-            self._log_recipe(run_id, whole)
+            softly("the recipe is not logged", lambda: self._log_recipe(run_id, whole))
             yield run_id
 
     @contextmanager
@@ -159,7 +182,11 @@ class Tracker:
         return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_RUN_ID": run_id}
 
     def log_stage(self, run_id: str, manifests: Mapping[str, Manifest], seconds: float | None) -> None:
-        """Log what a complete stage wrote; `seconds` is None where it was skipped."""
+        """Log what a complete stage wrote; `seconds` is None where it was skipped. MLflow's absence costs the entry."""
+        names = ", ".join(manifests)
+        softly(f"figures of {names} are not logged", lambda: self._log_stage(run_id, manifests, seconds))
+
+    def _log_stage(self, run_id: str, manifests: Mapping[str, Manifest], seconds: float | None) -> None:
         if seconds is None and self.client.get_run(run_id).data.tags.get(SKIPPED_TAG) == "false":
             # The run built the stage before the flow was killed, and told then how.
             return
@@ -180,7 +207,24 @@ class Tracker:
         self._log_lineage(run_id, list(manifests.values()))
 
     def log_pictures(self, run_id: str, directory: str) -> None:
-        """Log the pictures that a stage has drawn into its directory."""
+        """Log the pictures that a stage has drawn into its directory; one that cannot be logged costs a line."""
+        softly(f"pictures of {directory} are not logged", lambda: self._log_pictures(run_id, directory))
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Log figures of a run as a whole."""
+        softly(f"{', '.join(metrics)} are not logged", lambda: self._log(run_id, {}, metrics, {}))
+
+    def log_texts(self, run_id: str, texts: Mapping[str, str], folder: str) -> None:
+        """Log texts as files of a run."""
+        for name, text in texts.items():
+            path = f"{folder}/{name}"
+
+            def log(text: str = text, path: str = path) -> None:
+                self.client.log_text(run_id, text, path)
+
+            softly(f"{path} is not logged", log)
+
+    def _log_pictures(self, run_id: str, directory: str) -> None:
         if not storage.is_local(directory):
             return
         for name in storage.list_files(directory):
@@ -220,6 +264,10 @@ class Tracker:
         from mlflow.entities import Metric, Param, RunTag
 
         now_ms = int(time.time() * 1000)
+        if metrics:
+            # A run that goes on has some already; entered again they would stand there twice, at another time.
+            logged = self.client.get_run(run_id).data.metrics
+            metrics = {name: value for name, value in metrics.items() if logged.get(name) != value}
         for values in _batches([Metric(name, value, now_ms, 0) for name, value in metrics.items()]):
             self.client.log_batch(run_id, metrics=values)
         for settings in _batches([Param(name, _shown(value)) for name, value in parameters.items()]):
@@ -255,7 +303,15 @@ class Tracker:
             status = "FAILED"
             raise
         finally:
-            self.client.set_terminated(run_id, status)
+            softly(f"the end of {name} is not entered", lambda: self.client.set_terminated(run_id, status))
+
+
+def softly(consequence: str, call: Callable[[], None]) -> None:
+    """Do something in MLflow that a run can do without; where it fails, one line says what is missing there."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - object stores of artifacts raise errors of their own
+        say(f"MLflow: {first_line(error)}; {consequence}")
 
 
 def _settings_of(whole: WholeRecipe) -> dict[str, Any]:

@@ -19,6 +19,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import NamedTuple
 
+from flows.local_server import URL_VARIABLE, refusal_in
+from flows.mlflow_database import DATABASE_NAME, artifacts_uri, set_up_mlflow
+from flows.mlflow_pages import newest_experiment, runs_page
+from flows.moved_workspace import relocate
+from flows.prefect_database import database_url
+from flows.private_files import open_private
 from pipelines import storage
 from pipelines.command_line import CommandParser
 from pipelines.lifeline import LIFELINE_VARIABLE
@@ -27,7 +33,7 @@ from pipelines.recipe import InputError, exit_code_of
 LOOPBACK = "127.0.0.1"
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200
 """The ports that both projects use by default."""
-MLFLOW_DATABASE, MLFLOW_ARTIFACTS, PREFECT_HOME = "mlflow.db", "mlartifacts", "prefect"
+MLFLOW_DATABASE, PREFECT_HOME = DATABASE_NAME, "prefect"
 LOG_NAME = "ui-{name}.log"
 STARTUP_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 10.0
@@ -36,14 +42,17 @@ EXIT_FAILED = 1
 _POLL_SECONDS = 0.2
 _HTTP_TIMEOUT_SECONDS = 5.0
 # MLflow's command does not watch us, so that SIGKILL of this command would leave it; ours does.
-_MLFLOW_COMMAND = "from pipelines.lifeline import follow_lifeline; follow_lifeline(); from mlflow.cli import cli; cli()"
+_MLFLOW_COMMAND = (
+    "import os; os.umask(0o077); from pipelines.lifeline import follow_lifeline; follow_lifeline(); "
+    "from mlflow.cli import cli; cli()"
+)
 
 
 class Page(NamedTuple):
     """A server that is starting: what it is called, where a person looks, and what tells that it answers."""
 
     name: str
-    url: str
+    address: str
     health_url: str
     log_path: str
     process: subprocess.Popen[bytes]
@@ -83,16 +92,17 @@ def show(workspace: str, mlflow_port: int, prefect_port: int, with_browser: bool
     with ExitStack() as stack:
         pages: list[Page] = []
         stack.callback(_stop, pages)
-        if os.path.exists(os.path.join(directory, MLFLOW_DATABASE)):
-            pages.append(_start_mlflow(directory, mlflow_port))
         if os.path.isdir(os.path.join(directory, PREFECT_HOME)):
             pages.append(_start_prefect(directory, prefect_port))
+        if os.path.exists(os.path.join(directory, MLFLOW_DATABASE)):
+            # Its database is looked at in this process, while Prefect's server starts.
+            pages.insert(0, _start_mlflow(directory, mlflow_port))
         for page in pages:
             _wait_until_answering(page)
-            print(f"{page.name:<8} {page.url}", flush=True)
+            print(f"{page.name:<8} {page.address}", flush=True)
         print("Ctrl-C stops them", flush=True)
         if with_browser and sys.stdout.isatty():
-            _open_browser([page.url for page in pages])
+            _open_browser([page.address for page in pages])
         while True:
             for page in pages:
                 if page.process.poll() is not None:
@@ -115,28 +125,34 @@ def _directory_with_pages(workspace: str) -> str:
 
 def _start_mlflow(directory: str, port: int) -> Page:
     """One worker, no job runner: it shows runs and models and computes nothing."""
+    store = set_up_mlflow(directory)
+    relocate(directory)
     with _listener(port, "MLflow") as listener:
         port = listener.getsockname()[1]
     # Its command takes no inherited socket: should another take the port just now, the server ends and we say so.
     options = {
-        "--backend-store-uri": f"sqlite:///{os.path.join(directory, MLFLOW_DATABASE)}",
-        "--artifacts-destination": os.path.join(directory, MLFLOW_ARTIFACTS),
+        "--backend-store-uri": store,
+        "--artifacts-destination": artifacts_uri(directory),
         "--host": LOOPBACK,
         "--port": str(port),
+        # Without them MLflow also answers to names that a page elsewhere may have pointed here.
+        "--allowed-hosts": f"{LOOPBACK}:{port},localhost:{port}",
         "--workers": "1",
     }
     command = [sys.executable, "-c", _MLFLOW_COMMAND, "server", *(part for pair in options.items() for part in pair)]
     url = f"http://{LOOPBACK}:{port}"
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return _start("MLflow", url, f"{url}/health", directory, command, environment)
+    address = runs_page(url, newest_experiment(os.path.join(directory, MLFLOW_DATABASE)))
+    return _start("MLflow", address, f"{url}/health", directory, command, environment)
 
 
 def _start_prefect(directory: str, port: int) -> Page:
     """The server of flows/local_server.py with its pages, on a socket that listens already."""
     with _listener(port, "Prefect") as listener:
-        url = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+        url, home = f"http://{LOOPBACK}:{listener.getsockname()[1]}", os.path.join(directory, PREFECT_HOME)
         environment = {
-            "PREFECT_HOME": os.path.join(directory, PREFECT_HOME),
+            "PREFECT_HOME": home,
+            URL_VARIABLE: database_url(home),
             "PREFECT_UI_ENABLED": "1",
             "PREFECT_UI_API_URL": f"{url}/api",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
@@ -151,7 +167,7 @@ def _start_prefect(directory: str, port: int) -> Page:
 
 def _start(
     name: str,
-    url: str,
+    address: str,
     health_url: str,
     directory: str,
     command: list[str],
@@ -161,7 +177,7 @@ def _start(
     # Variables of the person's own server would send the pages there.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     log_path = os.path.join(directory, LOG_NAME.format(name=name.lower()))
-    with open(log_path, "wb") as log:
+    with open_private(log_path, "wb") as log:
         process = subprocess.Popen(  # noqa: S603  # no shell
             command,
             stdin=subprocess.DEVNULL,
@@ -172,7 +188,7 @@ def _start(
             # Ctrl-C in a terminal reaches the whole foreground group; only we shall end it.
             start_new_session=True,
         )
-    return Page(name, url, health_url, log_path, process)
+    return Page(name, address, health_url, log_path, process)
 
 
 def _listener(port: int, name: str) -> socket.socket:
@@ -189,7 +205,8 @@ def _wait_until_answering(page: Page) -> None:
     while not _answers(page.health_url):
         if page.process.poll() is not None:
             raise InputError(
-                f"{page.log_path}: {page.name}'s server ended with code {page.process.returncode}; read there why"
+                refusal_in(page.log_path)
+                or f"{page.log_path}: {page.name}'s server ended with code {page.process.returncode}; read there why"
             )
         if time.monotonic() > deadline:
             raise InputError(

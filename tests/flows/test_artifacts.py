@@ -104,4 +104,4 @@ def test_a_failure_is_told_in_the_message_and_in_an_artifact(
     assert message.rstrip().endswith("RuntimeError: asked to fail")
     quoted = re.sub("^    ", "", found["preprocess-failure"], flags=re.MULTILINE)
     assert quoted.startswith(message.rstrip())
-    assert quoted.rstrip().endswith("pre-training goes on from its checkpoint.")
+    assert quoted.rstrip().endswith("pre-training resumes from its checkpoint.")

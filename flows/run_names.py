@@ -1,0 +1,20 @@
+"""What a run of a flow is called on Prefect's page."""
+
+from __future__ import annotations
+
+from prefect.context import FlowRunContext
+
+
+def run_name() -> str:
+    """The flow and its recipe; a run that somebody started from a deployment keeps the name it has.
+
+    That name is the person's, or the one that the page offered. Runs of a schedule have none of either kind.
+    """
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow is not None
+    assert context.parameters is not None
+    run = context.flow_run
+    if run is not None and run.deployment_id is not None and not run.auto_scheduled:
+        return str(run.name)
+    return f"{context.flow.name} {context.parameters['request'].recipe}"
