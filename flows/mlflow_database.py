@@ -41,7 +41,11 @@ def set_up_mlflow(workspace: str) -> str:
 
 
 def quieten_mlflow() -> None:
-    """MLflow tells of each of its tables and migrations at level INFO; importing it sets the level."""
+    """MLflow tells of each of its tables and migrations at level INFO; importing it sets the level.
+
+    What its HTTP client tells of each attempt is told once by `training.patience`.
+    """
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It prints the traceback of an error that it also raises.

@@ -17,6 +17,8 @@ HTTP_SETTINGS = {
     # Ours are said; MLflow's seven own tries would keep silent for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    # Its own addresses of runs open the view for language models; ours are in flows/mlflow_pages.py.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 

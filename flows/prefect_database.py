@@ -71,8 +71,16 @@ def _migrate(path: str) -> None:
     from prefect.server.database.configurations import AioSqliteConfiguration
     from prefect.server.database.dependencies import provide_database_interface, temporary_database_config
 
+    async def create() -> None:
+        database = provide_database_interface()
+        try:
+            await database.create_db()
+        finally:
+            # An open connection would keep SQLite from emptying the write-ahead log before the file gets its name.
+            await (await database.engine()).dispose()
+
     with temporary_database_config(AioSqliteConfiguration(connection_url=sqlite_url(path, DRIVER))):
-        asyncio.run(provide_database_interface().create_db())
+        asyncio.run(create())
 
 
 def _end_of_newest_superfluous(path: str, kept: int) -> datetime | None:
@@ -110,10 +118,13 @@ async def _vacuum(url: str, cutoff: datetime) -> None:
         temporary_database_config(AioSqliteConfiguration(connection_url=url)),
     ):
         database = provide_database_interface()
-        await db_vacuum.vacuum_old_flow_runs(db=database)
-        await db_vacuum.vacuum_orphaned_logs(db=database)
-        await db_vacuum.vacuum_orphaned_artifacts(db=database)
-        await db_vacuum.vacuum_stale_artifact_collections(db=database)
+        try:
+            await db_vacuum.vacuum_old_flow_runs(db=database)
+            await db_vacuum.vacuum_orphaned_logs(db=database)
+            await db_vacuum.vacuum_orphaned_artifacts(db=database)
+            await db_vacuum.vacuum_stale_artifact_collections(db=database)
+        finally:
+            await (await database.engine()).dispose()
 
 
 def _shrink(path: str) -> None:
@@ -122,3 +133,4 @@ def _shrink(path: str) -> None:
         page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
         if free * page_bytes >= WORTHWHILE_FREE_BYTES:
             connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

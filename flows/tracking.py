@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.databases import sqlite_url
 from flows.mlflow_database import DATABASE_NAME, artifacts_uri, database_path, quieten_mlflow, set_up_mlflow
+from flows.mlflow_pages import run_page
 from flows.moved_workspace import relocate
+from flows.narration import LOGGER_NAME
 from flows.patient_client import patient, say
 from flows.whole_recipe import WholeRecipe
 from pipelines import storage
@@ -41,6 +45,7 @@ ItemT = TypeVar("ItemT")
 _NEWEST_FIRST = "attributes.start_time DESC"
 _MAX_VALUES_PER_REQUEST = 100
 _MAX_PARAMETER_LENGTH = 500
+_REASON_CHARACTERS = 160
 _DIGEST_CHARACTERS = 32
 """MLflow takes up to 36."""
 
@@ -154,6 +159,9 @@ class Tracker:
         run_id = self._unfinished_run({KEY_TAG: key, FLOW_TAG: flow})
         tags = {FLOW_TAG: flow, KEY_TAG: key, CODE_VERSION_TAG: code_version()}
         with self._run(f"{whole.run.name} {flow}", tags, run_id) as run_id:
+            if self.uri.startswith(("http://", "https://")):
+                page = run_page(redacted(self.uri), self.experiment_id, run_id)
+                logging.getLogger(LOGGER_NAME).info("%s", f"tracking     {page}")
             softly("the recipe is not logged", lambda: self._log_recipe(run_id, whole))
             yield run_id
 
@@ -311,7 +319,7 @@ def softly(consequence: str, call: Callable[[], None]) -> None:
     try:
         call()
     except Exception as error:  # noqa: BLE001 - object stores of artifacts raise errors of their own
-        say(f"MLflow: {first_line(error)}; {consequence}")
+        say(f"MLflow has failed ({textwrap.shorten(first_line(error), _REASON_CHARACTERS)}); {consequence}")
 
 
 def _settings_of(whole: WholeRecipe) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from pipelines import storage
+from pipelines.storage import TEMPORARY_SUFFIX
 
 CURVES_NAME = "curves.png"
 
@@ -21,8 +24,25 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 )
 
 
-def draw_curves(metrics_uri: str, picture_path: str, title: str) -> None:
-    """Draw losses, accuracies, learning rate and gradient norm over steps into a PNG file; held-out values as dots."""
+def draw_curves(metrics_uri: str, picture_path: str, title: str) -> bool:
+    """Draw losses, accuracies, learning rate and gradient norm over steps into a PNG file; held-out values as dots.
+
+    A picture that cannot be drawn costs a line, never the run that it is of. Returns whether it was drawn.
+    """
+    temporary = f"{picture_path}{TEMPORARY_SUFFIX}"
+    try:
+        _draw(metrics_uri, temporary, title)
+        os.replace(temporary, picture_path)
+    except Exception as error:  # noqa: BLE001 - matplotlib is absent, the disk is full, a line of the metrics is cut off
+        with suppress(OSError):
+            os.unlink(temporary)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"{picture_path} was not drawn ({reason}); the run is complete without it", flush=True)
+        return False
+    return True
+
+
+def _draw(metrics_uri: str, picture_path: str, title: str) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -39,7 +59,7 @@ def draw_curves(metrics_uri: str, picture_path: str, title: str) -> None:
         axes.grid(alpha=0.3)
         if len(axes.lines) > 1:
             axes.legend()
-    figure.savefig(picture_path, dpi=110)
+    figure.savefig(picture_path, dpi=110, format="png")
 
 
 def _series(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

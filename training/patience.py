@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,6 +16,7 @@ LIMIT_SECONDS = 180.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 15.0
 
+_REASON_CHARACTERS = 160
 _NO_ANSWER = ("failed with exception", "failed with timeout exception", "failed with error code 5")
 """How MLflow's client begins to tell that it got no answer of the server's, but a proxy's or none."""
 
@@ -48,7 +50,7 @@ class Patience:
                     raise
                 if not is_away:
                     self._say(
-                        f"MLflow does not answer ({first_line(error)}); trying again for up to "
+                        f"MLflow does not answer ({_shortened(error)}); trying again for up to "
                         f"{self._limit_seconds:.0f} s"
                     )
                 is_away = True
@@ -77,6 +79,10 @@ def is_absence(error: BaseException) -> bool:
     return isinstance(error, MlflowException) and (
         "database is locked" in text or (text.startswith("API request to") and any(mark in text for mark in _NO_ANSWER))
     )
+
+
+def _shortened(error: BaseException) -> str:
+    return textwrap.shorten(first_line(error), _REASON_CHARACTERS, placeholder=" ...")
 
 
 def first_line(error: BaseException) -> str:

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines import storage
-from pipelines.credentials import redacted
 from pipelines.failures import writing
+from training.patience import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +29,7 @@ BY_TOKENS = ("mlm_loss", "nsp_loss", "heldout_mlm_loss")
 _ROUND_SECONDS = 3.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _PAUSE_AT_CLOSE_SECONDS = 1.0
-_LAST_SEND_SECONDS = 30.0
+_LAST_SEND_SECONDS = 120.0
 _BATCH_METRICS = 1_000
 """What MLflow takes in one call."""
 _CHUNK_BYTES = 1 << 18
@@ -175,7 +175,7 @@ class _MlflowSender:
         if self._thread.is_alive():
             _MlflowSender.waited_seconds += time.monotonic() - started
             self._gave_up.set()
-            _say(
+            say(
                 f"MLflow has not taken everything within {_LAST_SEND_SECONDS:.0f} s; {self._lines_left()} lines are "
                 f"only in {self._path}"
             )
@@ -196,13 +196,13 @@ class _MlflowSender:
                 if is_last or time.monotonic() >= next_try:
                     self._send()
                     if is_away:
-                        _say("MLflow is back and has what it missed")
+                        say("MLflow is back and has what it missed")
                     pause_seconds, is_away = 0.0, False
                     if is_last:
                         return
             except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
                 if not is_away:
-                    _say(f"MLflow is away ({_first_line(error)}); training goes on, and it gets later what it misses")
+                    say(f"MLflow is away ({first_line(error)}); training goes on, and it gets later what it misses")
                 is_away = True
                 pause_seconds = min(max(2 * pause_seconds, _ROUND_SECONDS), _LONGEST_PAUSE_SECONDS)
                 next_try = time.monotonic() + pause_seconds
@@ -256,9 +256,9 @@ class _MlflowSender:
         """Step over what MLflow will never take, as a parameter that has another value; raise every other error."""
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise error
-        reason = _first_line(error)
+        reason = first_line(error)
         if reason not in self._refusals:
-            _say(f"MLflow refuses some of what it is sent ({reason})")
+            say(f"MLflow refuses some of what it is sent ({reason})")
         self._refusals.add(reason)
 
     def _system_monitor(self) -> SystemMetricsMonitor | None:
@@ -268,7 +268,7 @@ class _MlflowSender:
 
             return SystemMetricsMonitor(self._run_id)  # type: ignore[no-untyped-call]
         except Exception as error:  # noqa: BLE001 - psutil is absent, or a driver that does not answer
-            _say(f"system metrics are left out ({_first_line(error)})")
+            say(f"system metrics are left out ({first_line(error)})")
             return None
 
     def _sample_system(self) -> None:
@@ -279,7 +279,7 @@ class _MlflowSender:
             self._system.collect_metrics()  # type: ignore[no-untyped-call]
             values: dict[str, float] = self._system.aggregate_metrics()  # type: ignore[no-untyped-call]
         except Exception as error:  # noqa: BLE001 - a probe that fails ends no training
-            _say(f"system metrics end here ({_first_line(error)})")
+            say(f"system metrics end here ({first_line(error)})")
             self._system = None
             return
         for monitor in self._system.monitors:
@@ -288,13 +288,9 @@ class _MlflowSender:
         self._samples.extend(Point(f"system/{name}", value, timestamp_ms, self.step) for name, value in values.items())
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line about tracking, among those that the stage prints."""
     print(f"tracking: {line}", flush=True)
-
-
-def _first_line(error: Exception) -> str:
-    # A URI of the environment may carry a password, and MLflow's errors repeat it.
-    return redacted((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _drop_after(path: str, step: int) -> None:

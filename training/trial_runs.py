@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.contract import StageKey, digest_of
 from training.flattening import flatten, numbers_of
-from training.tracking import MLFLOW_ENVIRONMENT
+from training.patience import Patience, first_line
+from training.tracking import MLFLOW_ENVIRONMENT, say
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,6 +33,8 @@ ResultT = TypeVar("ResultT")
 _RUN_VARIABLE, _URI_VARIABLE = "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"
 _REASON_CHARACTERS = 160
 _TABLES_TAG = "mlflow.loggedArtifacts"
+_patience = Patience(say)
+"""Of this process: a server that stays away makes it wait once."""
 
 
 class TrialRun:
@@ -225,10 +228,10 @@ def _log_comparison(run_id: str, columns: Mapping[str, Sequence[Any]], text: str
 
 
 def _softly(consequence: str, call: Callable[[], ResultT]) -> ResultT | None:
-    """What a call to MLflow returns; where it fails, one line, and None."""
+    """What a call to MLflow returns; where it fails also after some patience, one line, and None."""
     try:
-        return call()
+        return _patience.call(call)
     except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
-        reason = textwrap.shorten((str(error).splitlines() or [type(error).__name__])[0], _REASON_CHARACTERS)
+        reason = textwrap.shorten(first_line(error), _REASON_CHARACTERS)
         print(f"tracking: MLflow is away ({reason}); {consequence}", flush=True)
         return None

@@ -94,9 +94,9 @@ class PrefectSite:
         found: dict[str, Any] = self.get(f"/deployments/name/{flow}/{name}")
         return found
 
-    def run(self, deployment: dict[str, Any], request: dict[str, Any]) -> str:
-        """Schedule a run for now; returns its id."""
-        body = {"parameters": {"request": request}, "state": {"type": "SCHEDULED"}}
+    def run(self, deployment: dict[str, Any], request: dict[str, Any], name: str | None = None) -> str:
+        """Schedule a run for now, under a name as the page's form takes one; returns its id."""
+        body = {"parameters": {"request": request}, "state": {"type": "SCHEDULED"}, **({"name": name} if name else {})}
         return str(self.post(f"/deployments/{deployment['id']}/create_flow_run", body)["id"])
 
     def state(self, run: str) -> dict[str, Any]:

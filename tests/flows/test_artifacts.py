@@ -13,7 +13,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.states import Failed
 
-from flows import stage_run
+from flows import failure_hooks, stage_run
 from flows.launch import StageError, StageTimeoutError
 from flows.progress_artifacts import artifact_key, percentage_in
 from flows.result_artifacts import histogram_picture
@@ -105,3 +105,22 @@ def test_a_failure_is_told_in_the_message_and_in_an_artifact(
     quoted = re.sub("^    ", "", found["preprocess-failure"], flags=re.MULTILINE)
     assert quoted.startswith(message.rstrip())
     assert quoted.rstrip().endswith("pre-training resumes from its checkpoint.")
+
+
+@pytest.mark.usefixtures("prefect_server", "stand_ins")
+def test_after_a_mistake_in_the_recipe_the_artifact_says_to_correct_it(write_recipe: Callable[..., str]) -> None:
+    from flows.preprocess import preprocess
+
+    state = preprocess(RunRequest(recipe=write_recipe(("passes = 2", "passes = 0"))), return_state=True)
+    assert state.is_failed()
+    within = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        found = {artifact.key: str(artifact.data) for artifact in client.read_artifacts(artifact_filter=within)}
+    assert "examples.passes = 0" in found["preprocess-failure"]
+    assert found["preprocess-failure"].rstrip().endswith(failure_hooks.CORRECTION)
+
+
+def test_a_time_out_is_met_with_more_time() -> None:
+    state = Failed(data=StageTimeoutError("pretraining", -15, "ended", []))
+    assert failure_hooks.advice_for(state) == failure_hooks.MORE_TIME
+    assert failure_hooks.advice_for(Failed(data=StageError("x", 1, "y", []))) == failure_hooks.NEXT_STEP

@@ -74,6 +74,14 @@ def check_runs(workspace: str, flows: int, examples_digest: str) -> None:
     oldest = min(parents, key=lambda run: run.info.start_time)
     assert oldest.data.params["pretraining.phases.0.steps"] == "3"
     assert oldest.data.params["run.name"] == "trial"
+    assert oldest.data.metrics == {
+        "heldout_after.mlm_accuracy": 0.25,
+        "heldout_after.nsp_accuracy": 0.75,
+        "cola/pretrained/score": 0.5,
+        "cola/pretrained/majority_baseline": 0.0,
+        "cola/random/score": 0.125,
+        "cola/random/majority_baseline": 0.0,
+    }
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == oldest.info.run_id]
     assert sorted(run.info.run_name for run in children) == sorted(STAGES)
     by_name = {run.info.run_name: run for run in children}

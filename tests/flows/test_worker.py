@@ -72,9 +72,10 @@ def finished(site: PrefectSite, tmp_path_factory: pytest.TempPathFactory) -> tup
     """The demo recipe with small settings, run by a worker: the run's id and its workspace."""
     workspace = str(tmp_path_factory.mktemp("demo") / "ws")
     site.start_worker("clozeworks-cpu")
-    run = site.run(site.deployment("end-to-end", "nightly-smoke"), {**SETTINGS, "workspace": workspace})
+    run = site.run(site.deployment("end-to-end", "nightly-smoke"), {**SETTINGS, "workspace": workspace}, "mine")
     state = site.wait_until_ended(run)
     assert state["type"] == "COMPLETED", state["message"]
+    assert site.get(f"/flow_runs/{run}")["name"] == "mine", "the name that it was given on the page"
     return run, workspace
 
 

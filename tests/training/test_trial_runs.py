@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from pipelines.contract import StageKey
+from training import trial_runs
 from training.flattening import numbers_of
+from training.patience import Patience
 from training.trial_runs import SweepRun, TrialRuns
 
 KEY = StageKey("finetuning", 1, {"task": "rte", "learning_rate": 3e-5, "dropout": None, "model": {"layers": 2}}, {})
@@ -118,7 +120,12 @@ def absent_server(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
 
 
-@pytest.mark.usefixtures("absent_server")
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_runs, "_patience", Patience(trial_runs.say, limit_seconds=0.0))
+
+
+@pytest.mark.usefixtures("absent_server", "no_patience")
 def test_an_absent_server_costs_a_line_and_no_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
