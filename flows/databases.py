@@ -153,7 +153,10 @@ def _held(database: Database) -> str | None:
         tables = tables_of(connection)
         for name in database.holdings:
             for table in (name, _BATCH_TABLE.format(name=name)):
-                if table in tables and connection.execute(f'SELECT 1 FROM "{table}" LIMIT 1').fetchone():
+                if table not in tables:
+                    continue
+                query = f'SELECT 1 FROM "{table}" LIMIT 1'  # noqa: S608  # a name of this package's
+                if connection.execute(query).fetchone():
                     return name
     return None
 

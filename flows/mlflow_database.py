@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 from pathlib import Path
 
 from flows.databases import Database, revision_of, set_up, sqlite_url, tables_of
+from flows.patient_client import say
 from pipelines import storage
 
 DATABASE_NAME, ARTIFACTS_NAME = "mlflow.db", "mlartifacts"
+_ENCODED = re.compile("%[0-9A-Fa-f]{2}")
+
 HOLDINGS = ("runs", "registered_models", "model_versions", "logged_models", "trace_info")
 
 
@@ -38,6 +42,16 @@ def set_up_mlflow(workspace: str) -> str:
     os.makedirs(os.path.join(os.path.dirname(path), ARTIFACTS_NAME), exist_ok=True)
     set_up(Database(path, "MLflow", HOLDINGS, _is_current, migrate))
     return sqlite_url(path)
+
+
+def warn_of_decoded_names(workspace: str) -> None:
+    """Tell where models do not load: MLflow decodes a local path a second time when it reads a model."""
+    path = storage.local_path(workspace)
+    if found := _ENCODED.search(path):
+        say(
+            f"{path}: MLflow loads no models from a path with {found[0]!r} in it, and keeps everything else there; "
+            "rename the directory to load them"
+        )
 
 
 def quieten_mlflow() -> None:

@@ -86,10 +86,9 @@ def _rewrite(connection: sqlite3.Connection, directory: str, roots: list[str]) -
         changes = list(_changes(connection, directory, roots))
         _require_brought(changes, directory)
         for change in changes:
-            connection.execute(
-                f'UPDATE "{change.table}" SET "{change.column}" = ? WHERE "{change.column}" = ?',
-                (change.new, change.old),
-            )
+            column = change.column
+            statement = f'UPDATE "{change.table}" SET "{column}" = ? WHERE "{column}" = ?'  # noqa: S608  # ADDRESSES
+            connection.execute(statement, (change.new, change.old))
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
@@ -126,7 +125,8 @@ def _changes(connection: sqlite3.Connection, directory: str, roots: list[str]) -
     for table, column in ADDRESSES:
         if table not in tables:
             continue
-        for (address,) in connection.execute(f'SELECT DISTINCT "{column}" FROM "{table}"').fetchall():
+        query = f'SELECT DISTINCT "{column}" FROM "{table}"'  # noqa: S608  # ADDRESSES
+        for (address,) in connection.execute(query).fetchall():
             path = local_path_of(address) if address else None
             for root in roots:
                 if path is not None and (path == root or path.startswith(root + "/")):

@@ -20,7 +20,12 @@ LEAST_AGE_SECONDS = 2 * 3600.0
 WORTHWHILE_FREE_BYTES = 8 << 20
 """From here on the file is written anew, so that what was removed also leaves the disk."""
 
-_FINISHED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+_NEWEST_SUPERFLUOUS = """
+    SELECT end_time FROM flow_run
+    WHERE parent_task_run_id IS NULL AND end_time IS NOT NULL
+        AND state_type IN ('COMPLETED', 'FAILED', 'CRASHED', 'CANCELLED')
+    ORDER BY end_time DESC LIMIT 1 OFFSET ?
+"""
 
 
 def database_url(home: str) -> str:
@@ -85,14 +90,9 @@ def _migrate(path: str) -> None:
 
 def _end_of_newest_superfluous(path: str, kept: int) -> datetime | None:
     """When the newest of the runs that are too many ended; None where there are not too many."""
-    marks = ", ".join("?" * len(_FINISHED))
-    query = (
-        f"SELECT end_time FROM flow_run WHERE parent_task_run_id IS NULL AND state_type IN ({marks}) "
-        "AND end_time IS NOT NULL ORDER BY end_time DESC LIMIT 1 OFFSET ?"
-    )
     try:
         with opened(path) as connection:
-            found = connection.execute(query, (*_FINISHED, kept)).fetchone()
+            found = connection.execute(_NEWEST_SUPERFLUOUS, (kept,)).fetchone()
     except sqlite3.Error as error:
         raise InputError(
             f"{path}: Prefect's database cannot be read ({error}); move it away to begin a new one"

@@ -13,7 +13,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.databases import sqlite_url
-from flows.mlflow_database import DATABASE_NAME, artifacts_uri, database_path, quieten_mlflow, set_up_mlflow
+from flows.mlflow_database import (
+    DATABASE_NAME,
+    artifacts_uri,
+    database_path,
+    quieten_mlflow,
+    set_up_mlflow,
+    warn_of_decoded_names,
+)
 from flows.mlflow_pages import run_page
 from flows.moved_workspace import relocate
 from flows.narration import LOGGER_NAME
@@ -81,6 +88,7 @@ def open_store(uri: str, workspace: str | None, experiment: str) -> tuple[Mlflow
     if workspace is not None:
         set_up_mlflow(workspace)
         relocate(workspace)
+        warn_of_decoded_names(workspace)
         artifacts = artifacts_uri(workspace)
     patience = Patience(say)
     try:
