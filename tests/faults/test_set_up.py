@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,7 +85,8 @@ def seconds_of(program: str, directory: Path) -> float:
 
 
 def tables_in(path: Path) -> set[str]:
-    with sqlite3.connect(path) as connection:
+    # Closed, so that SQLite removes its side files.
+    with closing(sqlite3.connect(path)) as connection:
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
