@@ -29,6 +29,7 @@ _OTHERS = [
     re.compile(rb"\xef(?:\xb7[\x90-\xaf]|\xbf[\xbe\xbf])"),
     re.compile(rb"\xbf[\xbe\xbf](?<=[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf])"),
 ]
+_PIECE_CHARACTERS = 1 << 20
 _ONLY_MOJIBAKE = ftfy.TextFixerConfig(
     unescape_html=False,
     remove_terminal_escapes=False,
@@ -105,7 +106,11 @@ def drop_repeated_lines(text: str) -> tuple[str, int]:
 
 
 def _has_rare(text: str) -> bool:
-    """Does a text hold anything that `_LINE_ENDS` or `_DROPPED` finds, or U+2029?"""
+    """Does a text hold anything that `_LINE_ENDS` or `_DROPPED` finds, or U+2029? Looked at in pieces, to copy less."""
+    if len(text) > _PIECE_CHARACTERS:
+        return any(
+            _has_rare(text[start : start + _PIECE_CHARACTERS]) for start in range(0, len(text), _PIECE_CHARACTERS)
+        )
     data = text.encode()
     if len(data.translate(None, _ASCII_CONTROLS)) < len(data):
         return True

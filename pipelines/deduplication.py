@@ -9,7 +9,8 @@ smallest id stays. Nothing here depends on the order in which documents come.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from rensa import RMinHash
 from pipelines.config import NearDuplicatesConfig
 
 _SEED = 1
+_LONG_TEXT_CHARACTERS = 1 << 20
+_WORDS_AT_ONCE = 100_000
 _MEETING_PROBABILITY = 0.95
 # Scripts that write no spaces between words: a character counts as one, as in BERT's own tokenizer.
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
@@ -48,15 +51,25 @@ def band_shape(config: NearDuplicatesConfig) -> BandShape:
 
 def shingle_hashes(text: str, words_per_shingle: int) -> NDArray[np.uint64]:
     """Hashes of a text's word n-grams, in lower case and without punctuation; a shorter text is one n-gram."""
-    words = _WORD.findall(text.lower())
-    if not words:
+    parts = [np.array(RMinHash.hash_token_sets([words])[0], np.uint64) for words in _words_of(text.lower())]
+    if not parts:
         return np.zeros(0, np.uint64)
-    hashes = _mix(np.array(RMinHash.hash_token_sets([words])[0], np.uint64))
-    size = min(words_per_shingle, len(words))
-    found = np.zeros(len(words) - size + 1, np.uint64)
+    hashes = _mix(np.concatenate(parts))
+    size = min(words_per_shingle, len(hashes))
+    found = np.zeros(len(hashes) - size + 1, np.uint64)
     for place in range(size):
         found = _mix(found * _ODD + hashes[place : place + len(found)])
     return found
+
+
+def _words_of(text: str) -> Iterator[list[str]]:
+    """Words in groups: those of a long text would take ten times its size."""
+    if len(text) <= _LONG_TEXT_CHARACTERS:
+        groups = iter([_WORD.findall(text)])
+    else:
+        words = (match.group() for match in _WORD.finditer(text))
+        groups = iter(lambda: [*islice(words, _WORDS_AT_ONCE)], [])
+    return filter(None, groups)
 
 
 def signatures_of(texts: Iterable[str], config: NearDuplicatesConfig) -> NDArray[np.uint32]:

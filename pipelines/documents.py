@@ -20,6 +20,7 @@ from pipelines.sources.stability import require_readable, require_unchanged
 
 # An interrupted run's parts are told by their numbers: whoever changes this raises the stage's version.
 PART_BYTES = 4 << 20
+_SENTENCES_AT_ONCE = 10_000
 
 
 class Document(NamedTuple):
@@ -48,7 +49,10 @@ class PartSummary(NamedTuple):
 
 def document_id(sentences: list[str]) -> bytes:
     """Hash of a document's text, which also decides its split and its shard."""
-    return hashlib.blake2b("\n".join(sentences).encode(), digest_size=DOCUMENT_ID_BYTES).digest()
+    digest = hashlib.blake2b("\n".join(sentences[:_SENTENCES_AT_ONCE]).encode(), digest_size=DOCUMENT_ID_BYTES)
+    for start in range(_SENTENCES_AT_ONCE, len(sentences), _SENTENCES_AT_ONCE):
+        digest.update(("\n" + "\n".join(sentences[start : start + _SENTENCES_AT_ONCE])).encode())
+    return digest.digest()
 
 
 def shard_number(doc_id: bytes, heldout_share: float, num_shards: int) -> tuple[Split, int]:
@@ -115,12 +119,16 @@ class DocumentReader:
             if isinstance(raw, Reject):
                 yield raw
                 continue
+            name, has_ready_sentences = raw.source, raw.has_ready_sentences
             text, counts = clean_text(raw.text, self._config.cleaning)
             if counts:
                 self.cleaned.update(counts)
-            for paragraphs in pieces_of(paragraphs_of(text), self._config.max_characters):
-                sentences = paragraphs if raw.has_ready_sentences else self._split(paragraphs, source.language)
-                yield self._reject_of(raw.source, sentences) or Document(document_id(sentences), raw.source, sentences)
+            whole = paragraphs_of(text)
+            # A text may be as long as max_record_bytes: what is not needed any more goes before the next copy is made.
+            del raw, text
+            for paragraphs in pieces_of(whole, self._config.max_characters):
+                sentences = paragraphs if has_ready_sentences else self._split(paragraphs, source.language)
+                yield self._reject_of(name, sentences) or Document(document_id(sentences), name, sentences)
         require_unchanged(file)
 
     def _split(self, paragraphs: list[str], language: str) -> list[str]:

@@ -11,8 +11,13 @@ import sentencex
 MAX_SPLITTING_COST = 10**10
 """Characters times marks of a paragraph that sentencex gets as one: about ten seconds, for its time grows with this. A
 Chinese novel of half a million characters without a blank line stays below."""
+_MAX_PARAGRAPH_CHARACTERS = 1 << 24
+"""Twenty novels without a blank line: sentencex copies what it gets several times, so longer ones come in windows."""
 _WINDOW_CHARACTERS = 10_000
 
+_PIECE_CHARACTERS = 1 << 20
+
+_GAP = re.compile(r"\s")
 _PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n\s*")
 # What sentencex compares with all else in a paragraph: these stops, and quotation marks that nothing closes.
 _STOPS = re.compile("[\u3002\uff01\uff0e\uff1f\uff61]")
@@ -34,8 +39,26 @@ class Sentences(NamedTuple):
 
 def paragraphs_of(text: str) -> list[str]:
     """Split at blank lines, and join what was only wrapped: white space within a paragraph becomes one space."""
-    paragraphs = (" ".join(block.split()) for block in _PARAGRAPH_BREAK.split(text))
+    paragraphs: list[str] = []
+    start = 0
+    for gap in _PARAGRAPH_BREAK.finditer(text):
+        paragraphs.append(_unwrapped(text, start, gap.start()))
+        start = gap.end()
+    paragraphs.append(_unwrapped(text, start, len(text)))
     return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def _unwrapped(text: str, start: int, end: int) -> str:
+    """Part of a text with single spaces. A long one's words are not held all at once: they take ten times its size."""
+    pieces: list[str] = []
+    while end - start > _PIECE_CHARACTERS:
+        gap = _GAP.search(text, start + _PIECE_CHARACTERS, end)
+        if gap is None:
+            break
+        pieces.append(" ".join(text[start : gap.start()].split()))
+        start = gap.end()
+    pieces.append(" ".join(text[start:end].split()))
+    return " ".join(filter(None, pieces)) if len(pieces) > 1 else pieces[0]
 
 
 def sentences_of(paragraphs: list[str], language: str) -> Sentences:
@@ -44,37 +67,44 @@ def sentences_of(paragraphs: list[str], language: str) -> Sentences:
     num_cut = 0
     for paragraph in paragraphs:
         if _is_costly(paragraph):
-            pieces, cuts = _in_windows(paragraph, language)
-            num_cut += cuts
+            for pieces, is_cut in _in_windows(paragraph, language):
+                found += _stripped(pieces)
+                num_cut += is_cut
         else:
-            pieces = sentencex.segment(language, paragraph)
-        found += [stripped for sentence in pieces if (stripped := sentence.strip())]
+            found += _stripped(sentencex.segment(language, paragraph))
     return Sentences(found, num_cut)
+
+
+def _stripped(pieces: list[str]) -> list[str]:
+    return [stripped for piece in pieces if (stripped := piece.strip())]
 
 
 def _is_costly(paragraph: str) -> bool:
     length = len(paragraph)
+    if length > _MAX_PARAGRAPH_CHARACTERS:
+        return True
     if length * length <= MAX_SPLITTING_COST or paragraph.isascii():
         return False
     num_unclosed = sum(max(0, paragraph.count(opening) - paragraph.count(closing)) for opening, closing in _QUOTES)
     return length * (len(_STOPS.findall(paragraph)) + num_unclosed) > MAX_SPLITTING_COST
 
 
-def _in_windows(paragraph: str, language: str) -> Sentences:
-    """Split a window at a time; its last sentence, which may go on behind it, begins the next window."""
-    found: list[str] = []
-    num_cut = start = 0
+def _in_windows(paragraph: str, language: str) -> Iterator[tuple[list[str], bool]]:
+    """Split a window at a time; its last sentence, which may go on behind it, begins the next window.
+
+    Yields:
+        A window's sentences, and whether it held no end of one and was taken as it is.
+    """
+    start = 0
     while start < len(paragraph):
         window = paragraph[start : start + _WINDOW_CHARACTERS]
         pieces: list[str] = sentencex.segment(language, window)
-        if start + len(window) < len(paragraph):
-            if len(pieces) > 1:
-                pieces.pop()
-            else:
-                num_cut += 1
-        found += pieces
+        goes_on = start + len(window) < len(paragraph)
+        if goes_on and len(pieces) > 1:
+            pieces.pop()
+            goes_on = False
+        yield pieces, goes_on
         start += sum(map(len, pieces))
-    return Sentences(found, num_cut)
 
 
 def pieces_of(paragraphs: list[str], max_characters: int | None) -> Iterator[list[str]]:

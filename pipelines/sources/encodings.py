@@ -56,7 +56,7 @@ def encoding_of(head: bytes, declared: str) -> Encoding:
     return encoding
 
 
-def decode(data: bytes, encoding: str, offset: int) -> str:
+def decode(data: bytes | bytearray, encoding: str, offset: int) -> str:
     """Text of some bytes of a file, with line ends made one newline; `offset` is their place in the file.
 
     Raises:

@@ -16,8 +16,7 @@ class PlainText:
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
         if config.document_separator == "file":
-            whole = read_whole(file, config)
-            yield whole if isinstance(whole, Reject) else RawDocument(file.name, whole.text)
+            yield _whole_document(file, config)
             return
         has_ready_sentences = config.document_separator == "google-bert"
         for record in read_records(file, config, _BLOCKS):
@@ -27,6 +26,11 @@ class PlainText:
                 # Lines between blank lines are kept apart: in this form one line is often one sentence or paragraph.
                 text = record.text.strip().replace("\n", "\n\n")
                 yield RawDocument(record.source, text, has_ready_sentences)
+
+
+def _whole_document(file: InputFile, config: SourceConfig) -> RawDocument | Reject:
+    whole = read_whole(file, config)
+    return whole if isinstance(whole, Reject) else RawDocument(file.name, whole.text)
 
 
 def _begins_block(line: bytes, is_after_blank: bool) -> bool:

@@ -162,7 +162,8 @@ def read_whole(file: InputFile, config: SourceConfig) -> Record | Reject:
                 if len(data) > config.max_record_bytes:
                     return Reject(file.name, "too-large", _too_large(len(data), config.max_record_bytes))
             encoding = encoding_of(bytes(data[:HEAD_BYTES]), config.encoding)
-            text = decode(bytes(data[encoding.mark_bytes :]), encoding.name, encoding.mark_bytes)
+            del data[: encoding.mark_bytes]
+            text = decode(data, encoding.name, encoding.mark_bytes)
         except UnreadableError as error:
             return Reject(file.name, error.reason, error.detail)
     return Record(file.name, 0, 1, text)

@@ -1,0 +1,104 @@
+"""What a small packed file may take of a worker's memory: a few times a text that it holds, never all it unpacks to."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.config import NearDuplicatesConfig
+from pipelines.deduplication import shingle_hashes
+from pipelines.documents import document_id
+from pipelines.sentences import paragraphs_of
+
+MIB = 1 << 20
+PROSE = b"The ship left the harbour early in the morning, and nobody noticed it.\n"
+
+# Reads a source as a worker does, and prints its rejects and the growth of its peak memory in MiB.
+READ = """
+import json, resource, sys
+from pipelines.config import DocumentsConfig, SourceConfig
+from pipelines.documents import DocumentReader, Reject
+from pipelines.sources import find_inputs
+source = SourceConfig(**json.loads(sys.argv[1]))
+config = DocumentsConfig(sources=(source,))
+reader = DocumentReader(config)
+((file,),) = find_inputs(config)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+reasons = [item.reason if isinstance(item, Reject) else "" for item in reader.read(file, source)]
+print(json.dumps([reasons, peak() - before]))
+"""
+
+
+def read(**settings: Any) -> tuple[list[str], int]:
+    command = [sys.executable, "-c", READ, json.dumps(settings)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    reasons, growth_mib = json.loads(found.stdout)
+    return reasons, growth_mib
+
+
+def blocks(unit: bytes, num_bytes: int) -> Iterator[bytes]:
+    block = unit * (MIB // len(unit))
+    for _ in range(num_bytes // len(block)):
+        yield block
+
+
+def write_packed(path: Path, data: Iterator[bytes]) -> None:
+    if path.suffix == ".zst":
+        with pa.CompressedOutputStream(str(path), "zstd") as stream:
+            for block in data:
+                stream.write(block)
+        return
+    with gzip.open(path, "wb", 6) if path.suffix == ".gz" else bz2.open(path, "wb", 1) as stream:
+        for block in data:
+            stream.write(block)
+
+
+# bz2 packs slowly.
+@pytest.mark.parametrize(("name", "unpacked_mib"), [("a.gz", 200), ("a.bz2", 30), ("a.zst", 200)])
+@pytest.mark.parametrize("separator", ["file", "blank-line"])
+def test_a_text_beyond_the_limit_takes_no_more_than_the_limit(
+    tmp_path: Path, name: str, unpacked_mib: int, separator: str
+) -> None:
+    write_packed(tmp_path / name, blocks(b"letters" * 10, unpacked_mib * MIB))
+    limit_mib = unpacked_mib // 20
+    reasons, growth_mib = read(
+        inputs=[str(tmp_path / name)], document_separator=separator, max_record_bytes=limit_mib * MIB
+    )
+    assert reasons == ["too-large"]
+    assert growth_mib < 10 + 4 * limit_mib
+
+
+@pytest.mark.parametrize("unit", [PROSE, b"word\n", b"letters"], ids=["prose", "lines", "letters"])
+def test_a_text_within_the_limit_takes_a_few_times_its_size(tmp_path: Path, unit: bytes) -> None:
+    write_packed(tmp_path / "a.gz", blocks(unit, 64 * MIB))
+    assert (tmp_path / "a.gz").stat().st_size < MIB
+    reasons, growth_mib = read(inputs=[str(tmp_path / "a.gz")])
+    assert reasons == [""]
+    assert growth_mib < 5 * 64
+
+
+def test_long_texts_give_what_short_ones_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "One\u2003word  and\nanother.\n\n\n  Two\t\twords\n \n" + "many " * 30
+    sentences = [f"Sentence {number}." for number in range(25)]
+    words = NearDuplicatesConfig().words_per_shingle
+    expected = paragraphs_of(text), document_id(sentences), shingle_hashes(text, words).tolist()
+    for name, value in (
+        ("pipelines.sentences._PIECE_CHARACTERS", 3),
+        ("pipelines.documents._SENTENCES_AT_ONCE", 4),
+        ("pipelines.deduplication._LONG_TEXT_CHARACTERS", 1),
+        ("pipelines.deduplication._WORDS_AT_ONCE", 7),
+        ("pipelines.cleaning._PIECE_CHARACTERS", 5),
+    ):
+        monkeypatch.setattr(name, value)
+    assert (paragraphs_of(text), document_id(sentences), shingle_hashes(text, words).tolist()) == expected
