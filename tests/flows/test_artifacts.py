@@ -100,8 +100,9 @@ def test_a_failure_is_told_in_the_message_and_in_an_artifact(
         message = client.read_flow_run(run).state.message
         within = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
         found = {artifact.key: artifact.data for artifact in client.read_artifacts(artifact_filter=within)}
-    assert "vocabulary ended with exit code 1: the stage is not complete (not built yet); its last lines:" in message
-    assert message.rstrip().endswith("RuntimeError: asked to fail")
+    assert message.startswith("Flow run encountered an exception: StageError: vocabulary ended with exit code 1: ")
+    assert "RuntimeError: asked to fail" in message.splitlines()[0]
+    assert "; the stage is not complete (not built yet); its last lines:\n" in message
     quoted = re.sub("^    ", "", found["preprocess-failure"], flags=re.MULTILINE)
     assert quoted.startswith(message.rstrip())
     assert quoted.rstrip().endswith("pre-training resumes from its checkpoint.")
