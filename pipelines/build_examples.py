@@ -33,6 +33,7 @@ from pipelines.job_summary import examples_summary
 from pipelines.lifeline import follow_lifeline
 from pipelines.recipe import exit_code_of
 from pipelines.runners import Job, Progress, parse_job, run_pipeline
+from pipelines.sizes import DOCUMENTS_BYTES_A_TEXT_BYTE, disk_bytes_examples
 from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY, examples_key, stage_directory
 from pipelines.unfinished import count_finished, scratch_uri
 from pipelines.verification import verify_stage
@@ -88,7 +89,9 @@ def _run(
     directory = directories[EXAMPLES]
     verify_stage(job.workspace, DOCUMENTS, documents)
     verify_stage(job.workspace, VOCABULARY, vocabulary)
-    storage.require_free_space(directory, _needed_bytes(documents, config), "the examples and their temporary files")
+    storage.require_free_space(
+        directory, _needed_bytes(documents, vocabulary, config), "the examples and their temporary files"
+    )
     shards = []
     for split in SPLITS:
         total = len(documents.files_of(split))
@@ -125,10 +128,10 @@ def _run(
         print(line, flush=True)
 
 
-def _needed_bytes(documents: Manifest, config: ExamplesConfig) -> int:
-    """An estimate: a pass of one length is about half the size of the text, and is written twice."""
-    text_bytes = sum(file.size_bytes for file in documents.files)
-    return text_bytes * config.passes * len(config.lengths)
+def _needed_bytes(documents: Manifest, vocabulary: Manifest, config: ExamplesConfig) -> float:
+    """An estimate: rows are written to temporary files and then to their own."""
+    text_bytes = sum(file.size_bytes for file in documents.files) / DOCUMENTS_BYTES_A_TEXT_BYTE
+    return 2 * disk_bytes_examples(config, vocabulary.files[0].rows, text_bytes)
 
 
 def main() -> None:

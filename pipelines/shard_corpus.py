@@ -25,6 +25,7 @@ from pipelines.parts import PARTS_GROUP, ReadPart
 from pipelines.recipe import exit_code_of
 from pipelines.runners import Progress, parse_job, run_pipeline
 from pipelines.shards import SHARDS_GROUP, CollectShard, CompleteDocuments, ShardSummary
+from pipelines.sizes import disk_bytes_documents
 from pipelines.sources import find_inputs
 from pipelines.sources.unpacking import codec_of
 from pipelines.stages import DOCUMENTS, documents_key, stage_directory
@@ -113,13 +114,14 @@ def run(argv: list[str] | None = None) -> None:
             print(line, flush=True)
 
 
-def _needed_bytes(config: DocumentsConfig, workspace: str) -> int:
-    """An estimate: texts are written to parts and then to shards, packed sources unpack to about four times."""
-    return sum(
-        2 * file.range_bytes * (1 if codec_of(file.name) is None else 4)
+def _needed_bytes(config: DocumentsConfig, workspace: str) -> float:
+    """An estimate: packed sources unpack to about four times, and texts are written to parts and then to shards."""
+    text_bytes = sum(
+        file.range_bytes * (1 if codec_of(file.name) is None else 4)
         for files in find_inputs(config, workspace)
         for file in files
     )
+    return 2 * disk_bytes_documents(text_bytes)
 
 
 def main() -> None:

@@ -162,7 +162,7 @@ def exchange_directories(first: str, second: str) -> bool:
     raise OSError(number, os.strerror(number), local_path(second))
 
 
-def require_free_space(directory: str, needed_bytes: int, purpose: str) -> None:
+def require_free_space(directory: str, needed_bytes: float, purpose: str) -> None:
     """Check that a local file system has room; a remote one is not asked.
 
     Args:

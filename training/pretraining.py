@@ -41,6 +41,7 @@ from training.process_end import StopRequest
 from training.recovery import Limits, Verdict, judge
 from training.result_checks import baseline_warning, require_finite, unigram_loss
 from training.schedule import learning_rate_at
+from training.sizes import disk_bytes_pretraining
 from training.stages import (
     DOCUMENTS,
     ENCODER_DIRECTORY,
@@ -58,9 +59,6 @@ EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL: a scheduler may start the run again, and it goes on from its checkpoint."""
 
 ENGINE_JSON_NAME = "deepspeed.json"
-
-CHECKPOINT_BYTES_PER_PARAMETER = 16
-"""At most: weights, their fp32 copy where they are 16 bits wide, and two moments."""
 
 
 class Ending(enum.Enum):
@@ -193,13 +191,12 @@ class PretrainingRun:
         with torch.device("meta"):
             model = BertForPreTraining(self._inputs.model, self._vocab_size, self._inputs.next_sentence)
         if not os.path.isdir(self._directory):
-            # One more checkpoint is written before the oldest one goes, and the encoder at the end.
-            states = self._config.keep_checkpoints + 1
-            needed_bytes = parameter_count(model) * (states * CHECKPOINT_BYTES_PER_PARAMETER + torch.float32.itemsize)
-            purpose = f"{states} checkpoints and the encoder"
+            needed_bytes = disk_bytes_pretraining(self._config, parameter_count(model))
             on_first(
                 self._processes,
-                lambda: storage.require_free_space(self._inputs.directory, needed_bytes, purpose),
+                lambda: storage.require_free_space(
+                    self._inputs.directory, needed_bytes, "the checkpoints and the encoder"
+                ),
             )
 
     def _require_same_tokenizer(self, directory: str) -> None:

@@ -138,7 +138,7 @@ def test_a_refused_run_leaves_all_as_it_was(
         path = Path(train.workspace.path, "vocabulary/vocab.txt")
         path.write_bytes(path.read_bytes().replace(b"w7\n", b"x7\n"))
     if damage == "no disk":
-        monkeypatch.setattr(pretraining, "CHECKPOINT_BYTES_PER_PARAMETER", 10**13)
+        monkeypatch.setattr(pretraining, "disk_bytes_pretraining", lambda *_: 1e18)
     with pytest.raises(InputError, match=problem):
         train(*settings)
     assert {name: Path(train.directory, name).read_bytes() for name in storage.list_files(train.directory)} == before
