@@ -57,9 +57,7 @@ def test_a_corpus_that_vanishes_is_an_error_and_comes_back_without_loss(
     for number in range(1, 35, rounds(20, 2)):
         with monkeypatch.context() as patch:
             at_read(patch, number, lambda: shutil.move(root / "corpus", root / "gone"))
-            with pytest.raises(
-                StorageFaultError, match=r"\.txt: opening failed: No such file or directory, 3 times; no"
-            ):
+            with pytest.raises(StorageFaultError, match=r"opening failed: No such file or directory, 3 times"):
                 shard_corpus.run([recipe])
         assert read_manifest(str(root / "ws/documents")) is None
         assert capfd.readouterr().err.count("trying again in 0 s") == 2
