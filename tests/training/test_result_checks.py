@@ -73,3 +73,24 @@ def test_nsp_alarm_for_labels_that_are_all_equal() -> None:
     learning = Alarms(num_warmup_steps=0)
     for step in range(20):
         assert learning.observe(step, {"nsp_accuracy": 1.0 if step % 3 else 0.99}) == []
+
+
+def test_a_diverged_run_is_not_complete(make_workspace: Callable[[str], Any]) -> None:
+    """The last step breaks the model, so that no later loss can tell; the held-out loss and the weights do."""
+    workspace = make_workspace("diverged")
+    settings = (
+        "pretraining.learning_rate=1e30",
+        "pretraining.max_grad_norm=0",
+        "pretraining.num_warmup_steps=0",
+        "pretraining.checkpoint_every_steps=100",
+        "pretraining.eval_every_steps=100",
+        "pretraining.phases=[{max_seq_length = 32, steps = 1, global_batch_size = 16}]",
+    )
+    result = workspace.run("training.pretrain", *(f"--set={setting}" for setting in settings))
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "the trained model is of no use: " in lines[0]
+    assert "lower learning_rate" in lines[0]
+    assert "Traceback" not in result.stderr
+    assert read_manifest(f"{workspace.path}/pretraining") is None
