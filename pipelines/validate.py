@@ -3,9 +3,9 @@
     python -m pipelines.validate workspaces/demo/examples
     python -m pipelines.validate workspaces/demo
 
-Works on the directories of documents, vocabulary and examples, and on a workspace with all three. Where the stages that a
-stage was made from lie next to it, they have to be the ones that its manifest names, and its statistics are computed from
-them again. Exits with 1 at the first fault and names the file and the row; with 2 where there is nothing to check.
+Works on the directories of documents, vocabulary and examples, and on a workspace with all three. Where the stages that
+a stage was made from lie next to it, they have to be the ones that its manifest names, and its statistics are computed
+from them again. Exits with 1 at the first fault and names the file and the row; with 2 where there is nothing to check.
 """
 
 from __future__ import annotations
