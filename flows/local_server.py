@@ -115,7 +115,7 @@ class LocalServer:
                 ended = f"Prefect's server {ending_of(returncode)} (log: {self.log_path})"
                 if restart == MOST_RESTARTS:
                     self._listener.close()
-                    _logger.error("%s, and is not started a %dth time", ended, MOST_RESTARTS + 2)
+                    _logger.error("%s; it has died too often, and is not started again", ended)
                     return
                 _logger.warning("%s; it is started again, the run is not affected", ended)
                 self._process = self._start()
