@@ -33,7 +33,7 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
 
     When `main` returns, all is written and closed. Taking the interpreter apart then aborted a finished rank now and
     then, in a native thread of a library ("terminate called without an active exception"), and the launcher reported a
-    failure. An error leaves the same way: its traceback shall not be followed by an abort that hides it.
+    failure. An error leaves the same way: its traceback must not be followed by an abort that hides it.
     """
     try:
         exit_code = main()
