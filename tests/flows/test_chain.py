@@ -47,7 +47,7 @@ def test_the_chain_builds_skips_and_rebuilds_what_depends(write_recipe: Callable
 
     begin = time.monotonic()
     second = run_chain(recipe)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60  # no stage is built; a busy machine takes ten times as long
     assert [stage.built for stage in second.stages] == [False] * 5
     assert [stage.seconds for stage in second.stages] == pytest.approx(
         [stage.seconds for stage in first.stages], abs=0.01
