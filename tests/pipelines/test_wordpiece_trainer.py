@@ -14,6 +14,7 @@ from references import train_wordpiece
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertTokenizerFast
 
+from pipelines.builds import open_build
 from pipelines.config import VocabularyConfig
 from pipelines.contract import SPECIAL_TOKENS, Manifest, StageKey, verify_file
 from pipelines.recipe import InputError
@@ -38,7 +39,9 @@ def alphabet_of(word_counts: dict[str, int], layout: Layout = "compact") -> list
 
 def written(directory: Path, words: pa.Table, config: VocabularyConfig) -> Manifest:
     """What job 2 makes of word counts: `vocab.txt` and `tokenizer.json` in `directory`."""
-    (manifest,) = TrainVocabulary(str(directory), StageKey("vocabulary", 1, config, {}), config).process(words)
+    key = StageKey("vocabulary", 1, config, {})
+    open_build(str(directory), key)
+    (manifest,) = TrainVocabulary(str(directory), key, config).process(words)
     return manifest
 
 
