@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,8 @@ from pipelines.recipe import InputError
 from training.alarms import NSP_PERFECT_OBSERVATIONS, Alarms
 from training.data import ArrowExamples
 from training.result_checks import baseline_warning, require_finite, result_fault, unigram_loss
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_what_is_not_finite_is_refused_in_one_line() -> None:
@@ -75,22 +81,41 @@ def test_nsp_alarm_for_labels_that_are_all_equal() -> None:
         assert learning.observe(step, {"nsp_accuracy": 1.0 if step % 3 else 0.99}) == []
 
 
+DIVERGING = """
+import math, sys
+import torch
+import training.engine, training.pretraining
+from pipelines.recipe import exit_code_of
+from training.pretrain import main
+
+whole = training.engine.TrainingEngine.full_precision_state
+
+def broken(engine):
+    state = whole(engine)
+    next(iter(state.values())).view(-1)[7] = math.nan
+    return state
+
+training.engine.TrainingEngine.full_precision_state = broken
+sys.exit(exit_code_of(main))
+"""
+
+
 def test_a_diverged_run_is_not_complete(make_workspace: Callable[[str], Any]) -> None:
-    """The last step breaks the model, so that no later loss can tell; the held-out loss and the weights do."""
+    """One weight that is no number, found at the end of a run whose losses were all finite."""
     workspace = make_workspace("diverged")
-    settings = (
-        "pretraining.learning_rate=1e30",
-        "pretraining.max_grad_norm=0",
-        "pretraining.num_warmup_steps=0",
-        "pretraining.checkpoint_every_steps=100",
-        "pretraining.eval_every_steps=100",
-        "pretraining.phases=[{max_seq_length = 32, steps = 1, global_batch_size = 16}]",
+    phases = "pretraining.phases=[{max_seq_length = 32, steps = 3, global_batch_size = 16}]"
+    command = [sys.executable, "-c", DIVERGING, workspace.recipe, "--workspace", workspace.path, "--set", phases]
+    result = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    result = workspace.run("training.pretrain", *(f"--set={setting}" for setting in settings))
     assert result.returncode == 2, result.stdout + result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert "the trained model is of no use: " in lines[0]
-    assert "lower learning_rate" in lines[0]
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "the trained model is of no use: 1 of " in line
+    assert "lower learning_rate" in line
     assert "Traceback" not in result.stderr
     assert read_manifest(f"{workspace.path}/pretraining") is None
