@@ -118,7 +118,11 @@ def test_a_signal_to_one_pod_stops_both_with_a_checkpoint_and_the_next_pods_go_o
     first.processes[1].send_signal(signal.SIGTERM)
     assert first.codes() == [75, 75], first.said()
     assert "a checkpoint is written" in first.said()
-    assert [name for name in os.listdir(examples / "run" / "pretraining" / "checkpoints") if name.startswith("step-")]
+    assert [
+        name
+        for name in os.listdir(examples / "run" / "pretraining.building" / "checkpoints")
+        if name.startswith("step-")
+    ]
     assert not (examples / "run" / "pretraining" / "manifest.json").exists()
 
     again = Nodes(examples)
