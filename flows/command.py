@@ -52,6 +52,11 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
         epilog=_EXAMPLE.format(name=name),
     )
     add_recipe_arguments(parser)
+    parser.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="build every stage anew; a finished or unfinished training that is there is kept under a numbered name",
+    )
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: _run(flow, arguments))
 
@@ -62,7 +67,10 @@ def _run(flow: Any, arguments: argparse.Namespace) -> int:
     request_type = get_type_hints(flow.fn)["request"]
     try:
         with _prefect(whole) as api_url:
-            _call(flow, request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides), api_url)
+            request = request_type(
+                recipe=whole.recipe.path, overrides=whole.recipe.overrides, rebuild=arguments.rebuild
+            )
+            _call(flow, request, api_url)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -115,7 +115,10 @@ class BaseRequest(BaseModel):
         le=31_536_000,
         description="end a stage that takes longer; pre-training writes its checkpoint first",
     )
-    rebuild: bool = Field(default=False, description="build every stage anew, also those that are complete")
+    rebuild: bool = Field(
+        default=False,
+        description="build every stage anew, also those that are complete; trainings that are there are kept under a number",
+    )
     parent_run_id: str | None = Field(
         default=None, description="MLflow run to nest this flow's runs under; none starts one"
     )

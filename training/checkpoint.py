@@ -73,7 +73,7 @@ def require_same_run(checkpoint: str, key: StageKey) -> None:
     if difference := key.difference(checkpoint):
         raise InputError(
             f"{checkpoint}: belongs to another run ({difference}); finish it with its own settings, choose another "
-            "workspace, or set it aside with --restart (of a flow: rebuild)"
+            "workspace, or set it aside with --restart (a flow: --rebuild)"
         )
 
 
