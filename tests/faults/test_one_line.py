@@ -87,7 +87,8 @@ def test_a_recipe_that_cannot_be_read_is_one_line(module: str, tmp_path: Path) -
         exit_code, output = run(module, recipe)
         (line,) = error_lines(output)
         assert exit_code == 2, output
-        assert expected in line
+        # What is no file may be a workspace to status.
+        assert expected in line or (module == "flows.status" and "no such directory" in line)
         assert "\x1b" not in output
 
 
