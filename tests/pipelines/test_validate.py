@@ -88,7 +88,7 @@ def rewrite_row(directory: Path, name: str, change: Change, row: int) -> None:
 def test_sound_stages_pass(workspace: Path, other_options: Path) -> None:
     assert [line.partition(": ")[2] for line in validate(str(workspace))] == [
         "documents in order: 6 files, 64 rows",
-        "vocabulary in order: 2 files, 600 rows",
+        "vocabulary in order: 3 files, 900 rows",
         "examples in order: 10 files, 1891 rows",
     ]
     assert validate(str(workspace / "examples") + "/")[0].endswith("rows")
