@@ -117,7 +117,7 @@ class BaseRequest(BaseModel):
     )
     rebuild: bool = Field(
         default=False,
-        description="build every stage anew, also those that are complete; trainings that are there are kept under a number",
+        description="build every stage anew; trainings that are there are kept under a numbered name",
     )
     parent_run_id: str | None = Field(
         default=None, description="MLflow run to nest this flow's runs under; none starts one"
