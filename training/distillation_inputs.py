@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines import storage
-from pipelines.contract import Manifest, StageKey, length_directory, require_manifest
+from pipelines.contract import Manifest, StageKey, length_directory, read_manifest, require_manifest
 from pipelines.recipe import InputError, Recipe
 from pipelines.verification import require_stage, verify_stage
 from training.distillation_config import DistillationConfig
@@ -14,6 +14,7 @@ from training.stages import (
     ENCODER_DIRECTORY,
     EXAMPLES,
     PRETRAINING,
+    VOCABULARY,
     shard_metadata,
     workspace_of,
 )
@@ -81,10 +82,15 @@ def verify_inputs(inputs: DistillationInputs) -> None:
     """Compare what a run will read, the examples and a teacher of this workspace, with the manifests.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, or the teacher's tokenizer gives other ids than the examples hold.
     """
+    from training.tokenizer_checks import require_same_tokenizer  # imports the tokenizers library; keys are light
+
     directory = length_directory(inputs.config.max_seq_length)
     verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory)
+    vocabulary = storage.join(inputs.workspace, VOCABULARY)
+    if read_manifest(vocabulary) is not None:
+        require_same_tokenizer(inputs.teacher_directory, vocabulary, inputs.examples_directory)
     if inputs.config.teacher is None:
         workspace = inputs.teacher_directory.removesuffix(f"/{PRETRAINING}/{ENCODER_DIRECTORY}")
         require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {inputs.recipe.path}")
