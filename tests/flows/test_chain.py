@@ -166,7 +166,7 @@ def test_a_failing_stage_ends_the_command_with_its_last_lines(write_recipe: Call
     )
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.startswith(
-        "error: vocabulary ended with exit code 1: the stage is not complete (not built yet)"
+        "error: vocabulary ended with exit code 1: this is a bug in Clozeworks (RuntimeError: asked to fail)"
     )
     assert ended.stderr.count("Traceback") == 1  # the stage's own, among its last lines
     assert "RuntimeError: asked to fail" in ended.stderr

@@ -171,8 +171,9 @@ def test_a_job_that_dies_again_and_again_gets_there_with_the_same_bytes(
     deaths = 0
     while read_manifest(str(workspace / "examples")) is None:
         writes_left = 11
-        (examples / "length32").mkdir(parents=True, exist_ok=True)
-        (examples / "length32" / "train-00000-of-00004.arrow.0123.tmp").write_bytes(b"half")
+        building = workspace / "examples.building" / "length32"
+        if building.exists():
+            (building / "train-00000-of-00004.arrow.0123.tmp").write_bytes(b"half")
         try:
             build_examples.run(arguments(built[1], workspace))
         except RuntimeError:
@@ -206,6 +207,11 @@ def test_a_killed_job_resumes_at_what_is_not_written(built: tuple[Path, str], wo
         os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     else:
         os.killpg(process.pid, signal.SIGKILL)
+    if victim == "one worker":
+        # The run is repeated, and keeps what was finished (tests/faults/test_dead_processes.py).
+        assert process.wait(timeout=120) == 0
+        assert files_below(workspace / "examples") == files_below(built[0] / "examples")
+        return
     assert process.wait(timeout=120) != 0
     assert read_manifest(str(workspace / "examples")) is None
     units = list(examples.glob("scratch/files/*/*.json"))
