@@ -102,10 +102,11 @@ class ReadPart(beam.DoFn):
         try:
             return self._read(part)
         except StorageFaultError as error:
+            # The one line is all that there is to know, and the first cause would be shown in its place.
             raise StorageFaultError(
                 f"{error}, {len(RETRY_PAUSES_SECONDS) + 1} times; no text was left out for it: see to the storage, "
                 "then run the same command again, which keeps what is finished"
-            ) from error
+            ) from None
 
     def _read(self, part: CorpusPart) -> PartSummary:
         # Loading the language model takes a second, and a worker without work shall not spend it.

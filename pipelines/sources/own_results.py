@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection
 
 from pipelines import storage
+from pipelines.builds import BUILDING_SUFFIX, is_open
 from pipelines.contract import MANIFEST_NAME
 
 _MANIFEST_KEYS = {"schema_version", "stage", "stage_version", "files"}
@@ -52,4 +53,8 @@ def is_stage(directory: str, names: Collection[str]) -> bool:
 
 
 def _holds_stage(directory: str, names: Collection[str]) -> bool:
-    return any(stage in names and is_stage(os.path.join(directory, stage), [MANIFEST_NAME]) for stage in _STAGES)
+    return any(
+        (stage in names and is_stage(os.path.join(directory, stage), [MANIFEST_NAME]))
+        or (f"{stage}{BUILDING_SUFFIX}" in names and is_open(os.path.join(directory, stage)))
+        for stage in _STAGES
+    )

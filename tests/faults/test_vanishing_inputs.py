@@ -17,7 +17,6 @@ from small_run import RECIPE, write_corpus
 from pipelines import documents, parts, shard_corpus
 from pipelines.contract import read_manifest
 from pipelines.recipe import InputError
-from pipelines.sources.unpacking import StorageFaultError
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_a_corpus_that_vanishes_is_an_error_and_comes_back_without_loss(
     for number in range(1, 35, rounds(20, 2)):
         with monkeypatch.context() as patch:
             at_read(patch, number, lambda: shutil.move(root / "corpus", root / "gone"))
-            with pytest.raises(StorageFaultError, match=r"opening failed: No such file or directory, 3 times"):
+            with pytest.raises(InputError, match=r"opening failed: No such file or directory, 3 times"):
                 shard_corpus.run([recipe])
         assert read_manifest(str(root / "ws/documents")) is None
         assert capfd.readouterr().err.count("trying again in 0 s") == 2

@@ -13,7 +13,7 @@ from pipelines.contract import read_manifest
 
 DIGESTS = {
     "documents": "45d7e5518fa138c06c81d5ef99592f4ad22f8be6eb8509bfe9d597787313b3dc",
-    "vocabulary": "7f67122548ce4085b82539aed6b7357051de0661a0a45db0b803884528ab6771",
+    "vocabulary": "18a0703ed9f0331340a2f948edce8ebfcb8015ad98557c9709274cd28a02b40c",
     "examples": "6e6007ca6e847da7efa9479a2883566844bdd5684ca42db5b53d4d5c6d2e755f",
 }
 

@@ -149,7 +149,7 @@ def write_blank(root: Path) -> str:
 
 
 def write_one(root: Path) -> str:
-    (root / "a.txt").write_text(PROSE)
+    (root / "a.txt").write_text(f"{PROSE} One more.")
     return ""
 
 
@@ -160,7 +160,7 @@ def write_one(root: Path) -> str:
         (write_latin, r"none of the 5 texts read was kept.*not UTF-8 at byte 6.*encoding = 'latin-1'"),
         (write_wrong_column, r"none of the 2 texts read was kept.*\[damaged\].*columns there: body.*set text_field"),
         (write_blank, r"hold no text at all"),
-        (write_one, r"all of the 1 documents kept are held out \(documents.heldout_share = 1\)"),
+        (write_one, r"all of the 1 documents kept are held out \(documents.heldout_share = 0.9\)"),
     ],
 )
 def test_a_corpus_that_gives_nothing_is_an_error_and_no_stage(tmp_path: Path, write: Any, said: str) -> None:
@@ -168,7 +168,7 @@ def test_a_corpus_that_gives_nothing_is_an_error_and_no_stage(tmp_path: Path, wr
     settings = write(tmp_path / "corpus")
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        f'[run]\nworkspace = "{tmp_path}/ws"\nworkers = 1\n[documents]\nheldout_share = 1.0\n'
+        f'[run]\nworkspace = "{tmp_path}/ws"\nworkers = 1\n[documents]\nheldout_share = 0.9\n'
         f'[[documents.sources]]\ninputs = ["{tmp_path}/corpus"]\n{settings}\n'
     )
     for _ in range(2):
