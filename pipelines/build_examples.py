@@ -124,8 +124,7 @@ def _run(
     run_pipeline(
         job, lambda pipeline: build(pipeline, shards, lengths, build_shard, balance_shard, complete_stage), progress
     )
-    for line in examples_summary(require_manifest(directory, EXAMPLES, "pipelines.build_examples")):
-        print(line, flush=True)
+    job.show_summary(EXAMPLES, directory, examples_summary)
 
 
 def _needed_bytes(documents: Manifest, vocabulary: Manifest, config: ExamplesConfig) -> float:

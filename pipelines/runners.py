@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any, NamedTuple
 
@@ -21,9 +21,9 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines import storage
-from pipelines.builds import add_restart_argument, finish_exchange, has_leftovers, require_ours
+from pipelines.builds import add_restart_argument, finish_exchange, has_leftovers, is_open, require_ours
 from pipelines.command_line import CommandParser
-from pipelines.contract import StageKey, read_manifest
+from pipelines.contract import Manifest, StageKey, read_manifest
 from pipelines.failures import first_cause
 from pipelines.locks import workspace_lock
 from pipelines.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
@@ -88,6 +88,13 @@ class Job(NamedTuple):
                     "complete"
                 )
             yield True
+
+    def show_summary(self, stage: str, directory: str, summary: Callable[[Manifest], Iterable[str]]) -> None:
+        """Print a stage's closing lines; where the runner left before it was complete (a dry run), say that instead."""
+        manifest = None if is_open(directory) else read_manifest(directory)
+        lines = [f"{stage}: handed to the runner, not complete yet"] if manifest is None else summary(manifest)
+        for line in lines:
+            print(line, flush=True)
 
     def _is_done(self, key: StageKey, directory: str) -> bool:
         is_done = self.restart is None and key.difference(directory) is None

@@ -16,7 +16,7 @@ import apache_beam as beam
 from pipelines import storage
 from pipelines.builds import building_directory, open_build
 from pipelines.config import DocumentsConfig
-from pipelines.contract import Manifest, StageKey, require_manifest
+from pipelines.contract import Manifest, StageKey
 from pipelines.document_summary import closing_lines
 from pipelines.documents import CorpusPart, PartSummary, plan_parts, shards_of
 from pipelines.lifeline import follow_lifeline
@@ -110,8 +110,7 @@ def run(argv: list[str] | None = None) -> None:
             ],
         )
         run_pipeline(job, lambda pipeline: build(pipeline, directory, config, plan, key), progress)
-        for line in closing_lines(require_manifest(directory, DOCUMENTS, "pipelines.shard_corpus"), config):
-            print(line, flush=True)
+        job.show_summary(DOCUMENTS, directory, lambda manifest: closing_lines(manifest, config))
 
 
 def _needed_bytes(config: DocumentsConfig, workspace: str) -> float:

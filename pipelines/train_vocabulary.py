@@ -58,8 +58,7 @@ def run(argv: list[str] | None = None) -> None:
         names = [file.name for file in documents.files_of("train")]
         train_vocabulary = TrainVocabulary(directory, key, config)
         run_pipeline(job, lambda pipeline: build(pipeline, documents_directory, names, train_vocabulary, config))
-        for line in vocabulary_summary(require_manifest(directory, VOCABULARY, "pipelines.train_vocabulary")):
-            print(line, flush=True)
+        job.show_summary(VOCABULARY, directory, vocabulary_summary)
 
 
 def main() -> None:
