@@ -115,7 +115,6 @@ def test_a_killed_run_is_taken_up(
     # The build stays where it is, to be looked at.
     monkeypatch.setattr("pipelines.shards.install_build", lambda *_: None)
     monkeypatch.setattr("pipelines.shards.require_manifest", lambda *_: read_manifest(str(stage)))
-    monkeypatch.setattr("pipelines.shard_corpus.require_manifest", lambda *_: read_manifest(str(stage)))
     shard_corpus.run([recipe, "--workspace", str(tmp_path)])
     line = f"documents: {num_parts} of 9 parts and {num_shards} of 5 shards were finished before and are kept\n"
     assert line in capsys.readouterr().out
