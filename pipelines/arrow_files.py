@@ -55,7 +55,7 @@ def documents_table(doc_ids: Sequence[bytes], sources: Sequence[str], sentences:
 
 def examples_batch(examples: MaskedExamples, schema: pa.Schema) -> pa.RecordBatch:
     """Wrap the arrays of masked examples as one batch of the contract's columns."""
-    id_type = np.dtype(str(schema.field("input_ids").type.value_type))  # to_pandas_dtype would import pandas
+    id_type = np.dtype(str(schema.field("input_ids").type.value_type)).type  # to_pandas_dtype would import pandas
     columns = [
         _lists(examples.input_ids, examples.offsets, id_type),
         pa.array(examples.segment_b_start),
