@@ -40,10 +40,14 @@ def finished_unit(directory: str, unit: str) -> Any | None:
     uri = scratch_uri(directory, unit + _RECORD_SUFFIX)
     if storage.file_size_bytes(uri) is None:
         return None
-    stored = json.loads(storage.read_bytes(uri))
-    sizes: dict[str, int] = stored["size_bytes"]
+    try:
+        stored = json.loads(storage.read_bytes(uri))
+        sizes: dict[str, int] = dict(stored["size_bytes"])
+        record = stored["record"]
+    except (ValueError, TypeError, KeyError):
+        return None  # damaged: the unit is done again
     is_complete = all(storage.file_size_bytes(storage.join(directory, name)) == size for name, size in sizes.items())
-    return stored["record"] if is_complete else None
+    return record if is_complete else None
 
 
 def finish_unit(directory: str, unit: str, record: Any, files: Iterable[str] = ()) -> None:

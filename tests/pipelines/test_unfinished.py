@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipelines import storage
 from pipelines.builds import building_directory, open_build
 from pipelines.contract import StageKey
@@ -49,3 +51,10 @@ def test_what_a_killed_worker_was_writing_is_cleared_away(tmp_path: Path) -> Non
     storage.write_bytes(f"{building}/{name}", b"half")
     open_build(directory, KEY)
     assert storage.list_files(building) == ["scratch/key.json"]
+
+
+@pytest.mark.parametrize("record", [b"", b'{"rec', b"[1]", b'{"record": 1}', b'{"size_bytes": 3}', b"\xff"])
+def test_a_damaged_record_is_none(tmp_path: Path, record: bytes) -> None:
+    building = str(tmp_path / "documents.building")
+    storage.write_bytes(scratch_uri(building, "parts/1.json"), record)
+    assert finished_unit(building, "parts/1") is None
