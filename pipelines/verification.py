@@ -55,14 +55,16 @@ def verify_stage(
     memory_uri = storage.join(workspace, VERIFIED_DIRECTORY, stage.replace("/", "-") + ".json")
     known = _read_memory(memory_uri)
     needed = [file for file in manifest.files if is_needed(file)]
-    unknown = [file for file in needed if known.get(file.name) != _content(directory, file)]
+    # Taken before a file is read: one that is exchanged meanwhile is not the one that was verified.
+    contents = {file.name: _content(directory, file) for file in needed}
+    unknown = [file for file in needed if known.get(file.name) != contents[file.name]]
     with ThreadPoolExecutor(_THREADS) as threads:
         # Hashing and reading release the interpreter's lock.
         list(threads.map(lambda file: verify_file(directory, file), unknown))
     if unknown:
         named = {file.name for file in manifest.files}
         known = {name: content for name, content in known.items() if name in named}
-        known |= {file.name: _content(directory, file) for file in unknown}
+        known |= {file.name: contents[file.name] for file in unknown}
         storage.write_bytes(memory_uri, json.dumps(known, sort_keys=True).encode())
     return len(unknown)
 

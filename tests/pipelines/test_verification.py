@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
-from pipelines.contract import StageKey, record_of, write_manifest
+from pipelines import storage, verification
+from pipelines.contract import FileRecord, StageKey, record_of, write_manifest
 from pipelines.recipe import InputError
 from pipelines.verification import require_stage, verify_stage
 
@@ -64,3 +64,20 @@ def test_another_manifest_with_other_checksums_is_verified_anew(workspace: str) 
     files = tuple(file.model_copy(update={"sha256": "0" * 64}) for file in manifest.files)
     with pytest.raises(InputError, match=r"damaged"):
         verify_stage(workspace, "examples", manifest.model_copy(update={"files": files}))
+
+
+def test_a_file_that_is_exchanged_while_it_is_read_is_not_remembered(
+    workspace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = require_stage(workspace, "examples", "it", lambda file: file.name == "0.arrow")
+    original = verification.verify_file
+
+    def verify_then_exchange(directory: str, file: FileRecord) -> None:
+        original(directory, file)
+        storage.write_bytes(f"{directory}/{file.name}", b"swor" * 100)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verification, "verify_file", verify_then_exchange)
+        verify_stage(workspace, "examples", manifest, lambda file: file.name == "1.arrow")
+    with pytest.raises(InputError, match=r"1\.arrow: damaged"):
+        verify_stage(workspace, "examples", manifest)
