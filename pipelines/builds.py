@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
+import os
 import shutil
 import uuid
 from typing import Any
 
 from pipelines import storage
-from pipelines.contract import MANIFEST_NAME, Manifest, StageKey, read_manifest
+from pipelines.contract import MANIFEST_NAME, FileRecord, Manifest, StageKey, read_manifest
 from pipelines.recipe import InputError
 
 SCRATCH_DIRECTORY = "scratch"
@@ -33,9 +35,20 @@ _OWN_NAMES = (f"{SCRATCH_DIRECTORY}/", f"{_EARLIER_SCRATCH}/", "metrics.jsonl", 
 _MOST_NAMES_SHOWN = 3
 
 
+def place_of(directory: str) -> str:
+    """Where a stage's directory really lies: a person may have put a link there, to have the stage on another disk.
+
+    What is exchanged with it must lie next to it, and the link shall stay.
+    """
+    if not storage.is_local(directory):
+        return directory.rstrip("/")
+    path = storage.local_path(directory)
+    return os.path.realpath(path) if os.path.islink(path) else directory.rstrip("/")
+
+
 def building_directory(directory: str) -> str:
     """Where the stage of `directory` is built until it is complete."""
-    return directory.rstrip("/") + BUILDING_SUFFIX
+    return place_of(directory) + BUILDING_SUFFIX
 
 
 RESTART = "anew"
@@ -138,7 +151,8 @@ def require_ours(directory: str, stage: str) -> None:
 
 
 def _refuse_foreign(directory: str) -> None:
-    names = storage.list_files(directory)
+    # A kill while the mark was written leaves nothing else.
+    names = [name for name in storage.list_files(directory) if not _is_half_written_mark(name)]
     if names and storage.file_size_bytes(storage.join(directory, _EARLIER_SCRATCH, KEY_NAME)) is None:
         more = f" and {len(names) - _MOST_NAMES_SHOWN} more" if len(names) > _MOST_NAMES_SHOWN else ""
         shown = ", ".join(name.encode("unicode_escape").decode() for name in names[:_MOST_NAMES_SHOWN])
@@ -146,6 +160,10 @@ def _refuse_foreign(directory: str) -> None:
             f"{directory}: holds files that no stage of this project wrote ({shown}{more}); move them away or choose "
             "another workspace"
         )
+
+
+def _is_half_written_mark(name: str) -> bool:
+    return name.startswith(f"{SCRATCH_DIRECTORY}/{KEY_NAME}.") and name.endswith(storage.TEMPORARY_SUFFIX)
 
 
 def install_build(directory: str, key: StageKey, keep_earlier: bool = False) -> str | None:
@@ -159,6 +177,7 @@ def install_build(directory: str, key: StageKey, keep_earlier: bool = False) -> 
     Returns:
         The directory in which the earlier result is kept, or what it held besides our files; None where nothing is.
     """
+    directory = place_of(directory)
     building = building_directory(directory)
     manifest = read_manifest(building)
     if manifest is None:
@@ -199,6 +218,7 @@ def finish_exchange(directory: str, keep_earlier: bool = False) -> str | None:
     Returns:
         As `install_build`.
     """
+    directory = place_of(directory)
     building = building_directory(directory)
     left, result = read_manifest(building), read_manifest(directory)
     is_marked = is_open(directory)
@@ -241,21 +261,28 @@ def delete_directory(directory: str) -> None:
         return
     path = storage.local_path(directory)
     trash = storage.join(path.rpartition("/")[0], TRASH_DIRECTORY)
-    storage.make_directory(trash)
-    with contextlib.suppress(FileNotFoundError):
-        storage.move_directory(path, storage.join(trash, uuid.uuid4().hex))
-    shutil.rmtree(trash)
+    while os.path.lexists(path):
+        storage.make_directory(trash)
+        # Who deletes another stage of the workspace may have taken the trash away in between.
+        with contextlib.suppress(FileNotFoundError):
+            storage.move_directory(path, storage.join(trash, uuid.uuid4().hex))
+    try:
+        shutil.rmtree(trash)
+    except OSError as error:
+        # Others delete here at the same time: they take something away first, or bring more. The last one has it all.
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
 
 
 def next_kept_directory(directory: str) -> str:
     """The first numbered name after those in use: `pretraining.1`, `pretraining.2`, ..."""
     numbers = [int(kept.rpartition(".")[2]) for kept in kept_directories(directory)]
-    return f"{directory.rstrip('/')}.{max(numbers, default=0) + 1}"
+    return f"{place_of(directory)}.{max(numbers, default=0) + 1}"
 
 
 def kept_directories(directory: str) -> list[str]:
     """Earlier results of a stage that are kept, in the order of their numbers."""
-    parent, _, name = directory.rstrip("/").rpartition("/")
+    parent, _, name = place_of(directory).rpartition("/")
     found = []
     for other in storage.list_directories(parent or "/"):
         stem, _, number = other.rpartition(".")
@@ -281,6 +308,7 @@ def restore_kept(directory: str, kept: str) -> str | None:
     Returns:
         Where the result that was current is kept now; None where there was none.
     """
+    directory = place_of(directory)
     if read_manifest(directory) is None:
         _refuse_foreign(directory)
         storage.remove_directory(directory)
@@ -308,12 +336,12 @@ def _key_of(manifest: Manifest) -> StageKey:
 
 
 def _retire(replaced: str, directory: str, manifest: Manifest, is_kept: bool) -> str | None:
-    """Keep or delete a replaced result, which is in `replaced` now; files besides ours are always kept.
+    """Keep or delete a replaced result, which is in `replaced` now; what a person added or edited is always kept.
 
     Returns:
         The numbered directory in which something is kept; None where nothing is.
     """
-    own = {file.name for file in manifest.files}
+    own = {file.name for file in manifest.files if not _is_edited(replaced, file)}
     names = storage.list_files(replaced)
     foreign = [
         name
@@ -332,6 +360,19 @@ def _retire(replaced: str, directory: str, manifest: Manifest, is_kept: bool) ->
         for name in sorted({*names} - {*foreign}):
             storage.remove_file(storage.join(kept, name))
     return kept
+
+
+def _is_edited(directory: str, file: FileRecord) -> bool:
+    """Has a file of ours been changed since its manifest was written, as a person does who fills [unused] entries?"""
+    uri = storage.join(directory, file.name)
+    size_bytes = storage.file_size_bytes(uri)
+    if size_bytes is None or not storage.is_local(directory):
+        return False
+    if size_bytes != file.size_bytes:
+        return True
+    path, manifest = storage.local_path(uri), storage.local_path(storage.join(directory, MANIFEST_NAME))
+    # Only what is newer than the manifest has to be read: the manifest is written last.
+    return os.stat(path).st_mtime_ns > os.stat(manifest).st_mtime_ns and storage.sha256_of(uri) != file.sha256
 
 
 def _remove_half_written(directory: str) -> None:

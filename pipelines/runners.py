@@ -21,7 +21,14 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines import storage
-from pipelines.builds import add_restart_argument, finish_exchange, has_leftovers, is_open, require_ours
+from pipelines.builds import (
+    add_restart_argument,
+    finish_exchange,
+    has_leftovers,
+    is_open,
+    kept_directories,
+    require_ours,
+)
 from pipelines.command_line import CommandParser
 from pipelines.contract import Manifest, StageKey, read_manifest
 from pipelines.failures import first_cause
@@ -87,7 +94,10 @@ class Job(NamedTuple):
                     f"{key.stage}: {reason}; building anew, the result in {directory} stays until the new one is "
                     "complete"
                 )
+            kept = set(kept_directories(directory))
             yield True
+            for other in sorted(set(kept_directories(directory)) - kept):
+                print(f"{key.stage}: what a person added or edited in the result before is kept in {other}")
 
     def show_summary(self, stage: str, directory: str, summary: Callable[[Manifest], Iterable[str]]) -> None:
         """Print a stage's closing lines; where the runner left before it was complete (a dry run), say that instead."""

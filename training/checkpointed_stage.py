@@ -20,6 +20,7 @@ from pipelines.builds import (
     kept_result,
     next_kept_directory,
     open_build,
+    place_of,
     read_mark,
     require_ours,
     restore_kept,
@@ -161,7 +162,7 @@ def _adopt_run_in_place(directory: str, stage: str) -> None:
     key = _checkpoint_key(directory, stage)
     if key is not None and read_mark(directory) is None:
         storage.remove_directory(building_directory(directory))
-        storage.move_directory(directory, building_directory(directory))
+        storage.move_directory(place_of(directory), building_directory(directory))
         write_mark(directory, key)
 
 

@@ -202,3 +202,67 @@ def test_kills_at_random_moments_leave_a_valid_result(directory: str) -> None:
         assert manifest is not None
         assert Path(directory, "train.arrow").read_text() == str(manifest.config["value"])
         build(directory, 0)
+
+
+@pytest.mark.parametrize("text", ["99", "2"])
+def test_a_file_that_a_person_edited_survives_the_replacement_of_its_stage(directory: str, text: str) -> None:
+    build(directory, 1)
+    edited = Path(directory, "train.arrow")
+    edited.write_text(text)
+    written = Path(directory, "manifest.json").stat().st_mtime_ns
+    os.utime(edited, ns=(written + 10**9, written + 10**9))
+    assert build(directory, 2) == f"{directory}.1"
+    assert Path(f"{directory}.1", "train.arrow").read_text() == text
+    assert storage.list_files(f"{directory}.1") == ["train.arrow"]
+
+
+def test_a_copied_result_was_not_edited(directory: str) -> None:
+    build(directory, 1)
+    os.utime(Path(directory, "train.arrow"))
+    assert build(directory, 2) is None
+
+
+@pytest.mark.parametrize("target_exists", [True, False])
+def test_a_stage_that_is_linked_to_another_disk_stays_there(
+    directory: str, tmp_path: Path, target_exists: bool
+) -> None:
+    target = tmp_path / "disk" / "texts"
+    target.parent.mkdir()
+    if target_exists:
+        target.mkdir()
+    os.symlink("disk/texts", directory)
+    build(directory, 1)
+    assert build(directory, 2, keep_earlier=True) == f"{target}.1"
+    assert builds.kept_directories(directory) == [f"{target}.1"]
+    assert builds.restore_kept(directory, f"{target}.1") == f"{target}.1"
+    assert os.readlink(directory) == "disk/texts"
+    assert key_of(1).difference(str(target)) is None
+    assert sorted(os.listdir(target.parent)) == ["texts", "texts.1"]
+    assert sorted(os.listdir(tmp_path)) == ["disk", "documents"]
+
+
+def test_who_deletes_at_the_same_time_hinders_no_deletion(
+    directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one empties the shared trash just before this one's rename: the old build must not be taken for new."""
+    open_build(directory, key_of(1))
+    fill(directory, 1)
+    original = storage.move_directory
+    failures = iter([True, False])
+
+    def move(source: str, target: str) -> None:
+        if next(failures):
+            os.rmdir(tmp_path / builds.TRASH_DIRECTORY)
+        original(source, target)
+
+    monkeypatch.setattr(storage, "move_directory", move)
+    open_build(directory, key_of(2))
+    assert storage.list_files(building_directory(directory)) == ["scratch/key.json"]
+    assert sorted(os.listdir(tmp_path)) == ["documents.building"]
+
+
+def test_a_kill_while_the_mark_is_written_leaves_a_directory_of_ours(directory: str) -> None:
+    half = f"{building_directory(directory)}/{builds.SCRATCH_DIRECTORY}/{builds.KEY_NAME}.0f{storage.TEMPORARY_SUFFIX}"
+    storage.write_bytes(half, b'{"sta')
+    build(directory, 1)
+    assert storage.list_files(directory) == ["manifest.json", "train.arrow"]
