@@ -1,4 +1,4 @@
-"""One writer at a time: a lock a stage, and one for what several stages set up in a workspace.
+"""One writer at a time and none while others read: a lock a stage, and one for what several stages share.
 
 A local lock is the kernel's (`flock`), so it ends with its holder, however that ends. Object stores have no such lock:
 there it is a lease, a small object that its holder renews and that counts as abandoned when it is not renewed.
@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,13 +43,34 @@ def workspace_lock(workspace: str, name: str, wait_seconds: float = 0.0) -> Iter
     Raises:
         InputError: another process holds it; the line names that process.
     """
-    uri = storage.join(workspace, LOCKS_DIRECTORY, name.replace("/", "-") + ".lock")
+    uri = _uri_of(workspace, name)
     with _local_lock(uri, name, wait_seconds) if storage.is_local(uri) else _lease(uri, name, wait_seconds):
         yield
 
 
 @contextmanager
-def _local_lock(uri: str, name: str, wait_seconds: float) -> Iterator[None]:
+def consumed(workspace: str, stages: Iterable[str]) -> Iterator[None]:
+    """Keep the stages that another one reads from being replaced for the time of the block; many may read at once.
+
+    On an object store nothing is held: there the stage that was built from a replaced input is found stale.
+
+    Raises:
+        InputError: one of the stages is just being built; the line names that process.
+    """
+    with ExitStack() as stack:
+        for stage in sorted(stages):
+            uri = _uri_of(workspace, stage)
+            if storage.is_local(uri):
+                stack.enter_context(_local_lock(uri, stage, 0.0, is_shared=True))
+        yield
+
+
+def _uri_of(workspace: str, name: str) -> str:
+    return storage.join(workspace, LOCKS_DIRECTORY, name.replace("/", "-") + ".lock")
+
+
+@contextmanager
+def _local_lock(uri: str, name: str, wait_seconds: float, is_shared: bool = False) -> Iterator[None]:
     path = storage.local_path(uri)
     storage.make_directory(os.path.dirname(path))
     deadline = time.monotonic() + wait_seconds
@@ -57,14 +78,14 @@ def _local_lock(uri: str, name: str, wait_seconds: float) -> Iterator[None]:
     try:
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise InputError(_refusal(name, _parsed(os.pread(descriptor, 1 << 16, 0)))) from None
                 time.sleep(_POLL_SECONDS)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_holder()).encode(), 0)
+        os.pwrite(descriptor, json.dumps(_holder() | {"reads": is_shared}).encode(), 0)
         # The file stays: deleting it could give two holders two files of one name.
         yield
         os.ftruncate(descriptor, 0)
@@ -135,8 +156,9 @@ def _parsed(data: bytes) -> dict[str, Any]:
 def _refusal(name: str, held: dict[str, Any]) -> str:
     if not held:
         return f"{name}: another process is working on it in this workspace; wait for it to end"
+    what = "being read" if held.get("reads") else "being written"
     shown = {key: str(value).encode("unicode_escape").decode() for key, value in held.items()}
     return (
-        f"{name}: being written by process {shown.get('pid')} on {shown.get('host')} since {shown.get('since')} "
+        f"{name}: {what} by process {shown.get('pid')} on {shown.get('host')} since {shown.get('since')} "
         f"({shown.get('command')}); wait for it to end, or end it"
     )

@@ -32,9 +32,10 @@ from pipelines.builds import (
 from pipelines.command_line import CommandParser
 from pipelines.contract import Manifest, StageKey, read_manifest
 from pipelines.failures import first_cause
-from pipelines.locks import workspace_lock
+from pipelines.locks import consumed, workspace_lock
 from pipelines.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
 from pipelines.scratch import scratch_directory
+from pipelines.stages import CORPUS_INPUT
 from pipelines.worker_processes import Crew, WorkerDiedError, environment_of
 
 MOST_RETRIES = 3
@@ -82,7 +83,8 @@ class Job(NamedTuple):
         if not has_leftovers(directory) and self._is_done(key, directory):
             yield False
             return
-        with workspace_lock(self.workspace, key.stage):
+        stages = [name for name in key.inputs if name != CORPUS_INPUT]
+        with workspace_lock(self.workspace, key.stage), consumed(self.workspace, stages):
             finish_exchange(directory)
             if self._is_done(key, directory):
                 yield False

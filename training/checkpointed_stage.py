@@ -6,7 +6,7 @@ Pre-training and distillation share it. All decisions are rank 0's, under the st
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,7 +28,7 @@ from pipelines.builds import (
     write_mark,
 )
 from pipelines.contract import MANIFEST_NAME, StageKey, read_manifest
-from pipelines.locks import workspace_lock
+from pipelines.locks import consumed, workspace_lock
 from pipelines.recipe import InputError
 from training.checkpoint import CHECKPOINTS_DIRECTORY, checkpoint_names, refuse_foreign_checkpoints
 
@@ -91,14 +91,21 @@ def on_first(processes: Processes, decide: Callable[[], ResultT]) -> ResultT:
 
 
 @contextmanager
-def lock_of_ranks(processes: Processes, workspace: str, name: str) -> Iterator[None]:
+def lock_of_ranks(processes: Processes, workspace: str, name: str, reads: Sequence[str] = ()) -> Iterator[None]:
     """Hold a lock of the workspace on rank 0 for the time of the block.
 
+    Args:
+        processes: the ranks.
+        workspace: of the run.
+        name: what is locked.
+        reads: stages that are read again and again meanwhile; nobody may replace them.
+
     Raises:
-        InputError: on all ranks, where another run holds it.
+        InputError: on all ranks, where another run holds it, or builds one of the stages.
     """
     with ExitStack() as stack:
         on_first(processes, lambda: stack.enter_context(workspace_lock(workspace, name)))
+        on_first(processes, lambda: stack.enter_context(consumed(workspace, reads)))
         yield
 
 

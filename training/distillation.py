@@ -32,7 +32,7 @@ from training.pretraining import EXIT_INTERRUPTED
 from training.process_end import StopRequest
 from training.result_checks import require_finite
 from training.schedule import learning_rate_at
-from training.stages import ENCODER_DIRECTORY, code_version
+from training.stages import ENCODER_DIRECTORY, EXAMPLES, VOCABULARY, code_version
 from training.student import LearntSums, Student, chosen_layers, lesson_of, read_teacher, student_weights
 from training.tracking import Tracker
 
@@ -89,7 +89,7 @@ class DistillationRun:
             0, or EXIT_INTERRUPTED after a checkpoint.
         """
         inputs, processes = self._inputs, self._processes
-        with lock_of_ranks(processes, inputs.workspace, DISTILLATION):
+        with lock_of_ranks(processes, inputs.workspace, DISTILLATION, reads=(EXAMPLES, VOCABULARY)):
             self._share()
             on_first(processes, lambda: verify_inputs(inputs))
             if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say)):

@@ -45,7 +45,9 @@ from training.sizes import disk_bytes_pretraining
 from training.stages import (
     DOCUMENTS,
     ENCODER_DIRECTORY,
+    EXAMPLES,
     PRETRAINING,
+    VOCABULARY,
     PretrainingInputs,
     code_version,
     verify_inputs,
@@ -107,7 +109,7 @@ class PretrainingRun:
             0, or EXIT_INTERRUPTED after a checkpoint.
         """
         inputs, processes = self._inputs, self._processes
-        with lock_of_ranks(processes, inputs.workspace, PRETRAINING):
+        with lock_of_ranks(processes, inputs.workspace, PRETRAINING, reads=(EXAMPLES, VOCABULARY)):
             self._check_before_the_first_write()
             if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say)):
                 return 0

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from pipelines import locks, storage
-from pipelines.locks import workspace_lock
+from pipelines.locks import consumed, workspace_lock
 from pipelines.recipe import InputError
 
 HOLDER = """
@@ -48,6 +48,24 @@ def test_a_second_one_is_refused_by_name_until_the_first_is_killed(
         pass
     os.kill(holder.pid, signal.SIGKILL)
     with workspace_lock(str(tmp_path), "documents", wait_seconds=30):
+        pass
+
+
+def test_what_others_read_is_not_replaced_meanwhile(tmp_path: Path) -> None:
+    workspace = str(tmp_path)
+    with consumed(workspace, ("examples", "vocabulary")), consumed(workspace, ["examples"]):
+        with (
+            pytest.raises(InputError, match=r"^vocabulary: being read by process"),
+            workspace_lock(workspace, "vocabulary"),
+        ):
+            pass
+        with workspace_lock(workspace, "documents"):
+            pass
+    with (
+        workspace_lock(workspace, "examples"),
+        pytest.raises(InputError, match=r"^examples: being written by process"),
+        consumed(workspace, ["examples"]),
+    ):
         pass
 
 
