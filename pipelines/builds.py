@@ -76,7 +76,13 @@ def open_build(directory: str, key: StageKey, restart: str | None = None) -> boo
     """
     require_ours(directory, key.stage)
     building = building_directory(directory)
-    if is_resumable(read_mark(directory), key, restart):
+    mark = read_mark(directory)
+    if mark is not None and mark.get("stage") != key.stage:
+        raise InputError(
+            f"{building}: holds what a stage named {mark.get('stage')!r} wrote, not {key.stage!r}; move it away or "
+            "choose another workspace"
+        )
+    if is_resumable(mark, key, restart):
         storage.remove_file(storage.join(building, MANIFEST_NAME))
         _remove_half_written(building)
         return True
@@ -227,7 +233,7 @@ def finish_exchange(directory: str, keep_earlier: bool = False) -> str | None:
         left, result = None, left
     if result is not None:
         storage.remove_directory(storage.join(directory, SCRATCH_DIRECTORY))
-    if left is None or is_marked:
+    if left is None or is_marked or (result is not None and left.stage != result.stage):
         return None
     # Only the result that was replaced has a manifest and no mark: it has not got its new name yet.
     return _retire(building, directory, left, keep_earlier)
@@ -277,7 +283,10 @@ def delete_directory(directory: str) -> None:
 def next_kept_directory(directory: str) -> str:
     """The first numbered name after those in use: `pretraining.1`, `pretraining.2`, ..."""
     numbers = [int(kept.rpartition(".")[2]) for kept in kept_directories(directory)]
-    return f"{place_of(directory)}.{max(numbers, default=0) + 1}"
+    number, place = max(numbers, default=0) + 1, place_of(directory)
+    while storage.is_local(place) and os.path.lexists(storage.local_path(f"{place}.{number}")):
+        number += 1  # a file of a person
+    return f"{place}.{number}"
 
 
 def kept_directories(directory: str) -> list[str]:

@@ -266,3 +266,26 @@ def test_a_kill_while_the_mark_is_written_leaves_a_directory_of_ours(directory: 
     storage.write_bytes(half, b'{"sta')
     build(directory, 1)
     assert storage.list_files(directory) == ["manifest.json", "train.arrow"]
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_what_another_stage_wrote_into_the_build_directory_is_refused(directory: str, is_complete: bool) -> None:
+    build(directory, 1)
+    building = Path(building_directory(directory))
+    storage.write_bytes(str(building / "vocab.txt"), b"a\n")
+    other = StageKey("vocabulary", 1, {}, {})
+    if is_complete:
+        write_manifest(str(building), other.manifest([record_of(str(building), "vocab.txt", 1)], {}, "1"))
+    else:
+        storage.write_bytes(str(building / "scratch/key.json"), b'{"stage": "vocabulary", "key": "a"}')
+    finish_exchange(directory)
+    with pytest.raises(InputError, match=r"building: holds what a stage named 'vocabulary' wrote, not 'documents'"):
+        open_build(directory, key_of(2))
+    assert (building / "vocab.txt").exists()
+
+
+def test_a_kept_result_takes_no_name_that_a_file_has(directory: str) -> None:
+    build(directory, 1)
+    Path(f"{directory}.1").write_text("mine")
+    assert build(directory, 2, keep_earlier=True) == f"{directory}.2"
+    assert Path(f"{directory}.1").read_text() == "mine"
