@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -107,19 +108,25 @@ def _lease(uri: str, name: str, wait_seconds: float) -> Iterator[None]:
     if (other := _other_lease(uri, own["lease"])) is not None:
         raise InputError(_refusal(name, other))
     ended = threading.Event()
-    renewal = threading.Thread(target=_keep_renewing, args=(uri, own, ended), name="lease", daemon=True)
+    renewal = threading.Thread(target=_keep_renewing, args=(uri, name, own, ended), name="lease", daemon=True)
     renewal.start()
     try:
         yield
     finally:
         ended.set()
         renewal.join()
-        storage.remove_file(uri)
+        if _other_lease(uri, own["lease"]) is None:
+            storage.remove_file(uri)
 
 
-def _keep_renewing(uri: str, own: dict[str, Any], ended: threading.Event) -> None:
+def _keep_renewing(uri: str, name: str, own: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(_RENEWAL_SECONDS):
         try:
+            if (other := _other_lease(uri, own["lease"])) is not None:
+                # This process stood still for so long that it counted as gone: two writers would be worse than none.
+                print(f"{_refusal(name, other)}; this process lost its lease and ends", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGINT)
+                return
             _renew(uri, own)
         except OSError as error:
             print(f"lease {uri} could not be renewed ({error}); trying again", file=sys.stderr, flush=True)
@@ -133,8 +140,12 @@ def _other_lease(uri: str, own: str) -> dict[str, Any] | None:
     """The holder of a lease that is not ours and not abandoned."""
     if storage.file_size_bytes(uri) is None:
         return None
-    held = _parsed(storage.read_bytes(uri))
-    is_abandoned = time.time() - float(held.get("renewed_at", 0.0)) > _LEASE_SECONDS
+    try:
+        held = _parsed(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None  # its holder has just ended
+    renewed_at = held.get("renewed_at")
+    is_abandoned = not isinstance(renewed_at, int | float) or time.time() - renewed_at > _LEASE_SECONDS
     return None if held.get("lease") == own or is_abandoned else held
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -90,20 +91,19 @@ def test_a_child_does_not_inherit_it(tmp_path: Path) -> None:
         child.wait()
 
 
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fs.FileSystem:
+    """A directory behind a scheme of its own, asked for what every store can: files by name."""
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "filesystem_of", lambda uri: (store, uri.removeprefix("store://")))
+    store.create_dir("run/.locks", recursive=True)
+    return store
+
+
+@pytest.mark.usefixtures("store")
 def test_an_object_store_has_leases_that_are_abandoned_when_not_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store is a directory behind a scheme of its own, asked for what every store can: files by name."""
-    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(storage, "filesystem_of", lambda uri: (store, uri.removeprefix("store://")))
-    original = store.open_output_stream
-
-    def with_directory(path: str, **options: object) -> object:
-        store.create_dir(path.rpartition("/")[0], recursive=True)
-        return original(path, **options)
-
-    monkeypatch.setattr(storage, "filesystem_of", lambda uri: (store, uri.removeprefix("store://")))
-    store.create_dir("run/.locks", recursive=True)
     with workspace_lock("store://run", "documents"):
         with pytest.raises(InputError, match=rf"process {os.getpid()} on"), workspace_lock("store://run", "documents"):
             pass
@@ -111,3 +111,29 @@ def test_an_object_store_has_leases_that_are_abandoned_when_not_renewed(
         with workspace_lock("store://run", "documents"):
             pass
     assert not list(tmp_path.glob("run/.locks/*"))
+
+
+def test_who_stood_still_and_lost_the_lease_ends_and_leaves_it_to_the_other(
+    store: fs.FileSystem, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locks, "_RENEWAL_SECONDS", 0.2)
+    others = json.dumps({"lease": "other", "pid": 17, "renewed_at": time.time()}).encode()
+
+    def stand_still() -> None:
+        with workspace_lock("store://run", "documents"):
+            storage.write_bytes("store://run/.locks/documents.lock", others)
+            time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        stand_still()
+    assert storage.read_bytes("store://run/.locks/documents.lock") == others
+    assert "documents: being written by process 17" in capfd.readouterr().err
+    assert store.get_file_info("run/.locks/documents.lock").is_file
+
+
+@pytest.mark.parametrize("lease", [b"", b"[]", b'{"renewed_at": "x"}', b'{"renewed_at": null}'])
+@pytest.mark.usefixtures("store")
+def test_a_damaged_lease_counts_as_abandoned(lease: bytes) -> None:
+    storage.write_bytes("store://run/.locks/documents.lock", lease)
+    with workspace_lock("store://run", "documents"):
+        pass
