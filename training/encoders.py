@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines import storage
-from pipelines.contract import digest_of, read_manifest
+from pipelines.contract import digest_of, read_manifest, verify_file
 from pipelines.recipe import InputError
 from training.stages import ENCODER_DIRECTORY, PRETRAINING
 
@@ -72,6 +72,7 @@ def encoder_directory(source: str) -> str:
             raise InputError(f"{source}: pre-training in this workspace is not complete; finish it, or {_ACCEPTED}")
         directory = storage.join(pretraining, ENCODER_DIRECTORY)
     _require_encoder(directory, source)
+    _require_undamaged(directory)
     return directory
 
 
@@ -99,6 +100,23 @@ def _require_encoder(directory: str, source: str) -> None:
         raise InputError(f"{source}: no weights (model.safetensors) beside {_CONFIG}; {_ACCEPTED}")
     if not any(name in names for name in _VOCABULARY_FILES):
         raise InputError(f"{source}: neither {' nor '.join(_VOCABULARY_FILES)} beside {_CONFIG}; add its vocabulary")
+
+
+def _require_undamaged(directory: str) -> None:
+    """Compare the files of an encoder that a stage of ours wrote with that stage's manifest.
+
+    Raises:
+        InputError: one of them is damaged.
+    """
+    stage, _, name = directory.rstrip("/").rpartition("/")
+    try:
+        manifest = read_manifest(stage)
+    except InputError:
+        return  # a file of that name that is not ours, next to an encoder from elsewhere
+    for file in manifest.files if manifest else ():
+        own = file.name.removeprefix(f"{name}/")
+        if own != file.name and (own in (_CONFIG, *_TOKENIZER_FILES) or own.endswith(_WEIGHT_SUFFIXES)):
+            verify_file(stage, file)
 
 
 def _registered(uri: str) -> str:

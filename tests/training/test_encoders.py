@@ -16,7 +16,7 @@ import transformers
 from huggingface_hub import ModelCard
 
 from pipelines import storage
-from pipelines.contract import StageKey, write_manifest
+from pipelines.contract import StageKey, record_of, write_manifest
 from pipelines.recipe import InputError
 from training import encoders
 from training.config import ModelConfig
@@ -255,3 +255,22 @@ def test_negative_layers_are_no_options(words: list[str]) -> None:
     add_encoder_arguments(parser, layers="0")
     assert parse_encoder_arguments(parser, ["--model", "x", *words]).layers == [-1, -2]
     assert parse_encoder_arguments(parser, ["--model", "x"]).layers == [0]
+
+
+def test_a_damaged_encoder_of_a_stage_is_refused_wherever_it_is_named(tmp_path: Path) -> None:
+    stage = str(tmp_path / "run/pretraining")
+    for name, data in (("config.json", b"{}"), ("vocab.txt", b"[PAD]\n"), ("model.safetensors", bytes(64))):
+        storage.write_bytes(f"{stage}/encoder/{name}", data)
+    storage.write_bytes(f"{stage}/encoder/README.md", b"card")
+    records = [record_of(stage, name, 0) for name in storage.list_files(stage)]
+    write_manifest(stage, StageKey("pretraining", 1, {}, {}).manifest(records, {}, "1"))
+    storage.write_bytes(f"{stage}/encoder/README.md", b"a person's words")
+    for source in (str(tmp_path / "run"), f"{stage}/encoder/"):
+        assert encoder_directory(source).rstrip("/") == f"{stage}/encoder"
+    storage.write_bytes(f"{stage}/encoder/model.safetensors", bytes(63) + b"\1")
+    for source in (str(tmp_path / "run"), f"{stage}/encoder/"):
+        with pytest.raises(InputError, match=r"encoder/model\.safetensors: damaged"):
+            encoder_directory(source)
+    # Beside an encoder from elsewhere, a file of the manifest's name says nothing.
+    storage.write_bytes(f"{stage}/manifest.json", b'{"name": "a page"}')
+    assert encoder_directory(f"{stage}/encoder")
