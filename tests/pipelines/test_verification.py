@@ -81,3 +81,9 @@ def test_a_file_that_is_exchanged_while_it_is_read_is_not_remembered(
         verify_stage(workspace, "examples", manifest, lambda file: file.name == "1.arrow")
     with pytest.raises(InputError, match=r"1\.arrow: damaged"):
         verify_stage(workspace, "examples", manifest)
+
+
+def test_a_memory_that_cannot_be_kept_stops_nothing(workspace: str) -> None:
+    Path(workspace, ".verified").write_text("a file")
+    for _ in range(2):
+        assert verify_stage(workspace, "examples", require_stage(workspace, "examples", "it")) == 3
