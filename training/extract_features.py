@@ -17,6 +17,7 @@ the paper's best. The schema's metadata tells model, digest, layers, pool, lengt
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -51,11 +52,25 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="Arrow IPC file; appears when it is whole")
     parsed = parse_encoder_arguments(parser, arguments)
+    _require_another_file(parsed.input, parsed.output)
     directory = encoder_directory(parsed.model)
     with ExitStack() as stack:
         stream = _opened(parsed.input, stack)
         _extract(parsed, directory, stream)
     return 0
+
+
+def _require_another_file(source: str, output: str) -> None:
+    """Refuse to put the features in the place of the text.
+
+    Raises:
+        InputError: both are one file.
+    """
+    if source == STANDARD_INPUT or not storage.is_local(output):
+        return
+    path = storage.local_path(output)
+    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(source, path):
+        raise InputError(f"--output {output}: is the file of --input, which it would replace; name another")
 
 
 def _opened(path: str, stack: ExitStack) -> BinaryIO:

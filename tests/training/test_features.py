@@ -346,6 +346,14 @@ def test_mistakes_are_one_line_and_leave_no_output(
     assert os.listdir(tmp_path) == ["in.txt"]
 
 
+def test_the_text_is_not_replaced_by_its_features(encoder_path: str, tmp_path: Path) -> None:
+    os.symlink("in.txt", tmp_path / "link.txt")
+    for output in ("in.txt", "link.txt"):
+        with pytest.raises(InputError, match="is the file of --input"):
+            run(encoder_path, tmp_path, b"mine", "--output", f"{tmp_path}/{output}")
+        assert (tmp_path / "in.txt").read_bytes() == b"mine"
+
+
 def test_a_vocabulary_of_another_model_is_refused(encoder_path: str, tmp_path: Path) -> None:
     for name in os.listdir(encoder_path):
         storage.write_bytes(f"{tmp_path}/{name}", storage.read_bytes(f"{encoder_path}/{name}"))
