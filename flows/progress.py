@@ -112,7 +112,8 @@ def _others(status: StageStatus, whole: WholeRecipe | None) -> list[StageStatus]
         detail = building.detail or "begun"
         found.append(replace(building, name=status.name + NEW, state="unfinished", detail=detail))
     for kept in kept_directories(status.directory):
-        found.append(kept_status(kept))
+        # The stage may be a link to a directory of another name.
+        found.append(replace(kept_status(kept), name=f"{status.name}.{kept.rpartition('.')[2]}"))
     return found
 
 

@@ -42,8 +42,9 @@ def remove(workspace: str, name: str, is_sure: bool) -> None:
     Raises:
         InputError: there is no kept result of this name, or nobody agreed.
     """
+    # A stage may be a link to a directory of another name.
     kept = {
-        directory.rpartition("/")[2]: directory
+        f"{stage}.{directory.rpartition('.')[2]}": directory
         for stage in _STAGES
         for directory in kept_directories(storage.join(workspace, stage))
     }

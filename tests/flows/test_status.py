@@ -170,6 +170,17 @@ def test_a_new_run_and_kept_results_have_rows_of_their_own(
     assert {"pretraining", "pretraining.12", "pretraining.building"} <= {*os.listdir(workspace)}
 
 
+def test_results_of_a_linked_stage_are_named_by_the_stage(tmp_path: Path) -> None:
+    workspace = f"{tmp_path}/run"
+    for name in ("big", "big.1"):
+        complete(f"{tmp_path}/disk/{name}", StageKey("pretraining", 2, {"seed": 1}, {}))
+    os.mkdir(workspace)
+    os.symlink(f"{tmp_path}/disk/big", f"{workspace}/pretraining")
+    assert [status.name for status in statuses_of_workspace(workspace)][3:] == ["pretraining", "pretraining.1"]
+    remove(workspace, "pretraining.1", is_sure=True)
+    assert os.listdir(f"{tmp_path}/disk") == ["big"]
+
+
 def test_trials_are_found_and_task_data_is_no_trial(tmp_path: Path) -> None:
     complete(f"{tmp_path}/finetuning/cola/pretrained", StageKey("finetuning", 1, {}, {}))
     complete(f"{tmp_path}/finetuning/data/word-order", StageKey("data", 1, {}, {}))
