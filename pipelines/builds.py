@@ -144,8 +144,14 @@ def require_ours(directory: str, stage: str) -> None:
     """Check that a directory may be replaced: it is absent, empty, or holds a result of this stage.
 
     Raises:
-        InputError: it holds something else.
+        InputError: it holds something else, or it is where a disk is mounted, so that no other can take its place.
     """
+    place = place_of(directory)
+    if storage.is_local(directory) and os.path.ismount(place):
+        raise InputError(
+            f"{directory}: a disk is mounted right at {place}, which no new result could take the place of; make a "
+            f"directory on that disk, and {directory} a link to it"
+        )
     manifest = read_manifest(directory)
     if manifest is None:
         _refuse_foreign(directory)

@@ -289,3 +289,17 @@ def test_a_kept_result_takes_no_name_that_a_file_has(directory: str) -> None:
     Path(f"{directory}.1").write_text("mine")
     assert build(directory, 2, keep_earlier=True) == f"{directory}.2"
     assert Path(f"{directory}.1").read_text() == "mine"
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_stage_where_a_disk_is_mounted_is_refused_before_it_is_built(
+    directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_link: bool
+) -> None:
+    mounted = str(tmp_path / "disk") if is_link else directory
+    os.mkdir(mounted)
+    if is_link:
+        os.symlink(mounted, directory)
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == mounted)
+    with pytest.raises(InputError, match=r"documents: a disk is mounted right at .*link to it"):
+        open_build(directory, key_of(1))
+    assert not os.path.exists(building_directory(directory))
