@@ -28,6 +28,7 @@ _EXPECTED = {"duplicate", "near-duplicate", "redirect", "not-an-article", "not-w
 _REMEDIES = {
     "undecodable": "set the source's encoding, such as encoding = 'latin-1' or 'cp1251'",
     "binary": "let inputs name texts only, or set encoding = 'utf-16-le' or 'utf-16-be'",
+    "archive": "unpack the archives, and let inputs name the texts in them",
     "bad-json": "format = 'jsonl' needs one JSON object a line, not an array; or set another format",
     "missing-field": "set text_field",
     "not-a-string": "set text_field",
@@ -63,9 +64,11 @@ def require_documents(statistics: Mapping[str, Any], config: Mapping[str, Any]) 
             f"{shown_rejects}. {_remedies(statistics)}"
         )
     if not statistics["train_documents"]:
+        others = f". Of {read:,} texts read, {rejected:,} were rejected: {'; '.join(_first_rejects(statistics))}"
         raise InputError(
             f"documents: all of the {kept:,} documents kept are held out (documents.heldout_share = "
             f"{config['heldout_share']:g}), none is left to train on; lower it, or add documents"
+            f"{others if rejected else ''}"
         )
 
 

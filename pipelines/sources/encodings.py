@@ -20,6 +20,8 @@ _MARKS = [
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 ]
+_ARCHIVES = {"ZIP": (0, b"PK\3\4"), "7z": (0, b"7z\xbc\xaf\x27\x1c"), "RAR": (0, b"Rar!\x1a\7"), "tar": (257, b"ustar")}
+"""Where their marks stand; all of them have NULs in their heads."""
 _MAX_NUL_SHARE = 0.1
 _UNDECODABLE = "\udfff"
 
@@ -49,6 +51,9 @@ def encoding_of(head: bytes, declared: str) -> Encoding:
         raise UnreadableError(
             "undecodable", f"no byte order mark at byte 0; say encoding = '{declared}-le' or '{declared}-be'"
         )
+    for kind, (start, magic) in _ARCHIVES.items():
+        if 0 in head and head[start : start + len(magic)] == magic:
+            raise UnreadableError("archive", f"a {kind} archive, not a text; unpack it")
     encoding = Encoding(declared, 0)
     num_nuls = head.count(0)
     if num_nuls and not encoding.is_wide and (num_nuls > _MAX_NUL_SHARE * len(head) or not _decodes(head, declared)):

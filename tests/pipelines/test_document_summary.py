@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +151,16 @@ def write_blank(root: Path) -> str:
 
 
 def write_one(root: Path) -> str:
-    (root / "a.txt").write_text(f"{PROSE} One more.")
+    (root / "a.txt").write_text(f"{PROSE} It is number 0.")
     return ""
+
+
+def write_one_and_others(root: Path) -> str:
+    with zipfile.ZipFile(root / "1.zip", "w") as archive:
+        archive.writestr("a.txt", PROSE)
+    with tarfile.open(root / "2.tar.gz", "w:gz") as archive:
+        archive.add(root / "1.zip")
+    return write_one(root)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +170,11 @@ def write_one(root: Path) -> str:
         (write_latin, r"none of the 5 texts read was kept.*not UTF-8 at byte 6.*encoding = 'latin-1'"),
         (write_wrong_column, r"none of the 2 texts read was kept.*\[damaged\].*columns there: body.*set text_field"),
         (write_blank, r"hold no text at all"),
-        (write_one, r"all of the 1 documents kept are held out \(documents.heldout_share = 0.9\)"),
+        (
+            write_one_and_others,
+            r"all of the 1 documents.*\. Of 3 texts read, 2 were rejected: corpus/1.zip: a ZIP.*\[archive\]",
+        ),
+        (write_one, r"all of the 1 documents kept are held out \(documents.heldout_share = 0.9\)[^.]*$"),
     ],
 )
 def test_a_corpus_that_gives_nothing_is_an_error_and_no_stage(tmp_path: Path, write: Any, said: str) -> None:
