@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from rich.console import Console
 
+from flows import stages
 from flows.command import run_as_command
 from flows.failure_hooks import tell_crash, tell_failure
 from flows.finetune import finetune
@@ -34,6 +35,7 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         StageError: a stage's command failed.
     """
     whole = request.read()
+    stages.require_task_data(whole)
     tracker = Tracker(whole)
     with tracker.flow_run("end-to-end", whole, request.parent_run_id) as run_id:
         nested = request.model_copy(update={"parent_run_id": run_id})

@@ -150,6 +150,15 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     ]
 
 
+def require_task_data(whole: WholeRecipe) -> None:
+    """Look for what fine-tuning will read, before hours of what comes first.
+
+    Raises:
+        InputError: a file of a task is missing.
+    """
+    training.require_task_data(whole.finetuning)
+
+
 @contextmanager
 def _registry_of(whole: WholeRecipe) -> Iterator[None]:
     """Where a key asks which version an alias names; the stage's command gets this from the tracker."""

@@ -219,6 +219,17 @@ _NOT_OF_A_TRIAL = (
 )  # fmt: skip
 
 
+def require_task_data(config: FinetuningConfig) -> None:
+    """Look for the files of all tasks; to be called before a long training, not after it.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for task in config.tasks:
+        if task != WORD_ORDER:  # made from documents
+            _data_files(task, config)
+
+
 def _data_files(task: str, config: FinetuningConfig) -> list[str]:
     if task == SQUAD:
         return squad_files(config.squad)

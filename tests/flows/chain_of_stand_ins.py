@@ -30,6 +30,7 @@ def install(setattr_: Callable[[Any, str, Any], None]) -> None:
     setattr_(stages, "preprocessing_stages", lambda whole: [_stage(whole, name, name) for name in names])
     setattr_(stages, "pretraining_stage", lambda whole: _stage(whole, "pretraining", "pretraining"))
     setattr_(stages, "finetuning_stages", lambda whole: [_stage(whole, "finetuning", "cola/pretrained", "cola/random")])
+    setattr_(stages, "require_task_data", lambda _: None)
 
 
 if __name__ == "__main__":

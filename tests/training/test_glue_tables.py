@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.recipe import InputError
+from training.finetuning_config import FinetuningConfig
 from training.glue import reading
 from training.glue.metrics import leaderboard_average, paper_average, scores
 from training.glue.reading import read_examples, read_test
 from training.glue.tasks import GLUE_TASKS, TASKS, task_files
+from training.stages import require_task_data
 
 COMPLETE = ("cola", "mrpc", "sts-b", "rte", "wnli")
 """Tasks whose full files are in the shared data."""
@@ -130,6 +132,9 @@ def test_bad_test_files_are_one_line(tmp_path: Path) -> None:
         read_test(TASKS["cola"], str(path))
     with pytest.raises(InputError, match=r"CoLA/train\.tsv: missing; .* python -m training\.glue\.fetch"):
         task_files("cola", str(tmp_path))
+    with pytest.raises(InputError, match=r"CoLA/train\.tsv: missing"):
+        require_task_data(FinetuningConfig(tasks=("word-order", "cola"), glue_dir=str(tmp_path)))
+    require_task_data(FinetuningConfig(tasks=("word-order",)))
 
 
 CELLS = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=("Cs",)), max_size=6)
