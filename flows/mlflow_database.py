@@ -77,11 +77,15 @@ def _is_current(connection: sqlite3.Connection) -> bool:
 
 
 def _migrate(url: str, artifacts: str) -> None:
+    from click.exceptions import Abort
     from mlflow.db import upgrade
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     quieten_mlflow()
     # The command `mlflow db upgrade`, which takes an empty database too.
-    upgrade.main([url], standalone_mode=False)
+    try:
+        upgrade.main([url], standalone_mode=False)
+    except Abort as error:  # what click makes of Ctrl-C
+        raise KeyboardInterrupt from error
     # The store adds the default experiment, whose artifacts would otherwise go to ./mlruns.
     SqlAlchemyStore(url, artifacts)._dispose_engine()  # type: ignore[no-untyped-call]

@@ -244,3 +244,13 @@ def test_a_set_up_waits_for_a_lock_and_names_its_holder(tmp_path: Path, monkeypa
         process.kill()
         process.wait()
         assert set_up_mlflow(str(tmp_path)), "the lock ends with its holder"
+
+
+def test_an_interrupt_during_the_set_up_is_no_damaged_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine_with_retry", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        set_up_mlflow(str(tmp_path))
+    assert not (tmp_path / DATABASE_NAME).exists()
