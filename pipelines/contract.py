@@ -234,9 +234,18 @@ def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: st
         if isinstance(before, dict) and isinstance(after, dict):
             if changed := _changed_settings(before, after, f"{prefix}{key}."):
                 return changed
+        elif isinstance(before, list) and isinstance(after, list) and _are_tables(before, after):
+            for index, (one, other) in enumerate(zip(before, after, strict=True)):
+                if changed := _changed_settings(one, other, f"{prefix}{key}.{index}."):
+                    return changed
         elif before != after:
             return f"{prefix}{key} was {json.dumps(before)}, is {json.dumps(after)}"
     return None
+
+
+def _are_tables(before: list[Any], after: list[Any]) -> bool:
+    """Do both lists hold as many tables, so that one setting of one of them tells more than both in full?"""
+    return len(before) == len(after) and all(isinstance(entry, dict) for entry in (*before, *after))
 
 
 def _plain(value: Any) -> Any:

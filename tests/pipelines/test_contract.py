@@ -51,6 +51,10 @@ def test_a_matching_stage_is_complete(stage: str) -> None:
             StageKey("documents", 1, {"num_shards": 2, "nested": {"size": 4}}, {"corpus": "abc"}),
             "nested.size was 3, is 4",
         ),
+        (
+            StageKey("documents", 1, {**KEY.config, "phases": [{"steps": 60, "length": 64}]}, KEY.inputs),
+            'phases was null, is [{"steps": 60, "length": 64}]',
+        ),
         (StageKey("documents", 1, {"num_shards": 2, "nested": {"size": 3}}, {"corpus": "x"}), "input corpus changed"),
         (StageKey("documents", 2, KEY.config, KEY.inputs), "built by an older version of this stage"),
     ],
@@ -139,3 +143,15 @@ def test_an_unknown_scheme_is_refused() -> None:
 def test_ids_are_as_narrow_as_the_vocabulary_allows() -> None:
     assert examples_schema(65_536, {}).field("input_ids").type.value_type == pa.uint16()
     assert examples_schema(65_537, {}).field("input_ids").type.value_type == pa.uint32()
+
+
+def test_of_equally_long_lists_of_tables_the_setting_that_differs_is_said(tmp_path: Path) -> None:
+    def key(*phases: dict[str, int]) -> StageKey:
+        return StageKey("pretraining", 1, {"phases": list(phases)}, {})
+
+    directory = str(tmp_path / "pretraining")
+    write_manifest(directory, key({"steps": 60, "length": 32}, {"steps": 9, "length": 64}).manifest([], {}, "1"))
+    assert key({"steps": 60, "length": 32}, {"length": 64, "steps": 9}).difference(directory) is None
+    changed = key({"steps": 60, "length": 32}, {"steps": 7, "length": 64})
+    assert changed.difference(directory) == "phases.1.steps was 9, is 7"
+    assert str(key({"steps": 60, "length": 32}).difference(directory)).startswith("phases was [")
