@@ -6,6 +6,7 @@ Finished pre-trainings and distillations are never deleted by a run: they are ke
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 
@@ -42,6 +43,8 @@ def remove(workspace: str, name: str, is_sure: bool) -> None:
     Raises:
         InputError: there is no kept result of this name, or nobody agreed.
     """
+    if storage.is_local(workspace) and not os.path.isdir(storage.local_path(workspace)):
+        raise InputError(f"{workspace}: no such directory; name the workspace that holds the result")
     # A stage may be a link to a directory of another name.
     kept = {
         f"{stage}.{directory.rpartition('.')[2]}": directory

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import sys
 import zlib
 from collections import Counter
@@ -62,6 +63,8 @@ def validate(directory: str) -> list[str]:
     stages = {stage: storage.join(directory, stage) for stage in COMMANDS}
     manifests = {stage: stated(uri) for stage, uri in stages.items()}
     if not any(manifests.values()):
+        if storage.is_local(directory) and not os.path.isdir(storage.local_path(directory)):
+            raise InputError(f"{directory}: no such directory; name a workspace or the directory of a stage")
         raise InputError(f"{directory}: neither a complete stage nor a workspace with one")
     for stage, uri in stages.items():
         manifest = manifests[stage]

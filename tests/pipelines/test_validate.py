@@ -324,5 +324,8 @@ def test_the_command_exits_with_0_1_and_2(
     (workspace / "examples" / "manifest.json").unlink()
     assert exit_code_of(main) == 2
     assert "run python -m pipelines.build_examples first" in capsys.readouterr().err
+    (workspace / "nothing").mkdir()
     with pytest.raises(InputError, match="neither a complete stage nor a workspace with one"):
         validate(str(workspace / "nothing"))
+    with pytest.raises(InputError, match="nowhere: no such directory; name a workspace"):
+        validate(str(workspace / "nowhere"))

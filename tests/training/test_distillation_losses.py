@@ -44,7 +44,7 @@ def test_layers_that_make_no_student_are_refused() -> None:
     with pytest.raises(InputError, match=r"teacher_layers names layer 4, but t has layers 0 to 3"):
         chosen_layers((0, 4), 4, "t")
     for layers in ((), (1, 0), (0, 0), (-1, 0)):
-        with pytest.raises(ValueError, match="must name at least one layer|greater than or equal to 0"):
+        with pytest.raises(ValueError, match=r"must name at least one layer|greater than or equal to 0"):
             DistillationConfig(teacher_layers=layers)
     with pytest.raises(ValueError, match="are all 0"):
         DistillationConfig(soft_target_weight=0, mlm_weight=0, cosine_weight=0)
