@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.watch is not None and not parsed.watch > 0:
         raise InputError(f"--watch {parsed.watch:g}: give seconds above 0")
     overrides = list(parsed.overrides)
-    if parsed.workspace:
+    if parsed.workspace is not None:
         overrides.append(f"run.workspace={json.dumps(parsed.workspace)}")
     try:
         while True:
@@ -89,9 +89,12 @@ def _look(target: str, overrides: list[str]) -> tuple[list[StageStatus], str]:
 
 def next_command(statuses: list[StageStatus], workspace: str, recipe: str) -> str:
     """What builds the first stage that is not complete; where all are, what shows them."""
-    # A workspace may have been begun with somebody else's encoder: then only trials are there, and nothing is missing.
-    needed = [status for status in statuses if status.state != "missing" or recipe != _ANY_RECIPE]
-    for status in needed or statuses:
+    # A workspace may have been begun with somebody else's encoder: then only trials are there, and what is missing
+    # before them is not needed. What is missing after the last result comes next.
+    there = [index for index, status in enumerate(statuses) if status.state != "missing"]
+    last = there[-1] if there and recipe == _ANY_RECIPE else -1
+    needed = [status for index, status in enumerate(statuses) if status.state != "missing" or index > last]
+    for status in needed:
         if status.state not in ("complete", "kept"):
             return f"python -m {_COMMANDS[status.name.removesuffix(NEW).split('/')[0]]} {recipe}"
     return f"python -m flows.ui {shlex.quote(workspace)}"

@@ -211,6 +211,6 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
     """Read the recipe that `add_recipe_arguments` asked for, overrides applied."""
     overrides = list(arguments.overrides)
-    if arguments.workspace:
+    if arguments.workspace is not None:
         overrides.append(f"run.workspace={json.dumps(arguments.workspace, ensure_ascii=False)}")
     return read_recipe(arguments.recipe, overrides)

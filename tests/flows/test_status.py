@@ -164,6 +164,8 @@ def test_a_new_run_and_kept_results_have_rows_of_their_own(
     with pytest.raises(InputError, match="not removed"):
         remove(workspace, "pretraining.1", is_sure=False)
     assert os.path.isdir(f"{workspace}/pretraining.1")
+    with pytest.raises(InputError, match="nowhere: no such directory; name the workspace"):
+        remove(f"{workspace}/nowhere", "pretraining.1", is_sure=True)
     remove(workspace, "pretraining.1", is_sure=True)
     assert not os.path.exists(f"{workspace}/pretraining.1")
     assert "pretraining.1: removed" in capsys.readouterr().out
@@ -211,3 +213,11 @@ def test_durations_in_words() -> None:
 def test_watching_needs_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of(lambda: status.main(["workspace", "--watch", "-1"])) == 2
     assert capsys.readouterr().err == "error: --watch -1: give seconds above 0\n"
+
+
+def test_of_a_workspace_too_what_is_missing_after_the_last_result_comes_next(whole: WholeRecipe) -> None:
+    workspace = whole.run.workspace
+    complete(f"{workspace}/documents", documents_key(whole.recipe))
+    complete(f"{workspace}/vocabulary", vocabulary_key(whole.recipe))
+    command = status.next_command(statuses_of_workspace(workspace), workspace, "RECIPE.toml")
+    assert command == "python -m pipelines.build_examples RECIPE.toml"
