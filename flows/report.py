@@ -327,7 +327,10 @@ def _result_rows(facts: Facts) -> list[tuple[str, str]]:
             continue
         rows.append((label, f"{_score(before.get(key))} -> {_score(after.get(key))}"))
     for task in facts["tasks"]:
-        text = f"{_score(task['pretrained'])} pre-trained, {_score(task['random'])} from random weights"
+        text = f"{_score(task['pretrained'])} pre-trained"
+        # Without finetuning.compare_with_random there is no second score.
+        if task["random"] is not None or task["pretrained"] is None:
+            text += f", {_score(task['random'])} from random weights"
         rows.append(
             (f"{task['task']}, {task['metric'] or UNKNOWN}", f"{text}, {_score(task['majority_baseline'])} majority")
         )
@@ -340,7 +343,9 @@ def _stage_rows(facts: Facts) -> list[tuple[str, str]]:
 
 def _stage_time(stage: Facts) -> str:
     seconds = UNKNOWN if stage["seconds"] is None else shown_seconds(stage["seconds"])
-    return seconds if stage["built"] else f"skipped (took {seconds} before)"
+    if stage["built"]:
+        return seconds
+    return "skipped" if stage["seconds"] is None else f"skipped (took {seconds} before)"
 
 
 def _model_rows(facts: Facts) -> list[tuple[str, str]]:

@@ -94,6 +94,17 @@ def test_the_report_tells_what_was_read_and_reached(whole: WholeRecipe) -> None:
     assert screen.splitlines()[-1] == f"report   file://{whole.run.workspace}/report.html"
 
 
+def test_what_was_not_compared_and_not_timed_is_not_shown(whole: WholeRecipe) -> None:
+    pretrained = {name: values for name, values in STATISTICS.items() if not name.endswith("/random")}
+    outcome = outcome_of(whole, pretrained)
+    untimed = tuple(stage.model_copy(update={"seconds": None}) for stage in outcome.stages)
+    _, page, screen = written(whole, outcome.model_copy(update={"stages": untimed}))
+    for text in (page, screen):
+        assert "0.321 pre-trained, 0.000 majority" in text
+        assert "skipped" in text
+        assert "took" not in text
+
+
 def test_what_a_manifest_does_not_tell_is_shown_as_unknown(whole: WholeRecipe) -> None:
     facts, page, screen = written(whole, outcome_of(whole, {name: {} for name in STATISTICS}))
     assert facts["corpus"]["documents_read"] is None
