@@ -50,7 +50,10 @@ def encoder_evaluation(whole: WholeRecipe, manifest: Manifest) -> Evaluation | N
     pretraining = whole.pretraining
     heldout = {"max_seq_length": pretraining.phases[-1].max_seq_length, "masking": pretraining.masking}
     before, after = (manifest.statistics.get(f"heldout_{when}") or {} for when in ("before", "after"))
-    return _heldout_evaluation(whole, before, after, {**heldout, "eval_examples": pretraining.eval_examples})
+    # What it scored before training, or what the commonest token as the only answer scores: the better of the two.
+    constant = (manifest.statistics.get("unigram_baseline") or {}).get("accuracy", 0.0)
+    chance = max(float(before.get(MLM_ACCURACY, 0.0)), float(constant))
+    return _heldout_evaluation(whole, chance, after, {**heldout, "eval_examples": pretraining.eval_examples})
 
 
 def distilled_evaluation(whole: WholeRecipe, manifest: Manifest, eval_examples: int) -> Evaluation | None:
@@ -58,7 +61,7 @@ def distilled_evaluation(whole: WholeRecipe, manifest: Manifest, eval_examples: 
     heldout = {name: manifest.config.get(name) for name in ("max_seq_length", "masking")}
     after = manifest.statistics.get("student", {}).get("heldout") or {}
     # Its own scores before are no chance: it begins with layers of its teacher.
-    return _heldout_evaluation(whole, {}, after, {**heldout, "eval_examples": eval_examples})
+    return _heldout_evaluation(whole, 0.0, after, {**heldout, "eval_examples": eval_examples})
 
 
 def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str) -> str:
@@ -80,7 +83,7 @@ def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str)
 
 
 def _heldout_evaluation(
-    whole: WholeRecipe, before: dict[str, Any], after: dict[str, Any], heldout: dict[str, Any]
+    whole: WholeRecipe, chance: float, after: dict[str, Any], heldout: dict[str, Any]
 ) -> Evaluation | None:
     """None without a score, or where the held-out examples lie elsewhere."""
     examples = read_manifest(storage.join(whole.run.workspace, EXAMPLES))
@@ -93,5 +96,4 @@ def _heldout_evaluation(
     # A loss that diverged says more than the accuracy beside it.
     numbers = [value for value in after.values() if isinstance(value, (int, float))]
     score = float(after[MLM_ACCURACY]) if all(map(math.isfinite, numbers)) else math.nan
-    chance = float(before.get(MLM_ACCURACY, 0.0))
     return Evaluation(MLM_ACCURACY, score, data, examples.inputs.get(VOCABULARY, ""), chance)

@@ -31,7 +31,8 @@ TRASH_DIRECTORY = ".clozeworks-trash"
 
 _EARLIER_SCRATCH = "building"
 """Where releases before build directories kept their mark, inside the stage's own directory."""
-_OWN_NAMES = (f"{SCRATCH_DIRECTORY}/", f"{_EARLIER_SCRATCH}/", "metrics.jsonl", MANIFEST_NAME)
+_OWN_DIRECTORIES = (f"{SCRATCH_DIRECTORY}/", f"{_EARLIER_SCRATCH}/")
+_OWN_NAMES = ("metrics.jsonl", MANIFEST_NAME)
 _MOST_NAMES_SHOWN = 3
 
 
@@ -57,7 +58,8 @@ RESTART = "anew"
 
 def add_restart_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
     """Add `--restart`; with a name, the same command given again resumes the build that it began."""
-    parser.add_argument("--restart", nargs="?", const=RESTART, metavar="NAME", help=help_text)
+    explained = "with a NAME, the same command given again resumes what it began"
+    parser.add_argument("--restart", nargs="?", const=RESTART, metavar="NAME", help=f"{help_text}; {explained}")
 
 
 def open_build(directory: str, key: StageKey, restart: str | None = None) -> bool:
@@ -100,6 +102,11 @@ def is_resumable(mark: dict[str, Any] | None, key: StageKey, restart: str | None
 
 def write_mark(directory: str, key: StageKey, restart: str | None = None) -> None:
     """Mark the build directory as ours, and as the build of a key."""
+    mark_as_build(building_directory(directory), key, restart)
+
+
+def mark_as_build(building: str, key: StageKey, restart: str | None = None) -> None:
+    """Mark a directory as the build of a key, wherever it is."""
     mark = {
         "stage": key.stage,
         "key": key.digest,
@@ -108,7 +115,7 @@ def write_mark(directory: str, key: StageKey, restart: str | None = None) -> Non
         "restart": restart,
     }
     text = json.dumps(mark, sort_keys=True, ensure_ascii=False)
-    storage.write_bytes(storage.join(building_directory(directory), SCRATCH_DIRECTORY, KEY_NAME), text.encode())
+    storage.write_bytes(storage.join(building, SCRATCH_DIRECTORY, KEY_NAME), text.encode())
 
 
 def read_mark(directory: str) -> dict[str, Any] | None:
@@ -356,12 +363,12 @@ def _retire(replaced: str, directory: str, manifest: Manifest, is_kept: bool) ->
     Returns:
         The numbered directory in which something is kept; None where nothing is.
     """
-    own = {file.name for file in manifest.files if not _is_edited(replaced, file)}
+    own = {*_OWN_NAMES, *(file.name for file in manifest.files if not _is_edited(replaced, file))}
     names = storage.list_files(replaced)
     foreign = [
         name
         for name in names
-        if name not in own and not name.startswith(_OWN_NAMES) and not name.endswith(storage.TEMPORARY_SUFFIX)
+        if name not in own and not name.startswith(_OWN_DIRECTORIES) and not name.endswith(storage.TEMPORARY_SUFFIX)
     ]
     if not is_kept and not foreign:
         delete_directory(replaced)

@@ -18,6 +18,7 @@ from pipelines.builds import (
     install_build,
     is_resumable,
     kept_result,
+    mark_as_build,
     next_kept_directory,
     open_build,
     place_of,
@@ -25,7 +26,6 @@ from pipelines.builds import (
     require_ours,
     restore_kept,
     set_build_aside,
-    write_mark,
 )
 from pipelines.contract import MANIFEST_NAME, StageKey, read_manifest
 from pipelines.locks import consumed, workspace_lock
@@ -169,8 +169,9 @@ def _adopt_run_in_place(directory: str, stage: str) -> None:
     key = _checkpoint_key(directory, stage)
     if key is not None and read_mark(directory) is None:
         storage.remove_directory(building_directory(directory))
+        # Marked before it moves: a kill between the two is met by the next run as this one was.
+        mark_as_build(place_of(directory), key)
         storage.move_directory(place_of(directory), building_directory(directory))
-        write_mark(directory, key)
 
 
 def _checkpoint_key(directory: str, stage: str) -> StageKey | None:

@@ -39,7 +39,7 @@ from training.optimizer import build_optimizer
 from training.ordering import GlobalOrder, keyed_seed
 from training.process_end import StopRequest
 from training.recovery import Limits, Verdict, judge
-from training.result_checks import baseline_warning, require_finite, unigram_loss
+from training.result_checks import UnigramBaseline, baseline_warning, require_finite, unigram_baseline
 from training.schedule import learning_rate_at
 from training.sizes import disk_bytes_pretraining
 from training.stages import (
@@ -207,12 +207,12 @@ class PretrainingRun:
         documents = storage.join(inputs.workspace, DOCUMENTS)
         require_same_tokenizer(directory, inputs.vocabulary_directory, inputs.examples_directory, documents)
 
-    def _unigram_loss(self) -> float | None:
-        """Held-out masked-LM loss of a model that knows only how frequent each token is."""
+    def _unigram_baseline(self) -> UnigramBaseline | None:
+        """Held-out masked-LM scores of a model that knows only how frequent each token is."""
         phase = self._config.phases[-1]
         if not self._inputs.examples.files_of("heldout", length_directory(phase.max_seq_length)):
             return None
-        return unigram_loss(
+        return unigram_baseline(
             self._examples("train", phase), self._examples("heldout", phase), self._config.eval_examples
         )
 
@@ -438,8 +438,8 @@ class PretrainingRun:
         )
         self._require_same_tokenizer(storage.join(directory, ENCODER_DIRECTORY))
         records = [record_of(directory, f"{ENCODER_DIRECTORY}/{name}", 0) for name in names]
-        baseline = self._unigram_loss()
-        warning = baseline_warning(after["mlm_loss"], baseline) if after else None
+        baseline = self._unigram_baseline()
+        warning = baseline_warning(after["mlm_loss"], baseline.loss) if after and baseline else None
         if warning:
             self._say(f"WARNING: {warning}")
         statistics = {
@@ -451,7 +451,7 @@ class PretrainingRun:
             "parameters": self._parameters,
             "deviations": self._deviations,
             "world_size": progress.world_size,
-            "unigram_loss": baseline,
+            "unigram_baseline": baseline._asdict() if baseline else {},
             "warnings": [warning] if warning else [],
         }
         title = f"{self._parameters:,} parameters, {progress.step:,} steps, {progress.tokens:,} tokens"

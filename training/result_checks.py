@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,12 +56,21 @@ def require_finite(state: Mapping[str, torch.Tensor], metrics: Mapping[str, floa
         raise InputError(unusable(where, fault))
 
 
-def unigram_loss(train: ArrowExamples, heldout: ArrowExamples, max_heldout_rows: int) -> float | None:
-    """Cross-entropy in nats of held-out tokens under the frequencies of training tokens; None without such rows.
+class UnigramBaseline(NamedTuple):
+    """Held-out masked-LM scores of a model that knows how frequent each token is and nothing of its context.
 
-    It is the masked-LM loss of a model that knows how frequent each token is and nothing of its context. Counted over
-    the first rows of both, which are in random order: those that are predicted, or where masks are drawn at reading,
-    all of them. A token that the training rows lack counts as if met once.
+    loss: cross-entropy in nats. accuracy: of the best answer that is always the same.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def unigram_baseline(train: ArrowExamples, heldout: ArrowExamples, max_heldout_rows: int) -> UnigramBaseline | None:
+    """Score held-out tokens by the frequencies of training tokens; None without such rows.
+
+    Counted over the first rows of both, which are in random order: those that are predicted, or where masks are drawn
+    at reading, all of them. A token that the training rows lack counts as if met once.
     """
     num_train, num_heldout = min(train.num_rows, BASELINE_TRAIN_ROWS), min(heldout.num_rows, max_heldout_rows)
     if not num_train or not num_heldout:
@@ -72,7 +82,8 @@ def unigram_loss(train: ArrowExamples, heldout: ArrowExamples, max_heldout_rows:
     size = 1 + max(int(train_ids.max()), int(predicted.max()))
     counts, wanted = np.bincount(train_ids, minlength=size), np.bincount(predicted, minlength=size)
     met = np.maximum(counts, 1)
-    return float(-(wanted * np.log(met / met.sum())).sum() / wanted.sum())
+    loss = float(-(wanted * np.log(met / met.sum())).sum() / wanted.sum())
+    return UnigramBaseline(loss, float(wanted.max() / wanted.sum()))
 
 
 def baseline_warning(mlm_loss: float, baseline: float | None) -> str | None:

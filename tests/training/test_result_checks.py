@@ -18,7 +18,7 @@ from pipelines.contract import read_manifest
 from pipelines.recipe import InputError
 from training.alarms import NSP_PERFECT_OBSERVATIONS, Alarms
 from training.data import ArrowExamples
-from training.result_checks import baseline_warning, require_finite, result_fault, unigram_loss
+from training.result_checks import baseline_warning, require_finite, result_fault, unigram_baseline
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ def test_what_is_not_finite_is_refused_in_one_line() -> None:
     assert result_fault({"b": torch.tensor([math.inf, -math.inf])}, {}) == "2 of 2 weights of b are not finite"
 
 
-def test_unigram_loss_equals_a_plain_count(make_workspace: Callable[[str], Any]) -> None:
+def test_unigram_scores_equal_a_plain_count(make_workspace: Callable[[str], Any]) -> None:
     directory = f"{make_workspace('unigram').path}/examples"
     manifest = read_manifest(directory)
     assert manifest is not None
@@ -61,8 +61,11 @@ def test_unigram_loss_equals_a_plain_count(make_workspace: Callable[[str], Any])
     vocabulary = range(1 + max(*counts, *wanted))
     total = sum(max(counts[token], 1) for token in vocabulary)
     expected = -sum(math.log(max(counts[token], 1) / total) for token in wanted) / len(wanted)
-    assert unigram_loss(train, heldout, 40) == pytest.approx(expected, rel=1e-12)
-    assert unigram_loss(train, heldout, 0) is None
+    baseline = unigram_baseline(train, heldout, 40)
+    assert baseline is not None
+    assert baseline.loss == pytest.approx(expected, rel=1e-12)
+    assert baseline.accuracy == Counter(wanted).most_common(1)[0][1] / len(wanted)
+    assert unigram_baseline(train, heldout, 0) is None
     assert baseline_warning(expected - 0.01, expected) is None
     assert baseline_warning(5.0, None) is None
     line = baseline_warning(expected, expected)
