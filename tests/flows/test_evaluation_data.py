@@ -64,6 +64,15 @@ def test_a_diverged_encoder_does_not_pass(whole: WholeRecipe, after: dict[str, f
     assert (below_floor(evaluation, 0.01) is None) == passes
 
 
+def test_an_encoder_that_always_answers_the_commonest_token_does_not_pass(whole: WholeRecipe) -> None:
+    statistics = {"heldout_before": {"mlm_accuracy": 0.0}, "heldout_after": {"mlm_accuracy": 0.0388, "mlm_loss": 6.0}}
+    for accuracy, passes in ((0.0388, False), (0.02, True)):
+        manifest = manifest_of("pretraining", {**statistics, "unigram_baseline": {"loss": 6.0, "accuracy": accuracy}})
+        evaluation = encoder_evaluation(whole, manifest)
+        assert evaluation is not None
+        assert (below_floor(evaluation, 0.01) is None) == passes
+
+
 def test_a_score_in_words(whole: WholeRecipe) -> None:
     statistics = {"metric": "accuracy", "score": 0.577, "constant_baseline": 0.5, "dev_rows": 1000}
     manifest = manifest_of("finetuning", statistics, seed=42)
