@@ -134,7 +134,7 @@ def read_mark(directory: str) -> dict[str, Any] | None:
         except ValueError:
             pass
         raise InputError(f"{uri}: damaged; move {building} away to build the stage anew")
-    # The mark goes before the exchange; from then on the manifest is the mark.
+    # A result that was replaced and has not got its new name yet: its manifest is its mark.
     if (manifest := read_manifest(building)) is not None:
         return {"stage": manifest.stage, "key": _key_of(manifest).digest, "config": manifest.config, "inputs": {}}
     _refuse_foreign(building)

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines import storage
+from pipelines.failures import writing
 from pipelines.recipe import InputError
 
 LOCKS_DIRECTORY = ".locks"
@@ -85,8 +86,9 @@ def _local_lock(uri: str, name: str, wait_seconds: float, is_shared: bool = Fals
                 if time.monotonic() >= deadline:
                     raise InputError(_refusal(name, _parsed(os.pread(descriptor, 1 << 16, 0)))) from None
                 time.sleep(_POLL_SECONDS)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_holder() | {"reads": is_shared}).encode(), 0)
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_holder() | {"reads": is_shared}).encode(), 0)
         # The file stays: deleting it could give two holders two files of one name.
         yield
         os.ftruncate(descriptor, 0)

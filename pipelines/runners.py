@@ -7,7 +7,6 @@ import errno
 import io
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines import storage
+from pipelines.beam_errors import first_cause, shown_of
 from pipelines.builds import (
     add_restart_argument,
     finish_exchange,
@@ -31,7 +31,6 @@ from pipelines.builds import (
 )
 from pipelines.command_line import CommandParser
 from pipelines.contract import Manifest, StageKey, read_manifest
-from pipelines.failures import first_cause
 from pipelines.locks import consumed, workspace_lock
 from pipelines.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
 from pipelines.scratch import scratch_directory
@@ -53,7 +52,6 @@ _TRANSIENT = frozenset(
     }
 )  # fmt: skip
 """Failures of storage or network that often pass; a full disk or a missing permission does not."""
-_STEP = re.compile(r" \[while running '[^']*'\]$")
 _FIRST_PROGRESS_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
 
@@ -235,9 +233,9 @@ def _run_to_end(pipeline: beam.Pipeline, construct: Callable[[beam.Pipeline], An
     try:
         state = pipeline.run().wait_until_finish()
     except (InputError, RuntimeError) as error:
-        if (cause := first_cause(error)) is not None:
-            # In this process an InputError arrives as itself, with the step's name added.
-            raise InputError(_STEP.sub("", str(cause))) if isinstance(cause, InputError) else cause from error
+        # In this process an InputError arrives as itself, with the step's name added.
+        if (cause := first_cause(shown_of(error))) is not None:
+            raise cause from error
         raise
     if state is not None and state != "DONE":
         raise RuntimeError(f"the pipeline ended as {state}; see the runner's log")
