@@ -181,14 +181,16 @@ class OperatedWorkspace:
         return {file.name: storage.read_bytes(storage.join(directory, file.name)) for file in manifest.files}
 
     def damage(self, stage: str, place: float) -> str | None:
-        """Flip a bit of one file of a result; its size stays. The file's name, None where there is none."""
+        """Change a byte of one file of a result; its size stays. The file's name, None where there is none."""
         manifest = read_manifest(self.directory(stage))
         if manifest is None:
             return None
         files = [file.name for file in manifest.files if file.size_bytes]
         path = Path(self.directory(stage), files[int(place * len(files))])
         data = bytearray(path.read_bytes())
-        data[int(place * len(data))] ^= 1
+        # Added to, so that a second damage at the place does not mend the first.
+        index = int(place * len(data))
+        data[index] = (data[index] + 1) % 256
         path.write_bytes(data)
         return path.name
 
