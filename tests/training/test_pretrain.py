@@ -58,10 +58,10 @@ def test_a_complete_stage_is_skipped_without_loading_torch(undisturbed: Any) -> 
 
 
 def wait_for_step(workspace: Any, step: int, process: subprocess.Popen[str]) -> None:
-    path = os.path.join(workspace.stage(), "metrics.jsonl")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if os.path.exists(path) and step in workspace.losses():
+        # Asked for each time: the directory of the build appears once the checks are done.
+        if os.path.exists(os.path.join(workspace.stage(), "metrics.jsonl")) and step in workspace.losses():
             return
         time.sleep(0.02)
     pytest.fail(f"step {step} was not reached; exit code {process.poll()}")
