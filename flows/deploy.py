@@ -29,12 +29,12 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from flows.command import require_server
-from flows.deployments import deploy
-from flows.tables import shown
-from pipelines.command_line import CommandParser
-from pipelines.failures import EXIT_FAILED
-from pipelines.recipe import InputError, exit_code_of
+from flows.console.tables import shown
+from flows.deployments.deployment import deploy
+from flows.running.command import require_server
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract.errors import EXIT_FAILED
+from pipelines.contract.recipe import InputError, exit_code_of
 
 PREFECT_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prefect.yaml")
 IMAGE_VARIABLE = "CLOZEWORKS_IMAGE"

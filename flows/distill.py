@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows import stages
-from flows.command import run_as_command
-from flows.failure_hooks import tell_crash, tell_failure
-from flows.final_scores import final_scores
-from flows.registry import register_distilled
-from flows.run_names import run_name
-from flows.stage_run import FlowOutcome, build_stage
-from flows.tracking import Tracker
-from flows.whole_recipe import DistillRequest
+from flows.console.run_names import run_name
+from flows.parameters.whole_recipe import DistillRequest
+from flows.registry.registration import register_distilled
+from flows.running import plan as stages
+from flows.running.command import run_as_command
+from flows.running.failures import tell_crash, tell_failure
+from flows.running.stage_run import FlowOutcome, build_stage
+from flows.tracking.final_scores import final_scores
+from flows.tracking.runs import Tracker
 
 
 @flow(

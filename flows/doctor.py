@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from flows.diagnosis import findings
-from flows.tables import print_table
-from pipelines.command_line import CommandParser
-from pipelines.failures import exit_code_of
+from flows.console.tables import print_table
+from flows.inspection.machine import findings
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract.errors import exit_code_of
 
 EXIT_MISSING = 1
 

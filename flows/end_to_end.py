@@ -5,19 +5,19 @@ from __future__ import annotations
 from prefect import flow
 from rich.console import Console
 
-from flows import stages
-from flows.command import run_as_command
-from flows.failure_hooks import tell_crash, tell_failure
+from flows.console.run_names import run_name
 from flows.finetune import finetune
-from flows.local_server import private_home
+from flows.parameters.whole_recipe import RunRequest
 from flows.preprocess import preprocess
 from flows.pretrain import pretrain
-from flows.report import MARKDOWN_NAME, gather, show, write_report
-from flows.result_artifacts import tell_report
-from flows.run_names import run_name
-from flows.stage_run import FlowOutcome
-from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest
+from flows.report.facts import MARKDOWN_NAME, gather, show, write_report
+from flows.report.prefect_artifacts import tell_report
+from flows.running import plan as stages
+from flows.running.command import run_as_command
+from flows.running.failures import tell_crash, tell_failure
+from flows.running.stage_run import FlowOutcome
+from flows.servers.local_server import private_home
+from flows.tracking.runs import Tracker
 
 
 @flow(

@@ -13,17 +13,17 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from flows.costs import GPUS, REGISTRY, Estimate, estimate
-from flows.progress import in_words
-from flows.rates import CPU_BASIS, Rates, default_rates, measured_rates
-from flows.tables import print_table, shown
-from flows.whole_recipe import WholeRecipe
-from pipelines import storage
-from pipelines.command_line import CommandParser
-from pipelines.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from flows.console.tables import print_table, shown
+from flows.inspection.costs import GPUS, REGISTRY, Estimate, estimate
+from flows.inspection.rates import CPU_BASIS, Rates, default_rates, measured_rates
+from flows.inspection.workspace import in_words
+from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.reading.unpacking import codec_of
 from pipelines.sources import find_inputs
-from pipelines.sources.unpacking import codec_of
-from training.stages import FINETUNING, PRETRAINING, VOCABULARY
+from training.stages.pretraining import FINETUNING, PRETRAINING, VOCABULARY
 
 UTILIZATION = 0.5
 """Model FLOPs utilisation that is assumed; a run prints its own (MFU), and metrics.jsonl keeps it."""

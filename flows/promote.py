@@ -14,10 +14,10 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from flows.promotion import CHANCE_MARGIN
-from flows.tables import shown
-from pipelines.command_line import CommandParser
-from pipelines.recipe import InputError, exit_code_of
+from flows.console.tables import shown
+from flows.registry.promotion import CHANCE_MARGIN
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract.recipe import InputError, exit_code_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +60,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.rollback and (parsed.version or parsed.force or parsed.list):
         raise InputError("--rollback goes with neither --version nor --force nor --list; give one of them")
     client = _open(parsed.tracking_uri)
-    from flows.promotion import CHALLENGER, promote, roll_back, version_at
+    from flows.registry.promotion import CHALLENGER, promote, roll_back, version_at
 
     if parsed.list:
         _show(client, parsed.name)
@@ -88,13 +88,13 @@ def _open(uri: str | None) -> MlflowClient:
     path = uri.removeprefix("sqlite:///")
     if path != uri and not os.path.exists(path):
         raise InputError(f"--tracking-uri {uri}: no such database; the workspace of a run holds mlflow.db")
-    from flows.tracking import open_registry
+    from flows.tracking.runs import open_registry
 
     return open_registry(uri)
 
 
 def _show(client: MlflowClient, name: str) -> None:
-    from flows.promotion import PROMOTION_TAG, REASON_TAG, evaluation_of, version_at
+    from flows.registry.promotion import PROMOTION_TAG, REASON_TAG, evaluation_of, version_at
 
     version_at(client, name, "champion")  # refuses a model that is not there
     by_version: dict[str, list[str]] = {}

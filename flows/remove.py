@@ -10,14 +10,14 @@ import os
 import re
 import sys
 
-from flows.progress import kept_status
-from pipelines import storage
-from pipelines.builds import delete_directory, kept_directories
-from pipelines.command_line import CommandParser
-from pipelines.locks import workspace_lock
-from pipelines.recipe import InputError, exit_code_of
-from training.distillation_inputs import DISTILLATION
-from training.stages import PRETRAINING
+from flows.inspection.workspace import kept_status
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.results.builds import delete_directory, kept_directories
+from pipelines.results.locks import workspace_lock
+from training.stages.distillation import DISTILLATION
+from training.stages.pretraining import PRETRAINING
 
 _STAGES = (PRETRAINING, DISTILLATION)
 _NAME = re.compile(rf"({'|'.join(_STAGES)})\.\d+")

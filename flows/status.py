@@ -14,11 +14,11 @@ import textwrap
 import time
 from dataclasses import asdict
 
-from flows.progress import NEW, StageStatus, statuses_of_recipe, statuses_of_workspace
-from flows.tables import print_table
-from flows.whole_recipe import WholeRecipe
-from pipelines.command_line import CommandParser
-from pipelines.recipe import InputError, exit_code_of, read_recipe
+from flows.console.tables import print_table
+from flows.inspection.workspace import NEW, StageStatus, statuses_of_recipe, statuses_of_workspace
+from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract.recipe import InputError, exit_code_of, read_recipe
 
 DETAIL_WIDTH = 160
 """Characters of a detail that are shown: a changed list of sources would fill the screen; --json has all."""

@@ -19,16 +19,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import NamedTuple
 
-from flows.local_server import URL_VARIABLE, refusal_in
-from flows.mlflow_database import DATABASE_NAME, artifacts_uri, set_up_mlflow
-from flows.mlflow_pages import newest_experiment, runs_page
-from flows.moved_workspace import relocate
-from flows.prefect_database import database_url
-from flows.private_files import open_private
-from pipelines import storage
-from pipelines.command_line import CommandParser
-from pipelines.lifeline import LIFELINE_VARIABLE
-from pipelines.recipe import InputError, exit_code_of
+from flows.servers.local_server import URL_VARIABLE, refusal_in
+from flows.servers.mlflow_database import DATABASE_NAME, artifacts_uri, set_up_mlflow
+from flows.servers.moved_workspace import relocate
+from flows.servers.prefect_database import database_url
+from flows.servers.private_files import open_private
+from flows.tracking.mlflow_pages import newest_experiment, runs_page
+from pipelines.commands.command_line import CommandParser
+from pipelines.commands.lifeline import LIFELINE_VARIABLE
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, exit_code_of
 
 LOOPBACK = "127.0.0.1"
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200
@@ -43,7 +43,7 @@ _POLL_SECONDS = 0.2
 _HTTP_TIMEOUT_SECONDS = 5.0
 # MLflow's command does not watch us, so that SIGKILL of this command would leave it; ours does.
 _MLFLOW_COMMAND = (
-    "import os; os.umask(0o077); from pipelines.lifeline import follow_lifeline; follow_lifeline(); "
+    "import os; os.umask(0o077); from pipelines.commands.lifeline import follow_lifeline; follow_lifeline(); "
     "from mlflow.cli import cli; cli()"
 )
 
@@ -147,7 +147,7 @@ def _start_mlflow(directory: str, port: int) -> Page:
 
 
 def _start_prefect(directory: str, port: int) -> Page:
-    """The server of flows/local_server.py with its pages, on a socket that listens already."""
+    """The server of flows/servers/local_server.py with its pages, on a socket that listens already."""
     with _listener(port, "Prefect") as listener:
         url, home = f"http://{LOOPBACK}:{listener.getsockname()[1]}", os.path.join(directory, PREFECT_HOME)
         environment = {
@@ -161,7 +161,7 @@ def _start_prefect(directory: str, port: int) -> Page:
             "PREFECT__SERVER_WEBSERVER_ONLY": "1",
             "PREFECT__SERVER_FINAL": "1",
         }
-        command = [sys.executable, "-m", "flows.local_server", str(listener.fileno())]
+        command = [sys.executable, "-m", "flows.servers.local_server", str(listener.fileno())]
         return _start("Prefect", url, f"{url}/api/health", directory, command, environment, (listener.fileno(),))
 
 

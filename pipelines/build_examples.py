@@ -14,11 +14,11 @@ import sys
 
 import apache_beam as beam
 
-from pipelines import storage
-from pipelines.builds import building_directory, open_build
-from pipelines.config import ExamplesConfig, VocabularyConfig
-from pipelines.contract import SPLITS, VOCABULARY_NAME, Manifest, StageKey, length_directory, require_manifest
-from pipelines.examples import (
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract import storage
+from pipelines.contract.manifest import SPLITS, VOCABULARY_NAME, Manifest, StageKey, length_directory, require_manifest
+from pipelines.contract.recipe import exit_code_of
+from pipelines.examples.transforms import (
     FILES_GROUP,
     ROWS_GROUP,
     BalanceShard,
@@ -29,14 +29,14 @@ from pipelines.examples import (
     ShardRows,
     WrittenFiles,
 )
-from pipelines.job_summary import examples_summary
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import exit_code_of
-from pipelines.runners import Job, Progress, parse_job, run_pipeline
-from pipelines.sizes import DOCUMENTS_BYTES_A_TEXT_BYTE, disk_bytes_examples
-from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY, examples_key, stage_directory
-from pipelines.unfinished import count_finished, scratch_uri
-from pipelines.verification import verify_stage
+from pipelines.jobs.runner import Job, Progress, parse_job, run_pipeline
+from pipelines.jobs.sizes import DOCUMENTS_BYTES_A_TEXT_BYTE, disk_bytes_examples
+from pipelines.jobs.summary import examples_summary
+from pipelines.results.builds import building_directory, open_build
+from pipelines.results.unfinished import count_finished, scratch_uri
+from pipelines.results.verification import verify_stage
+from pipelines.settings.documents import ExamplesConfig, VocabularyConfig
+from pipelines.stage_keys import DOCUMENTS, EXAMPLES, VOCABULARY, examples_key, stage_directory
 
 
 def build(

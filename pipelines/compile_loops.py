@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config import ExampleLengthConfig, ExamplesConfig
-from pipelines.contract import SPECIAL_TOKENS
-from pipelines.examples import masking_rules, plan_examples
-from pipelines.masking import build_examples
-from pipelines.planned_rows import TokenizedDocuments
-from pipelines.wordpiece import WordPieceTokenizer
-from pipelines.wordpiece_trainer import train
+from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.examples.masking import build_examples
+from pipelines.examples.planned_rows import TokenizedDocuments
+from pipelines.examples.transforms import masking_rules, plan_examples
+from pipelines.settings.documents import ExampleLengthConfig, ExamplesConfig
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+from pipelines.wordpiece.trainer import train
 
 
 def main() -> None:

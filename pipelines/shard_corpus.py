@@ -13,23 +13,23 @@ import sys
 
 import apache_beam as beam
 
-from pipelines import storage
-from pipelines.builds import building_directory, open_build
-from pipelines.config import DocumentsConfig
-from pipelines.contract import Manifest, StageKey
-from pipelines.document_summary import closing_lines
-from pipelines.documents import CorpusPart, PartSummary, plan_parts, shards_of
-from pipelines.lifeline import follow_lifeline
-from pipelines.near_duplicates import ChooseDocuments, EmitBands, MeetInBands, num_buckets
-from pipelines.parts import PARTS_GROUP, ReadPart
-from pipelines.recipe import exit_code_of
-from pipelines.runners import Progress, parse_job, run_pipeline
-from pipelines.shards import SHARDS_GROUP, CollectShard, CompleteDocuments, ShardSummary
-from pipelines.sizes import disk_bytes_documents
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract import storage
+from pipelines.contract.manifest import Manifest, StageKey
+from pipelines.contract.recipe import exit_code_of
+from pipelines.documents.document import CorpusPart, PartSummary, plan_parts, shards_of
+from pipelines.documents.near_duplicates import ChooseDocuments, EmitBands, MeetInBands, num_buckets
+from pipelines.documents.parts import PARTS_GROUP, ReadPart
+from pipelines.documents.shards import SHARDS_GROUP, CollectShard, CompleteDocuments, ShardSummary
+from pipelines.documents.summary import closing_lines
+from pipelines.jobs.runner import Progress, parse_job, run_pipeline
+from pipelines.jobs.sizes import disk_bytes_documents
+from pipelines.reading.unpacking import codec_of
+from pipelines.results.builds import building_directory, open_build
+from pipelines.results.unfinished import count_finished, scratch_uri
+from pipelines.settings.documents import DocumentsConfig
 from pipelines.sources import find_inputs
-from pipelines.sources.unpacking import codec_of
-from pipelines.stages import DOCUMENTS, documents_key, stage_directory
-from pipelines.unfinished import count_finished, scratch_uri
+from pipelines.stage_keys import DOCUMENTS, documents_key, stage_directory
 
 
 def build(

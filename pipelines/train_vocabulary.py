@@ -13,16 +13,16 @@ import sys
 import apache_beam as beam
 import pyarrow as pa
 
-from pipelines.builds import open_build
-from pipelines.config import VocabularyConfig
-from pipelines.contract import Manifest, require_manifest
-from pipelines.job_summary import vocabulary_summary
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import exit_code_of
-from pipelines.runners import parse_job, run_pipeline
-from pipelines.stages import DOCUMENTS, VOCABULARY, stage_directory, vocabulary_key
-from pipelines.verification import verify_stage
-from pipelines.word_counts import CountShard, SumCounts, TrainVocabulary
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract.manifest import Manifest, require_manifest
+from pipelines.contract.recipe import exit_code_of
+from pipelines.jobs.runner import parse_job, run_pipeline
+from pipelines.jobs.summary import vocabulary_summary
+from pipelines.results.builds import open_build
+from pipelines.results.verification import verify_stage
+from pipelines.settings.documents import VocabularyConfig
+from pipelines.stage_keys import DOCUMENTS, VOCABULARY, stage_directory, vocabulary_key
+from pipelines.wordpiece.word_counts import CountShard, SumCounts, TrainVocabulary
 
 
 def build(

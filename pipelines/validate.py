@@ -22,11 +22,9 @@ from collections.abc import Callable
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
-from pipelines import storage
-from pipelines.checking import FaultError, compare, compare_names, config_of, table_of, tokens_of
-from pipelines.command_line import CommandParser
-from pipelines.config import DocumentsConfig, VocabularyConfig
-from pipelines.contract import (
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract import storage
+from pipelines.contract.manifest import (
     DOCUMENTS_SCHEMA,
     SPECIAL_TOKENS,
     TOKENIZER_NAME,
@@ -35,16 +33,18 @@ from pipelines.contract import (
     shard_name,
     verify_file,
 )
-from pipelines.documents import document_id, shard_number, shards_of
-from pipelines.manifest_checks import COMMANDS, check_inputs, check_manifest, check_strays, sibling, stated
-from pipelines.recipe import InputError, exit_code_of
-from pipelines.rejects import REJECTS_NAME
-from pipelines.stages import DOCUMENTS, EXAMPLES, VOCABULARY
-from pipelines.validate_examples import validate_examples
-from pipelines.vocabulary_statistics import statistics_of
-from pipelines.word_counts import count_words, marks_stripped, merge_counts
-from pipelines.wordpiece import build_tokenizer
-from pipelines.wordpiece_trainer import reserved_tokens, train
+from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.documents.document import document_id, shard_number, shards_of
+from pipelines.documents.rejects import REJECTS_NAME
+from pipelines.settings.documents import DocumentsConfig, VocabularyConfig
+from pipelines.stage_keys import DOCUMENTS, EXAMPLES, VOCABULARY
+from pipelines.validation.examples import validate_examples
+from pipelines.validation.faults import FaultError, compare, compare_names, config_of, table_of, tokens_of
+from pipelines.validation.manifests import COMMANDS, check_inputs, check_manifest, check_strays, sibling, stated
+from pipelines.wordpiece.statistics import statistics_of
+from pipelines.wordpiece.tokenizer import build_tokenizer
+from pipelines.wordpiece.trainer import reserved_tokens, train
+from pipelines.wordpiece.word_counts import count_words, marks_stripped, merge_counts
 
 
 def validate(directory: str) -> list[str]:

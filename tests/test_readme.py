@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.recipe import read_recipe
+from pipelines.contract.recipe import read_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHON = ".venv/bin/python"
@@ -139,8 +139,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         from finished_workspace import write_workspace
 
-        from flows import report
-        from flows.whole_recipe import RunRequest
+        from flows.parameters.whole_recipe import RunRequest
+        from flows.report import facts as report
 
         recipe = str(REPOSITORY / "flows" / "recipes" / "demo.toml")
         whole = RunRequest(recipe=recipe, workspace=str(folder / DEMO)).read()

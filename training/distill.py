@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.builds import add_restart_argument
-from pipelines.command_line import CommandParser
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import add_recipe_arguments, recipe_from_arguments
-from training.checkpointed_stage import is_to_run
-from training.distillation_inputs import distillation_inputs
-from training.process_end import StopRequest, exit_code_of_rank, run_and_leave
+from pipelines.commands.command_line import CommandParser
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract.recipe import add_recipe_arguments, recipe_from_arguments
+from pipelines.results.builds import add_restart_argument
+from training.resuming.checkpointed_stage import is_to_run
+from training.resuming.process_end import StopRequest, exit_code_of_rank, run_and_leave
+from training.stages.distillation import distillation_inputs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
-    from training.distillation import DistillationRun
-    from training.engine import start_processes, stop_processes
+    from training.distillation.run import DistillationRun
+    from training.engine.training_engine import start_processes, stop_processes
 
     stop = StopRequest()
     processes = start_processes()

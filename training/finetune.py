@@ -13,17 +13,17 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines import storage
-from pipelines.builds import add_restart_argument
-from pipelines.command_line import CommandParser
-from pipelines.contract import StageKey, require_manifest
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
-from pipelines.verification import require_stage
-from training.config import ModelConfig
-from training.finetuning_config import BEGIN_FROM_MNLI, MNLI, WORD_ORDER, FinetuningConfig
-from training.process_end import exit_code_of_rank, run_and_leave
-from training.stages import (
+from pipelines.commands.command_line import CommandParser
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, require_manifest
+from pipelines.contract.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
+from pipelines.results.builds import add_restart_argument
+from pipelines.results.verification import require_stage
+from training.resuming.process_end import exit_code_of_rank, run_and_leave
+from training.settings.finetuning import BEGIN_FROM_MNLI, MNLI, WORD_ORDER, FinetuningConfig
+from training.settings.pretraining import ModelConfig
+from training.stages.pretraining import (
     DOCUMENTS,
     ENCODER_DIRECTORY,
     FINETUNING,
@@ -40,7 +40,7 @@ from training.stages import (
 )
 
 if TYPE_CHECKING:
-    from training.finetuning import Trial
+    from training.trials.trial import Trial
 
 DATA_DIRECTORY = "data"
 _EXAMPLE = "example: python -m training.finetune recipe.toml --tasks rte --set finetuning.glue_dir=glue"
@@ -141,7 +141,7 @@ def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, di
     Raises:
         InputError: the encoder cannot be read.
     """
-    from training.finetuning import Trial, architecture_of
+    from training.trials.trial import Trial, architecture_of
 
     workspace = workspace_of(recipe)
     if start == RANDOM:
@@ -151,7 +151,7 @@ def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, di
     if config.mnli_first and task in BEGIN_FROM_MNLI:
         source = storage.join(finetuning_directory(recipe, MNLI, PRETRAINED), MODEL_DIRECTORY)
     elif config.encoder is not None:
-        from training.encoders import encoder_directory
+        from training.stages.encoders import encoder_directory
 
         source = encoder_directory(config.encoder)
     else:
@@ -161,11 +161,11 @@ def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, di
 
 def _run(recipe: Recipe, config: FinetuningConfig, planned: list[_Planned]) -> None:
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
-    from training.engine import start_processes, stop_processes
-    from training.finetuning import open_problem, run_trial
-    from training.fitting import Problem
-    from training.flattening import numbers_of
-    from training.trial_runs import TrialRuns
+    from training.engine.training_engine import start_processes, stop_processes
+    from training.finetuning.loop import Problem
+    from training.tracking.flattening import numbers_of
+    from training.tracking.trial_runs import TrialRuns
+    from training.trials.trial import open_problem, run_trial
 
     processes = start_processes()
     try:

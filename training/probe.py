@@ -15,14 +15,14 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from pipelines import storage
-from pipelines.command_line import CommandParser
-from pipelines.recipe import InputError, exit_code_of
-from training.encoders import add_encoder_arguments, encoder_directory, parse_encoder_arguments
-from training.process_end import run_and_leave
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, exit_code_of
+from training.resuming.process_end import run_and_leave
+from training.stages.encoders import add_encoder_arguments, encoder_directory, parse_encoder_arguments
 
 if TYPE_CHECKING:
-    from training.features import FeatureExtractor
+    from training.features.extractor import FeatureExtractor
 
 _DEFAULT_SEED = 12_345
 _COLUMNS = "{:<11} {:<20} {:>6} {:>6} {:>9} {:>8} {:>8} {:>8}"
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _checked_paths(parsed: argparse.Namespace) -> dict[str, list[str]]:
     """Training and dev files by task."""
-    from training.glue.tasks import TASKS, task_files
+    from training.settings.glue import TASKS, task_files
 
     if parsed.max_train_rows < 10:
         raise InputError(f"--max-train-rows {parsed.max_train_rows}: too few to fit and to hold out; give 10 or more")
@@ -72,8 +72,8 @@ def _probe_all(parsed: argparse.Namespace, directory: str, paths: dict[str, list
     # torch and scikit-learn take seconds to load: not before what was asked for is known to be there.
     import torch
 
-    from training.features import FeatureExtractor, chosen_layers, chosen_length, load_encoder
-    from training.modeling import initialize_weights
+    from training.bert.modeling import initialize_weights
+    from training.features.extractor import FeatureExtractor, chosen_layers, chosen_length, load_encoder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     extractors: dict[str, FeatureExtractor] = {}
@@ -100,10 +100,10 @@ def _probe_task(
 ) -> dict[str, Any]:
     import numpy as np
 
+    from training.features.probing import probe, sampled, sentence_features
     from training.glue.metrics import majority_baseline
     from training.glue.reading import read_examples
-    from training.glue.tasks import TASKS
-    from training.probing import probe, sampled, sentence_features
+    from training.settings.glue import TASKS
 
     task = TASKS[name]
     train = sampled(read_examples(task, paths[0]), parsed.max_train_rows, parsed.seed, name, "probe")

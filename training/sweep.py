@@ -17,16 +17,16 @@ import os
 import signal
 import sys
 
-from pipelines import storage
-from pipelines.command_line import CommandParser
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.commands.command_line import CommandParser
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
 from training.finetune import data_directory, require_inputs, trial_of
-from training.finetuning_config import FinetuningConfig
-from training.process_end import run_and_leave
-from training.stages import FINETUNING, PRETRAINED, workspace_of
-from training.sweep_results import TaskSweep, comparison, table_of
-from training.sweeping import (
+from training.resuming.process_end import run_and_leave
+from training.settings.finetuning import FinetuningConfig
+from training.stages.pretraining import FINETUNING, PRETRAINED, workspace_of
+from training.tracking.trial_runs import SweepRun
+from training.trials.sweep_plan import (
     SWEEP_DIRECTORY,
     SweepTrial,
     plan,
@@ -34,7 +34,7 @@ from training.sweeping import (
     sole_sweep,
     worker_environments,
 )
-from training.trial_runs import SweepRun
+from training.trials.sweep_results import TaskSweep, comparison, table_of
 
 _EXAMPLE = "example: python -m training.sweep recipe.toml --tasks rte --set finetuning.sweep.seeds=5"
 _NOT_ALL_COMPLETE = 1
@@ -146,11 +146,11 @@ def _work(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], answ
     """Train the trials whose labels come in on standard input; see `sweeping.run_side_by_side`."""
     # Ctrl-C reaches all processes of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from training.engine import start_processes
-    from training.finetuning import Trial, open_problem, run_trial
-    from training.fitting import Problem
-    from training.flattening import numbers_of
-    from training.trial_runs import TrialRuns
+    from training.engine.training_engine import start_processes
+    from training.finetuning.loop import Problem
+    from training.tracking.flattening import numbers_of
+    from training.tracking.trial_runs import TrialRuns
+    from training.trials.trial import Trial, open_problem, run_trial
 
     folders = {task: data_directory(recipe, config, task) for task in tasks}
     planned = {trial.label: trial for task in tasks for trial in plan(recipe, config, task, folders[task])}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import NamedTuple, Protocol, cast
 
-from pipelines.config import DocumentsConfig, SourceConfig
-from pipelines.sources.unpacking import codec_of
+from pipelines.reading.unpacking import codec_of
+from pipelines.settings.documents import DocumentsConfig, SourceConfig
 
 
 @dataclass(frozen=True)

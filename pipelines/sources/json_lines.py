@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from pipelines.config import SourceConfig
-from pipelines.recipe import InputError
-from pipelines.shown_text import shown
+from pipelines.contract.recipe import InputError
+from pipelines.contract.shown_text import shown
+from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.text_records import Record, RecordShape, read_records
+from pipelines.settings.documents import SourceConfig
 from pipelines.sources import InputFile, RawDocument, Reject
-from pipelines.sources.matching import find_files
-from pipelines.sources.text_records import Record, RecordShape, read_records
 
 _RECORDS_LOOKED_AT = 100
 _SHOWN_CHARACTERS = 500

@@ -15,11 +15,11 @@ from xml.etree.ElementTree import ParseError
 import mwxml  # type: ignore[import-untyped]
 from mwparserfromhell.parser import ParserError
 
-from pipelines.config import SourceConfig
+from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.text_records import Record, RecordShape, read_head, read_records
+from pipelines.reading.wiki_markup import prose_of
+from pipelines.settings.documents import SourceConfig
 from pipelines.sources import InputFile, RawDocument, Reject
-from pipelines.sources.matching import find_files
-from pipelines.sources.text_records import Record, RecordShape, read_head, read_records
-from pipelines.sources.wiki_markup import prose_of
 
 _HEAD_BYTES = 1 << 20
 _PAGE_END = "</page>"

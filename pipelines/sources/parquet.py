@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config import SourceConfig
+from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.text_columns import ROWS_PER_BATCH, check_column, column_problem, documents_in
+from pipelines.reading.unpacking import UnreadableError, open_file
+from pipelines.settings.documents import SourceConfig
 from pipelines.sources import InputFile, RawDocument, Reject
-from pipelines.sources.matching import find_files
-from pipelines.sources.text_columns import ROWS_PER_BATCH, check_column, column_problem, documents_in
-from pipelines.sources.unpacking import UnreadableError, open_file
 
 
 class Parquet:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.config import SourceConfig
+from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.text_records import RecordShape, read_records, read_whole
+from pipelines.settings.documents import SourceConfig
 from pipelines.sources import InputFile, RawDocument, Reject
-from pipelines.sources.matching import find_files
-from pipelines.sources.text_records import RecordShape, read_records, read_whole
 
 
 class PlainText:

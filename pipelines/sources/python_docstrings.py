@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Iterator
 from importlib import metadata
 
-from pipelines import storage
-from pipelines.config import SourceConfig
-from pipelines.recipe import InputError
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.unpacking import open_file
+from pipelines.settings.documents import SourceConfig
 from pipelines.sources import InputFile, RawDocument, Reject
-from pipelines.sources.matching import find_files
-from pipelines.sources.unpacking import open_file
 
 STDLIB = "stdlib"
 

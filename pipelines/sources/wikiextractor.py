@@ -6,11 +6,11 @@ import html
 import re
 from collections.abc import Iterator
 
-from pipelines.config import SourceConfig
+from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.text_records import Record, RecordShape, read_head, read_records
+from pipelines.settings.documents import SourceConfig
 from pipelines.sources import InputFile, RawDocument, Reject
 from pipelines.sources.json_lines import LINES, encodable, parse_object, text_at
-from pipelines.sources.matching import find_files
-from pipelines.sources.text_records import Record, RecordShape, read_head, read_records
 
 _HEAD_BYTES = 4096
 _OPENING = re.compile(r"<doc ([^\n]*)>[ \t]*\n?")

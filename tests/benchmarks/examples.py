@@ -18,16 +18,16 @@ import pyarrow as pa
 from measuring import REPOSITORY, cpu_seconds, english_paragraphs, medians, report
 from transformers import BertTokenizerFast
 
-from pipelines.arrow_files import examples_batch
-from pipelines.config import ExampleLengthConfig, ExamplesConfig
-from pipelines.contract import DOCUMENTS_SCHEMA, examples_schema
-from pipelines.documents import document_id
-from pipelines.examples import ShardNumber, deal_shard, masking_rules, read_documents
-from pipelines.masking import build_examples
-from pipelines.sentences import sentences_of
-from pipelines.word_counts import count_words
-from pipelines.wordpiece import WordPieceTokenizer
-from pipelines.wordpiece_trainer import train
+from pipelines.contract.manifest import DOCUMENTS_SCHEMA, examples_schema
+from pipelines.documents.document import document_id
+from pipelines.documents.sentences import sentences_of
+from pipelines.examples.masking import build_examples
+from pipelines.examples.transforms import ShardNumber, deal_shard, masking_rules, read_documents
+from pipelines.jobs.arrow_files import examples_batch
+from pipelines.settings.documents import ExampleLengthConfig, ExamplesConfig
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+from pipelines.wordpiece.trainer import train
+from pipelines.wordpiece.word_counts import count_words
 
 RUNS = 3
 PASSES, LENGTH, MASKED_SHARE = 5, 128, 0.15

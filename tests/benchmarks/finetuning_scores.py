@@ -21,10 +21,10 @@ from measuring import REPOSITORY
 from real_weights import fetch_real_encoder
 from side_by_side import SideBySide
 
-from training.engine import start_processes, stop_processes
-from training.finetuning_config import FinetuningConfig
-from training.glue.tasks import TASKS
-from training.tracking import Tracker
+from training.engine.training_engine import start_processes, stop_processes
+from training.settings.finetuning import FinetuningConfig
+from training.settings.glue import TASKS
+from training.tracking.tracker import Tracker
 
 GLUE = REPOSITORY.parent / "shared" / "data" / "glue"
 

@@ -5,8 +5,8 @@
 
 Needs torch >= 2.11, numpy, pydantic and transformers; the DeepSpeed setting is left out, and says so, where DeepSpeed
 is not installed. Every setting trains on the same rows with the same weights: forward, backward, clipping and a fused
-AdamW on fp32 master weights. FLOPs are counted for the tokens that exist (training/throughput.py), so the shares of the
-peak compare padded with packed. A figure is the median of several rounds.
+AdamW on fp32 master weights. FLOPs are counted for the tokens that exist (training/pretraining/throughput.py), so the
+shares of the peak compare padded with packed. A figure is the median of several rounds.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from length_mix import Batch, make_batch, our_loss, peer_loss
 
-from training.attention import flash_attention_applies
-from training.config import SHAPES, ModelConfig
-from training.flops import step_flops
-from training.heads import BertForPreTraining
-from training.modeling import compile_layers, initialize_weights
-from training.throughput import measured_peak_flops
+from training.bert.attention import flash_attention_applies
+from training.bert.flops import step_flops
+from training.bert.heads import BertForPreTraining
+from training.bert.modeling import compile_layers, initialize_weights
+from training.pretraining.throughput import measured_peak_flops
+from training.settings.pretraining import SHAPES, ModelConfig
 
 VOCAB_SIZE = 30_522
 LEARNING_RATE, MAX_GRAD_NORM = 1e-5, 1.0
@@ -105,7 +105,7 @@ def engine_step(config: ModelConfig, device: torch.device, dtype: torch.dtype, b
     """The same through DeepSpeed, one process, ZeRO-1; raises ImportError where DeepSpeed is not installed."""
     import deepspeed  # noqa: F401 - asked for here, so that its absence is told before anything is built
 
-    from training.engine import EngineSettings, TrainingEngine, start_processes
+    from training.engine.training_engine import EngineSettings, TrainingEngine, start_processes
 
     processes = start_processes()
     model = our_model(config, device, torch.float32)
@@ -125,7 +125,7 @@ def engine_step(config: ModelConfig, device: torch.device, dtype: torch.dtype, b
 def peer_step(config: ModelConfig, device: torch.device, dtype: torch.dtype, compiled: bool) -> Step:
     import transformers
 
-    from training.interchange import huggingface_config
+    from training.bert.huggingface import huggingface_config
 
     settings = huggingface_config(config, VOCAB_SIZE, "BertForPreTraining")
     model = transformers.BertForPreTraining(transformers.BertConfig(**settings, attn_implementation="sdpa"))

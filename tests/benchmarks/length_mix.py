@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.losses import pretraining_loss
-from training.packing import PackedSequences, pack
+from training.bert.losses import pretraining_loss
+from training.bert.packing import PackedSequences, pack
 
 CLS_ID, SEP_ID, MASK_ID = 101, 102, 103
 FIRST_WORD_ID = 999

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
-from pipelines.arrow_files import EXAMPLES_PER_BATCH, write_table
-from pipelines.contract import (
+from pipelines.contract.manifest import (
     SPECIAL_TOKENS,
     Manifest,
     StageKey,
@@ -31,9 +30,10 @@ from pipelines.contract import (
     record_of,
     shard_name,
 )
-from training.data import ArrowExamples, StepReader
-from training.dynamic_masking import DynamicMasking, row_keys
-from training.ordering import GlobalOrder
+from pipelines.jobs.arrow_files import EXAMPLES_PER_BATCH, write_table
+from training.data.dynamic_masking import DynamicMasking, row_keys
+from training.data.ordering import GlobalOrder
+from training.data.step_reader import ArrowExamples, StepReader
 
 RUNS = 5
 LENGTH, VOCAB_SIZE = 128, 30_522

@@ -48,7 +48,7 @@ def report(name: str, value: float, unit: str, **more: Any) -> None:
 
 def english_paragraphs(size_bytes: int) -> list[str]:
     """Paragraphs of the English novels; without them, docstrings of what is installed, repeated to size."""
-    from pipelines.sentences import paragraphs_of
+    from pipelines.documents.sentences import paragraphs_of
 
     paragraphs: list[str] = []
     total = 0
@@ -61,7 +61,7 @@ def english_paragraphs(size_bytes: int) -> list[str]:
                 return paragraphs
         return paragraphs
     print("the novels are not here; docstrings take their place", file=sys.stderr)
-    from pipelines.config import SourceConfig
+    from pipelines.settings.documents import SourceConfig
     from pipelines.sources import RawDocument, source_of
 
     config = SourceConfig(format="python-docstrings", inputs=("stdlib", "numpy", "scipy", "scikit-learn", "torch"))

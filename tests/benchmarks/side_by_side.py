@@ -9,18 +9,18 @@ import numpy.typing as npt
 import torch
 from plain_loop import PlainLoop, train
 
-from training.engine import Processes
-from training.finetuning_config import FinetuningConfig
-from training.fitting import Beginning, Fitting
+from training.bert.huggingface import read_config
+from training.bert.modeling import initialize_weights
+from training.data.ordering import keyed_permutation
+from training.engine.schedule import learning_rate_at
+from training.engine.training_engine import Processes
+from training.finetuning.loop import Beginning, Fitting
+from training.finetuning.text import TextEncoder
 from training.glue.metrics import scores
 from training.glue.problem import GlueProblem
 from training.glue.reading import LabelledText, read_examples
-from training.glue.tasks import TASKS, Task, task_files
-from training.interchange import read_config
-from training.modeling import initialize_weights
-from training.ordering import keyed_permutation
-from training.schedule import learning_rate_at
-from training.text import TextEncoder
+from training.settings.finetuning import FinetuningConfig
+from training.settings.glue import TASKS, Task, task_files
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from measuring import cpu_seconds, english_paragraphs, report
 
-from pipelines.word_counts import count_words
-from pipelines.wordpiece import WordPieceTokenizer, build_tokenizer
-from pipelines.wordpiece_trainer import train
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer, build_tokenizer
+from pipelines.wordpiece.trainer import train
+from pipelines.wordpiece.word_counts import count_words
 
 RUNS = 5
 BATCH_TEXTS = 4096

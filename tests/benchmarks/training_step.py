@@ -18,11 +18,11 @@ import transformers
 from length_mix import Batch, make_batch, our_loss, peer_loss
 from measuring import cpu_seconds, report
 
-from training.config import ModelConfig
-from training.engine import EngineSettings, TrainingEngine, start_processes, stop_processes
-from training.heads import BertForPreTraining
-from training.interchange import huggingface_config
-from training.modeling import initialize_weights
+from training.bert.heads import BertForPreTraining
+from training.bert.huggingface import huggingface_config
+from training.bert.modeling import initialize_weights
+from training.engine.training_engine import EngineSettings, TrainingEngine, start_processes, stop_processes
+from training.settings.pretraining import ModelConfig
 
 RUNS, STEPS = 5, 2
 SEQUENCES, LENGTH, VOCAB_SIZE = 8, 512, 30_522

@@ -11,10 +11,10 @@ import pyarrow as pa
 from measuring import cpu_seconds, english_paragraphs, report
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from pipelines.contract import SPECIAL_TOKENS
-from pipelines.word_counts import count_words
-from pipelines.wordpiece import build_normalizer
-from pipelines.wordpiece_trainer import train
+from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.wordpiece.tokenizer import build_normalizer
+from pipelines.wordpiece.trainer import train
+from pipelines.wordpiece.word_counts import count_words
 
 SIZE = 30_522
 NUM_WORDS = 1_000_000

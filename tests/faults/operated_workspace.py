@@ -1,7 +1,7 @@
 """One workspace and what an operator does to it; the jobs are the real ones, only training is a stand-in.
 
 Every action that may end badly runs in a forked child, so that it can be killed at a chosen change of the file system.
-The stand-in for training goes through the same life as the real one (training/checkpointed_stage.py): lock,
+The stand-in for training goes through the same life as the real one (training/resuming/checkpointed_stage.py): lock,
 verification, checkpoints, export, exchange. It has a hash in place of weights.
 """
 
@@ -19,15 +19,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import shard_corpus, storage, train_vocabulary
-from pipelines.builds import building_directory
-from pipelines.contract import StageKey, read_manifest, record_of, write_manifest
-from pipelines.locks import workspace_lock
-from pipelines.recipe import InputError, Recipe, read_recipe
-from pipelines.stages import documents_key, vocabulary_key
-from pipelines.verification import require_stage
-from training.checkpoint import CHECKPOINTS_DIRECTORY, checkpoint_names
-from training.checkpointed_stage import begin, complete, is_to_run
+from pipelines import shard_corpus, train_vocabulary
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
+from pipelines.contract.recipe import InputError, Recipe, read_recipe
+from pipelines.results.builds import building_directory
+from pipelines.results.locks import workspace_lock
+from pipelines.results.verification import require_stage
+from pipelines.stage_keys import documents_key, vocabulary_key
+from training.resuming.checkpointed_stage import begin, complete, is_to_run
+from training.resuming.checkpoints import CHECKPOINTS_DIRECTORY, checkpoint_names
 
 STAGES = ("documents", "vocabulary", "pretraining")
 TRAINING_STEPS = 3

@@ -10,7 +10,7 @@ if __name__ == "__main__":
     import chain_of_stand_ins
 
     chain_of_stand_ins.install(setattr)
-    from flows.command import run_as_command
     from flows.preprocess import preprocess
+    from flows.running.command import run_as_command
 
     raise SystemExit(run_as_command(preprocess))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 _FILLER = "filler"
 _WITHOUT_LOOKING = """
 import runpy, sys
-from pipelines import storage
+from pipelines.contract import storage
 storage.require_free_space = lambda *_: None
 del sys.argv[0]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -22,10 +22,10 @@ import pytest
 from scale import rounds
 from small_run import RECIPE, run_all, write_corpus
 
-from pipelines import runners
-from pipelines.recipe import InputError, read_recipe
-from pipelines.runners import MOST_RETRIES, Job, pipeline_options, run_pipeline
-from pipelines.worker_processes import WorkerDiedError
+from pipelines.contract.recipe import InputError, read_recipe
+from pipelines.jobs import runner as runners
+from pipelines.jobs.runner import MOST_RETRIES, Job, pipeline_options, run_pipeline
+from pipelines.jobs.worker_processes import WorkerDiedError
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -136,7 +136,7 @@ def beam_workers(process: subprocess.Popen[str], least: int) -> list[psutil.Proc
 
     def found() -> list[psutil.Process]:
         children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "pipelines.local_worker" in child.cmdline()]
+        return [child for child in children if "pipelines.jobs.local_worker" in child.cmdline()]
 
     return until(lambda: workers if len(workers := found()) >= least else None, f"{least} workers", process)
 
@@ -233,7 +233,7 @@ def test_a_flow_outlives_its_private_prefect_server(tmp_path: Path) -> None:
             assert line, "".join(lines)
             lines.append(line)
         children = psutil.Process(process.pid).children(recursive=True)
-        servers = [child for child in children if "flows.local_server" in child.cmdline()]
+        servers = [child for child in children if "flows.servers.local_server" in child.cmdline()]
         assert len(servers) == 1
         servers[0].kill()
         go.touch()

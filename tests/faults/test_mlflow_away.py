@@ -10,11 +10,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_server import Server
 
-from flows import tracking
-from flows.patient_client import HTTP_SETTINGS
-from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest, WholeRecipe
-from pipelines.contract import Manifest, StageKey
+from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.tracking import runs as tracking
+from flows.tracking.patient_client import HTTP_SETTINGS
+from flows.tracking.runs import Tracker
+from pipelines.contract.manifest import Manifest, StageKey
 
 AWAY_SECONDS = 2.0
 RECIPE = """

@@ -18,9 +18,9 @@ from operated_workspace import REFUSED, STAGES, TRAINING_STEPS, Fault, OperatedW
 from scale import rounds
 from small_run import write_corpus
 
-from pipelines.builds import kept_directories
-from pipelines.contract import read_manifest
-from pipelines.locks import workspace_lock
+from pipelines.contract.manifest import read_manifest
+from pipelines.results.builds import kept_directories
+from pipelines.results.locks import workspace_lock
 
 SEQUENCES = rounds(6, 200)
 ACTIONS = 8
@@ -139,7 +139,7 @@ class Operator(RuleBasedStateMachine):
             assert self.workspace.contents(directory) == self.oracle(stage, directory), stage
 
     def digest_of(self, stage: str, directory: str) -> str:
-        from pipelines.contract import StageKey
+        from pipelines.contract.manifest import StageKey
 
         manifest = read_manifest(directory)
         assert manifest is not None
@@ -152,7 +152,7 @@ class Operator(RuleBasedStateMachine):
             manifest = read_manifest(directory)
             assert manifest is not None
             if stage == "pretraining":
-                from pipelines.contract import StageKey
+                from pipelines.contract.manifest import StageKey
 
                 state = state_of(StageKey(stage, 1, manifest.config, manifest.inputs))
                 for _ in range(TRAINING_STEPS):

@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scale import rounds
 
-from flows.recipe_forms import form_of, toml_value
-from flows.whole_recipe import RunRequest, TrackingConfig, WholeRecipe
-from pipelines.bounds import Bounded, bounds_of
-from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
-from pipelines.recipe import RecipeError, RunConfig, Section, read_recipe
-from pipelines.shown_text import shown
-from training.config import ModelConfig, PretrainingConfig
-from training.distillation_config import DistillationConfig
-from training.finetuning_config import FinetuningConfig
+from flows.parameters.forms import form_of, toml_value
+from flows.parameters.whole_recipe import RunRequest, TrackingConfig, WholeRecipe
+from pipelines.contract.bounds import Bounded, bounds_of
+from pipelines.contract.recipe import RecipeError, RunConfig, Section, read_recipe
+from pipelines.contract.shown_text import shown
+from pipelines.settings.documents import DocumentsConfig, ExamplesConfig, VocabularyConfig
+from training.settings.distillation import DistillationConfig
+from training.settings.finetuning import FinetuningConfig
+from training.settings.pretraining import ModelConfig, PretrainingConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "flows" / "recipes"
 SECTIONS: tuple[type[Section], ...] = (

@@ -18,11 +18,11 @@ import pytest
 from mlflow import MlflowClient
 from scale import rounds
 
-from flows.databases import BUILDING_SUFFIX, KEPT_SUFFIX
-from flows.mlflow_database import DATABASE_NAME, set_up_mlflow
-from flows.prefect_database import DATABASE_NAME as PREFECT_NAME
-from flows.prefect_database import set_up_prefect
-from pipelines.recipe import InputError
+from flows.servers.databases import BUILDING_SUFFIX, KEPT_SUFFIX
+from flows.servers.mlflow_database import DATABASE_NAME, set_up_mlflow
+from flows.servers.prefect_database import DATABASE_NAME as PREFECT_NAME
+from flows.servers.prefect_database import set_up_prefect
+from pipelines.contract.recipe import InputError
 
 LONGEST_SECONDS = 120.0
 
@@ -30,7 +30,7 @@ LONGEST_SECONDS = 120.0
 MLFLOW = """
 import sys, time
 import mlflow.store.tracking.sqlalchemy_store, mlflow.db
-from flows.mlflow_database import set_up_mlflow
+from flows.servers.mlflow_database import set_up_mlflow
 print("begins", flush=True)
 started = time.monotonic()
 set_up_mlflow(sys.argv[1])
@@ -39,7 +39,7 @@ print(time.monotonic() - started, flush=True)
 PREFECT = """
 import sys, time
 import prefect.server.database.orm_models, prefect.server.database.alembic_commands
-from flows.prefect_database import set_up_prefect
+from flows.servers.prefect_database import set_up_prefect
 print("begins", flush=True)
 started = time.monotonic()
 set_up_prefect(sys.argv[1])
@@ -203,7 +203,9 @@ def test_a_damaged_file_is_refused_and_not_changed(tmp_path: Path, damage: bytes
 def test_no_room_is_told_in_a_line_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     """A limit on the size of files makes writes fail in the middle, as a full disk does."""
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, {resource.RLIM_INFINITY}))\n"
-    program = (limited + PROGRAMS[name]).replace("\nset_up_", "\nfrom pipelines.recipe import exit_code_of\nset_up_")
+    program = (limited + PROGRAMS[name]).replace(
+        "\nset_up_", "\nfrom pipelines.contract.recipe import exit_code_of\nset_up_"
+    )
     program = program.replace(
         "set_up_mlflow(sys.argv[1])", "sys.exit(exit_code_of(lambda: set_up_mlflow(sys.argv[1])))"
     )
@@ -233,9 +235,9 @@ def test_two_at_once_make_one_database(tmp_path: Path, name: str) -> None:
 
 
 def test_a_set_up_waits_for_a_lock_and_names_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.databases.LOCK_SECONDS", 0.5)
+    monkeypatch.setattr("flows.servers.databases.LOCK_SECONDS", 0.5)
     holder = (
-        "import sys, time\nfrom pipelines.locks import workspace_lock\n"
+        "import sys, time\nfrom pipelines.results.locks import workspace_lock\n"
         "with workspace_lock(sys.argv[1], 'mlflow.db'):\n    print('begins', flush=True)\n    time.sleep(600)\n"
     )
     with started(holder, tmp_path) as process:

@@ -14,9 +14,11 @@ import pytest
 from scale import rounds
 from small_run import RECIPE, write_corpus
 
-from pipelines import documents, parts, shard_corpus
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError
+from pipelines import shard_corpus
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.documents import document as documents
+from pipelines.documents import parts
 
 
 @pytest.fixture

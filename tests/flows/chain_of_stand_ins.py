@@ -9,9 +9,9 @@ from typing import Any
 
 import stand_in
 
-from flows import stages
-from flows.stages import Stage, StageOutput
-from flows.whole_recipe import WholeRecipe
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.running import plan as stages
+from flows.running.plan import Stage, StageOutput
 
 
 def _stage(whole: WholeRecipe, name: str, *outputs: str) -> Stage:
@@ -35,7 +35,7 @@ def install(setattr_: Callable[[Any, str, Any], None]) -> None:
 
 if __name__ == "__main__":
     install(setattr)
-    from flows.command import run_as_command
     from flows.end_to_end import end_to_end
+    from flows.running.command import run_as_command
 
     raise SystemExit(run_as_command(end_to_end))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.stage_run import FlowOutcome, RegisteredModel, StageOutcome
-from flows.whole_recipe import WholeRecipe
-from pipelines import storage
-from pipelines.contract import SPECIAL_TOKENS, FileRecord, StageKey, examples_schema, record_of, write_manifest
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.stage_run import FlowOutcome, RegisteredModel, StageOutcome
+from pipelines.contract import storage
+from pipelines.contract.manifest import SPECIAL_TOKENS, FileRecord, StageKey, examples_schema, record_of, write_manifest
 
 SCRIPT = "</script></td><script>alert(1)</script>"
 PICTURE = "<img src='http://127.0.0.1:9/leak.png' onerror=alert(1)>"

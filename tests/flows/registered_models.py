@@ -12,30 +12,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from flows.logged_models import ModelFiles
-from flows.model_card import card_facts
-from flows.promotion import CHAMPION, move_alias
-from flows.registry import Made, log_version
-from flows.tracking import Tracker
-from flows.whole_recipe import WholeRecipe
-from pipelines import storage
-from pipelines.contract import SPECIAL_TOKENS, Manifest, StageKey, record_of
-from pipelines.word_counts import tokenizer_files
-from training.config import ModelConfig
-from training.features import FeatureExtractor, load_encoder
-from training.fitting import Batches, Forward
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.logged_models import ModelFiles
+from flows.registry.model_card import card_facts
+from flows.registry.promotion import CHAMPION, move_alias
+from flows.registry.registration import Made, log_version
+from flows.tracking.runs import Tracker
+from pipelines.contract import storage
+from pipelines.contract.manifest import SPECIAL_TOKENS, Manifest, StageKey, record_of
+from pipelines.wordpiece.word_counts import tokenizer_files
+from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model
+from training.bert.modeling import initialize_weights
+from training.bert.packing import pack
+from training.features.extractor import FeatureExtractor, load_encoder
+from training.finetuning.loop import Batches, Forward
+from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.problem import described_task
-from training.glue.tasks import TASKS
-from training.heads import BertForPreTraining, BertForSequenceClassification
-from training.interchange import huggingface_config, load_into, read_config, read_weights, write_model
-from training.modeling import initialize_weights
-from training.packing import pack
-from training.squad.config import SquadConfig
+from training.settings.glue import TASKS
+from training.settings.pretraining import ModelConfig
+from training.settings.squad import SquadConfig
+from training.settings.tagging import TaggingConfig
 from training.squad.heads import BertForQuestionAnswering
 from training.squad.problem import open_squad
-from training.tagging.config import TaggingConfig
 from training.tagging.problem import TaggingProblem, open_tagging
-from training.text import EncodedText, TextEncoder
 
 MAX_SEQ_LENGTH = 16
 WINDOWS = {"max_seq_length": MAX_SEQ_LENGTH, "doc_stride": 4, "max_query_length": 5, "max_answer_length": 6}

@@ -8,11 +8,11 @@ import os
 import sys
 import time
 
-from pipelines import storage
-from pipelines.builds import add_restart_argument, building_directory, discard_build, install_build, open_build
-from pipelines.contract import StageKey, read_manifest, record_of, write_manifest
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
+from pipelines.contract.recipe import Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.results.builds import add_restart_argument, building_directory, discard_build, install_build, open_build
 
 ORDER = ("documents", "vocabulary", "examples", "pretraining", "cola/pretrained", "cola/random")
 SECTIONS = ("documents", "vocabulary", "examples", "pretraining", "finetuning", "finetuning")

@@ -13,13 +13,14 @@ from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.states import Failed
 
-from flows import failure_hooks, stage_run
-from flows.launch import StageError, StageTimeoutError
-from flows.progress_artifacts import artifact_key, percentage_in
-from flows.result_artifacts import histogram_picture
-from flows.stage_run import is_worth_retrying
-from flows.whole_recipe import RunRequest
-from pipelines.recipe import InputError
+from flows.parameters.whole_recipe import RunRequest
+from flows.report.prefect_artifacts import histogram_picture
+from flows.running import failures as failure_hooks
+from flows.running import stage_run
+from flows.running.launch import StageError, StageTimeoutError
+from flows.running.progress_bar import artifact_key, percentage_in
+from flows.running.stage_run import is_worth_retrying
+from pipelines.contract.recipe import InputError
 
 
 @pytest.mark.parametrize(

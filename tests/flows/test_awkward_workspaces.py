@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME
-from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest
+from flows.parameters.whole_recipe import RunRequest
+from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME
+from flows.tracking.runs import Tracker
 
 
 @pytest.mark.parametrize("name", ["50%20off", "a?b #ü [1]&c=d;e@f:g"])

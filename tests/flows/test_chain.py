@@ -14,10 +14,10 @@ from collections.abc import Callable
 import pytest
 from mlflow import MlflowClient
 
-from flows.stage_run import FlowOutcome
-from flows.whole_recipe import RunRequest
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError
+from flows.parameters.whole_recipe import RunRequest
+from flows.running.stage_run import FlowOutcome
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "chain_of_stand_ins.py")
 STAGES = ["documents", "vocabulary", "examples", "pretraining", "finetuning"]

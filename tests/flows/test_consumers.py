@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 import registered_models as models
 
-from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest
-from pipelines import storage
-from training.encoders import CACHE_VARIABLE, encoder_directory
+from flows.parameters.whole_recipe import RunRequest
+from flows.tracking.runs import Tracker
+from pipelines.contract import storage
+from training.stages.encoders import CACHE_VARIABLE, encoder_directory
 from training.tagging.scores import span_scores
 
 START_SECONDS = 300.0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.whole_recipe import RunRequest
-from pipelines.credentials import holds_credentials, redacted, refusal
-from pipelines.recipe import InputError
+from flows.parameters.whole_recipe import RunRequest
+from pipelines.contract.credentials import holds_credentials, redacted, refusal
+from pipelines.contract.recipe import InputError
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "chain_of_stand_ins.py")
 CANARY = "canary-7d1f0c55"

@@ -17,10 +17,10 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from flows.deploy import PREFECT_FILE, deployments_of, template_with_devices
-from flows.recipe_forms import form_of, toml_value
-from flows.whole_recipe import PretrainRequest, RunRequest
-from pipelines.recipe import InputError, read_recipe
-from training.config import ModelConfig, PretrainingConfig
+from flows.parameters.forms import form_of, toml_value
+from flows.parameters.whole_recipe import PretrainRequest, RunRequest
+from pipelines.contract.recipe import InputError, read_recipe
+from training.settings.pretraining import ModelConfig, PretrainingConfig
 
 with open(PREFECT_FILE) as stream:
     DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(stream)["deployments"]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import diagnosis, doctor
+from flows import doctor
+from flows.inspection import machine as diagnosis
 
 
 def test_each_part_has_a_state_and_what_is_not_there_a_remedy() -> None:

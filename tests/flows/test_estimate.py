@@ -14,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows import estimate as command
-from flows.costs import estimate
-from flows.rates import default_rates, measured_rates, text_bytes
-from flows.whole_recipe import WholeRecipe
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError, exit_code_of, read_recipe
-from pipelines.sizes import (
+from flows.inspection.costs import estimate
+from flows.inspection.rates import default_rates, measured_rates, text_bytes
+from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError, exit_code_of, read_recipe
+from pipelines.jobs.sizes import (
     MEGABYTE,
     disk_bytes_documents,
     disk_bytes_examples,
@@ -27,12 +27,12 @@ from pipelines.sizes import (
     masked_per_row,
     row_bytes,
 )
-from training.config import SHAPES, ModelConfig
-from training.flops import checkpoint_bytes, model_states, num_parameters, step_flops
-from training.heads import BertForPreTraining
-from training.losses import pretraining_loss
-from training.modeling import parameter_count
-from training.packing import pack
+from training.bert.flops import checkpoint_bytes, model_states, num_parameters, step_flops
+from training.bert.heads import BertForPreTraining
+from training.bert.losses import pretraining_loss
+from training.bert.modeling import parameter_count
+from training.bert.packing import pack
+from training.settings.pretraining import SHAPES, ModelConfig
 
 TRAINING = """
 [model]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from flows.evaluation_data import encoder_evaluation, finetuned_evaluation, score_in_words
-from flows.promotion import below_floor
-from flows.whole_recipe import RunRequest, WholeRecipe
-from pipelines import storage
-from pipelines.contract import Manifest, StageKey, record_of, write_manifest
+from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.registry.evaluations import encoder_evaluation, finetuned_evaluation, score_in_words
+from flows.registry.promotion import below_floor
+from pipelines.contract import storage
+from pipelines.contract.manifest import Manifest, StageKey, record_of, write_manifest
 
 
 @pytest.fixture

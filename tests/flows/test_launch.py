@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.launch import StageError, StageTimeoutError, child_environment, ending_of, run_command
-from pipelines.recipe import InputError
+from flows.running.launch import StageError, StageTimeoutError, child_environment, ending_of, run_command
+from pipelines.contract.recipe import InputError
 
 COMPLETE: Callable[[], str | None] = lambda: None  # noqa: E731
 INCOMPLETE: Callable[[], str | None] = lambda: "not built yet"  # noqa: E731
@@ -167,7 +167,7 @@ def test_what_a_child_says_at_its_end_is_heard_after_an_interrupt() -> None:
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.launch.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("flows.running.launch.GRACE_SECONDS", 1.0)
     pids: list[int] = []
 
     def interrupt(line: str) -> None:
@@ -198,13 +198,13 @@ def test_a_child_follows_its_killed_parent(tmp_path: Path) -> None:
     note = tmp_path / "child.pid"
     child = f"""
         import os, time
-        from pipelines.lifeline import follow_lifeline
+        from pipelines.commands.lifeline import follow_lifeline
         follow_lifeline()
         open({str(note)!r}, "w").write(str(os.getpid()))
         time.sleep(600)
     """
     parent = f"""
-        from flows.launch import run_command
+        from flows.running.launch import run_command
         run_command("s", {python(child)!r}, lambda: None, print)
     """
     process = subprocess.Popen(python(parent))

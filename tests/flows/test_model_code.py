@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from flows import answering_model, tagging_model
-from pipelines.contract import SPECIAL_TOKENS
-from pipelines.word_counts import tokenizer_files
+from flows.registry import answering_model, tagging_model
+from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.wordpiece.word_counts import tokenizer_files
+from training.finetuning.text import TextEncoder
 from training.squad.answers import best_spans
 from training.squad.windows import _with_dropped_characters
 from training.squad.windows import cut as training_cut
 from training.tagging.encoding import _runs, _with_context
-from training.text import TextEncoder
 
 IntArray = npt.NDArray[np.int64]
 

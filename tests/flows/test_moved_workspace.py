@@ -13,15 +13,15 @@ import registered_models as models
 import tiny_models
 from mlflow import MlflowClient
 
-from flows.logged_models import ModelFiles
-from flows.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME, set_up_mlflow
-from flows.model_card import card_facts
-from flows.moved_workspace import KEPT_SUFFIX, relocate
-from flows.promotion import Evaluation, move_alias
-from flows.registry import Made, log_version
-from flows.tracking import Tracker
-from flows.whole_recipe import RunRequest, WholeRecipe
-from pipelines.recipe import InputError
+from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.registry.logged_models import ModelFiles
+from flows.registry.model_card import card_facts
+from flows.registry.promotion import Evaluation, move_alias
+from flows.registry.registration import Made, log_version
+from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME, set_up_mlflow
+from flows.servers.moved_workspace import KEPT_SUFFIX, relocate
+from flows.tracking.runs import Tracker
+from pipelines.contract.recipe import InputError
 
 NAME = "trial-cola"
 SENTENCES = ["It returns the number of items."]
@@ -131,7 +131,7 @@ def test_artifacts_that_stayed_behind_are_asked_for(moved: Path) -> None:
 
 
 def test_a_database_in_use_is_left_as_it_is(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.databases._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("flows.servers.databases._BUSY_SECONDS", 0.2)
     before = (moved / DATABASE_NAME).read_bytes()
     with sqlite3.connect(moved / DATABASE_NAME) as other:
         other.execute("BEGIN IMMEDIATE")

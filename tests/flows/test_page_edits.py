@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect_site import PrefectSite, prefect_site
 
-from flows.deployed_request import overlaid
-from flows.page_edits import ABSENT, UNKNOWN, merge
-from flows.whole_recipe import PretrainRequest
+from flows.deployments.page_edits import ABSENT, UNKNOWN, merge
+from flows.parameters.deployed_request import overlaid
+from flows.parameters.whole_recipe import PretrainRequest
 
 PLAIN = st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["a", "b"])
 VALUES = st.recursive(PLAIN, lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=3), max_leaves=6)

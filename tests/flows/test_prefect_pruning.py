@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import prefect_database
-from flows.prefect_database import DATABASE_NAME, prune, set_up_prefect
+from flows.servers import prefect_database
+from flows.servers.prefect_database import DATABASE_NAME, prune, set_up_prefect
 
 NOW = datetime.now(UTC)
 

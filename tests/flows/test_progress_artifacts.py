@@ -12,9 +12,10 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from flows import progress_artifacts, reporting
-from flows.progress_artifacts import StageProgress
-from flows.reporting import told_to_prefect
+from flows.running import progress_bar as progress_artifacts
+from flows.running.progress_bar import StageProgress
+from flows.servers import artifact_calls as reporting
+from flows.servers.artifact_calls import told_to_prefect
 
 LOGGER = logging.getLogger("test")
 TASK_RUN: ContextVar[str] = ContextVar("TASK_RUN")

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from flows import promotion
+from flows.parameters.whole_recipe import TrackingConfig
 from flows.promote import EXIT_KEPT, main
-from flows.promotion import CHALLENGER, CHAMPION, Evaluation, verdict
-from flows.registry import enter_contest
-from flows.tracking import open_registry
-from flows.whole_recipe import TrackingConfig
-from pipelines.recipe import InputError
+from flows.registry import promotion
+from flows.registry.promotion import CHALLENGER, CHAMPION, Evaluation, verdict
+from flows.registry.registration import enter_contest
+from flows.tracking.runs import open_registry
+from pipelines.contract.recipe import InputError
 from training.glue.metrics import constant_baseline
-from training.glue.tasks import TASKS
+from training.settings.glue import TASKS
 
 NAME = "trial-cola"
 DEV, OTHER_DEV = "d" * 64, "e" * 64

@@ -16,14 +16,14 @@ import registered_models as models
 import tiny_models
 from mlflow import MlflowClient
 
-from flows.logged_models import ModelFiles
-from flows.model_card import card_facts
-from flows.promotion import Evaluation, evaluation_of, move_alias
-from flows.registry import Made, log_version, registered_version
-from flows.tracking import DIGEST_TAG, Tracker
-from flows.whole_recipe import RunRequest, WholeRecipe
-from pipelines import storage
-from pipelines.recipe import InputError
+from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.registry.logged_models import ModelFiles
+from flows.registry.model_card import card_facts
+from flows.registry.promotion import Evaluation, evaluation_of, move_alias
+from flows.registry.registration import Made, log_version, registered_version
+from flows.tracking.runs import DIGEST_TAG, Tracker
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
 
 SENTENCES = ["It returns the number of items.", "items the of number returns it"]
 

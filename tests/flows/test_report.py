@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import report, timings
-from flows.stage_run import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
-from flows.whole_recipe import RunRequest, WholeRecipe
-from pipelines import storage
-from pipelines.contract import StageKey, write_manifest
+from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.report import facts as report
+from flows.running import timings
+from flows.running.stage_run import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, write_manifest
 
 STATISTICS: dict[str, dict[str, Any]] = {
     "documents": {"documents_read": 1200, "documents_kept": 1100, "heldout_documents": 90, "characters": 5_000_000},

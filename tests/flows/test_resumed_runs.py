@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows.tracking import FLOW_TAG, PARENT_TAG, SKIPPED_TAG, STAGE_TAG, Tracker
-from flows.whole_recipe import RunRequest, WholeRecipe
-from pipelines.contract import Manifest, StageKey
+from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.tracking.runs import FLOW_TAG, PARENT_TAG, SKIPPED_TAG, STAGE_TAG, Tracker
+from pipelines.contract.manifest import Manifest, StageKey
 
 KEY = "k" * 64
 

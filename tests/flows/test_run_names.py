@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 from prefect.context import FlowRunContext
 
+from flows.console.run_names import run_name
 from flows.end_to_end import end_to_end
-from flows.run_names import run_name
-from flows.whole_recipe import RunRequest
+from flows.parameters.whole_recipe import RunRequest
 
 
 @pytest.mark.parametrize(

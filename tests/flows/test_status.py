@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from flows import status
-from flows.progress import StageStatus, in_words, statuses_of_recipe, statuses_of_workspace
+from flows.inspection.workspace import StageStatus, in_words, statuses_of_recipe, statuses_of_workspace
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.remove import remove
-from flows.whole_recipe import WholeRecipe
-from pipelines import storage
-from pipelines.builds import building_directory, open_build, write_mark
-from pipelines.contract import StageKey, record_of, write_manifest
-from pipelines.recipe import InputError, exit_code_of, read_recipe
-from pipelines.stages import documents_key, vocabulary_key
-from pipelines.unfinished import finish_unit
-from training.config import PretrainingConfig
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, record_of, write_manifest
+from pipelines.contract.recipe import InputError, exit_code_of, read_recipe
+from pipelines.results.builds import building_directory, open_build, write_mark
+from pipelines.results.unfinished import finish_unit
+from pipelines.stage_keys import documents_key, vocabulary_key
+from training.settings.pretraining import PretrainingConfig
 
 PHASES = (
     {"max_seq_length": 32, "steps": 100, "global_batch_size": 8},

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from flows.whole_recipe import RunRequest, WholeRecipe
-from pipelines.recipe import RecipeError, read_recipe
+from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from pipelines.contract.recipe import RecipeError, read_recipe
 
 RECIPES = os.path.join(os.path.dirname(__file__), "..", "..", "flows", "recipes")
 NEEDED_OVERRIDES = {"novels.toml": ("finetuning.glue_dir=glue",)}

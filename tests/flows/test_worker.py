@@ -23,7 +23,7 @@ from prefect_site import (
     wait_for,
 )
 
-from pipelines.storage import sha256_of
+from pipelines.contract.storage import sha256_of
 
 STEPS = 250
 SETTINGS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from pipelines.config import DocumentsConfig, SourceConfig
+from pipelines.settings.documents import DocumentsConfig, SourceConfig
 from pipelines.sources import InputFile, RawDocument, Reject, find_inputs, source_of
 
 Item = RawDocument | Reject

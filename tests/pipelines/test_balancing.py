@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.balancing import MOST_FILES_PER_GROUP, deal_rows, group_of, left_over_rows
+from pipelines.examples.balancing import MOST_FILES_PER_GROUP, deal_rows, group_of, left_over_rows
 
 
 @given(count=st.integers(1, 3_000))

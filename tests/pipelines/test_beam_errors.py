@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.beam_errors import first_cause, shown_of
-from pipelines.recipe import InputError, RecipeError
+from pipelines.contract.recipe import InputError, RecipeError
+from pipelines.jobs.beam_errors import first_cause, shown_of
 
 
 def quoted(raise_it: Callable[[], None]) -> str:
@@ -49,7 +49,8 @@ def test_a_failure_of_the_system_has_its_number_and_path() -> None:
         (
             "Pipeline job-1 failed in state FAILED: java.lang.RuntimeError: Error received from SDK harness for "
             'instruction 4: Traceback (most recent call last):\n  File "a.py", line 1, in f\n'
-            "pipelines.recipe.InputError: a.txt: row 3: bad [while running 'Read/ParDo(Read)']\n\n\tat org.apache",
+            "pipelines.contract.errors.InputError: a.txt: row 3: bad [while running 'Read/ParDo(Read)']\n\n"
+            "\tat org.apache",
             InputError,
             "a.txt: row 3: bad",
         ),

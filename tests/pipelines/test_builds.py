@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import builds, storage
-from pipelines.builds import building_directory, finish_exchange, install_build, kept_directories, open_build
-from pipelines.contract import StageKey, read_manifest, record_of, write_manifest
-from pipelines.recipe import InputError
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.results import builds
+from pipelines.results.builds import building_directory, finish_exchange, install_build, kept_directories, open_build
 
 
 def key_of(value: int) -> StageKey:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from reading import files_of, read_in_ranges, reasons_of, texts_of
 from test_splitting import BOM, FORMATS, PAGE, line_ends, place_free
 
-from pipelines.config import SourceConfig
-from pipelines.sources import InputFile, Reject, bz2_streams, source_of, split_file, text_records, unpacking
+from pipelines.reading import bz2_streams, text_records, unpacking
+from pipelines.settings.documents import SourceConfig
+from pipelines.sources import InputFile, Reject, source_of, split_file
 
 
 @pytest.mark.parametrize("name", FORMATS)

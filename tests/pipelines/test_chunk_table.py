@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import chunk_table
-from pipelines.chunk_table import ChunkTable
+from pipelines.wordpiece import chunk_table
+from pipelines.wordpiece.chunk_table import ChunkTable
 
 CHUNK = re.compile(rb"[!-/:-@\[-`{-~]|[^ \t\r\n!-/:-@\[-`{-~]+")
 LENGTHS = [1, 7, 8, 9, 14, 15, 16, 17, 23, 24, 25, 31, 32, 33, 63, 64, 65, 127, 129]

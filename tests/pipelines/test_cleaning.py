@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines import shard_corpus
-from pipelines.cleaning import _has_rare, clean_text, drop_repeated_lines
-from pipelines.config import CleaningConfig, DocumentsConfig, SourceConfig
-from pipelines.contract import read_manifest
-from pipelines.documents import Document, DocumentReader
-from pipelines.languages import LANGUAGES, LanguageIdentifier, sample_of
-from pipelines.sentences import paragraphs_of, pieces_of
+from pipelines.contract.manifest import read_manifest
+from pipelines.documents.cleaning import _has_rare, clean_text, drop_repeated_lines
+from pipelines.documents.document import Document, DocumentReader
+from pipelines.documents.languages import LANGUAGES, LanguageIdentifier, sample_of
+from pipelines.documents.sentences import paragraphs_of, pieces_of
+from pipelines.settings.documents import CleaningConfig, DocumentsConfig, SourceConfig
 from pipelines.sources import Reject, find_inputs
 
 FORMS = st.sampled_from(["none", "NFC", "NFKC"])

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.cleaning import clean_text
-from pipelines.combining_marks import _COMPOSED_MARKS, _HALFWIDTH_MARKS, MAX_UNSORTED_MARKS, sort_long_runs
-from pipelines.config import CleaningConfig
+from pipelines.documents.cleaning import clean_text
+from pipelines.documents.combining_marks import _COMPOSED_MARKS, _HALFWIDTH_MARKS, MAX_UNSORTED_MARKS, sort_long_runs
+from pipelines.settings.documents import CleaningConfig
 
 FORMS = st.sampled_from(["NFC", "NFKC"])
 MARKS = "\u0301\u0316\u0345\u0327\u05b4\u0e38\u3099\u0344" + "".join(sorted(_COMPOSED_MARKS | _HALFWIDTH_MARKS))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines import storage
-from pipelines.contract import (
+from pipelines.contract import storage
+from pipelines.contract.manifest import (
     MANIFEST_NAME,
     StageKey,
     examples_schema,
@@ -18,7 +18,7 @@ from pipelines.contract import (
     verify_file,
     write_manifest,
 )
-from pipelines.recipe import InputError
+from pipelines.contract.recipe import InputError
 
 KEY = StageKey("documents", 1, {"num_shards": 2, "nested": {"size": 3}}, {"corpus": "abc"})
 

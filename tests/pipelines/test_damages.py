@@ -19,10 +19,10 @@ import pyarrow as pa
 import pytest
 from small_run import RECIPE, run_all, write_corpus
 
-from pipelines import storage
-from pipelines.arrow_files import read_table, write_table
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError
+from pipelines.contract import storage
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.jobs.arrow_files import read_table, write_table
 from pipelines.validate import validate
 
 STAGES = ("documents", "vocabulary", "examples")

@@ -19,10 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import shard_corpus
-from pipelines.arrow_files import read_table
-from pipelines.config import DocumentsConfig, NearDuplicatesConfig, SourceConfig
-from pipelines.contract import StageKey, read_manifest
-from pipelines.deduplication import (
+from pipelines.contract.manifest import StageKey, read_manifest
+from pipelines.documents.minhash import (
     alike_components,
     band_keys,
     band_shape,
@@ -30,6 +28,8 @@ from pipelines.deduplication import (
     shingle_hashes,
     signatures_of,
 )
+from pipelines.jobs.arrow_files import read_table
+from pipelines.settings.documents import DocumentsConfig, NearDuplicatesConfig, SourceConfig
 
 WORDS = [
     f"{first}{second}" for first in ("ka", "lo", "mi", "ren", "tas") for second in ("vu", "pel", "dor", "shi", "an")
@@ -147,8 +147,8 @@ def test_a_group_in_which_only_some_are_alike() -> None:
 
 
 PRINT_SIGNATURES = """
-from pipelines.config import NearDuplicatesConfig
-from pipelines.deduplication import band_keys, band_shape, signatures_of
+from pipelines.settings.documents import NearDuplicatesConfig
+from pipelines.documents.minhash import band_keys, band_shape, signatures_of
 config = NearDuplicatesConfig()
 signatures = signatures_of(["Ein Text über dies und das, 東京.", "one two three four five six"], config)
 print(signatures.tobytes().hex(), band_keys(signatures, band_shape(config)).tobytes().hex())
@@ -240,8 +240,8 @@ def test_parts_buckets_and_workers_do_not_change_a_byte(
     recipe = str(corpus / "recipe.toml")
     shard_corpus.run([recipe, "--workspace", str(tmp_path / "one")])
     one = files_below(tmp_path / "one/documents")
-    monkeypatch.setattr("pipelines.documents.PART_BYTES", 10_000)
-    monkeypatch.setattr("pipelines.near_duplicates._PARTS_PER_BUCKET", 2)
+    monkeypatch.setattr("pipelines.documents.document.PART_BYTES", 10_000)
+    monkeypatch.setattr("pipelines.documents.near_duplicates._PARTS_PER_BUCKET", 2)
     shard_corpus.run([recipe, "--workspace", str(tmp_path / "two"), "--set", "run.workers=2"])
     two = files_below(tmp_path / "two/documents")
     # Rejects stand in the order of parts, in one compressed member for each.

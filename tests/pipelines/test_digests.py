@@ -1,6 +1,6 @@
 """Equal recipe, equal bytes: the digests of a small corpus' stages, to be compared on every supported Python.
 
-Where one of these changes on purpose, the stage's version in `pipelines/stages.py` goes up in the same commit.
+Where one of these changes on purpose, the stage's version in `pipelines/stage_keys.py` goes up in the same commit.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contract import read_manifest
+from pipelines.contract.manifest import read_manifest
 
 DIGESTS = {
     "documents": "45d7e5518fa138c06c81d5ef99592f4ad22f8be6eb8509bfe9d597787313b3dc",

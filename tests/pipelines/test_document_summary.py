@@ -15,10 +15,10 @@ import pytest
 from small_run import RECIPE, write_corpus
 
 from pipelines import shard_corpus
-from pipelines.config import DocumentsConfig, SourceConfig
-from pipelines.contract import FileRecord, Manifest, read_manifest
-from pipelines.document_summary import closing_lines, require_documents
-from pipelines.recipe import InputError
+from pipelines.contract.manifest import FileRecord, Manifest, read_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.documents.summary import closing_lines, require_documents
+from pipelines.settings.documents import DocumentsConfig, SourceConfig
 
 PROSE = "A text that is long enough to be kept. It has two sentences."
 

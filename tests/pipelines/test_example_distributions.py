@@ -11,14 +11,23 @@ from numpy.typing import NDArray
 from scipy import stats
 from token_documents import CLS, MASK, SEP, VOCABULARY_SIZE, random_corpus, regular_corpus, rules
 
-from pipelines.config import ExampleLengthConfig, ExamplesConfig
-from pipelines.example_statistics import counts_of, flat_positions
-from pipelines.examples import plan_examples
-from pipelines.full_sentences import plan_full_sentences
-from pipelines.masking import MaskedExamples, build_examples
-from pipelines.planned_rows import TokenizedDocuments
+from pipelines.examples.full_sentences import plan_full_sentences
+from pipelines.examples.masking import MaskedExamples, build_examples
+from pipelines.examples.planned_rows import TokenizedDocuments
+from pipelines.examples.sentence_pairs import (
+    A_END,
+    A_START,
+    B_END,
+    B_START,
+    DOCUMENT,
+    IS_RANDOM_NEXT,
+    NUMBER,
+    plan_pairs,
+)
+from pipelines.examples.statistics import counts_of, flat_positions
+from pipelines.examples.transforms import plan_examples
 from pipelines.seeding import key_of
-from pipelines.sentence_pairs import A_END, A_START, B_END, B_START, DOCUMENT, IS_RANDOM_NEXT, NUMBER, plan_pairs
+from pipelines.settings.documents import ExampleLengthConfig, ExamplesConfig
 
 MILLION = 1_000_000
 LEAST_P = 1e-4

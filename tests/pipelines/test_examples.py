@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import build_examples, storage
-from pipelines.arrow_files import read_table
-from pipelines.contract import SPLITS, Manifest, read_manifest
-from pipelines.recipe import InputError
+from pipelines import build_examples
+from pipelines.contract import storage
+from pipelines.contract.manifest import SPLITS, Manifest, read_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.jobs.arrow_files import read_table
 from pipelines.validate import validate
 
 
@@ -134,7 +135,7 @@ def test_files_are_balanced_and_hold_rows_of_every_shard(built: tuple[Path, str]
 def test_many_shards_exchange_rows_within_groups(
     built: tuple[Path, str], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.balancing.MOST_FILES_PER_GROUP", 3)
+    monkeypatch.setattr("pipelines.examples.balancing.MOST_FILES_PER_GROUP", 3)
     build_examples.run(arguments(built[1], workspace, num_length_bins=2))
     validate(str(workspace))
     for length in (32, 64):

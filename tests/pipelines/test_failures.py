@@ -14,8 +14,8 @@ import textwrap
 
 import pytest
 
-from pipelines.failures import DEBUG_VARIABLE, InputError, exit_code_of, failure_line, first_cause, writing
-from pipelines.shown_text import shown
+from pipelines.contract.errors import DEBUG_VARIABLE, InputError, exit_code_of, failure_line, first_cause, writing
+from pipelines.contract.shown_text import shown
 
 
 def chained(*errors: BaseException) -> BaseException:
@@ -186,8 +186,8 @@ def test_a_chain_that_bites_its_tail_ends() -> None:
 
 PRINTING = """
     import sys
-    from pipelines.command_line import CommandParser
-    from pipelines.failures import exit_code_of
+    from pipelines.commands.command_line import CommandParser
+    from pipelines.contract.errors import exit_code_of
     def main():
         CommandParser(prog="x").parse_args()
         for number in range(100_000):
@@ -230,7 +230,7 @@ def test_a_mistake_on_the_command_line_is_one_line() -> None:
 def test_debug_is_inherited_by_what_a_command_starts() -> None:
     code = """
         import os
-        from pipelines.command_line import CommandParser
+        from pipelines.commands.command_line import CommandParser
         parser = CommandParser(prog="x")
         parser.parse_known_args()
         print(os.environ.get("CLOZEWORKS_DEBUG"))
@@ -243,7 +243,7 @@ def test_debug_is_inherited_by_what_a_command_starts() -> None:
 def test_file_names_that_are_no_utf_8_can_be_printed() -> None:
     code = """
         import os, sys
-        from pipelines.failures import exit_code_of
+        from pipelines.contract.errors import exit_code_of
         sys.exit(exit_code_of(lambda: print(os.fsdecode(b"a\\xff"))))
     """
     ended = subprocess.run(command(code), capture_output=True, text=True, check=False)

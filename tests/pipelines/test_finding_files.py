@@ -12,13 +12,13 @@ import pytest
 from small_run import JOBS, RECIPE, write_corpus
 
 from pipelines import shard_corpus
-from pipelines.arrow_files import read_table
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError, read_recipe
-from pipelines.sources import local_files
-from pipelines.sources.matching import find_files
-from pipelines.sources.unpacking import StorageFaultError
-from pipelines.stages import documents_key
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError, read_recipe
+from pipelines.inputs import local_files
+from pipelines.inputs.file_patterns import find_files
+from pipelines.jobs.arrow_files import read_table
+from pipelines.reading.unpacking import StorageFaultError
+from pipelines.stage_keys import documents_key
 
 
 def write(root: Path, *names: str) -> None:

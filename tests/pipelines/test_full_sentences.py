@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from references import Stream, derive_key, full_sentence_rows, masked
 from token_documents import CLS, CONTINUATIONS, SEP, SPECIAL, VOCABULARY_SIZE, Documents, flat, row_of, rules
 
-from pipelines.full_sentences import plan_full_sentences
-from pipelines.masking import build_examples
+from pipelines.examples.full_sentences import plan_full_sentences
+from pipelines.examples.masking import build_examples
 from pipelines.seeding import key_of
 
 SENTENCES = st.lists(st.integers(5, VOCABULARY_SIZE - 1), min_size=1, max_size=40)

@@ -12,8 +12,8 @@ import pytest
 from small_run import write_corpus
 
 from pipelines import build_examples, shard_corpus, train_vocabulary
-from pipelines.contract import Manifest, read_manifest, record_of
-from pipelines.job_summary import examples_summary, vocabulary_summary
+from pipelines.contract.manifest import Manifest, read_manifest, record_of
+from pipelines.jobs.summary import examples_summary, vocabulary_summary
 from pipelines.validate import validate
 
 RECIPE = """

@@ -16,9 +16,9 @@ import pytest
 from small_run import run_all
 
 from pipelines import shard_corpus, train_vocabulary
-from pipelines.arrow_files import read_table
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.jobs.arrow_files import read_table
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
@@ -151,6 +151,6 @@ def test_a_part_written_in_many_rounds_gives_the_same_bytes(
     built: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, recipe = built
-    monkeypatch.setattr("pipelines.parts.ROUND_CHARACTERS", 3_000)
+    monkeypatch.setattr("pipelines.documents.parts.ROUND_CHARACTERS", 3_000)
     shard_corpus.run([recipe, "--workspace", str(tmp_path)])
     assert files_below(tmp_path / "documents") == files_below(workspace / "documents")

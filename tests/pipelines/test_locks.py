@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from pipelines import locks, storage
-from pipelines.locks import consumed, workspace_lock
-from pipelines.recipe import InputError
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from pipelines.results import locks
+from pipelines.results.locks import consumed, workspace_lock
 
 HOLDER = """
 import sys, time
-from pipelines.locks import workspace_lock
+from pipelines.results.locks import workspace_lock
 with workspace_lock(sys.argv[1], "documents"):
     print("held", flush=True)
     time.sleep(600)

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from token_documents import flat, random_corpus
 from tokenizers import pre_tokenizers
 
-from pipelines.config import ExamplesConfig, VocabularyConfig
-from pipelines.contract import SPECIAL_TOKENS
-from pipelines.example_losses import losses_of
-from pipelines.example_warnings import refusal_of, warnings_of
-from pipelines.examples import plan_examples
-from pipelines.planned_rows import TokenizedDocuments
-from pipelines.recipe import InputError
-from pipelines.token_counts import TokenCounts
-from pipelines.vocabulary_statistics import statistics_of
-from pipelines.word_counts import count_words, marks_stripped, merge_counts
-from pipelines.wordpiece import WordPieceTokenizer, build_normalizer, build_tokenizer
-from pipelines.wordpiece_trainer import train
+from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.contract.recipe import InputError
+from pipelines.examples.losses import losses_of
+from pipelines.examples.planned_rows import TokenizedDocuments
+from pipelines.examples.transforms import plan_examples
+from pipelines.examples.warnings import refusal_of, warnings_of
+from pipelines.settings.documents import ExamplesConfig, VocabularyConfig
+from pipelines.wordpiece.statistics import statistics_of
+from pipelines.wordpiece.token_counts import TokenCounts
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer, build_normalizer, build_tokenizer
+from pipelines.wordpiece.trainer import train
+from pipelines.wordpiece.word_counts import count_words, marks_stripped, merge_counts
 
 VOCABULARY = [*SPECIAL_TOKENS, *"abcdef", "##a", "##b", "##cd", "\u4e2d", "\u0e01", "\u00e9", "e\u0301", ",", "."]
 SENTENCE = st.text(

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.config import NearDuplicatesConfig
-from pipelines.deduplication import shingle_hashes
-from pipelines.documents import document_id
-from pipelines.sentences import paragraphs_of
+from pipelines.documents.document import document_id
+from pipelines.documents.minhash import shingle_hashes
+from pipelines.documents.sentences import paragraphs_of
+from pipelines.settings.documents import NearDuplicatesConfig
 
 MIB = 1 << 20
 PROSE = b"The ship left the harbour early in the morning, and nobody noticed it.\n"
@@ -28,8 +28,8 @@ UNPREDICTABLE = random.Random(1).randbytes(32 << 10).hex().encode()
 # Reads a source as a worker does, and prints its rejects and the growth of its peak memory in MiB.
 READ = """
 import json, resource, sys
-from pipelines.config import DocumentsConfig, SourceConfig
-from pipelines.documents import DocumentReader, Reject
+from pipelines.settings.documents import DocumentsConfig, SourceConfig
+from pipelines.documents.document import DocumentReader, Reject
 from pipelines.sources import find_inputs
 source = SourceConfig(**json.loads(sys.argv[1]))
 config = DocumentsConfig(sources=(source,))
@@ -96,11 +96,11 @@ def test_long_texts_give_what_short_ones_give(monkeypatch: pytest.MonkeyPatch) -
     words = NearDuplicatesConfig().words_per_shingle
     expected = paragraphs_of(text), document_id(sentences), shingle_hashes(text, words).tolist()
     for name, value in (
-        ("pipelines.sentences._PIECE_CHARACTERS", 3),
-        ("pipelines.documents._SENTENCES_AT_ONCE", 4),
-        ("pipelines.deduplication._LONG_TEXT_CHARACTERS", 1),
-        ("pipelines.deduplication._WORDS_AT_ONCE", 7),
-        ("pipelines.cleaning._PIECE_CHARACTERS", 5),
+        ("pipelines.documents.sentences._PIECE_CHARACTERS", 3),
+        ("pipelines.documents.document._SENTENCES_AT_ONCE", 4),
+        ("pipelines.documents.minhash._LONG_TEXT_CHARACTERS", 1),
+        ("pipelines.documents.minhash._WORDS_AT_ONCE", 7),
+        ("pipelines.documents.cleaning._PIECE_CHARACTERS", 5),
     ):
         monkeypatch.setattr(name, value)
     assert (paragraphs_of(text), document_id(sentences), shingle_hashes(text, words).tolist()) == expected

@@ -11,10 +11,10 @@ from scipy import stats
 from token_documents import CONTINUATIONS, SPECIAL, VOCABULARY_SIZE, Documents, flat, row_of, rules
 
 from pipelines import seeding
-from pipelines.masking import build_examples, num_predictions
-from pipelines.planned_rows import TokenizedDocuments, join_rows
+from pipelines.examples.masking import build_examples, num_predictions
+from pipelines.examples.planned_rows import TokenizedDocuments, join_rows
+from pipelines.examples.sentence_pairs import plan_pairs, rows_of_pairs
 from pipelines.seeding import key_of
-from pipelines.sentence_pairs import plan_pairs, rows_of_pairs
 
 
 def segments(documents: TokenizedDocuments, plan: np.ndarray) -> list[Pair]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
-from pipelines.config import DocumentsConfig, ExamplesConfig, VocabularyConfig
-from pipelines.recipe import InputError, RunConfig, exit_code_of, read_recipe
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, RunConfig, exit_code_of, read_recipe
+from pipelines.settings.documents import DocumentsConfig, ExamplesConfig, VocabularyConfig
 
 TEXT = """
 [run]

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.rejects import gzip_member, write_rejects
+from pipelines.documents.rejects import gzip_member, write_rejects
 from pipelines.sources import Reject
 
 

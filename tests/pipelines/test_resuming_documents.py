@@ -13,19 +13,20 @@ import pytest
 from small_run import RECIPE, write_corpus
 
 from pipelines import shard_corpus
-from pipelines.builds import install_build
-from pipelines.contract import read_manifest
-from pipelines.recipe import read_recipe
-from pipelines.shards import CompleteDocuments
-from pipelines.stages import documents_key
-from pipelines.unfinished import count_finished
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import read_recipe
+from pipelines.documents.shards import CompleteDocuments
+from pipelines.results.builds import install_build
+from pipelines.results.unfinished import count_finished
+from pipelines.stage_keys import documents_key
 
 PART_BYTES = 6_000
 
 # One worker in this process, which stops for good at the n-th call of a function; the test kills it then.
 STOPPED_RUN = """
 import sys, time
-from pipelines import documents, parts, shard_corpus, shards
+from pipelines import shard_corpus
+from pipelines.documents import document as documents, parts, shards
 documents.PART_BYTES = {part_bytes}
 original, calls = {module}.{function}, []
 def stopping(*arguments):
@@ -58,7 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     lines = RECIPE.format(workspace=root / "workspace", corpus=root / "corpus")
     recipe.write_text(lines.replace("heldout_share", "near_duplicates = {min_similarity = 0.7}\nheldout_share"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.documents.PART_BYTES", PART_BYTES)
+        patch.setattr("pipelines.documents.document.PART_BYTES", PART_BYTES)
         shard_corpus.run([str(recipe)])
     manifest = read_manifest(str(root / "workspace/documents"))
     assert manifest is not None
@@ -111,10 +112,10 @@ def test_a_killed_run_is_taken_up(
     }
     assert len(before) >= 3 * num_parts + 3 * num_shards
 
-    monkeypatch.setattr("pipelines.documents.PART_BYTES", PART_BYTES)
+    monkeypatch.setattr("pipelines.documents.document.PART_BYTES", PART_BYTES)
     # The build stays where it is, to be looked at.
-    monkeypatch.setattr("pipelines.shards.install_build", lambda *_: None)
-    monkeypatch.setattr("pipelines.shards.require_manifest", lambda *_: read_manifest(str(stage)))
+    monkeypatch.setattr("pipelines.documents.shards.install_build", lambda *_: None)
+    monkeypatch.setattr("pipelines.documents.shards.require_manifest", lambda *_: read_manifest(str(stage)))
     shard_corpus.run([recipe, "--workspace", str(tmp_path)])
     line = f"documents: {num_parts} of 9 parts and {num_shards} of 5 shards were finished before and are kept\n"
     assert line in capsys.readouterr().out
@@ -134,7 +135,7 @@ def test_a_unit_whose_file_is_not_whole_is_done_again(
     (stage / "scratch/parts/000002.arrow").write_bytes(b"")
     (stage / "scratch/signatures/000003.arrow").unlink()
     next(stage.glob("train-00001*.arrow")).write_bytes(b"")
-    monkeypatch.setattr("pipelines.documents.PART_BYTES", PART_BYTES)
+    monkeypatch.setattr("pipelines.documents.document.PART_BYTES", PART_BYTES)
     shard_corpus.run([recipe, "--workspace", str(tmp_path)])
     assert files_below(tmp_path / "documents") == files_below(workspace / "documents")
 

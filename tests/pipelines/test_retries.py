@@ -12,7 +12,7 @@ import apache_beam as beam
 import pytest
 from small_run import RECIPE, run_all, write_corpus
 
-from pipelines import storage
+from pipelines.contract import storage
 
 NEVER = 1 << 30
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import scratch
-from pipelines.scratch import remove_abandoned, scratch_directory
+from pipelines.jobs import scratch
+from pipelines.jobs.scratch import remove_abandoned, scratch_directory
 
 OWNER = """
     import sys, tempfile, time
-    from pipelines.scratch import scratch_directory
+    from pipelines.jobs.scratch import scratch_directory
     with scratch_directory() as path:
         folder = tempfile.mkdtemp(prefix="beam-pipeline-temp")
         print(path, folder, flush=True)

@@ -10,9 +10,9 @@ import pytest
 import sentencex
 from pydantic import ValidationError
 
-from pipelines.config import SourceConfig
-from pipelines.languages import LANGUAGES
-from pipelines.sentence_languages import _NAMES, SENTENCE_LANGUAGES, nearest_languages, rules_of
+from pipelines.documents.languages import LANGUAGES
+from pipelines.settings.documents import SourceConfig
+from pipelines.settings.sentence_languages import _NAMES, SENTENCE_LANGUAGES, nearest_languages, rules_of
 
 # Of each language something that it reads otherwise than English: abbreviations, or stops of its script.
 PROBES = [

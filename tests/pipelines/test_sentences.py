@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import sentencex
 
-from pipelines import sentences
-from pipelines.sentences import paragraphs_of, sentences_of
+from pipelines.documents import sentences
+from pipelines.documents.sentences import paragraphs_of, sentences_of
 
 
 def split_as_one(paragraph: str, language: str) -> list[str]:

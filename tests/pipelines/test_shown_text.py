@@ -8,7 +8,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.shown_text import shown
+from pipelines.contract.shown_text import shown
 
 
 def test_a_name_cannot_forge_a_line_or_steer_the_terminal() -> None:

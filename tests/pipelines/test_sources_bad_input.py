@@ -16,9 +16,10 @@ import pytest
 from pyarrow import fs
 from reading import files_of, read, reasons_of, texts_of
 
-from pipelines.config import SourceConfig
-from pipelines.sources import InputFile, Reject, source_of, unpacking
-from pipelines.sources.wiki_markup import prose_of
+from pipelines.reading import unpacking
+from pipelines.reading.wiki_markup import prose_of
+from pipelines.settings.documents import SourceConfig
+from pipelines.sources import InputFile, Reject, source_of
 
 RECORD_FORMATS: list[dict[str, Any]] = [
     {"format": "text", "document_separator": "file"},
@@ -314,6 +315,6 @@ def test_a_file_system_that_cannot_open_a_file_is_no_reject(tmp_path: Path, monk
         def open_input_file(self, _path: str) -> Any:
             raise OSError(23, "Too many open files in system")
 
-    monkeypatch.setattr("pipelines.storage.filesystem_of", lambda uri: (Full(), uri))
+    monkeypatch.setattr("pipelines.contract.storage.filesystem_of", lambda uri: (Full(), uri))
     with pytest.raises(unpacking.StorageFaultError, match=r"opening failed: .*Too many open files"):
         list(source_of(source).read(file, source))

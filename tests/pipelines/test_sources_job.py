@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import documents, shard_corpus
-from pipelines.arrow_files import read_table
-from pipelines.config import DocumentsConfig
-from pipelines.contract import read_manifest
-from pipelines.documents import plan_parts
-from pipelines.recipe import read_recipe
+from pipelines import shard_corpus
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import read_recipe
+from pipelines.documents import document as documents
+from pipelines.documents.document import plan_parts
+from pipelines.jobs.arrow_files import read_table
+from pipelines.settings.documents import DocumentsConfig
 
 RECIPE = """
 [run]

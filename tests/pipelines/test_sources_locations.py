@@ -11,8 +11,8 @@ import pytest
 from pyarrow import fs
 from reading import files_of, read_all, texts_of
 
-from pipelines import storage
-from pipelines.config import SourceConfig
+from pipelines.contract import storage
+from pipelines.settings.documents import SourceConfig
 from pipelines.sources import source_of
 
 

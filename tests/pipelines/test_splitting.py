@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import files_of, read_in_ranges, reasons_of, texts_of
 
-from pipelines import documents
-from pipelines.config import DocumentsConfig, SourceConfig
-from pipelines.documents import DocumentReader, plan_parts
-from pipelines.sources import InputFile, Reject, source_of, split_file, text_records, unpacking
+from pipelines.documents import document as documents
+from pipelines.documents.document import DocumentReader, plan_parts
+from pipelines.reading import text_records, unpacking
+from pipelines.settings.documents import DocumentsConfig, SourceConfig
+from pipelines.sources import InputFile, Reject, source_of, split_file
 
 BOM = b"\xef\xbb\xbf"
 PAGE = "<page><title>T{0}</title><ns>0</ns><id>{0}</id><revision><id>1</id><text>Prosa ñ {0}.</text></revision></page>"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
-from pipelines.builds import building_directory, open_build
-from pipelines.contract import StageKey
-from pipelines.unfinished import count_finished, finish_unit, finished_unit, scratch_name, scratch_uri
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey
+from pipelines.results.builds import building_directory, open_build
+from pipelines.results.unfinished import count_finished, finish_unit, finished_unit, scratch_name, scratch_uri
 
 KEY = StageKey("documents", 1, {"seed": 1}, {"corpus": "a"})
 

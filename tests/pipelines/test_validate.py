@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 
 from pipelines import build_examples
-from pipelines.arrow_files import examples_of, read_table, write_table
-from pipelines.contract import FileRecord, Manifest, read_manifest, record_of, write_manifest
-from pipelines.example_statistics import counts_of
-from pipelines.recipe import InputError, exit_code_of
+from pipelines.contract.manifest import FileRecord, Manifest, read_manifest, record_of, write_manifest
+from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.examples.statistics import counts_of
+from pipelines.jobs.arrow_files import examples_of, read_table, write_table
 from pipelines.validate import FaultError, main, validate
 
 NAME = "length32/train-00001-of-00004.arrow"

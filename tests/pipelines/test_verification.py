@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage, verification
-from pipelines.contract import FileRecord, StageKey, record_of, write_manifest
-from pipelines.recipe import InputError
-from pipelines.verification import require_stage, verify_stage
+from pipelines.contract import storage
+from pipelines.contract.manifest import FileRecord, StageKey, record_of, write_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.results import verification
+from pipelines.results.verification import require_stage, verify_stage
 
 KEY = StageKey("examples", 1, {}, {})
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
-from pipelines.wordpiece import WordPieceTokenizer, build_tokenizer
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer, build_tokenizer
 
 PIECES = ["low", "est", "##er", "##est", "the", "new", "##wer", "mask", "un", "##known", "é", "İ", "##İ", "東", "京"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -80,7 +80,7 @@ def test_words_of_more_than_a_hundred_characters_are_unknown() -> None:
 def test_table_grows_and_is_renewed_without_changing_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"low{number} {number * 7919} est \u00e9{number % 977}low" for number in range(60_000)]
     expected = ids_of_transformers(SMALL, texts, True, None)
-    monkeypatch.setattr("pipelines.chunk_table._MAX_CHUNKS", 50_000)
+    monkeypatch.setattr("pipelines.wordpiece.chunk_table._MAX_CHUNKS", 50_000)
     ours = WordPieceTokenizer(SMALL, lowercase=True)
     for start in range(0, len(texts), 15_000):
         assert ids_of_ours(ours, texts[start : start + 15_000]) == expected[start : start + 15_000]

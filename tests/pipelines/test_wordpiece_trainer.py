@@ -14,13 +14,13 @@ from references import train_wordpiece
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from pipelines.builds import open_build
-from pipelines.config import VocabularyConfig
-from pipelines.contract import SPECIAL_TOKENS, Manifest, StageKey, verify_file
-from pipelines.recipe import InputError
-from pipelines.word_counts import TrainVocabulary, count_words, merge_counts
-from pipelines.wordpiece import WordPieceTokenizer, build_tokenizer
-from pipelines.wordpiece_trainer import Layout, reserved_tokens, train
+from pipelines.contract.manifest import SPECIAL_TOKENS, Manifest, StageKey, verify_file
+from pipelines.contract.recipe import InputError
+from pipelines.results.builds import open_build
+from pipelines.settings.documents import VocabularyConfig
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer, build_tokenizer
+from pipelines.wordpiece.trainer import Layout, reserved_tokens, train
+from pipelines.wordpiece.word_counts import TrainVocabulary, count_words, merge_counts
 
 LAYOUTS: list[Layout] = ["compact", "bert"]
 

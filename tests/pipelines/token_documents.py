@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.masking import MaskedExamples, MaskingRules
-from pipelines.planned_rows import TokenizedDocuments
+from pipelines.examples.masking import MaskedExamples, MaskingRules
+from pipelines.examples.planned_rows import TokenizedDocuments
 
 Documents = list[list[list[int]]]
 CLS, SEP, MASK = 2, 3, 4

@@ -21,8 +21,8 @@ import torch
 from real_weights import fetch_real_encoder
 from tokenizers import BertWordPieceTokenizer
 
-from pipelines import storage
-from pipelines.contract import (
+from pipelines.contract import storage
+from pipelines.contract.manifest import (
     DOCUMENTS_SCHEMA,
     SPECIAL_TOKENS,
     SPLITS,
@@ -35,7 +35,7 @@ from pipelines.contract import (
 )
 
 if TYPE_CHECKING:
-    from training.engine import Processes
+    from training.engine.training_engine import Processes
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NUM_WORDS = 200
@@ -330,7 +330,7 @@ def real_encoder(repository: Path) -> Path:
 @pytest.fixture
 def single_process() -> Iterator[Processes]:
     """A process group of one."""
-    from training.engine import start_processes, stop_processes
+    from training.engine.training_engine import start_processes, stop_processes
 
     before = set(os.environ)
     try:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import InputError, add_recipe_arguments, recipe_from_arguments
-from training.data import StepBatch
-from training.engine import Processes, TrainingEngine, start_processes
-from training.pretraining import PretrainingRun
-from training.process_end import StopRequest
-from training.stages import pretraining_inputs
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract.recipe import InputError, add_recipe_arguments, recipe_from_arguments
+from training.data.step_reader import StepBatch
+from training.engine.training_engine import Processes, TrainingEngine, start_processes
+from training.pretraining.run import PretrainingRun
+from training.resuming.process_end import StopRequest
+from training.stages.pretraining import pretraining_inputs
 
 poisoned = range(0)
 

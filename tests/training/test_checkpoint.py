@@ -16,10 +16,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.contract import read_manifest
-from pipelines.failures import failure_line
-from training.checkpoint import Retention
-from training.checkpoint_writer import CheckpointWriter, snapshot
+from pipelines.contract.errors import failure_line
+from pipelines.contract.manifest import read_manifest
+from training.resuming.checkpoint_writer import CheckpointWriter, snapshot
+from training.resuming.checkpoints import Retention
 
 pytestmark = pytest.mark.timeout(900)
 

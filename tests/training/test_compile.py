@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from training.config import ModelConfig
-from training.data import MicroBatch
-from training.heads import BertForPreTraining
-from training.losses import pretraining_loss
-from training.modeling import compile_layers, initialize_weights
-from training.packing import pack
+from training.bert.heads import BertForPreTraining
+from training.bert.losses import pretraining_loss
+from training.bert.modeling import compile_layers, initialize_weights
+from training.bert.packing import pack
+from training.data.step_reader import MicroBatch
+from training.settings.pretraining import ModelConfig
 
 pytestmark = pytest.mark.timeout(300)
 

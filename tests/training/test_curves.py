@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.curves import CURVES_NAME, draw_curves
+from training.pretraining.curves import CURVES_NAME, draw_curves
 
 LINES = [{"step": step, "mlm_loss": 7.0 / step, "learning_rate": 1e-3, "timestamp_ms": 1} for step in (1, 2, 3)]
 

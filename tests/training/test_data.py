@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError
-from training.data import ArrowExamples
-from training.ordering import GlobalOrder, keyed_permutation, share_of
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError
+from training.data.ordering import GlobalOrder, keyed_permutation, share_of
+from training.data.step_reader import ArrowExamples
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -16,11 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.arrow_files import write_table
-from pipelines.contract import Manifest, Split, StageKey, examples_schema, length_directory, record_of, shard_name
-from training.data import ArrowExamples, MicroBatch, StepBatch, StepReader, heldout_batches
-from training.dynamic_masking import DynamicMasking
-from training.ordering import GlobalOrder, deal
+from pipelines.contract.manifest import (
+    Manifest,
+    Split,
+    StageKey,
+    examples_schema,
+    length_directory,
+    record_of,
+    shard_name,
+)
+from pipelines.jobs.arrow_files import write_table
+from training.data.dynamic_masking import DynamicMasking
+from training.data.ordering import GlobalOrder, deal
+from training.data.step_reader import ArrowExamples, MicroBatch, StepBatch, StepReader, heldout_batches
 
 WORLD_SIZES = (1, 2, 3, 4, 8)
 CLS_ID, SEP_ID, MASK_ID = 2, 3, 4

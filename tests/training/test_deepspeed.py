@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 from transformers import BertForPreTraining as ReferenceBert
 
-from pipelines.contract import read_manifest, record_of, write_manifest
+from pipelines.contract.manifest import read_manifest, record_of, write_manifest
 
 pytestmark = pytest.mark.timeout(300)
 

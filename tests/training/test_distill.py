@@ -18,19 +18,19 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, BertConfig
 from transformers import BertForMaskedLM as ReferenceBert
 
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError, exit_code_of, read_recipe
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError, exit_code_of, read_recipe
 from training import distill
-from training.config import ModelConfig
-from training.data import ArrowExamples, MicroBatch, heldout_batches
-from training.distillation import DistillationRun
-from training.distillation_inputs import DistillationInputs, distillation_inputs
-from training.engine import Processes
-from training.heads import BertForPreTraining
-from training.interchange import huggingface_config, write_model
-from training.modeling import initialize_weights
-from training.pretraining import EXIT_INTERRUPTED
-from training.student import Student, lesson_of, read_teacher, student_weights
+from training.bert.heads import BertForPreTraining
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.modeling import initialize_weights
+from training.data.step_reader import ArrowExamples, MicroBatch, heldout_batches
+from training.distillation.run import DistillationRun
+from training.distillation.student import Student, lesson_of, read_teacher, student_weights
+from training.engine.training_engine import Processes
+from training.pretraining.run import EXIT_INTERRUPTED
+from training.settings.pretraining import ModelConfig
+from training.stages.distillation import DistillationInputs, distillation_inputs
 
 MODEL = ModelConfig(
     hidden_size=32,

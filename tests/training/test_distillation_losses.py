@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.recipe import InputError
-from training import distillation_losses
-from training.config import ModelConfig
-from training.distillation_config import DistillationConfig
-from training.distillation_losses import cosine_loss, soft_target_loss
-from training.heads import BertForPreTraining
-from training.modeling import initialize_weights
-from training.student import chosen_layers, every_other, student_weights
+from pipelines.contract.recipe import InputError
+from training.bert.heads import BertForPreTraining
+from training.bert.modeling import initialize_weights
+from training.distillation import losses as distillation_losses
+from training.distillation.losses import cosine_loss, soft_target_loss
+from training.distillation.student import chosen_layers, every_other, student_weights
+from training.settings.distillation import DistillationConfig
+from training.settings.pretraining import ModelConfig
 
 MODEL = ModelConfig(hidden_size=8, num_hidden_layers=12, num_attention_heads=2, intermediate_size=16)
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from references import derive_key
 from scipy import stats
 
-from pipelines.masking import MaskingRules, build_examples, num_predictions
-from pipelines.planned_rows import PlannedRows
-from pipelines.recipe import InputError
-from training.columns import Ragged, Rows
-from training.dynamic_masking import DynamicMasking, masking_of, row_keys
-from training.ordering import keyed_seed
+from pipelines.contract.recipe import InputError
+from pipelines.examples.masking import MaskingRules, build_examples, num_predictions
+from pipelines.examples.planned_rows import PlannedRows
+from training.data.dynamic_masking import DynamicMasking, masking_of, row_keys
+from training.data.ordering import keyed_seed
+from training.data.rows import Ragged, Rows
 
 CLS_ID, SEP_ID, MASK_ID, VOCAB_SIZE = 2, 3, 4, 1_000
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{index}" for index in range(VOCAB_SIZE - 5))]
@@ -116,7 +116,7 @@ def test_more_rows_than_a_group_holds() -> None:
 
 
 def static_and_dynamic(num_rows: int, length: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """The same pairs masked by pipelines.masking and at reading: (ids [rows, length], rows, positions, masked ids)."""
+    """The same pairs masked statically and at reading: (ids [rows, length], rows, positions, masked ids)."""
     half = (length - 3) // 2
     words = np.random.default_rng(5).integers(5, VOCAB_SIZE, num_rows * 2 * half).astype(np.int32)
     starts = np.arange(num_rows * 2, dtype=np.int64) * half

@@ -1,4 +1,4 @@
-"""Where encoders come from: directories, workspaces, and a real MLflow store as flows/registry.py fills it."""
+"""Where encoders come from: directories, workspaces, and a real MLflow store as flows/registry fills it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import pytest
 import transformers
 from huggingface_hub import ModelCard
 
-from pipelines import storage
-from pipelines.contract import StageKey, record_of, write_manifest
-from pipelines.recipe import InputError
-from training import encoders
-from training.config import ModelConfig
-from training.encoders import (
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, record_of, write_manifest
+from pipelines.contract.recipe import InputError
+from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.modeling import initialize_weights
+from training.features.extractor import FeatureExtractor, chosen_layers, load_encoder
+from training.settings.pretraining import ModelConfig
+from training.stages import encoders
+from training.stages.encoders import (
     CACHE_VARIABLE,
     add_encoder_arguments,
     encoder_digest,
     encoder_directory,
     parse_encoder_arguments,
 )
-from training.features import FeatureExtractor, chosen_layers, load_encoder
-from training.heads import BertForPreTraining, BertForSequenceClassification
-from training.interchange import huggingface_config, write_model
-from training.modeling import initialize_weights
 
 CONFIG = ModelConfig.model_validate(
     {
@@ -57,7 +57,7 @@ def write_directory(directory: str, name: str, vocabulary: str, seed: int) -> No
 
 
 def register(directory: str, name: str, experiment: str) -> None:
-    """Log and register a directory as flows/registry.py does."""
+    """Log and register a directory as flows/registry/registration.py does."""
     task, _, loader = KINDS[name]
     model = loader.from_pretrained(directory)
     pipeline = transformers.pipeline(

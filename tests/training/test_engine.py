@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.recipe import InputError
-from training.engine import TORCH_TYPES, EngineSettings, resolved_precision
+from pipelines.contract.recipe import InputError
+from training.engine.training_engine import TORCH_TYPES, EngineSettings, resolved_precision
 
 
 def generated(zero_stage: int = 2, precision: str = "fp32", offload_optimizer: bool = False) -> dict[str, object]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.contract import read_manifest
+from pipelines.contract.manifest import read_manifest
 
 KILLS = int(os.environ.get("CLOZEWORKS_FAULT_KILLS", "3"))
 RANKS = 2

@@ -22,14 +22,15 @@ from hypothesis import strategies as st
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertModel as ReferenceBert
 
-from pipelines import storage
-from pipelines.contract import SPECIAL_TOKENS
-from pipelines.recipe import InputError
-from training import extract_features, features
-from training.config import ModelConfig
-from training.features import FeatureExtractor, LineTokenizer, chosen_layers, load_encoder, windows_of
-from training.interchange import huggingface_config, write_model
-from training.modeling import BertModel, initialize_weights
+from pipelines.contract import storage
+from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.contract.recipe import InputError
+from training import extract_features
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.modeling import BertModel, initialize_weights
+from training.features import extractor as features
+from training.features.extractor import FeatureExtractor, LineTokenizer, chosen_layers, load_encoder, windows_of
+from training.settings.pretraining import ModelConfig
 
 TOLERANCE = 1e-5
 CONFIG = ModelConfig.model_validate(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flows.whole_recipe import RunRequest
-from pipelines.config import ExamplesConfig
-from training.config import SHAPES, ModelConfig, PretrainingConfig
-from training.fidelity import FAITHFUL, deviations, in_words
+from flows.parameters.whole_recipe import RunRequest
+from pipelines.settings.documents import ExamplesConfig
+from training.settings.fidelity import FAITHFUL, deviations, in_words
+from training.settings.pretraining import SHAPES, ModelConfig, PretrainingConfig
 
 
 def found(recipe: Path, *overrides: str) -> dict[str, tuple[Any, Any]]:

@@ -18,18 +18,18 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError
-from training.config import ModelConfig
-from training.engine import Processes
-from training.finetuning_config import FinetuningConfig
-from training.fitting import Beginning, Fitting, Forward
-from training.heads import BertForPreTraining, BertForSequenceClassification
-from training.interchange import huggingface_config, write_model
-from training.modeling import initialize_weights
-from training.packing import IntArray, PackedSequences
-from training.text import EncodedText
-from training.tracking import METRICS_NAME, Tracker
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError
+from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.modeling import initialize_weights
+from training.bert.packing import IntArray, PackedSequences
+from training.engine.training_engine import Processes
+from training.finetuning.loop import Beginning, Fitting, Forward
+from training.finetuning.text import EncodedText
+from training.settings.finetuning import FinetuningConfig
+from training.settings.pretraining import ModelConfig
+from training.tracking.tracker import METRICS_NAME, Tracker
 
 MODEL = ModelConfig(
     hidden_size=16,

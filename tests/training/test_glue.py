@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError, exit_code_of
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError, exit_code_of
 from training import finetune
-from training.finetuning_config import WordOrderConfig
+from training.finetuning.text import TextEncoder, truncated_lengths
 from training.glue.metrics import majority_baseline, scores
 from training.glue.reading import read_examples, read_test
-from training.glue.tasks import TASKS
 from training.glue.word_order import damage, labelled_rows
-from training.text import TextEncoder, truncated_lengths
+from training.settings.finetuning import WordOrderConfig
+from training.settings.glue import TASKS
 
 ROWS = {
     "cola": {"train.tsv": 8551, "dev.tsv": 1043, "test.tsv": 1063},

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.recipe import InputError, exit_code_of
+from pipelines.contract.recipe import InputError, exit_code_of
 from training.glue import fetch
 from training.glue.archives import SOURCES, mrpc_files, unpack
 from training.glue.checksums import read_checksums
 from training.glue.reading import read_examples, read_test
-from training.glue.tasks import GLUE_TASKS, TASKS, Task
 from training.glue.transfer import download_part
+from training.settings.glue import GLUE_TASKS, TASKS, Task
 
 
 class ArchiveServer:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contract import StageKey, write_manifest
-from pipelines.recipe import InputError, exit_code_of
+from pipelines.contract.manifest import StageKey, write_manifest
+from pipelines.contract.recipe import InputError, exit_code_of
 from training.glue import submission
 from training.glue.reading import read_test
 from training.glue.submission import table_of, write_predictions, zip_of
 from training.glue.submission_checks import SUBMITTED, archive_problems, rows_of, table_problems
-from training.glue.tasks import TASKS
+from training.settings.glue import TASKS
 
 ROWS = {
     "CoLA": 1063, "SST-2": 1821, "MRPC": 1725, "STS-B": 1379, "QQP": 390965, "MNLI-m": 9796, "MNLI-mm": 9847,

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.recipe import InputError
-from training.finetuning_config import FinetuningConfig
+from pipelines.contract.recipe import InputError
 from training.glue import reading
 from training.glue.metrics import leaderboard_average, paper_average, scores
 from training.glue.reading import read_examples, read_test
-from training.glue.tasks import GLUE_TASKS, TASKS, task_files
-from training.stages import require_task_data
+from training.settings.finetuning import FinetuningConfig
+from training.settings.glue import GLUE_TASKS, TASKS, task_files
+from training.stages.pretraining import require_task_data
 
 COMPLETE = ("cola", "mrpc", "sts-b", "rte", "wnli")
 """Tasks whose full files are in the shared data."""

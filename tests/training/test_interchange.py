@@ -17,12 +17,12 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMas
 from transformers import BertForPreTraining as ReferenceBert
 from transformers import BertForSequenceClassification as ReferenceClassifier
 
-from pipelines.recipe import InputError
-from training.config import ModelConfig
-from training.heads import BertForPreTraining, BertForSequenceClassification
-from training.interchange import huggingface_config, load_into, read_config, read_weights, write_model
-from training.modeling import initialize_weights
-from training.packing import pack
+from pipelines.contract.recipe import InputError
+from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model
+from training.bert.modeling import initialize_weights
+from training.bert.packing import pack
+from training.settings.pretraining import ModelConfig
 
 TOLERANCE = 1e-5
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

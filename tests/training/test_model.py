@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from transformers import BertConfig
 from transformers import BertForPreTraining as ReferenceBert
 
-from training.attention import packed_attention, plan_attention
-from training.config import ModelConfig
-from training.heads import BertForPreTraining
-from training.interchange import huggingface_config
-from training.losses import linear_cross_entropy, pretraining_loss
-from training.modeling import initialize_weights, parameter_count
-from training.packing import pack
+from training.bert.attention import packed_attention, plan_attention
+from training.bert.heads import BertForPreTraining
+from training.bert.huggingface import huggingface_config
+from training.bert.losses import linear_cross_entropy, pretraining_loss
+from training.bert.modeling import initialize_weights, parameter_count
+from training.bert.packing import pack
+from training.settings.pretraining import ModelConfig
 
 TOLERANCE = 1e-5
 
@@ -212,7 +212,7 @@ def test_attention_dropout_keeps_the_mean() -> None:
 
 
 def test_fused_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("training.losses", fromlist=["x"])._CHUNK_ELEMENTS, "cpu", 16 * 31)
+    monkeypatch.setitem(__import__("training.bert.losses", fromlist=["x"])._CHUNK_ELEMENTS, "cpu", 16 * 31)
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((50, 7), (31, 7), (31,)))
     labels = torch.randint(0, 31, (50,))

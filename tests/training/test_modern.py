@@ -11,7 +11,7 @@ import pytest
 from small_run import RECIPE, run_all, write_corpus
 from transformers import AutoModelForMaskedLM
 
-from pipelines.contract import read_manifest
+from pipelines.contract.manifest import read_manifest
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from training.config import ModelConfig, PretrainingConfig
-from training.finetuning_config import FinetuningConfig
-from training.heads import BertForPreTraining
-from training.optimizer import BertAdam, Lamb, build_optimizer, decay_groups
+from training.bert.heads import BertForPreTraining
+from training.engine.optimizer import BertAdam, Lamb, build_optimizer, decay_groups
+from training.settings.finetuning import FinetuningConfig
+from training.settings.pretraining import ModelConfig, PretrainingConfig
 
 
 @pytest.mark.parametrize("bias_correction", [False, True])

@@ -8,8 +8,8 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException, RestException
 
-from training import patience
-from training.patience import Patience, is_absence
+from training.tracking import patience
+from training.tracking.patience import Patience, is_absence
 
 AWAY = MlflowException("API request to http://127.0.0.1:1/api failed with exception Connection refused")
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.prefetching import prefetched
+from training.data.prefetching import prefetched
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -76,7 +76,7 @@ def test_an_error_of_the_consumer_ends_the_thread() -> None:
 
 ENDLESS = """
 import itertools, signal, sys
-from training.prefetching import prefetched
+from training.data.prefetching import prefetched
 {setup}
 items = prefetched(itertools.count(), 2)
 for item in items:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForMaskedLM
 
-from pipelines.contract import read_manifest
-from pipelines.recipe import exit_code_of
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import exit_code_of
 from training import pretrain
-from training.process_end import StopRequest
+from training.resuming.process_end import StopRequest
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -12,16 +12,16 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
 
-from pipelines import storage
-from pipelines.recipe import InputError
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
 from training import probe as command
-from training.config import ModelConfig
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.modeling import BertModel, initialize_weights
+from training.data.ordering import keyed_permutation
+from training.features.probing import PENALTIES, SentenceFeatures, probe, sampled, sentence_features
 from training.glue.reading import LabelledText
-from training.glue.tasks import TASKS
-from training.interchange import huggingface_config, write_model
-from training.modeling import BertModel, initialize_weights
-from training.ordering import keyed_permutation
-from training.probing import PENALTIES, SentenceFeatures, probe, sampled, sentence_features
+from training.settings.glue import TASKS
+from training.settings.pretraining import ModelConfig
 
 
 def features(rows: int, columns: int, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.recovery import MIN_STEPS, WINDOW_STEPS, Health, Limits, Verdict, judge
+from training.resuming.recovery import MIN_STEPS, WINDOW_STEPS, Health, Limits, Verdict, judge
 
 LIMITS = Limits(max_bad_steps=3, loss_spike_deviations=8.0, max_rollbacks=1)
 NAN = float("nan")

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from training import shared_memory
-from training.rendezvous import all_ranks_are_here, meeting_store
-from training.shared_memory import remove_abandoned_buffers
+from training.engine import shared_memory
+from training.engine.rendezvous import all_ranks_are_here, meeting_store
+from training.engine.shared_memory import remove_abandoned_buffers
 
 
 def listening() -> set[tuple[str, int]]:

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from pipelines import storage
-from pipelines.builds import building_directory, kept_directories
-from pipelines.contract import read_manifest
-from pipelines.locks import workspace_lock
-from pipelines.recipe import InputError, read_recipe
-from training import pretraining
-from training.checkpointed_stage import is_to_run
-from training.engine import Processes
-from training.pretraining import EXIT_INTERRUPTED, PretrainingRun
-from training.stages import PretrainingInputs, pretraining_inputs
+from pipelines.contract import storage
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError, read_recipe
+from pipelines.results.builds import building_directory, kept_directories
+from pipelines.results.locks import workspace_lock
+from training.engine.training_engine import Processes
+from training.pretraining import run as pretraining
+from training.pretraining.run import EXIT_INTERRUPTED, PretrainingRun
+from training.resuming.checkpointed_stage import is_to_run
+from training.stages.pretraining import PretrainingInputs, pretraining_inputs
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.contract import read_manifest
-from pipelines.recipe import InputError
-from training.alarms import NSP_PERFECT_OBSERVATIONS, Alarms
-from training.data import ArrowExamples
-from training.result_checks import baseline_warning, require_finite, result_fault, unigram_baseline
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError
+from training.data.step_reader import ArrowExamples
+from training.pretraining.alarms import NSP_PERFECT_OBSERVATIONS, Alarms
+from training.resuming.result_checks import baseline_warning, require_finite, result_fault, unigram_baseline
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -87,18 +87,18 @@ def test_nsp_alarm_for_labels_that_are_all_equal() -> None:
 DIVERGING = """
 import math, sys
 import torch
-import training.engine, training.pretraining
-from pipelines.recipe import exit_code_of
+import training.engine.training_engine, training.pretraining.run
+from pipelines.contract.recipe import exit_code_of
 from training.pretrain import main
 
-whole = training.engine.TrainingEngine.full_precision_state
+whole = training.engine.training_engine.TrainingEngine.full_precision_state
 
 def broken(engine):
     state = whole(engine)
     next(iter(state.values())).view(-1)[7] = math.nan
     return state
 
-training.engine.TrainingEngine.full_precision_state = broken
+training.engine.training_engine.TrainingEngine.full_precision_state = broken
 sys.exit(exit_code_of(main))
 """
 

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.arrow_files import write_table
-from pipelines.contract import Manifest, StageKey, examples_schema, length_directory, record_of, shard_name
-from pipelines.recipe import InputError
-from training.columns import Ragged, Rows
-from training.data import ArrowExamples, StepReader, heldout_batches
-from training.dynamic_masking import DynamicMasking
-from training.ordering import GlobalOrder
-from training.row_checks import RowRules, row_fault
+from pipelines.contract.manifest import Manifest, StageKey, examples_schema, length_directory, record_of, shard_name
+from pipelines.contract.recipe import InputError
+from pipelines.jobs.arrow_files import write_table
+from training.data.dynamic_masking import DynamicMasking
+from training.data.ordering import GlobalOrder
+from training.data.row_checks import RowRules, row_fault
+from training.data.rows import Ragged, Rows
+from training.data.step_reader import ArrowExamples, StepReader, heldout_batches
 
 CLS, SEP, MASK = 2, 3, 4
 VOCAB_SIZE, LENGTH = 50, 16
@@ -237,7 +237,7 @@ def test_rows_are_looked_at_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
         looked.append(len(rows.segment_b_start))
         assert row_fault(rows, rules) is None
 
-    monkeypatch.setattr("training.data.row_fault", counting)
+    monkeypatch.setattr("training.data.step_reader.row_fault", counting)
     with tempfile.TemporaryDirectory() as directory:
         examples = ArrowExamples(directory, write(directory, [sound_row(row) for row in range(25)]), "train", LENGTH)
         reader = StepReader(examples, GlobalOrder(25, 1, block_rows=4, window_blocks=2), 5, 1, 0, 1)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training.config import PhaseConfig, PretrainingConfig, Schedule
-from training.schedule import learning_rate_at
+from training.engine.schedule import learning_rate_at
+from training.settings.pretraining import PhaseConfig, PretrainingConfig, Schedule
 
 PEAK, WARMUP, STEPS = 1e-4, 10, 1000
 

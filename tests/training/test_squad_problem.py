@@ -14,17 +14,17 @@ import torch
 from transformers import AutoModelForQuestionAnswering, BertConfig
 from transformers import BertForQuestionAnswering as ReferenceModel
 
-from training.config import ModelConfig
-from training.fitting import Batches, Forward
-from training.interchange import huggingface_config, write_model
-from training.modeling import initialize_weights
-from training.packing import IntArray, PackedSequences, pack
-from training.squad.config import SquadConfig
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.modeling import initialize_weights
+from training.bert.packing import IntArray, PackedSequences, pack
+from training.finetuning.loop import Batches, Forward
+from training.finetuning.text import EncodedText
+from training.settings.pretraining import ModelConfig
+from training.settings.squad import SquadConfig
 from training.squad.heads import BertForQuestionAnswering, span_loss_sum
 from training.squad.problem import SquadProblem, open_squad
 from training.squad.reading import read_squad
 from training.squad.scoring import best_threshold, mean_scores
-from training.text import EncodedText
 
 MODEL = ModelConfig(
     hidden_size=32,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.recipe import InputError, exit_code_of
+from pipelines.contract.recipe import InputError, exit_code_of
+from training.settings.squad import SquadConfig, data_files
 from training.squad import split_articles
-from training.squad.config import SquadConfig, data_files
 from training.squad.reading import read_squad
 
 REAL_FILE = Path("squad") / "half_A_24articles.json"

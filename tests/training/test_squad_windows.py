@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from pipelines.recipe import InputError
-from training.squad.config import SquadConfig
+from pipelines.contract.recipe import InputError
+from training.settings.squad import SquadConfig
 from training.squad.reading import Answer, Question, SquadFile, read_squad
 from training.squad.scoring import score
 from training.squad.windows import SquadEncoder, cut, make_targets, make_windows

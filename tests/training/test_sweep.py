@@ -18,20 +18,20 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from pipelines import storage
-from pipelines.contract import StageKey, read_manifest, record_of, write_manifest
-from pipelines.lifeline import LIFELINE_VARIABLE
-from pipelines.recipe import InputError, Recipe, RecipeError, read_recipe
-from training.engine import Processes
+from pipelines.commands.lifeline import LIFELINE_VARIABLE
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
+from pipelines.contract.recipe import InputError, Recipe, RecipeError, read_recipe
+from training.engine.training_engine import Processes
 from training.finetune import data_directory, trial_of
-from training.finetuning import open_problem, run_trial
-from training.finetuning_config import FinetuningConfig
-from training.fitting_config import FittingConfig
-from training.stages import MODEL_DIRECTORY, PRETRAINED, finetuning_key
-from training.sweep_config import Cell, SweepConfig
-from training.sweep_results import CellScores, TaskSweep, chosen_of, comparison, table_of
-from training.sweeping import SweepTrial, plan, run_side_by_side, sole_sweep, worker_environments
-from training.tracking import METRICS_NAME
+from training.settings.finetuning import FinetuningConfig
+from training.settings.fitting import FittingConfig
+from training.settings.sweep import Cell, SweepConfig
+from training.stages.pretraining import MODEL_DIRECTORY, PRETRAINED, finetuning_key
+from training.tracking.tracker import METRICS_NAME
+from training.trials.sweep_plan import SweepTrial, plan, run_side_by_side, sole_sweep, worker_environments
+from training.trials.sweep_results import CellScores, TaskSweep, chosen_of, comparison, table_of
+from training.trials.trial import open_problem, run_trial
 
 SECONDS_TO_GET_THERE = 120
 OWN = FittingConfig()

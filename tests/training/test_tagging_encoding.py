@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import BertWordPieceTokenizer
 
+from training.finetuning.text import TextEncoder
 from training.tagging.encoding import TaggingRows, encode_words
 from training.tagging.reading import TaggedSentence, TaggedText
-from training.text import TextEncoder
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase, *(f"##{c}" for c in "abcdefgh")]
 UNK, CLS, SEP = 1, 2, 3

@@ -15,19 +15,19 @@ from seqeval.metrics import f1_score
 from transformers import AutoModelForTokenClassification, BertConfig
 from transformers import BertForTokenClassification as ReferenceBert
 
-from pipelines.recipe import InputError
-from training.config import ModelConfig, OptimizerConfig
-from training.engine import Processes
-from training.fitting import Beginning, Fitting
-from training.interchange import huggingface_config, write_model
-from training.modeling import initialize_weights
-from training.packing import IntArray, PackedSequences, pack
-from training.tagging.config import TaggingConfig
+from pipelines.contract.recipe import InputError
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.modeling import initialize_weights
+from training.bert.packing import IntArray, PackedSequences, pack
+from training.engine.training_engine import Processes
+from training.finetuning.loop import Beginning, Fitting
+from training.settings.pretraining import ModelConfig, OptimizerConfig
+from training.settings.tagging import TaggingConfig
 from training.tagging.problem import TaggingProblem, open_tagging
 from training.tagging.reading import read_conll
 from training.tagging.schemes import Scheme, converted, spans_of
 from training.tagging.scores import scores_by_type, span_scores
-from training.tracking import Tracker
+from training.tracking.tracker import Tracker
 
 FIRST_NAMES, SURNAMES = ("anna", "omar", "li", "eva"), ("smith", "novak", "brown", "jordan")
 CITIES, COUNTRIES = ("paris", "oslo", "lima", "cairo"), ("peru", "jordan", "chad")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.recipe import InputError
-from training.tagging.config import TaggingConfig, data_files
+from pipelines.contract.recipe import InputError
+from training.settings.tagging import TaggingConfig, data_files
 from training.tagging.reading import TaggedText, read_conll
 
 CONLL = """-DOCSTART- -X- -X- O

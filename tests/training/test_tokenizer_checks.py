@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.arrow_files import write_table
-from pipelines.contract import (
+from pipelines.contract.manifest import (
     DOCUMENTS_SCHEMA,
     SPECIAL_TOKENS,
     StageKey,
@@ -21,11 +20,12 @@ from pipelines.contract import (
     shard_name,
     write_manifest,
 )
-from pipelines.recipe import InputError
-from pipelines.word_counts import tokenizer_files
-from pipelines.wordpiece import WordPieceTokenizer
-from training.tokenizer_checks import require_same_tokenizer, words_of
-from training.tokenizer_export import write_tokenizer
+from pipelines.contract.recipe import InputError
+from pipelines.jobs.arrow_files import write_table
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+from pipelines.wordpiece.word_counts import tokenizer_files
+from training.tokenizing.checks import require_same_tokenizer, words_of
+from training.tokenizing.export import write_tokenizer
 
 WORDS = [
     "Daniel",

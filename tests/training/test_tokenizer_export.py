@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers.normalizers import Lowercase
 
-from pipelines.contract import SPECIAL_TOKENS
-from pipelines.recipe import InputError
-from pipelines.word_counts import tokenizer_files
-from pipelines.wordpiece import build_tokenizer
-from training.config import ModelConfig
-from training.heads import BertForPreTraining
-from training.interchange import huggingface_config, write_model
-from training.modeling import initialize_weights
-from training.text import TextEncoder
+from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.contract.recipe import InputError
+from pipelines.wordpiece.tokenizer import build_tokenizer
+from pipelines.wordpiece.word_counts import tokenizer_files
+from training.bert.heads import BertForPreTraining
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.modeling import initialize_weights
+from training.finetuning.text import TextEncoder
+from training.settings.pretraining import ModelConfig
 
 WORDS = [
     *SPECIAL_TOKENS,
@@ -211,8 +211,8 @@ def test_a_stage_without_its_tokenizer_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_a_real_encoder_keeps_its_tokenizer(tmp_path: Path, real_encoder: Path) -> None:
-    from training.interchange import read_config
-    from training.tokenizer_export import write_tokenizer
+    from training.bert.huggingface import read_config
+    from training.tokenizing.export import write_tokenizer
 
     config, _ = read_config(str(real_encoder))
     target = tmp_path / "model"

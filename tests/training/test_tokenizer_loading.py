@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scale import rounds
 from tokenizers import AddedToken
 
-from pipelines.contract import SPECIAL_TOKENS, StageKey, record_of, write_manifest
-from pipelines.recipe import InputError
-from pipelines.wordpiece import build_tokenizer
-from training.text import TextEncoder
-from training.tokenizer_loading import load_tokenizer
+from pipelines.contract.manifest import SPECIAL_TOKENS, StageKey, record_of, write_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.wordpiece.tokenizer import build_tokenizer
+from training.finetuning.text import TextEncoder
+from training.tokenizing.loading import load_tokenizer
 
 PIECES = [
     *("daniel", "Daniel", "da", "Da", "##niel", "##n", "d", "D", "##a", "e", "é", "E", "É", "##e", "##é", "caf", "Caf"),

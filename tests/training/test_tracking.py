@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from mlflow_server import Server
 
-from training import tracking
-from training.tracking import METRICS_NAME, Tracker, points_of
+from training.tracking import tracker as tracking
+from training.tracking.tracker import METRICS_NAME, Tracker, points_of
 
 ARRIVAL_SECONDS = 20.0
 ROUND_SECONDS = 0.2
@@ -216,7 +216,7 @@ def test_a_server_that_never_answers_holds_no_process_beyond_the_limit(silent_se
     """
     program = f"""
 import time
-from training import tracking
+from training.tracking import tracker as tracking
 tracking._LAST_SEND_SECONDS = 1.0
 with tracking.Tracker({str(tmp_path)!r}, True) as tracker:
     tracker.log(1, {{"loss": 1.0}})

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.contract import StageKey
-from training import trial_runs
-from training.flattening import numbers_of
-from training.patience import Patience
-from training.trial_runs import SweepRun, TrialRuns
+from pipelines.contract.manifest import StageKey
+from training.tracking import trial_runs
+from training.tracking.flattening import numbers_of
+from training.tracking.patience import Patience
+from training.tracking.trial_runs import SweepRun, TrialRuns
 
 KEY = StageKey("finetuning", 1, {"task": "rte", "learning_rate": 3e-5, "dropout": None, "model": {"layers": 2}}, {})
 NAMES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.alarms import MLM_STEPS, NSP_STEPS, Alarms
-from training.config import ModelConfig
-from training.curves import CURVES_NAME, draw_curves
-from training.flops import step_flops
-from training.heads import BertForPreTraining
-from training.throughput import measured_peak_flops
+from training.bert.flops import step_flops
+from training.bert.heads import BertForPreTraining
+from training.pretraining.alarms import MLM_STEPS, NSP_STEPS, Alarms
+from training.pretraining.curves import CURVES_NAME, draw_curves
+from training.pretraining.throughput import measured_peak_flops
+from training.settings.pretraining import ModelConfig
 
 
 def test_flops_count_two_per_weight_and_token_and_three_passes() -> None:

@@ -9,9 +9,9 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 
-from pipelines import storage
-from pipelines.recipe import InputError
-from training.glue.tasks import Task
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from training.settings.glue import Task
 
 BASE_URL = "https://dl.fbaipublicfiles.com"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from pipelines import storage
-from pipelines.recipe import InputError
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
 from training.glue.archives import Source
 
 

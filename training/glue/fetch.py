@@ -13,15 +13,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipelines import storage
-from pipelines.command_line import CommandParser
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import InputError, exit_code_of
+from pipelines.commands.command_line import CommandParser
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, exit_code_of
 from training.glue.archives import BASE_URL, SOURCES, Source, unpack
 from training.glue.checksums import Checksums
 from training.glue.reading import read_examples, read_test
-from training.glue.tasks import TASKS, Task
 from training.glue.transfer import PART_SUFFIX, download_part
+from training.settings.glue import TASKS, Task
 
 ARCHIVES_DIRECTORY, CHECKSUMS_FILE = "archives", "SHA256SUMS"
 _EXAMPLE = "example: python -m training.glue.fetch --output glue --tasks cola rte"

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines import storage
-from training.config import ModelConfig
-from training.fitting import Forward
+from pipelines.contract import storage
+from training.bert.heads import BertForSequenceClassification
+from training.bert.packing import PackedSequences
+from training.data.ordering import IntArray
+from training.finetuning.loop import Forward
+from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.metrics import Values, constant_baseline, majority_baseline, scores
 from training.glue.reading import LabelledText, read_examples, read_test
 from training.glue.submission import write_predictions
-from training.glue.tasks import CONSTANT_BASELINE, TASKS, Task, task_files
-from training.heads import BertForSequenceClassification
-from training.ordering import IntArray
-from training.packing import PackedSequences
-from training.text import EncodedText, TextEncoder
+from training.settings.glue import CONSTANT_BASELINE, TASKS, Task, task_files
+from training.settings.pretraining import ModelConfig
 
 
 class GlueProblem:

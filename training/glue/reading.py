@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines import storage
-from pipelines.recipe import InputError
-from training.glue.tasks import MAX_SCORE, Column, Task
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from training.settings.glue import MAX_SCORE, Column, Task
 
 _BLOCK_BYTES = 1 << 22
 

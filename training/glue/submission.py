@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import storage
-from pipelines.command_line import CommandParser
-from pipelines.contract import read_manifest
-from pipelines.lifeline import follow_lifeline
-from pipelines.recipe import InputError, exit_code_of
+from pipelines.commands.command_line import CommandParser
+from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract import storage
+from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import InputError, exit_code_of
 from training.glue.submission_checks import HEADER, SUBMITTED, archive_problems, rows_of, table_problems
-from training.glue.tasks import GLUE_TASKS, MAX_SCORE, Task
+from training.settings.glue import GLUE_TASKS, MAX_SCORE, Task
 
 _TRIAL, _PREDICTIONS = "pretrained", "predictions"
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)

@@ -11,9 +11,9 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-from pipelines import storage
-from pipelines.recipe import InputError
-from training.glue.tasks import GLUE_TASKS, MAX_SCORE, Task
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from training.settings.glue import GLUE_TASKS, MAX_SCORE, Task
 
 HEADER = "index\tprediction"
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipelines import storage
-from pipelines.builds import building_directory, discard_build, finish_exchange, install_build, open_build
-from pipelines.contract import Manifest, StageKey, record_of, write_manifest
-from pipelines.locks import workspace_lock
-from pipelines.recipe import InputError
-from training.finetuning_config import WORD_ORDER, WordOrderConfig
-from training.ordering import keyed_permutation, keyed_seed
+from pipelines.contract import storage
+from pipelines.contract.manifest import Manifest, StageKey, record_of, write_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.results.builds import building_directory, discard_build, finish_exchange, install_build, open_build
+from pipelines.results.locks import workspace_lock
+from training.data.ordering import keyed_permutation, keyed_seed
+from training.settings.finetuning import WORD_ORDER, WordOrderConfig
 
 _VERSION = 1
 _DEV_SHARE = 5

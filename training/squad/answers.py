@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.packing import IntArray
+from training.bert.packing import IntArray
 from training.squad.windows import BoolArray, ContextTokens
 
 Logits = npt.NDArray[np.float32]

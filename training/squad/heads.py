@@ -1,6 +1,6 @@
 """The output layer for spans: two logits a token, as create_model of run_squad.py has it.
 
-Tensor suffixes as in training/modeling.py.
+Tensor suffixes as in training/bert/modeling.py.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.config import ModelConfig
-from training.modeling import BertModel
-from training.packing import PackedSequences
+from training.bert.modeling import BertModel
+from training.bert.packing import PackedSequences
+from training.settings.pretraining import ModelConfig
 
 
 class BertForQuestionAnswering(nn.Module):

@@ -1,4 +1,4 @@
-"""SQuAD as a problem of training/fitting.py: windows to learn from, questions to score, predictions to write."""
+"""SQuAD as a problem of finetuning/loop.py: windows to learn from, questions to score, predictions to write."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines import storage
-from training.config import ModelConfig
-from training.fitting import Forward
-from training.glue.tasks import CONSTANT_BASELINE
-from training.packing import IntArray, PackedSequences
+from pipelines.contract import storage
+from training.bert.packing import IntArray, PackedSequences
+from training.finetuning.loop import Forward
+from training.settings.glue import CONSTANT_BASELINE
+from training.settings.pretraining import ModelConfig
+from training.settings.squad import SquadConfig, data_files
 from training.squad.answers import Logits, QuestionAnswers, WindowLogits, answer_question
-from training.squad.config import SquadConfig, data_files
 from training.squad.heads import BertForQuestionAnswering, span_loss_sum
 from training.squad.reading import SquadFile, read_squad
 from training.squad.scoring import best_threshold, mean_scores

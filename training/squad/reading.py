@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pipelines import storage
-from pipelines.recipe import InputError
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
 
 
 @dataclass(frozen=True)

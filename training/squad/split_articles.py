@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipelines import storage
-from pipelines.command_line import CommandParser
-from pipelines.recipe import InputError, exit_code_of
-from training.ordering import keyed_permutation
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, exit_code_of
+from training.data.ordering import keyed_permutation
 from training.squad.reading import read_json, read_squad
 
 

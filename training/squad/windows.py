@@ -15,12 +15,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.recipe import InputError
-from training.packing import IntArray
-from training.squad.config import SquadConfig
+from pipelines.contract.recipe import InputError
+from training.bert.packing import IntArray
+from training.finetuning.text import EncodedText, TextEncoder
+from training.settings.squad import SquadConfig
 from training.squad.reading import Answer, Question, SquadFile
 from training.squad.scoring import normalized
-from training.text import EncodedText, TextEncoder
 
 BoolArray = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.uint32]

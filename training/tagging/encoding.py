@@ -9,9 +9,9 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from training.packing import IntArray
+from training.bert.packing import IntArray
+from training.finetuning.text import EncodedText, TextEncoder
 from training.tagging.reading import TaggedText
-from training.text import EncodedText, TextEncoder
 
 TokenIds = npt.NDArray[np.uint32]
 

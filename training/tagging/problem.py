@@ -12,18 +12,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipelines import storage
-from pipelines.recipe import InputError
-from training.config import ModelConfig
-from training.fitting import Forward
-from training.modeling import BertModel
-from training.packing import IntArray, PackedSequences
-from training.tagging.config import TaggingConfig, data_files
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from training.bert.modeling import BertModel
+from training.bert.packing import IntArray, PackedSequences
+from training.finetuning.loop import Forward
+from training.finetuning.text import TextEncoder
+from training.settings.pretraining import ModelConfig
+from training.settings.tagging import TaggingConfig, data_files
 from training.tagging.encoding import TaggingRows, encode_words
 from training.tagging.reading import DOCUMENT_START, TaggedText, read_conll
 from training.tagging.schemes import OUTSIDE
 from training.tagging.scores import scores_by_type, span_scores
-from training.text import TextEncoder
 
 CLASSIFIER = "classifier."
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines import storage
-from pipelines.recipe import InputError
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
 from training.tagging.schemes import PREFIXES, Scheme, converted, departures, detected_scheme, is_label
 
 DOCUMENT_START = "-DOCSTART-"

@@ -15,7 +15,7 @@
 # mistake in what was given, and otherwise with what the first failing process ended with.
 set -euo pipefail
 
-interrupted=75 # EXIT_INTERRUPTED in training/pretraining.py, EX_TEMPFAIL
+interrupted=75 # EXIT_INTERRUPTED in training/pretraining/run.py, EX_TEMPFAIL
 peers_grace_seconds=30
 manifest_wait_seconds=900
 

@@ -1,0 +1,1 @@
+"""What a flow prints: narration, tables, names of runs."""

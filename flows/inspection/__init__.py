@@ -1,0 +1,1 @@
+"""What is asked without running anything: progress, cost, the machine."""

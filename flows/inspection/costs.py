@@ -1,0 +1,229 @@
+"""What a run will take, by arithmetic: rows, bytes, CPU hours, operations, GPU hours, memory. Nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flows.inspection.rates import (
+    CPU_FLOPS_PER_SECOND,
+    CPU_START_SECONDS,
+    CPU_STEP_SECONDS,
+    MERGES_SECONDS,
+    START_SECONDS,
+    Rates,
+)
+from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.jobs.sizes import (
+    MEGABYTE,
+    disk_bytes_documents,
+    disk_bytes_examples,
+    disk_bytes_length,
+    disk_bytes_vocabulary,
+    masked_per_row,
+)
+from pipelines.settings.documents import ExampleLengthConfig
+from training.bert.flops import ModelStates, model_states, num_parameters, step_flops
+from training.bert.sizes import disk_bytes_checkpoints, disk_bytes_finetuning, disk_bytes_model, disk_bytes_pretraining
+from training.settings.pretraining import PhaseConfig
+from training.stages.pretraining import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
+
+
+class Gpu(NamedTuple):
+    """A GPU's peak of dense 16-bit matrix products, in TFLOP/s, by NVIDIA's data sheet for it."""
+
+    name: str
+    tflops: float
+    note: str = "bf16"
+
+
+GPUS: Mapping[str, Gpu] = {
+    "v100": Gpu("V100 SXM2", 125.0, "fp16; it has no bf16"),
+    "t4": Gpu("T4", 65.0, "fp16; it has no bf16"),
+    "a10": Gpu("A10", 125.0),
+    "l4": Gpu("L4", 121.0),
+    "a100": Gpu("A100 SXM", 312.0),
+    "l40s": Gpu("L40S", 362.0),
+    "h100-pcie": Gpu("H100 PCIe", 756.0),
+    "h100": Gpu("H100 SXM", 989.0),
+    "h200": Gpu("H200 SXM", 989.0),
+    "b200": Gpu("B200 SXM", 2250.0),
+}
+"""Data sheets often print twice as much, with 2:4 sparsity, which dense training has not."""
+
+REGISTRY = "mlartifacts"
+MANY_TEXT_EPOCHS = 100
+"""BERT saw its text about 40 times (paper, appendix A.2)."""
+MANY_ROW_EPOCHS = 10
+SMALL_USED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class LengthCost:
+    """The examples of one maximum length."""
+
+    max_seq_length: int
+    train_rows: float
+    rows: float
+    tokens: float
+    size_bytes: float
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """One phase of pre-training; `row_epochs`: how often it reads each row that was written."""
+
+    max_seq_length: int
+    steps: int
+    sequences: float
+    tokens: float
+    masked_tokens: float
+    flops: float
+    row_epochs: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything that `flows.estimate` tells; seconds are those of one core unless the rates' basis says otherwise.
+
+    Attributes:
+        disk_bytes: by stage, and of the registry's copies of the models.
+    """
+
+    text_bytes: float
+    documents_seconds: float
+    documents_bytes: float
+    vocabulary_seconds: float
+    examples_seconds: float
+    examples_bytes: float
+    lengths: tuple[LengthCost, ...]
+    phases: tuple[PhaseCost, ...]
+    parameters: int
+    text_epochs: float
+    checkpoints_bytes: float
+    disk_bytes: Mapping[str, float]
+    memory: Mapping[int, ModelStates]
+    warnings: tuple[str, ...]
+
+    @property
+    def tokens(self) -> float:
+        return sum(phase.tokens for phase in self.phases)
+
+    @property
+    def flops(self) -> float:
+        return sum(phase.flops for phase in self.phases)
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self.documents_seconds + self.vocabulary_seconds + self.examples_seconds
+
+    def cores_seconds(self, cores: int) -> float:
+        """Pre-training on so many cores of a CPU."""
+        steps = sum(phase.steps for phase in self.phases)
+        return CPU_START_SECONDS + steps * CPU_STEP_SECONDS + self.flops / (cores * CPU_FLOPS_PER_SECOND)
+
+    def gpu_seconds(self, peak_tflops: float, utilization: float) -> float:
+        """Of one GPU; of n, each as well used, the time is the n-th part."""
+        return self.flops / (peak_tflops * 1e12 * utilization)
+
+
+def estimate(whole: WholeRecipe, rates: Rates, text_bytes: float, ranks: int) -> Estimate:
+    """Work everything out for a corpus of so many bytes of plain text."""
+    megabytes = text_bytes / MEGABYTE
+    lengths = tuple(_length_cost(whole, rates, length, megabytes) for length in whole.examples.lengths)
+    by_length = {cost.max_seq_length: cost for cost in lengths}
+    phases = tuple(_phase_cost(whole, rates, phase, by_length) for phase in whole.pretraining.phases)
+    parameters = num_parameters(whole.model, whole.vocabulary.size, whole.examples.next_sentence)
+    precision = "bf16" if whole.pretraining.precision == "auto" else whole.pretraining.precision
+    examples_bytes = disk_bytes_examples(whole.examples, whole.vocabulary.size, text_bytes, rates.shapes)
+    models = 1 + len(whole.finetuning.tasks)
+    disk_bytes = {
+        DOCUMENTS: disk_bytes_documents(text_bytes),
+        VOCABULARY: disk_bytes_vocabulary(whole.vocabulary.size),
+        EXAMPLES: examples_bytes,
+        PRETRAINING: disk_bytes_pretraining(whole.pretraining, parameters),
+        FINETUNING: disk_bytes_finetuning(
+            parameters, len(whole.finetuning.tasks) * (1 + whole.finetuning.compare_with_random)
+        ),
+        REGISTRY: models * disk_bytes_model(parameters),
+    }
+    text_epochs = sum(phase.row_epochs for phase in phases) * whole.examples.passes
+    return Estimate(
+        text_bytes=text_bytes,
+        documents_seconds=START_SECONDS + megabytes * rates.documents_seconds_per_megabyte,
+        documents_bytes=disk_bytes[DOCUMENTS],
+        vocabulary_seconds=START_SECONDS + MERGES_SECONDS + megabytes * rates.vocabulary_seconds_per_megabyte,
+        examples_seconds=START_SECONDS
+        + sum(cost.tokens for cost in lengths) / 1e6 * rates.examples_seconds_per_million_tokens,
+        examples_bytes=examples_bytes,
+        lengths=lengths,
+        phases=phases,
+        parameters=parameters,
+        text_epochs=text_epochs,
+        checkpoints_bytes=disk_bytes_checkpoints(whole.pretraining, parameters),
+        disk_bytes=disk_bytes,
+        memory={stage: model_states(parameters, precision, stage, ranks) for stage in range(4)},
+        warnings=tuple(_warnings(whole, phases, text_epochs)),
+    )
+
+
+def _length_cost(whole: WholeRecipe, rates: Rates, length: ExampleLengthConfig, megabytes: float) -> LengthCost:
+    shape = rates.shapes[length.max_seq_length]
+    rows = megabytes * shape.rows_per_megabyte * whole.examples.passes
+    size_bytes = disk_bytes_length(
+        whole.examples, length.max_seq_length, whole.vocabulary.size, megabytes * MEGABYTE, shape
+    )
+    return LengthCost(
+        length.max_seq_length,
+        train_rows=rows * (1.0 - whole.documents.heldout_share),
+        rows=rows,
+        tokens=rows * shape.mean_length,
+        size_bytes=size_bytes,
+    )
+
+
+def _phase_cost(whole: WholeRecipe, rates: Rates, phase: PhaseConfig, lengths: Mapping[int, LengthCost]) -> PhaseCost:
+    shape = rates.shapes[phase.max_seq_length]
+    if phase.global_batch_tokens is None:
+        sequences = float(phase.steps * phase.global_batch_size)
+    else:
+        sequences = phase.steps * phase.global_batch_tokens / shape.mean_length
+    tokens = sequences * shape.mean_length
+    masked = sequences * masked_per_row(whole.examples, phase.max_seq_length, shape.mean_length)
+    pairs = sequences if whole.examples.next_sentence else 0.0
+    squared = sequences * shape.mean_squared_length
+    flops = step_flops(whole.model, whole.vocabulary.size, tokens, squared, masked, pairs)
+    rows = lengths[phase.max_seq_length].train_rows
+    return PhaseCost(
+        phase.max_seq_length,
+        phase.steps,
+        sequences,
+        tokens,
+        masked,
+        flops,
+        row_epochs=sequences / rows if rows else 0.0,
+    )
+
+
+def _warnings(whole: WholeRecipe, phases: tuple[PhaseCost, ...], text_epochs: float) -> list[str]:
+    warnings = []
+    if text_epochs > MANY_TEXT_EPOCHS:
+        warnings.append(
+            f"the run reads its text about {text_epochs:,.0f} times (BERT: 40); use more text or fewer steps"
+        )
+    is_static = whole.examples.masking != "dynamic" and whole.pretraining.masking == "as_written"
+    for phase in phases:
+        if is_static and phase.row_epochs > MANY_ROW_EPOCHS:
+            warnings.append(
+                f"length {phase.max_seq_length}: each row is read {phase.row_epochs:,.0f} times with the same masks "
+                "(BERT: 4); raise examples.passes, or set examples.masking = 'dynamic'"
+            )
+    for length in whole.examples.lengths:
+        epochs = sum(phase.row_epochs for phase in phases if phase.max_seq_length == length.max_seq_length)
+        if epochs < SMALL_USED_SHARE:
+            warnings.append(
+                f"length {length.max_seq_length}: training reads {epochs:.0%} of the rows that are made; lower "
+                "examples.passes, or train longer"
+            )
+    return warnings

@@ -1,0 +1,208 @@
+"""Rates that an estimate goes by: measured on our own benchmarks, or in a finished workspace where one is named.
+
+How many rows a megabyte of text gives depends on the texts: articles are shorter than books, and the last row of a
+document is rarely full. So the defaults mix both as BERT's corpus did, and a trial on a part of one's own corpus is
+better: `python -m flows.preprocess recipe.toml --set documents.sources.0.max_input_bytes=50_000_000`, then
+`--from-workspace`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.timings import earlier_seconds
+from pipelines.contract import storage
+from pipelines.contract.manifest import Manifest, read_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
+from pipelines.settings.documents import ExamplesConfig, VocabularyConfig
+from pipelines.stage_keys import DOCUMENTS, EXAMPLES, VOCABULARY
+from training.bert.flops import step_flops
+from training.settings.pretraining import ModelConfig, PretrainingConfig
+from training.stages.pretraining import PRETRAINING
+
+START_SECONDS = 4.0
+"""CPU time of a job before its first byte: imports, and the runner."""
+
+BENCHMARK = "make bench NAME=growth: the rise from 261 to 782 MB of novels, one worker, AMD EPYC at 2.6 GHz"
+DOCUMENTS_SECONDS_PER_MEGABYTE = 0.0505
+VOCABULARY_SECONDS_PER_MEGABYTE = 0.0102
+EXAMPLES_SECONDS_PER_MILLION_TOKENS = 0.042
+MERGES_SECONDS = 6.2
+"""30,522 entries from a million distinct words (make bench NAME=vocabulary)."""
+NEAR_DUPLICATES_SECONDS_PER_MEGABYTE = 1 / 8 - 1 / 18
+MOJIBAKE_SECONDS_PER_MEGABYTE = 1 / 12 - 1 / 18
+LANGUAGES_SECONDS_PER_MEGABYTE = 1 / 14.5 - 1 / 18
+READING_SECONDS_PER_MEGABYTE = {"wikiextractor": 1 / 57, "mediawiki": 1 / 4.5, "python-docstrings": 1 / 4.8}
+"""The last four: pipelines/README.md, MB/s of job 1 with and without, and of the readers that are slow."""
+
+_DOCUMENT_OVERHEAD_BYTES = 24
+_SENTENCE_OVERHEAD_BYTES = 4
+
+CPU_FLOPS_PER_SECOND = 60e9
+"""Of one core in training, fp32: 63 GFLOP/s with one thread (make bench NAME=training-step), 70 with two ranks and
+large steps (training/README.md), with other work beside it half of that."""
+CPU_STEP_SECONDS = 0.022
+"""What a step of two ranks takes besides its arithmetic: the demo's small steps, same machine."""
+CPU_START_SECONDS = 20.0
+CPU_BASIS = "60 GFLOP/s a core (AMD EPYC, otherwise idle), 22 ms a step, 20 s to start"
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """What a finished pre-training run reached."""
+
+    tokens_per_second: float
+    flops_per_second: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """CPU seconds and shapes of rows, each group with where it comes from.
+
+    Attributes:
+        shapes: by maximum length, one pass.
+        training: of the workspace that was named; None without one.
+    """
+
+    documents_seconds_per_megabyte: float
+    vocabulary_seconds_per_megabyte: float
+    examples_seconds_per_million_tokens: float
+    seconds_basis: str
+    shapes: Mapping[int, LengthShape]
+    shapes_basis: str
+    training: TrainingSpeed | None = None
+
+
+def default_rates(whole: WholeRecipe) -> Rates:
+    """From our own benchmarks, for what the recipe asks of them."""
+    documents = whole.documents
+    seconds = DOCUMENTS_SECONDS_PER_MEGABYTE
+    seconds += NEAR_DUPLICATES_SECONDS_PER_MEGABYTE if documents.near_duplicates is not None else 0.0
+    seconds += MOJIBAKE_SECONDS_PER_MEGABYTE if documents.cleaning.fix_mojibake else 0.0
+    seconds += LANGUAGES_SECONDS_PER_MEGABYTE if documents.languages else 0.0
+    seconds += max(READING_SECONDS_PER_MEGABYTE.get(source.format, 0.0) for source in documents.sources)
+    return Rates(
+        seconds,
+        VOCABULARY_SECONDS_PER_MEGABYTE,
+        EXAMPLES_SECONDS_PER_MILLION_TOKENS,
+        BENCHMARK,
+        {
+            length.max_seq_length: default_shape(whole.examples.next_sentence, length.max_seq_length)
+            for length in whole.examples.lengths
+        },
+        SHAPES_BASIS,
+    )
+
+
+def measured_rates(whole: WholeRecipe, workspace: str) -> Rates:
+    """The defaults, with everything replaced that the workspace's manifests, timings and metrics tell.
+
+    Raises:
+        InputError: the workspace has no finished documents and examples, or of another kind.
+    """
+    rates = default_rates(whole)
+    manifests = {stage: read_manifest(storage.join(workspace, stage)) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
+    documents, vocabulary, examples = (manifests[stage] for stage in (DOCUMENTS, VOCABULARY, EXAMPLES))
+    if documents is None or vocabulary is None or examples is None:
+        absent = ", ".join(stage for stage, manifest in manifests.items() if manifest is None)
+        raise InputError(f"{workspace}: {absent} not finished there; run python -m flows.preprocess on it first")
+    made = ExamplesConfig.model_validate(examples.config)
+    if made.next_sentence != whole.examples.next_sentence:
+        raise InputError(
+            f"{workspace}: its examples have next_sentence = {str(made.next_sentence).lower()}, the recipe has not; "
+            "rows are then of another shape, so name a workspace of the same kind"
+        )
+    megabytes = text_bytes(documents) / MEGABYTE
+    shapes = dict(rates.shapes)
+    for length in shapes:
+        if statistics := examples.statistics["lengths"].get(str(length)):
+            shapes[length] = _measured_shape(statistics, length, megabytes * made.passes)
+    absent_lengths = sorted(set(shapes) - {int(length) for length in examples.statistics["lengths"]})
+    of_defaults = f"; length {', '.join(map(str, absent_lengths))}: {SHAPES_BASIS}" if absent_lengths else ""
+    rates = replace(rates, shapes=shapes, shapes_basis=f"{workspace}, {megabytes:,.1f} MB of text{of_defaults}")
+    rates = _with_measured_seconds(rates, workspace, documents, vocabulary, examples, megabytes)
+    return replace(rates, training=_training_speed(workspace, vocabulary, examples))
+
+
+def text_bytes(documents: Manifest) -> float:
+    """UTF-8 bytes of the sentences in finished documents: the files without Arrow's offsets, ids and sources."""
+    statistics = documents.statistics
+    size_bytes = sum(file.size_bytes for file in documents.files if file.name.endswith(".arrow"))
+    overhead = _SENTENCE_OVERHEAD_BYTES * statistics["sentences"]
+    overhead += _DOCUMENT_OVERHEAD_BYTES * statistics["documents_kept"]
+    return max(float(statistics["characters"]), float(size_bytes - overhead))
+
+
+def _measured_shape(statistics: Mapping[str, Any], max_seq_length: int, megabytes: float) -> LengthShape:
+    """The histogram tells squares up to the width of its bars; the last bar is taken as full rows, as most are."""
+    counts = {int(up_to): count for up_to, count in statistics["length_histogram"].items()}
+    edges = [0, *sorted(counts)]
+    middles = {up_to: (above + 1 + up_to) / 2 for above, up_to in pairwise(edges)}
+    middles[max_seq_length] = float(max_seq_length)
+    squares = sum(count * middles[up_to] ** 2 for up_to, count in counts.items())
+    rows = statistics["examples"]
+    return LengthShape(rows / megabytes, statistics["mean_length"], squares / max(rows, 1))
+
+
+def _with_measured_seconds(
+    rates: Rates, workspace: str, documents: Manifest, vocabulary: Manifest, examples: Manifest, megabytes: float
+) -> Rates:
+    """Wall clock of that machine with its workers; a job's start is taken off, for it does not grow."""
+    found = {
+        stage: earlier_seconds(workspace, stage, {stage: manifest})
+        for stage, manifest in ((DOCUMENTS, documents), (VOCABULARY, vocabulary), (EXAMPLES, examples))
+    }
+    if None in found.values():
+        return rates
+    spent = {stage: max(0.0, (seconds or 0.0) - START_SECONDS) for stage, seconds in found.items()}
+    million_tokens = sum(values["tokens"] for values in examples.statistics["lengths"].values()) / 1e6
+    return replace(
+        rates,
+        documents_seconds_per_megabyte=spent[DOCUMENTS] / megabytes,
+        vocabulary_seconds_per_megabyte=spent[VOCABULARY] / megabytes,
+        examples_seconds_per_million_tokens=spent[EXAMPLES] / max(million_tokens, 1e-9),
+        seconds_basis=f"wall clock of {workspace}/timings.json, as many workers",
+    )
+
+
+def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) -> TrainingSpeed | None:
+    """Tokens/s over all progress lines of a finished run, and the arithmetic that they were."""
+    directory = storage.join(workspace, PRETRAINING)
+    manifest = read_manifest(directory)
+    path = storage.local_path(storage.join(directory, "metrics.jsonl")) if storage.is_local(directory) else ""
+    if manifest is None or not os.path.exists(path):
+        return None
+    try:
+        model = ModelConfig.model_validate(manifest.config["model"])
+        phases = PretrainingConfig.model_validate(manifest.config["pretraining"]).phases
+        vocab_size = VocabularyConfig.model_validate(vocabulary.config).size
+    except ValidationError:
+        return None
+    with open(path, encoding="utf-8") as stream:
+        lines = [line for line in map(json.loads, stream) if "tokens_per_second" in line]
+    tokens = seconds = flops = 0.0
+    ends, end = [], 0
+    for phase in phases:
+        end += phase.steps
+        ends.append(end)
+    for line in lines:
+        phase = next((phase for phase, end in zip(phases, ends, strict=True) if line["step"] <= end), phases[-1])
+        statistics = examples.statistics["lengths"].get(str(phase.max_seq_length))
+        new_tokens, tokens = line["tokens"] - tokens, line["tokens"]
+        if statistics is None or new_tokens <= 0:
+            return None
+        shape = _measured_shape(statistics, phase.max_seq_length, 1.0)
+        rows = new_tokens / shape.mean_length
+        masked = new_tokens * (statistics["masked_share"] or examples.config["masked_lm_prob"])
+        flops += step_flops(model, vocab_size, new_tokens, rows * shape.mean_squared_length, masked, rows)
+        seconds += new_tokens / line["tokens_per_second"]
+    return TrainingSpeed(tokens / seconds, flops / seconds) if seconds else None

@@ -1,0 +1,375 @@
+"""How far each stage of a workspace is, read from what the stages write: manifests, records, checkpoints, metrics.
+
+A stage that is built next to an earlier result has two rows: the result, and `NAME (new)`. Kept results follow it.
+
+Nothing here imports Beam or torch, and nothing is written, so it may be asked while a run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.plan import StageOutput, finetuning_stages, preprocessing_stages, pretraining_stage
+from pipelines.contract import storage
+from pipelines.contract.manifest import MANIFEST_NAME, Manifest, StageKey, read_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.results.builds import BUILDING_SUFFIX, TRASH_DIRECTORY, building_directory, is_open, kept_directories
+from pipelines.results.unfinished import count_finished
+from pipelines.stage_keys import DOCUMENTS, EXAMPLES, VOCABULARY
+from training.settings.pretraining import PhaseConfig, PretrainingConfig
+from training.stages.distillation import DISTILLATION
+from training.stages.pretraining import FINETUNING, PRETRAINING
+
+State = Literal["complete", "stale", "unfinished", "missing", "kept"]
+
+NEW = " (new)"
+"""Ends the name of the row for a build that will replace a result."""
+
+CHECKPOINTS_DIRECTORY, CHECKPOINT_PREFIX, METRICS_NAME = "checkpoints", "step-", "metrics.jsonl"
+"""As training/resuming/checkpoints.py and training/tracking/tracker.py have them; the first imports DeepSpeed."""
+
+UNITS = {DOCUMENTS: ("parts", "shards"), EXAMPLES: ("rows", "files")}
+"""Groups of finished units that two jobs record, in rooms that import Beam."""
+
+_UNITS_IN_WORDS = {"parts": "parts", "shards": "shards", "rows": "shards cut into rows", "files": "sets of files"}
+_CHAIN = (DOCUMENTS, VOCABULARY, EXAMPLES, PRETRAINING)
+_TASK_DATA = "data/"
+_TAIL_BYTES = 1 << 17
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """A stage, or one trial of fine-tuning: `detail` in words, `numbers` for programs."""
+
+    name: str
+    state: State
+    directory: str
+    detail: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+def statuses_of_workspace(workspace: str) -> list[StageStatus]:
+    """What manifests alone tell: a stage is stale where a file is damaged or a stage that it read is another by now.
+
+    Raises:
+        InputError: there is no such directory.
+    """
+    if storage.is_local(workspace) and not os.path.isdir(storage.local_path(workspace)):
+        raise InputError(f"{workspace}: no such directory; name a workspace or a recipe (.toml)")
+    directories = {name: storage.join(workspace, name) for name in _CHAIN}
+    directories |= _distillation(workspace)
+    directories |= {f"{FINETUNING}/{trial}": storage.join(workspace, FINETUNING, trial) for trial in _trials(workspace)}
+    digests = _digests(directories)
+    statuses: list[StageStatus] = []
+    for name, directory in directories.items():
+        statuses.append(_status(name, directory, _own_difference(directory, digests), None))
+        statuses += _others(statuses[-1], None)
+    return statuses
+
+
+def statuses_of_recipe(whole: WholeRecipe) -> list[StageStatus]:
+    """The same for the stages of a recipe, each compared with the settings and inputs that the recipe names by now."""
+    plans = [*preprocessing_stages(whole), pretraining_stage(whole), *finetuning_stages(whole)]
+    outputs = {
+        f"{FINETUNING}/{output.name}" if plan.name == FINETUNING else output.name: output
+        for plan in plans
+        for output in plan.outputs
+    }
+    directories = {name: output.directory for name, output in outputs.items()}
+    digests = _digests(directories)
+    statuses = []
+    for name, output in outputs.items():
+        status = _status(name, output.directory, _difference(output, digests), whole)
+        for each in [status, *_others(status, whole)]:
+            is_run = name == PRETRAINING and each.state == "unfinished"
+            statuses.append(_compared_with_checkpoint(each, output) if is_run else each)
+    for name, directory in _distillation(whole.run.workspace).items():
+        statuses.append(_status(name, directory, _own_difference(directory, digests), whole))
+        statuses += _others(statuses[-1], whole)
+    return statuses
+
+
+def _distillation(workspace: str) -> dict[str, str]:
+    """The stage's directory where there is a result or a run of it; a recipe does not say whether one is wanted."""
+    directory = storage.join(workspace, DISTILLATION)
+    there = storage.list_files(directory) or is_open(directory) or kept_directories(directory)
+    return {DISTILLATION: directory} if there else {}
+
+
+def _others(status: StageStatus, whole: WholeRecipe | None) -> list[StageStatus]:
+    """Rows below that of a stage's result: the build that will replace it, and earlier results that are kept."""
+    found = []
+    if status.state in ("complete", "stale") and is_open(status.directory):
+        building = _unfinished(status.name, status.directory, whole)
+        detail = building.detail or "begun"
+        found.append(replace(building, name=status.name + NEW, state="unfinished", detail=detail))
+    for kept in kept_directories(status.directory):
+        # The stage may be a link to a directory of another name.
+        found.append(replace(kept_status(kept), name=f"{status.name}.{kept.rpartition('.')[2]}"))
+    return found
+
+
+def kept_status(directory: str) -> StageStatus:
+    """The row of an earlier result that is kept under a numbered name."""
+    name = directory.rstrip("/").rpartition("/")[2]
+    try:
+        manifest = read_manifest(directory)
+    except InputError as error:
+        return StageStatus(name, "kept", directory, str(error))
+    if manifest is None:
+        checkpoint = _newest_checkpoint(directory)
+        detail = f"an unfinished run, checkpoint of step {_step_of(checkpoint):,}" if checkpoint else "no result"
+        return StageStatus(name, "kept", directory, detail)
+    return StageStatus(
+        name, "kept", directory, f"earlier result: {_outcome(manifest.stage, manifest)}", _numbers(manifest.statistics)
+    )
+
+
+def _status(name: str, directory: str, difference: str | None, whole: WholeRecipe | None) -> StageStatus:
+    """`difference`: why a stage that has a manifest must be built again."""
+    try:
+        manifest = read_manifest(directory)
+    except InputError as error:
+        return StageStatus(name, "stale", directory, str(error))
+    if manifest is not None:
+        numbers = _numbers(manifest.statistics)
+        if difference is not None:
+            return StageStatus(name, "stale", directory, difference, numbers)
+        return StageStatus(name, "complete", directory, _outcome(name, manifest), numbers)
+    return _unfinished(name, directory, whole)
+
+
+def _unfinished(name: str, result_directory: str, whole: WholeRecipe | None) -> StageStatus:
+    """How far the build of a stage is."""
+    directory = building_directory(result_directory)
+    if not is_open(result_directory):
+        # Releases before build directories trained in the stage's own.
+        directory = result_directory
+    if name in UNITS:
+        return _unfinished_job(name, directory, whole)
+    if name == PRETRAINING:
+        return _unfinished_pretraining(directory, whole)
+    if name.startswith((f"{FINETUNING}/", DISTILLATION)) and (lines := _last_lines(directory)):
+        return StageStatus(
+            name, "unfinished", directory, f"step {lines[-1]['step']:,}{_age(lines)}", _numbers(lines[-1])
+        )
+    return StageStatus(name, "missing", directory)
+
+
+def _difference(output: StageOutput, digests: Mapping[str, str]) -> str | None:
+    try:
+        return output.difference()
+    except InputError:
+        # Something that the recipe names is not here, such as the corpus on a GPU node: compare with what is here.
+        return _own_difference(output.directory, digests)
+
+
+def _own_difference(directory: str, digests: Mapping[str, str]) -> str | None:
+    """Compare a stage's files with its manifest, and the digests of the stages that it read with what they are now."""
+    try:
+        manifest = read_manifest(directory)
+    except InputError as error:
+        return str(error)
+    if manifest is None:
+        return None
+    inputs = {name: digests.get(name, digest) for name, digest in manifest.inputs.items()}
+    return StageKey(manifest.stage, manifest.stage_version, manifest.config, inputs).difference(directory)
+
+
+def _digests(directories: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the chain's stages; those that are not complete, or not readable, are left out."""
+    digests = {}
+    for name in _CHAIN:
+        try:
+            manifest = read_manifest(directories[name])
+        except InputError:
+            continue
+        if manifest is not None:
+            digests[name] = manifest.digest
+    return digests
+
+
+def _trials(workspace: str) -> list[str]:
+    """Directories below finetuning/ that are trials, finished or begun, however deep."""
+    directory = storage.join(workspace, FINETUNING)
+    found = {
+        os.path.dirname(name).removesuffix(BUILDING_SUFFIX)
+        for name in storage.list_files(directory)
+        if os.path.basename(name) in (MANIFEST_NAME, METRICS_NAME)
+        and not name.startswith(_TASK_DATA)
+        and TRASH_DIRECTORY not in name
+    }
+    return sorted(found - {""})
+
+
+def _outcome(name: str, manifest: Manifest) -> str:
+    """What a person would ask of a finished stage first; statistics that another version left out are passed over."""
+    statistics = manifest.statistics
+    if name == DOCUMENTS:
+        parts = [_counted(statistics, "documents_kept", "documents"), _counted(statistics, "characters", "characters")]
+    elif name == VOCABULARY:
+        parts = [_counted(statistics, "size", "entries")]
+    elif name == EXAMPLES:
+        lengths: dict[str, Any] = statistics.get("lengths", {})
+        parts = [f"{values['examples']:,} of length {length}" for length, values in lengths.items()]
+    elif name == DISTILLATION:
+        parts = [_counted(statistics, "steps", "steps"), _counted(statistics, "tokens", "tokens")]
+    elif name == PRETRAINING:
+        accuracy = statistics.get("heldout_after", {}).get("mlm_accuracy")
+        parts = [_counted(statistics, "steps", "steps"), _counted(statistics, "tokens", "tokens")]
+        parts += [f"held-out MLM accuracy {accuracy:.3f}"] if accuracy is not None else []
+    else:
+        score = statistics.get("score")
+        parts = [f"{statistics.get('metric', 'score')} {score:.3f}"] if isinstance(score, (int, float)) else []
+    return ", ".join(part for part in parts if part)
+
+
+def _counted(statistics: Mapping[str, Any], key: str, unit: str) -> str:
+    return f"{statistics[key]:,} {unit}" if key in statistics else ""
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if isinstance(value, (int, float))}
+
+
+def _unfinished_job(name: str, directory: str, whole: WholeRecipe | None) -> StageStatus:
+    if not directory.endswith(BUILDING_SUFFIX):
+        return StageStatus(name, "missing", directory)
+    totals = _totals(name, whole) if whole is not None else {}
+    words, numbers = [], {}
+    for group in UNITS[name]:
+        numbers[group] = float(count_finished(directory, group))
+        of_total = ""
+        if group in totals:
+            numbers[f"{group}_total"] = float(totals[group])
+            of_total = f" of {totals[group]:,}"
+        words.append(f"{numbers[group]:,.0f}{of_total} {_UNITS_IN_WORDS[group]}")
+    return StageStatus(name, "unfinished", directory, ", ".join(words), numbers)
+
+
+def _totals(name: str, whole: WholeRecipe) -> dict[str, int]:
+    """How many units a job of this recipe has, as the job itself counts them."""
+    # It imports the readers and the sentence splitter: a second, and needed only while a job is unfinished.
+    from pipelines.documents.document import plan_parts, shards_of
+
+    shards = len(shards_of(whole.documents))
+    if name == EXAMPLES:
+        return {"rows": shards, "files": shards * len(whole.examples.lengths)}
+    try:
+        return {"parts": len(plan_parts(whole.documents, whole.run.workspace)), "shards": shards}
+    except InputError:
+        return {"shards": shards}
+
+
+def _unfinished_pretraining(directory: str, whole: WholeRecipe | None) -> StageStatus:
+    checkpoint = _newest_checkpoint(directory)
+    lines = [line for line in _last_lines(directory) if "tokens_per_second" in line]
+    if checkpoint is None and not lines:
+        return StageStatus(PRETRAINING, "missing", directory)
+    config = whole.pretraining if whole is not None else _config_of(checkpoint)
+    saved_step = _step_of(checkpoint) if checkpoint else 0
+    step = int(lines[-1]["step"]) if lines else saved_step
+    numbers = {"step": float(step), "checkpoint_step": float(saved_step)}
+    words = [f"step {step:,}" + (f" of {config.num_train_steps:,}" if config else "")]
+    if config:
+        numbers["total_steps"] = float(config.num_train_steps)
+    if lines:
+        numbers["tokens_per_second"] = lines[-1]["tokens_per_second"]
+        words.append(f"{lines[-1]['tokens_per_second']:,.0f} tokens/s")
+    if config and (seconds := _seconds_left(config, lines)) is not None:
+        numbers["seconds_left"] = seconds
+        words.append(f"{in_words(seconds)} left")
+    words.append(f"checkpoint of step {saved_step:,}" if checkpoint else "no checkpoint yet")
+    return StageStatus(PRETRAINING, "unfinished", directory, ", ".join(words) + _age(lines), numbers)
+
+
+def _compared_with_checkpoint(status: StageStatus, output: StageOutput) -> StageStatus:
+    checkpoint = _newest_checkpoint(status.directory)
+    try:
+        difference = output.key().difference(checkpoint) if checkpoint else None
+    except InputError as error:
+        difference = str(error)
+    return status if difference is None else replace(status, state="stale", detail=f"its checkpoints: {difference}")
+
+
+def _newest_checkpoint(directory: str) -> str | None:
+    """Directory of the newest checkpoint that has its manifest, which is written before it gets its name."""
+    folder = storage.join(directory, CHECKPOINTS_DIRECTORY)
+    names = {name.split("/")[0] for name in storage.list_files(folder) if name.endswith(f"/{MANIFEST_NAME}")}
+    finished = sorted(name for name in names if name.startswith(CHECKPOINT_PREFIX))
+    return storage.join(folder, finished[-1]) if finished else None
+
+
+def _step_of(checkpoint: str) -> int:
+    return int(checkpoint.rpartition(CHECKPOINT_PREFIX)[2])
+
+
+def _config_of(checkpoint: str | None) -> PretrainingConfig | None:
+    """The settings that a checkpoint belongs to; None where another version wrote them."""
+    try:
+        manifest = read_manifest(checkpoint) if checkpoint else None
+        return PretrainingConfig.model_validate(manifest.config["pretraining"]) if manifest else None
+    except (InputError, ValidationError, KeyError):
+        return None
+
+
+def _seconds_left(config: PretrainingConfig, lines: list[dict[str, Any]]) -> float | None:
+    """From the last two lines: tokens of a step now, scaled to later phases by what their full steps hold."""
+    if len(lines) < 2:
+        return None
+    before, last = lines[-2:]
+    step, steps = int(last["step"]), last["step"] - before["step"]
+    ends, total = [], 0
+    for phase in config.phases:
+        total += phase.steps
+        ends.append(total)
+    if steps <= 0 or last["tokens_per_second"] <= 0 or step > total:
+        return None
+    now = next(phase for phase, end in zip(config.phases, ends, strict=True) if step <= end)
+    tokens_per_full_token = (last["tokens"] - before["tokens"]) / steps / _full_tokens(now)
+    left = sum(
+        min(phase.steps, max(0, end - step)) * _full_tokens(phase)
+        for phase, end in zip(config.phases, ends, strict=True)
+    )
+    return float(left * tokens_per_full_token / last["tokens_per_second"])
+
+
+def _full_tokens(phase: PhaseConfig) -> int:
+    return phase.full_sequences * phase.max_seq_length
+
+
+def _last_lines(directory: str) -> list[dict[str, Any]]:
+    """The whole lines at the end of a stage's metrics; none where it has written none or lies on no local disk."""
+    path = storage.join(directory, METRICS_NAME)
+    if not storage.is_local(directory) or not os.path.exists(storage.local_path(path)):
+        return []
+    with open(storage.local_path(path), "rb") as stream:
+        size_bytes = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size_bytes - _TAIL_BYTES))
+        tail = stream.read()
+    # The first may be cut by us, the last by its writer.
+    lines = tail.split(b"\n")[1 if size_bytes > _TAIL_BYTES else 0 : -1]
+    return [json.loads(line) for line in lines]
+
+
+def _age(lines: list[dict[str, Any]]) -> str:
+    if not lines or "timestamp_ms" not in lines[-1]:
+        return ""
+    return f", last heard of {in_words(max(0.0, time.time() - lines[-1]['timestamp_ms'] / 1000))} ago"
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people: `41 s`, `12 min`, `5.2 h`, `3.1 days`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86_400:,.1f} days"

@@ -1,0 +1,108 @@
+"""What only several sections of a recipe together show to be impossible: said before the first stage starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from pipelines.settings.documents import DocumentsConfig, ExamplesConfig
+from training.settings.distillation import DistillationConfig
+from training.settings.finetuning import SQUAD, TAGGING, WORD_ORDER, FinetuningConfig
+from training.settings.pretraining import ModelConfig, PretrainingConfig, lengths_problem
+
+
+class Sections(NamedTuple):
+    """Valid sections of one recipe; `distillation` is None where the recipe does not speak of it."""
+
+    documents: DocumentsConfig
+    examples: ExamplesConfig
+    model: ModelConfig
+    pretraining: PretrainingConfig
+    distillation: DistillationConfig | None
+    finetuning: FinetuningConfig
+
+
+def contradiction(sections: Sections) -> str | None:
+    """The first contradiction, with the remedy; None where the sections go together."""
+    checks: tuple[Callable[[Sections], Iterator[str]], ...] = (_pretraining, _masking, _distillation, _finetuning)
+    return next((problem for check in checks for problem in check(sections)), None)
+
+
+def _pretraining(sections: Sections) -> Iterator[str]:
+    pretraining = sections.pretraining
+    if problem := lengths_problem(sections.model, pretraining):
+        yield problem
+    for index, phase in enumerate(pretraining.phases):
+        place = f"pretraining.phases.{index}"
+        yield from _length_is_made(sections, f"{place}.max_seq_length", phase.max_seq_length)
+        share = -(-phase.full_sequences // max(1, pretraining.ranks))
+        micro_batches = -(-share // (pretraining.micro_batch_size or share))
+        if phase.full_sequences < pretraining.ranks * micro_batches:
+            yield (
+                f"{place}: a step of {phase.full_sequences} full sequences is too small for pretraining.ranks = "
+                f"{pretraining.ranks} with {micro_batches} micro-batches each; raise its global_batch_size or "
+                "global_batch_tokens, or lower the ranks"
+            )
+
+
+def _length_is_made(sections: Sections, key: str, max_seq_length: int) -> Iterator[str]:
+    lengths = [length.max_seq_length for length in sections.examples.lengths]
+    if max_seq_length not in lengths:
+        yield (
+            f"{key} = {max_seq_length}: examples.lengths makes only {', '.join(map(str, lengths))}; "
+            "add this length there or use one of them"
+        )
+
+
+def _masking(sections: Sections) -> Iterator[str]:
+    for name, section in (("pretraining", sections.pretraining), ("distillation", sections.distillation)):
+        if section and section.masking == "dynamic" and sections.examples.masking == "whole_word":
+            yield (
+                f"{name}.masking = 'dynamic' masks single tokens anew, but examples.masking = 'whole_word'; set the "
+                "former to 'as_written', or the latter to 'dynamic'"
+            )
+
+
+def _distillation(sections: Sections) -> Iterator[str]:
+    distillation, model = sections.distillation, sections.model
+    if distillation is None:
+        return
+    yield from _length_is_made(sections, "distillation.max_seq_length", distillation.max_seq_length)
+    if distillation.teacher is not None:
+        return
+    if distillation.max_seq_length > model.max_position_embeddings:
+        yield _too_long("distillation.max_seq_length", distillation.max_seq_length, model)
+    layers = distillation.teacher_layers or (0,)
+    if layers[-1] >= model.num_hidden_layers:
+        yield (
+            f"distillation.teacher_layers names layer {layers[-1]}, but model.num_hidden_layers = "
+            f"{model.num_hidden_layers}; name layers from 0 to {model.num_hidden_layers - 1}"
+        )
+
+
+def _finetuning(sections: Sections) -> Iterator[str]:
+    finetuning, model = sections.finetuning, sections.model
+    keys = {SQUAD: "finetuning.squad", TAGGING: "finetuning.tagging"}
+    for task in finetuning.tasks:
+        key, fitting = keys.get(task, "finetuning"), finetuning.fitting(task)
+        # Another encoder has positions of its own, but random weights are always this model's.
+        is_own = finetuning.encoder is None or finetuning.compare_with_random
+        if is_own and fitting.max_seq_length > model.max_position_embeddings:
+            yield _too_long(f"{key}.max_seq_length", fitting.max_seq_length, model)
+        if fitting.batch_size < finetuning.ranks:
+            yield (
+                f"{key}.batch_size = {fitting.batch_size} is below finetuning.ranks = {finetuning.ranks}, which share "
+                "it; raise the one or lower the other"
+            )
+    if WORD_ORDER in finetuning.tasks and not sections.documents.heldout_share:
+        yield (
+            f"finetuning.tasks names {WORD_ORDER!r}, which is made from held-out documents, but "
+            "documents.heldout_share = 0; raise the latter, or take the task out"
+        )
+
+
+def _too_long(key: str, max_seq_length: int, model: ModelConfig) -> str:
+    return (
+        f"{key} = {max_seq_length} exceeds model.max_position_embeddings = {model.max_position_embeddings}; "
+        "raise the latter or shorten the former"
+    )

@@ -1,0 +1,1 @@
+"""From a finished stage to a registered version, and to `@champion`."""

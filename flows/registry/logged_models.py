@@ -1,0 +1,181 @@
+"""Log a Hugging Face directory as an MLflow model, so that `mlflow` and `transformers` alone load it.
+
+The architecture in config.json decides how. Masked words and texts go through MLflow's own transformers flavour. It
+tells of a tagged text only the labels, and transformers 5 has no question-answering pipeline, so these two are models
+from code (tagging_model.py, answering_model.py) that carry the Hugging Face directory as an artifact.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import MASK
+from pipelines.contract.recipe import InputError
+from training.bert.model_readme import (
+    FILL_MASK,
+    PIPELINE_TASKS,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
+
+if TYPE_CHECKING:
+    from mlflow.models.model import ModelInfo
+
+MODEL_ARTIFACT, SETTINGS_NAME, CARD_NAME = "model", "settings.json", "model_card.md"
+
+_TEXT = "It returns the number of items in the list."
+_PAIR = [{"text": _TEXT, "text_pair": "It returns a number."}]
+_INPUT_EXAMPLES: dict[str, list[Any]] = {
+    FILL_MASK: [f"It returns the {MASK} of the list."],
+    TEXT_CLASSIFICATION: [_TEXT],
+    TOKEN_CLASSIFICATION: [_TEXT],
+    QUESTION_ANSWERING: [{"question": "What does it return?", "context": _TEXT}],
+}
+_CODE = {TOKEN_CLASSIFICATION: "tagging_model.py", QUESTION_ANSWERING: "answering_model.py"}
+_ANSWER_SETTINGS = ("max_seq_length", "doc_stride", "max_query_length", "max_answer_length")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A Hugging Face directory that becomes a model.
+
+    settings: those that it was fine-tuned with, as its manifest has them; empty for an encoder. takes_pairs: was it
+    fine-tuned on pairs of texts? null_threshold: of a question answerer that may answer nothing.
+    """
+
+    name: str
+    directory: str
+    settings: Mapping[str, Any]
+    takes_pairs: bool = False
+    null_threshold: float | None = None
+
+    @property
+    def pipeline_task(self) -> str:
+        """What a consumer does with it, by the architecture in config.json.
+
+        Raises:
+            InputError: it is not one that can be registered.
+        """
+        path = storage.join(self.directory, "config.json")
+        names = json.loads(storage.read_bytes(path)).get("architectures") or [""]
+        if names[0] not in PIPELINE_TASKS:
+            raise InputError(
+                f"{path}: architectures = {names}: models of this kind cannot be registered; expected one of "
+                + ", ".join(PIPELINE_TASKS)
+            )
+        return PIPELINE_TASKS[names[0]]
+
+    @property
+    def input_example(self) -> list[Any]:
+        return _PAIR if self.takes_pairs else _INPUT_EXAMPLES[self.pipeline_task]
+
+
+def log_model(files: ModelFiles, card_text: str, metadata: Mapping[str, Any]) -> ModelInfo:
+    """Log a model into the active run.
+
+    Its signature is inferred from what the model answers to the input example.
+
+    Raises:
+        InputError: its architecture is not one that can be registered.
+    """
+    task = files.pipeline_task
+    _hide_progress()
+    if task in _CODE:
+        return _log_code(files, _CODE[task], card_text, metadata)
+    import mlflow
+    from huggingface_hub import ModelCard
+
+    is_text = task == TEXT_CLASSIFICATION
+    logged: ModelInfo = mlflow.transformers.log_model(
+        _load_pipeline(files, task),
+        name=files.name,
+        task=task,
+        # Without a card of ours MLflow would ask the model hub for one.
+        model_card=ModelCard(card_text),
+        input_example=files.input_example,
+        # Longer texts are cut as in training, at the tokenizer's `model_max_length`.
+        model_config={"truncation": True} if is_text else {"tokenizer_kwargs": {"truncation": True}},
+        pip_requirements=requirements(),
+        metadata=dict(metadata),
+    )
+    return logged
+
+
+def _log_code(files: ModelFiles, code: str, card_text: str, metadata: Mapping[str, Any]) -> ModelInfo:
+    import mlflow
+
+    settings = {name: files.settings[name] for name in _ANSWER_SETTINGS if name in files.settings}
+    if files.pipeline_task == QUESTION_ANSWERING:
+        settings["null_threshold"] = files.null_threshold
+    with tempfile.TemporaryDirectory() as scratch:
+        # MLflow writes where these lay into the version: here that tells nothing of this machine.
+        names = (MODEL_ARTIFACT, SETTINGS_NAME, CARD_NAME, code)
+        model, settings_file, card, script = (os.path.join(scratch, name) for name in names)
+        # A copy, for MLflow follows no links.
+        shutil.copytree(storage.local_path(files.directory), model)
+        _write_tokenizer(files, model)
+        # A file and no `model_config`: MLflow makes parameters of that, and the models of a stage share a run.
+        storage.write_bytes(settings_file, json.dumps(settings).encode())
+        storage.write_bytes(card, card_text.encode())
+        shutil.copyfile(os.path.join(os.path.dirname(os.path.abspath(__file__)), code), script)
+        logged: ModelInfo = mlflow.pyfunc.log_model(
+            name=files.name,
+            python_model=script,
+            artifacts={MODEL_ARTIFACT: model, "settings": settings_file, "model_card": card},
+            input_example=files.input_example,
+            pip_requirements=requirements(),
+            metadata=dict(metadata),
+        )
+    return logged
+
+
+def _load_pipeline(files: ModelFiles, task: str) -> Any:
+    # `Any`: transformers types its loaders by overloads on literal task names.
+    transformers: Any = importlib.import_module("transformers")
+    model_type = (
+        transformers.AutoModelForMaskedLM if task == FILL_MASK else transformers.AutoModelForSequenceClassification
+    )
+    directory = storage.local_path(files.directory)
+    # A pre-training checkpoint also holds the next-sentence head, which the masked-language model leaves out.
+    model = model_type.from_pretrained(directory, local_files_only=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copyfile(os.path.join(directory, "config.json"), os.path.join(scratch, "config.json"))
+        _write_tokenizer(files, scratch)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(scratch, local_files_only=True)
+    tokenizer.model_max_length = files.settings.get("max_seq_length", model.config.max_position_embeddings)
+    # MLflow writes these names into the version; they would be paths on this machine.
+    model.name_or_path = files.name
+    tokenizer.name_or_path = files.name
+    return transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+
+
+def _write_tokenizer(files: ModelFiles, directory: str) -> None:
+    """Write a model's tokenizer as exports have it: releases before this one left tokenizer_config.json out."""
+    from training.tokenizing.export import write_tokenizer  # seconds to import
+
+    path = storage.join(files.directory, "config.json")
+    positions = int(json.loads(storage.read_bytes(path))["max_position_embeddings"])
+    write_tokenizer(directory, files.directory, positions)
+
+
+def _hide_progress() -> None:
+    """Models are logged in the flow's process, whose console has lines of its own."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    transformers_logging: Any = importlib.import_module("transformers").utils.logging
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def requirements() -> list[str]:
+    """What a consumer installs: exact versions, without the local part (`+cpu`) that only this machine's index has."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "transformers", "torch")]

@@ -1,0 +1,173 @@
+"""The card of a registered model: data, recipe, scores and limits, all of it from manifests and the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.contract import storage
+from pipelines.contract.manifest import Manifest, read_manifest
+from training.bert.model_readme import FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+from training.settings.finetuning import MNLI
+from training.stages.pretraining import DOCUMENTS, ENCODER_DIRECTORY, EXAMPLES, PRETRAINING, VOCABULARY
+from training.tracking.flattening import numbers_of
+
+_LICENSE_UNKNOWN = "unknown"
+_CALLS = {
+    FILL_MASK: 'mlflow.transformers.load_model(uri)("It returns the [MASK] of the list.")',
+    TEXT_CLASSIFICATION: 'mlflow.pyfunc.load_model(uri).predict(["It returns a list."])',
+    TOKEN_CLASSIFICATION: 'mlflow.pyfunc.load_model(uri).predict(["words apart by spaces"])',
+    QUESTION_ANSWERING: 'mlflow.pyfunc.load_model(uri).predict([{"question": "Who?", "context": "She did."}])',
+}
+_PAIR_CALL = 'mlflow.pyfunc.load_model(uri).predict([{"text": "One text.", "text_pair": "Another."}])'
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells of.
+
+    manifest: of the stage or trial that made the model. origin: manifests of the stages that its encoder came from, by
+    stage; empty where it came from elsewhere, which `begun_from` then names.
+    """
+
+    name: str
+    pipeline_task: str
+    takes_pairs: bool
+    manifest: Manifest
+    origin: Mapping[str, Manifest]
+    begun_from: str
+    recipe_text: str
+    overrides: Sequence[str]
+
+
+def card_facts(whole: WholeRecipe, name: str, pipeline_task: str, takes_pairs: bool, manifest: Manifest) -> CardFacts:
+    """Gather what a card tells from the workspace that the model lies in."""
+    found = {
+        stage: read_manifest(storage.join(whole.run.workspace, stage))
+        for stage in (DOCUMENTS, VOCABULARY, EXAMPLES, PRETRAINING)
+    }
+    manifests = {stage: each for stage, each in found.items() if each is not None}
+    origin, begun_from = manifests, ""
+    if ENCODER_DIRECTORY in manifest.inputs:
+        origin, begun_from = {}, f"{whole.finetuning.encoder} (digest {manifest.inputs[ENCODER_DIRECTORY][:12]})"
+    elif MNLI in manifest.inputs:
+        begun_from = "the workspace's encoder as the task mnli left it"
+    with open(whole.recipe.path, encoding="utf-8") as stream:
+        text = stream.read()
+    return CardFacts(name, pipeline_task, takes_pairs, manifest, origin, begun_from, text, whole.recipe.overrides)
+
+
+def card_text(facts: CardFacts) -> str:
+    """The card in Markdown, with the front matter that Hugging Face's tools read."""
+    manifest = facts.manifest
+    front_matter = (
+        f"---\nlicense: {_LICENSE_UNKNOWN}\nlibrary_name: transformers\npipeline_tag: {facts.pipeline_task}\n---\n"
+    )
+    parts = [
+        f"# {facts.name}\n\n{summary(facts)}",
+        _use(facts),
+        f"## Data\n\n{_table(_data_rows(facts))}",
+        f"## Scores\n\n{_table(_score_rows(manifest))}",
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(facts)),
+        _fenced("Settings", "json", json.dumps(manifest.config, indent=1, sort_keys=True)),
+        _recipe(facts),
+    ]
+    return front_matter + "\n" + "\n\n".join(parts) + "\n"
+
+
+def summary(facts: CardFacts) -> str:
+    """One sentence: what it is and what it began from."""
+    made = f"made with Clozeworks {facts.manifest.code_version}"
+    if facts.begun_from:
+        return f"BERT for {facts.pipeline_task}, {made}; fine-tuning began from {facts.begun_from}."
+    return f"BERT for {facts.pipeline_task}, pre-trained from raw text, {made}."
+
+
+def _use(facts: CardFacts) -> str:
+    call = _PAIR_CALL if facts.takes_pairs else _CALLS[facts.pipeline_task]
+    return f'## Use\n\n```python\nimport mlflow\n\nuri = "models:/{facts.name}@champion"\n{call}\n```'
+
+
+def _data_rows(facts: CardFacts) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    if facts.begun_from:
+        rows.append(("began from", facts.begun_from))
+    documents = facts.origin.get(DOCUMENTS)
+    if documents is not None:
+        for source in documents.config.get("sources", []):
+            inputs = ", ".join(map(str, source.get("inputs", [])))
+            rows.append(("source", f"{inputs} ({source.get('format', 'format by name')})"))
+        for name in ("documents_kept", "sentences", "characters", "heldout_documents"):
+            rows.append((name.replace("_", " "), documents.statistics.get(name)))
+    if VOCABULARY in facts.origin:
+        rows.append(("vocabulary entries", facts.origin[VOCABULARY].statistics.get("size")))
+    if PRETRAINING in facts.origin:
+        statistics = facts.origin[PRETRAINING].statistics
+        rows += [(f"pre-training {name}", statistics.get(name)) for name in ("steps", "sequences", "tokens")]
+    counts = {name: value for name, value in facts.manifest.statistics.items() if _is_count(name)}
+    rows += [(name.replace("_", " "), value) for name, value in sorted(counts.items())]
+    rows += [(f"digest of {name}", digest) for name, digest in sorted(facts.manifest.inputs.items())]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _is_count(name: str) -> bool:
+    return name.startswith(("train_", "dev_")) and not name.endswith("by_type")
+
+
+def _score_rows(manifest: Manifest) -> list[tuple[str, Any]]:
+    metric = manifest.statistics.get("metric")
+    rows: list[tuple[str, Any]] = [("chosen by", metric)] if metric else []
+    scores = {name: value for name, value in manifest.statistics.items() if not _is_count(name) and name != "seconds"}
+    return rows + [(name, f"{value:.6g}") for name, value in sorted(numbers_of(scores).items())]
+
+
+def _limits(facts: CardFacts) -> list[str]:
+    length = facts.manifest.config.get("max_seq_length")
+    limits = {
+        FILL_MASK: ["It is the masked-language model alone: no pooler, no next-sentence head."],
+        TEXT_CLASSIFICATION: [
+            f"Texts are cut after {length} tokens, as in training; with `transformers.pipeline` pass "
+            "`truncation=True` for it.",
+            "Of two texts that are too long together, transformers may keep one token more of the second and one less "
+            "of the first than training did.",
+        ],
+        TOKEN_CLASSIFICATION: [
+            "Words are what white space separates; split punctuation off as the training text has it."
+        ],
+        QUESTION_ANSWERING: ["An answer is always a slice of the context; there is no other reasoning."],
+    }[facts.pipeline_task]
+    if facts.pipeline_task in (FILL_MASK, TEXT_CLASSIFICATION):
+        limits = [*limits, "transformers reads a literal [MASK] or [SEP] in a text as that token; training did not."]
+    return [
+        *limits,
+        "It knows the language and the views of its training text, and nothing was done against faults in them.",
+        "Scores are those on development data, which also chose the best epoch: expect less on other data.",
+        "The licence of the training text, and so of the model, has not been looked into.",
+    ]
+
+
+def _recipe(facts: CardFacts) -> str:
+    # A fence must be longer than any within.
+    shown = _fenced("Recipe", "toml", facts.recipe_text.rstrip("\n"))
+    overrides = "".join(f"\n--set {override}" for override in facts.overrides)
+    return f"{shown}\n\nOverridden:\n\n```\n{overrides.strip()}\n```" if overrides else shown
+
+
+def _fenced(title: str, language: str, text: str) -> str:
+    fence = "```" if "```" not in text else "`````"
+    return f"## {title}\n\n{fence}{language}\n{text}\n{fence}"
+
+
+def _table(rows: Sequence[tuple[str, Any]]) -> str:
+    if not rows:
+        return "The manifests tell none."
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
+    return "\n".join(["| what | value |", "|---|---|", *lines])
+
+
+def _cell(value: Any) -> str:
+    shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return shown.replace("|", "\\|").replace("\n", " ")

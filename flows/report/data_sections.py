@@ -1,0 +1,249 @@
+"""Sections of the report on the data: what was read and rejected, the vocabulary, the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flows.report.charts import histogram
+from flows.report.html import (
+    UNKNOWN,
+    code,
+    count,
+    figure,
+    foreign,
+    large,
+    paragraph,
+    percent,
+    problem,
+    section,
+    table,
+    text,
+)
+from flows.report.samples import CONTINUES, mask_kind
+from pipelines.contract.manifest import SPECIAL_TOKENS
+
+Facts = dict[str, Any]
+
+_LABELS = {0: "B continues A (IsNext)", 1: "B is from another document (NotNext)"}
+_FIGURES = {
+    "unk_share": "[UNK] among all tokens",
+    "masked_unk_share": "[UNK] among tokens to predict",
+    "pieces_per_word": "pieces a word",
+    "tokens_cut": "tokens cut off, their sentence longer than a row",
+}
+_KINDS = {"mask": "shown as [MASK]", "random": "shown as a random token", "kept": "shown as it is"}
+
+
+def corpus(facts: Facts) -> str:
+    """What was read, what was kept, and why texts were rejected, with one of each."""
+    found = facts["corpus"]
+    if found["documents_read"] is None:
+        return section("corpus", "Corpus")
+    sources = [
+        paragraph(
+            f"Source {code(source.get('format'))}:",
+            ", ".join(foreign(name) for name in source.get("inputs", [])[:8])
+            + (f" and {count(len(source['inputs']) - 8)} more" if len(source.get("inputs", [])) > 8 else ""),
+        )
+        for source in found.get("sources", [])
+    ]
+    kept, read = found["documents_kept"], found["documents_read"]
+    counts = table(
+        "What was read",
+        ("", "number", "of those read"),
+        [
+            ("documents read", count(read), ""),
+            ("documents kept", count(kept), _share(kept, read)),
+            ("documents rejected", count(found["documents_rejected"]), _share(found["documents_rejected"], read)),
+            (
+                "documents held out for evaluation",
+                count(found["heldout_documents"]),
+                _share(found["heldout_documents"], read),
+            ),
+            ("sentences", count(found["sentences"]), ""),
+            ("characters", count(found["characters"]), ""),
+        ],
+        numbers=(1, 2),
+    )
+    return section("corpus", "Corpus", *sources, counts, _rejected(found, facts["rejects"]), _cleaning(found))
+
+
+def _share(part: int | None, whole: int | None) -> str:
+    return percent(part / whole) if part is not None and whole else UNKNOWN
+
+
+def _rejected(found: Facts, samples: Facts) -> str:
+    reasons = sorted(found["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
+    if not reasons:
+        return ""
+    examples = samples if "problem" not in samples else {}
+    rows = []
+    for reason, number in reasons:
+        sample = examples.get(reason)
+        shown = f"{code(sample['source'])}<br>{foreign(sample['detail'])}" if sample else UNKNOWN
+        rows.append((text(reason), count(number), shown))
+    return "\n".join(
+        [
+            "<h3>Rejected, by reason</h3>",
+            table("Rejected texts by reason", ("reason", "texts", "the first of them"), rows, numbers=(1,)),
+            problem(samples),
+            paragraph(f"All of them are in {code('documents/rejected.jsonl.gz')}.", css="small"),
+        ]
+    )
+
+
+def _cleaning(found: Facts) -> str:
+    changes = [f"{count(number)} {text(name.replace('_', ' '))}" for name, number in found.get("cleaning", {}).items()]
+    return paragraph(f"Cleaning: {', '.join(changes)}.", css="small") if changes else ""
+
+
+def vocabulary(facts: Facts) -> str:
+    """Sizes and samples of the vocabulary."""
+    found, sample, examples = facts["corpus"], facts["vocabulary"], facts["examples"]
+    if not sample:
+        return section("vocabulary", "Vocabulary")
+    if "problem" in sample:
+        return section("vocabulary", "Vocabulary", problem(sample))
+    distinct = found["distinct_words"]
+    lead = paragraph(
+        f"{count(sample['entries'])} entries"
+        + (f" learnt from {count(distinct)} distinct words:" if distinct is not None else ":"),
+        f"{count(sample['words'])} words and beginnings of words, {count(sample['pieces'])} pieces that continue a "
+        f"word ({code(CONTINUES)}), {count(sample['characters'])} single characters, {count(sample['special'])} "
+        "special or unused.",
+    )
+    groups = [
+        ("Frequent whole words", examples.get("frequent_words", [])),
+        ("Longest entries", sample["longest"]),
+        ("Pieces learnt first", sample["pieces_learnt_first"]),
+        ("Words learnt last", sample["learnt_last"]),
+    ]
+    parts = [f"<h3>{heading}</h3>{_tokens(map(foreign, tokens))}" for heading, tokens in groups if tokens]
+    split = examples.get("split_words", [])
+    if split:
+        cut = '<span class="cut">·</span>'
+        words = [cut.join(foreign(piece) for piece in word) for word in split]
+        parts.insert(1, f"<h3>Words in three or more pieces</h3>{_tokens(words)}")
+    parts.append(_text_figures(found.get("text_figures", [])))
+    if rows := examples.get("rows_counted"):
+        parts.append(paragraph(f"Frequencies are those of {count(rows)} training examples.", css="small"))
+    return section("vocabulary", "Vocabulary", lead, *parts)
+
+
+def _text_figures(figures: Sequence[Facts]) -> str:
+    """How well the vocabulary fits the text, where the manifests say."""
+    if not figures:
+        return ""
+    rows = [
+        (text(_FIGURES.get(each["figure"], each["figure"].replace("_", " "))), text(each["stage"]), _figure(each))
+        for each in figures
+    ]
+    return "<h3>How it fits the text</h3>" + table("Fit of the vocabulary", ("", "of", "value"), rows, numbers=(2,))
+
+
+def _figure(each: Facts) -> str:
+    value = each["value"]
+    if each["figure"].endswith("_share"):
+        return percent(value)
+    return count(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def _tokens(items: Any) -> str:
+    return f'<ul class="tokens">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
+
+
+def examples(facts: Facts) -> str:
+    """Lengths and masks of all examples, and single ones as text."""
+    found, sample = facts["corpus"], facts["examples"]
+    lengths = dict(sorted(found["lengths"].items(), key=lambda item: int(item[0])))
+    if not lengths and not sample:
+        return section("examples", "Examples")
+    lead = paragraph(f"{count(found['examples'])} examples with {large(found['example_tokens'])} tokens.")
+    rows = [
+        (
+            text(length),
+            count(each.get("examples")),
+            count(each.get("tokens")),
+            percent(each.get("masked_share")),
+            percent(each.get("random_next_share")),
+        )
+        for length, each in lengths.items()
+    ]
+    header = ("maximum length", "examples", "tokens", "to predict", "B is random")
+    charts = [_length_chart(length, each) for length, each in lengths.items()]
+    return section(
+        "examples",
+        "Examples",
+        lead,
+        table("Examples by maximum length", header, rows, numbers=range(1, 5)) if rows else "",
+        f'<div class="figures">{"".join(charts)}</div>' if any(charts) else "",
+        _mask_shares(lengths),
+        problem(sample),
+        _shown_examples(sample),
+    )
+
+
+def _length_chart(length: str, statistics: Facts) -> str:
+    bars = [(str(int(label)), number) for label, number in statistics.get("length_histogram", {}).items()]
+    chart = histogram(f"Examples by number of tokens, maximum {length}", "tokens, up to", bars)
+    mean = statistics.get("mean_length")
+    shown = f"Mean {mean:.1f}, shortest {count(statistics.get('shortest_example'))}." if mean is not None else ""
+    return figure(chart, f"Lengths, maximum {text(length)}", text(shown))
+
+
+def _mask_shares(lengths: Facts) -> str:
+    kinds = {kind: sum(each.get(f"masked_as_{kind}", 0) for each in lengths.values()) for kind in _KINDS}
+    total = sum(kinds.values())
+    if not total:
+        return ""
+    shares = [
+        f'<span class="sample {kind}">{text(_KINDS[kind])}</span> {percent(kinds[kind] / total)}' for kind in kinds
+    ]
+    return paragraph("Of the tokens to predict:", ", ".join(shares) + ".")
+
+
+def _shown_examples(sample: Facts) -> str:
+    shown = sample.get("examples", [])
+    if not shown:
+        return ""
+    dynamic = sample["masking"] == "dynamic"
+    how = (
+        "Training draws the masks anew each time (dynamic masking), so the examples on disk have none."
+        if dynamic
+        else "What the model reads, and beneath each token to predict what stood there. One of the first examples for "
+        "each next-sentence label, chosen for having every kind of mask."
+        if sample["next_sentence"]
+        else "What the model reads, and beneath each token to predict what stood there. Full sentences, no "
+        "next-sentence task."
+    )
+    bodies = [_example(example, sample["next_sentence"]) for example in shown]
+    return "\n".join(["<h3>As the model reads them</h3>", paragraph(how, css="note"), *bodies])
+
+
+def _example(example: Facts, next_sentence: bool) -> str:
+    tokens, start = example["tokens"], example["segment_b_start"]
+    length = f"{len(tokens)} tokens"
+    if not next_sentence:
+        return f'<article><p class="label">{length}</p><div class="segment s1">{_running(tokens)}</div></article>'
+    label = f'<p class="label">{text(_LABELS[example["next_sentence_label"]])}, {length}</p>'
+    segments = (("A", "s1", tokens[:start]), ("B", "s4", tokens[start:]))
+    blocks = [f'<div class="segment {css}"><b>{name}</b>{_running(part)}</div>' for name, css, part in segments]
+    return f"<article>{label}{''.join(blocks)}</article>"
+
+
+def _running(tokens: Sequence[Sequence[str | None]]) -> str:
+    """Tokens as running text: pieces are joined to the word before them, masked positions are marked."""
+    parts: list[str] = []
+    for shown, original in tokens:
+        assert shown is not None
+        kind = mask_kind(shown, original)
+        joined = shown.startswith(CONTINUES) and len(shown) > len(CONTINUES)
+        if kind is not None:
+            mark = f'<ruby class="{kind}" title="{_KINDS[kind]}">{foreign(shown)}<rt>{foreign(original)}</rt></ruby>'
+            parts.append(f"{'' if joined else ' '}{mark}")
+        elif shown in SPECIAL_TOKENS:
+            parts.append(f' <span class="special">{text(shown)}</span>')
+        else:
+            parts.append(foreign(shown.removeprefix(CONTINUES)) if joined else f" {foreign(shown)}")
+    return "".join(parts)

@@ -1,0 +1,161 @@
+"""What a run found, as artifacts on Prefect's page: tables, pictures, the report, and links.
+
+All of it is read from manifests and files of the workspace. Pictures travel inside the artifact (`data:` URIs), so that
+the page shows them wherever the workspace lies and whoever may read it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from flows.console.tables import shown
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.progress_bar import artifact_key
+from flows.running.stage_run import FlowOutcome
+from flows.servers.artifact_calls import told_to_prefect
+from flows.tracking.mlflow_pages import run_page
+from pipelines.contract import storage
+from pipelines.contract.manifest import Manifest, read_manifest
+from training.stages.pretraining import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
+
+MAX_PICTURE_BYTES = 1 << 20
+"""A larger one is left to MLflow: artifacts are rows of Prefect's database."""
+
+_BAR_WIDTH, _GAP, _HEIGHT, _MARGIN = 30, 6, 160, 24
+
+
+@told_to_prefect
+def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
+    """What was read, kept and made of it, and how long the examples are."""
+    manifests = _manifests(outcome)
+    rows = [
+        {"stage": stage, "fact": name.replace("_", " "), "value": value}
+        for stage in (DOCUMENTS, VOCABULARY)
+        for name, value in _plain_facts(manifests.get(stage))
+    ]
+    rows += [
+        {"stage": stage, "fact": "warning", "value": shown(warning)}
+        for stage, manifest in manifests.items()
+        for warning in manifest.statistics.get("warnings", [])
+    ]
+    lengths: Mapping[str, Any] = manifests[EXAMPLES].statistics.get("lengths", {}) if EXAMPLES in manifests else {}
+    for length, facts in sorted(lengths.items(), key=lambda item: int(item[0])):
+        rows += [
+            {"stage": EXAMPLES, "fact": f"{name} of length {length}", "value": facts[name]}
+            for name in ("examples", "tokens", "mean_length", "masked_share", "random_next_share")
+            if name in facts
+        ]
+        if histogram := facts.get("length_histogram"):
+            key = artifact_key(whole.run.name, "lengths", length)
+            picture = histogram_picture({name.lstrip("0") or "0": count for name, count in histogram.items()})
+            create_image_artifact(
+                _data_uri("image/svg+xml", picture.encode()), key, f"Examples by length, up to {length}"
+            )
+    if rows:
+        create_table_artifact(rows, artifact_key(whole.run.name, "corpus"), "Corpus, vocabulary and examples")
+
+
+@told_to_prefect
+def tell_pretraining(whole: WholeRecipe, outcome: FlowOutcome) -> None:
+    """The curves that training has drawn, and held-out metrics before and after."""
+    for stage in outcome.stages:
+        for directory in stage.directories.values():
+            _tell_pictures(whole, directory)
+    manifest = _manifests(outcome).get(PRETRAINING)
+    if manifest is None:
+        return
+    before, after = (manifest.statistics.get(f"heldout_{when}") or {} for when in ("before", "after"))
+    rows = [{"metric": name, "before": before.get(name), "after": value} for name, value in after.items()]
+    if rows:
+        create_table_artifact(rows, artifact_key(whole.run.name, "heldout"), "Held-out examples")
+
+
+@told_to_prefect
+def tell_scores(whole: WholeRecipe, outcome: FlowOutcome) -> None:
+    """The development scores of every task that was fine-tuned."""
+    rows = []
+    for name, manifest in sorted(_manifests(outcome).items()):
+        task, _, start = name.partition("/")
+        facts = manifest.statistics
+        if "score" in facts:
+            kept = {key: facts.get(key) for key in ("metric", "score", "majority_baseline", "train_rows", "dev_rows")}
+            rows.append({"task": task, "from": start, **kept})
+    if rows:
+        create_table_artifact(rows, artifact_key(whole.run.name, "scores"), "Development scores")
+
+
+@told_to_prefect
+def tell_report(whole: WholeRecipe, markdown: str, tracking_uri: str, experiment_id: str, run_id: str) -> None:
+    """The report, where the workspace lies, and the run in MLflow where that has a page."""
+    name = whole.run.name
+    create_markdown_artifact(markdown, artifact_key(name, "report"), "Report of the run")
+    workspace = whole.run.workspace
+    address = Path(storage.local_path(workspace)).as_uri() if whole.is_local else workspace
+    create_link_artifact(address, workspace, artifact_key(name, "workspace"), "Workspace, as the worker sees it")
+    if tracking_uri.startswith(("http://", "https://")):
+        page = run_page(tracking_uri, experiment_id, run_id)
+        create_link_artifact(page, "MLflow run", artifact_key(name, "mlflow"), "Curves, parameters, lineage, models")
+
+
+def histogram_picture(counts: Mapping[str, int]) -> str:
+    """Bars as SVG: one for each count, its label below it and its share above it."""
+    total, highest = sum(counts.values()) or 1, max(counts.values(), default=0) or 1
+    width = len(counts) * (_BAR_WIDTH + _GAP) + _GAP
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{_HEIGHT + 2 * _MARGIN}" '
+        'font-family="sans-serif" font-size="10" text-anchor="middle">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for index, (label, count) in enumerate(counts.items()):
+        left, height = _GAP + index * (_BAR_WIDTH + _GAP), round(_HEIGHT * count / highest, 1)
+        top, middle = _MARGIN + _HEIGHT - height, left + _BAR_WIDTH / 2
+        parts += [
+            f'<rect x="{left}" y="{top}" width="{_BAR_WIDTH}" height="{height}" fill="steelblue"/>',
+            f'<text x="{middle}" y="{top - 4}">{count / total:.0%}</text>',
+            f'<text x="{middle}" y="{_MARGIN + _HEIGHT + 14}">{escape(label)}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"])
+
+
+def _tell_pictures(whole: WholeRecipe, directory: str) -> None:
+    for name in storage.list_files(directory):
+        uri = storage.join(directory, name)
+        if not name.endswith(".png") or "/" in name or (storage.file_size_bytes(uri) or 0) > MAX_PICTURE_BYTES:
+            continue
+        stem = name.removesuffix(".png")
+        address = _data_uri("image/png", storage.read_bytes(uri))
+        create_image_artifact(address, artifact_key(whole.run.name, stem), f"{stem} of {whole.run.name}")
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _manifests(outcome: FlowOutcome) -> dict[str, Manifest]:
+    found = {
+        name: read_manifest(directory) for stage in outcome.stages for name, directory in stage.directories.items()
+    }
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _plain_facts(manifest: Manifest | None) -> list[tuple[str, Any]]:
+    if manifest is None:
+        return []
+    facts: list[tuple[str, Any]] = []
+    for name, value in manifest.statistics.items():
+        if isinstance(value, (int, float, str)):
+            facts.append((name, value))
+        elif isinstance(value, Mapping):
+            facts += [(f"{name}: {key}", item) for key, item in value.items() if isinstance(item, (int, float, str))]
+    return facts

@@ -1,0 +1,238 @@
+"""Sections of the report on what came of the data: pre-training, tasks, and the time that all took."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.report.charts import Band, Bar, Group, Line, horizontal_bars, line_chart
+from flows.report.html import (
+    UNKNOWN,
+    count,
+    figure,
+    foreign,
+    key,
+    paragraph,
+    percent,
+    problem,
+    score,
+    section,
+    table,
+    text,
+)
+from flows.running.stage_run import shown_seconds
+
+Facts = dict[str, Any]
+
+_LOSSES = (("mlm_loss", "masked tokens", "s1"),)
+_ACCURACIES = (("mlm_accuracy", "masked tokens", "s1"), ("nsp_accuracy", "next sentence", "s2"))
+_HELDOUT = "heldout_"
+_STARTS = (("pretrained", "pre-trained", "s1"), ("random", "random", "s2"), ("majority_baseline", "majority", "quiet"))
+
+
+def standard_error(metric: str | None, share: float | None, rows: int | None) -> float | None:
+    """Of an accuracy over so many rows, sqrt(p (1 - p) / n); None for another metric, or where either is not known."""
+    if metric != "accuracy" or share is None or not rows:
+        return None
+    return math.sqrt(share * (1 - share) / rows)
+
+
+def training(facts: Facts) -> str:
+    """Curves of pre-training, held-out scores before and after, phases, deviations from BERT."""
+    found, series = facts["pretraining"], facts["curves"]
+    if not found and not series:
+        return section("training", "Pre-training")
+    bands = _bands(facts["phases"])
+    losses = [] if "problem" in series else _lines(series, _LOSSES)
+    accuracies = [] if "problem" in series else _lines(series, _ACCURACIES)
+    charts = [
+        figure(line_chart("Loss over steps", "step", losses, bands), "Loss", _keys(losses, bands)),
+        figure(
+            line_chart("Accuracy over steps", "step", accuracies, bands, percent=True),
+            "Accuracy",
+            _keys(accuracies, bands),
+        ),
+    ]
+    return section(
+        "training",
+        "Pre-training",
+        _model_line(facts),
+        f'<div class="figures">{"".join(charts)}</div>' if any(charts) else "",
+        problem(series),
+        _phase_table(facts["phases"]),
+        _heldout_table(found),
+        _deviations(found),
+    )
+
+
+def _bands(phases: Sequence[Facts]) -> list[Band]:
+    bands, begin = [], 0
+    for phase in phases:
+        end = begin + phase["steps"]
+        bands.append(Band(f"length {phase['max_seq_length']}", begin, end))
+        begin = end
+    return bands if len(bands) > 1 else []
+
+
+def _lines(series: Mapping[str, Any], names: Sequence[tuple[str, str, str]]) -> list[Line]:
+    drawn = []
+    for name, label, colour in names:
+        for prefix, words in (("", ""), (_HELDOUT, ", held out")):
+            if points := series.get(prefix + name):
+                drawn.append(Line(label + words, [(x, y) for x, y in points], colour, dotted=bool(prefix)))
+    return drawn
+
+
+def _keys(lines: Sequence[Line], bands: Sequence[Band]) -> str:
+    shaded = ", ".join(band.label for band in bands[1::2])
+    keys = [key(line.colour, line.label, line.dotted) for line in lines]
+    return "".join(keys) + (f'<span class="key">shaded: {text(shaded)}</span>' if shaded else "")
+
+
+def _model_line(facts: Facts) -> str:
+    found, model = facts["pretraining"], facts["model"]
+    parts = [
+        f"{model['num_hidden_layers']} layers, hidden size {model['hidden_size']}, "
+        f"{model['num_attention_heads']} attention heads"
+    ]
+    if found.get("parameters") is not None:
+        parts.append(f"{count(found['parameters'])} parameters")
+    if found.get("world_size") is not None:
+        parts.append("1 rank" if found["world_size"] == 1 else f"{found['world_size']} ranks")
+    speed = [] if "problem" in facts["curves"] else facts["curves"].get("tokens_per_second", [])
+    if speed:
+        parts.append(f"{speed[-1][1]:,.0f} tokens a second at the end")
+    return paragraph(text("; ".join(parts) + "."))
+
+
+def _phase_table(phases: Sequence[Facts]) -> str:
+    rows = []
+    for number, phase in enumerate(phases, start=1):
+        batch = f"{count(phase['global_batch_size'])} examples"
+        if phase.get("global_batch_tokens") is not None:
+            batch = f"{count(phase['global_batch_tokens'])} tokens"
+        rows.append((f"phase {number}", text(phase["max_seq_length"]), count(phase["steps"]), batch))
+    header = ("", "maximum length", "steps", "a step")
+    return table("Phases of pre-training", header, rows, numbers=(1, 2, 3)) if rows else ""
+
+
+def _heldout_table(found: Facts) -> str:
+    before, after = found.get("heldout_before", {}), found.get("heldout_after", {})
+    names = (
+        ("mlm_accuracy", "masked tokens right", percent),
+        ("mlm_perplexity", "perplexity of masked tokens", _figures),
+        ("nsp_accuracy", "next sentence right", percent),
+        ("loss", "loss", _figures),
+    )
+    rows = [
+        (text(label), shown(before.get(name)), shown(after.get(name)))
+        for name, label, shown in names
+        if name in before or name in after
+    ]
+    if not rows:
+        return ""
+    return "<h3>On held-out text</h3>" + table("Held-out scores", ("", "before", "after"), rows, numbers=(1, 2))
+
+
+def _figures(value: Any) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
+
+
+def _deviations(found: Facts) -> str:
+    deviations = found.get("deviations")
+    if deviations is None:
+        return ""
+    # Each ends with what BERT has, in brackets.
+    items = "".join(f"<li>{text(item)}</li>" for item in re.split(r"(?<=\)), ", str(deviations)))
+    return f"<h3>Deviations from BERT</h3><ul>{items}</ul>"
+
+
+def tasks(facts: Facts) -> str:
+    """Scores of every task from the pre-trained encoder, from random weights, and of the majority class."""
+    found = facts["tasks"]
+    if not found:
+        return section("tasks", "Tasks", paragraph("The recipe names no task.", css="note"))
+    groups, rows = [], []
+    for task in found:
+        metric = task["metric"]
+        bars = [
+            Bar(label, _share(task[name]), score(metric, task[name]), colour)
+            for name, label, colour in _STARTS
+            if task[name] is not None
+        ]
+        low = min([0.0, *(bar.value for bar in bars if bar.value is not None)])
+        heading = f"{task['task']}, {metric}" if metric else task["task"]
+        groups.append(Group(heading, bars, low, 1.0))
+        rows.append(_task_row(task))
+    header = ("task", "metric", "pre-trained", "random", "majority", "difference", "train rows", "dev rows")
+    notes = [
+        paragraph(
+            "Pre-trained and random have the same architecture, data, seed and settings; only the weights they begin "
+            "from differ. One seed each. ± is one standard error of the dev set's size, where the metric is accuracy.",
+            css="small",
+        )
+    ]
+    if any(not task["in_recipe"] for task in found):
+        notes.append(paragraph("* lies in the workspace, but is not of this recipe.", css="small"))
+    problems = [
+        paragraph(f"{text(task['task'])}:", foreign(task["problem"]), css="note") for task in found if "problem" in task
+    ]
+    chart = horizontal_bars("Scores by task and start", [group for group in groups if group.bars])
+    table_html = table("Scores by task", header, rows, numbers=range(2, 8))
+    return section("tasks", "Tasks", figure(chart, "Scores on the dev set", ""), table_html, *notes, *problems)
+
+
+def _share(value: Any) -> float | None:
+    return None if value is None else value if abs(value) <= 1 else value / 100
+
+
+def _task_row(task: Facts) -> tuple[str, ...]:
+    metric = task["metric"]
+    name = text(task["task"]) + ("" if task["in_recipe"] else "&nbsp;*")
+    return (
+        name,
+        text(metric or UNKNOWN),
+        score(metric, task["pretrained"]),
+        score(metric, task["random"]),
+        score(metric, task["majority_baseline"]),
+        gain(task),
+        count(task["train_rows"]),
+        count(task["dev_rows"]),
+    )
+
+
+def gain(task: Facts) -> str:
+    """Pre-trained minus random, with its standard error where that can be told: `+6.0 ± 2.2`."""
+    metric, pretrained, random = task["metric"], _share(task["pretrained"]), _share(task["random"])
+    if pretrained is None or random is None:
+        return UNKNOWN
+    in_percent = score(metric, 0.0) != "0.000"
+    difference = f"{(pretrained - random) * 100:+.1f}" if in_percent else f"{pretrained - random:+.3f}"
+    errors = [standard_error(metric, share, task["dev_rows"]) for share in (pretrained, random)]
+    if errors[0] is None or errors[1] is None:
+        return difference
+    return f"{difference} ± {math.hypot(errors[0], errors[1]) * 100:.1f}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def timings(facts: Facts) -> str:
+    """How long each stage took when it was last built."""
+    stages = facts["stages"]
+    if not stages:
+        return section("timings", "Timings")
+    known = [stage["seconds"] for stage in stages if stage["seconds"] is not None]
+    bars = [
+        Bar(stage["stage"], stage["seconds"], _took(stage), "s1" if stage["built"] else "quiet") for stage in stages
+    ]
+    chart = horizontal_bars("Time of each stage", [Group("", bars, 0.0, max([*known, 1.0]))])
+    total = f"Together {shown_seconds(sum(known))}." if known else ""
+    skipped = any(not stage["built"] for stage in stages)
+    keys = key("s1", "built in this run") + key("quiet", "complete already: time of its build") if skipped else ""
+    return section("timings", "Timings", paragraph(text(total)) if total else "", figure(chart, "Stages", keys))
+
+
+def _took(stage: Facts) -> str:
+    if stage["seconds"] is None:
+        return "complete already, time not known"
+    return shown_seconds(stage["seconds"])

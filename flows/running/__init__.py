@@ -1,0 +1,1 @@
+"""How a flow runs its stages: plan, child processes, progress, failures."""

@@ -1,0 +1,166 @@
+"""The command line that all flows share: check the recipe, find or start Prefect's server, run, end cleanly."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, get_type_hints
+
+import httpx
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectException
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_HOME,
+    temporary_settings,
+)
+
+from flows.console.narration import narrate_to_console
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.launch import StageError
+from flows.servers.local_server import answers, local_server
+from flows.tracking.runs import Tracker
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract import storage
+from pipelines.contract.errors import EXIT_FAILED
+from pipelines.contract.recipe import InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
+
+HOME_NAME = "prefect"
+DRAIN_TIMEOUT_SECONDS = 5.0
+MOST_RETRIES = 3
+"""Of one request to Prefect's server; their pauses add up to about 14 seconds."""
+
+_EXAMPLE = "example: python -m flows.{name} flows/recipes/demo.toml --set pretraining.seed=7"
+
+
+def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
+    """Run a flow on the recipe that the command line names.
+
+    Returns the exit code: 0 complete, 1 a stage failed, 2 a mistake in what the person gave us, 130 interrupted.
+    """
+    name = flow.fn.__name__
+    parser = CommandParser(
+        prog=f"python -m flows.{name}",
+        description=(flow.fn.__doc__ or "").splitlines()[0],
+        epilog=_EXAMPLE.format(name=name),
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="build every stage anew; a finished or unfinished training that is there is kept under a numbered name",
+    )
+    arguments = parser.parse_args(argv)
+    return exit_code_of(lambda: _run(flow, arguments))
+
+
+def _run(flow: Any, arguments: argparse.Namespace) -> int:
+    whole = WholeRecipe.check(recipe_from_arguments(arguments))
+    narrate_to_console()
+    request_type = get_type_hints(flow.fn)["request"]
+    try:
+        with _prefect(whole) as api_url:
+            request = request_type(
+                recipe=whole.recipe.path, overrides=whole.recipe.overrides, rebuild=arguments.rebuild
+            )
+            _call(flow, request, api_url)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except ServerGoneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At exit Prefect would send queued logs and events, and try again for minutes where nobody listens.
+        os._exit(EXIT_FAILED)
+    return 0
+
+
+def _call(flow: Any, request: Any, api_url: str) -> None:
+    try:
+        flow(request)
+    except (httpx.HTTPError, PrefectException, RuntimeError) as error:
+        if isinstance(error, StageError) or answers(api_url):
+            raise
+        raise ServerGoneError(_told_without_server(api_url, error)) from error
+
+
+class ServerGoneError(RuntimeError):
+    """Prefect's server no longer answers; the message is one line, or that of the stage that failed before."""
+
+
+def _told_without_server(api_url: str, error: BaseException) -> str:
+    """Why a stage failed, where one did and only Prefect does not know it yet; else that the server is gone."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (StageError, InputError)):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return (
+        f"{api_url}: Prefect's server no longer answers, so it does not know how this run ended; "
+        "stages that are complete are kept: start it, and run the same command again"
+    )
+
+
+@contextmanager
+def _prefect(whole: WholeRecipe) -> Iterator[str]:
+    """Settings under which flows find a server: the person's own, else one that lasts as long as this command.
+
+    Yields the server's address.
+    """
+    # Prefect's own five tries take a minute for each of the calls by which a run ends.
+    patience = {} if PREFECT_CLIENT_MAX_RETRIES.name in os.environ else {PREFECT_CLIENT_MAX_RETRIES: MOST_RETRIES}
+    if api_url := PREFECT_API_URL.value():
+        require_server(api_url)
+        Tracker(whole)
+        with temporary_settings(updates=patience):
+            yield api_url
+        return
+    home = prefect_home(whole)
+    with local_server(home) as server:
+        # The server takes seconds to start, and so does MLflow: one after the other would cost the person both.
+        Tracker(whole)
+        server.wait_until_ready()
+        settings: dict[Any, Any] = {
+            PREFECT_HOME: home,
+            PREFECT_API_URL: server.api_url,
+            # Nothing here looks for flows that died, and waiting for the heartbeat's thread costs each flow a second.
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            **patience,
+        }
+        with temporary_settings(updates=settings):
+            try:
+                yield server.api_url
+            finally:
+                _send_what_waits()
+
+
+def require_server(api_url: str) -> None:
+    """Raise InputError unless a Prefect server answers there."""
+    if not answers(api_url):
+        raise InputError(
+            f"PREFECT_API_URL = {api_url}: no Prefect server answers there; start it with `prefect server start`, "
+            "or unset the variable to use a private server"
+        )
+
+
+def _send_what_waits() -> None:
+    """Send queued logs and events while the server still answers; at exit Prefect would retry for a minute and more."""
+    # It tells on a slow machine that some are still waiting, which is what this call is for.
+    logging.getLogger(EventsWorker.__name__).setLevel(logging.ERROR)
+    APILogWorker.drain_all(timeout=DRAIN_TIMEOUT_SECONDS)
+    EventsWorker.drain_all(timeout=DRAIN_TIMEOUT_SECONDS)
+
+
+def prefect_home(whole: WholeRecipe) -> str:
+    """Where a private server keeps its database: in a local workspace, unless PREFECT_HOME names a place."""
+    if "PREFECT_HOME" in os.environ or not whole.is_local:
+        return str(PREFECT_HOME.value())
+    return storage.join(storage.local_path(whole.run.workspace), HOME_NAME)

@@ -1,0 +1,208 @@
+"""The stages of a run: which command builds each, where its output lies, and what tells whether it is complete.
+
+This is the one place where flows knows the commands and keys of `pipelines` and `training`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.tracking.runs import tracking_uri
+from pipelines import stage_keys as preprocessing
+from pipelines.contract import storage
+from pipelines.contract.manifest import MANIFEST_NAME, Manifest, StageKey, digest_of, read_manifest
+from training.stages import pretraining as training
+from training.stages.distillation import DISTILLATION, distillation_inputs
+
+LOOPBACK = "127.0.0.1"
+RANKS_WITHOUT_GPU = 2
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """One directory that a stage completes by a manifest, and the key which that manifest must match."""
+
+    name: str
+    directory: str
+    key: Callable[[], StageKey]
+
+    def difference(self) -> str | None:
+        """Why it has to be built, in words; None where it is complete and matches."""
+        return self.key().difference(self.directory)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command, and the outputs that it completes; `command` and `environment` are asked for at launch only."""
+
+    name: str
+    outputs: tuple[StageOutput, ...]
+    command: Callable[[], list[str]]
+    environment: Callable[[], dict[str, str]] = dict
+    restart: str | None = None
+    """Name of a restart: the command builds the stage anew, and resumes what a command of this name began."""
+
+    def restarted(self, name: str) -> Stage:
+        """The same stage, to be built anew although it may be complete."""
+        return replace(self, command=lambda: [*self.command(), f"--restart={name}"], restart=name)
+
+    def marks(self) -> list[tuple[int, int] | None]:
+        """What tells one result of each output from the next, even where both have the same bytes."""
+        return [_mark_of(storage.join(output.directory, MANIFEST_NAME)) for output in self.outputs]
+
+    def difference(self) -> str | None:
+        """Why the stage has to be built: what its first incomplete output says; None where all are complete."""
+        for output in self.outputs:
+            if reason := output.difference():
+                return reason if len(self.outputs) == 1 else f"{output.name}: {reason}"
+        return None
+
+    def key_digest(self) -> str:
+        """Digest of what decides the outputs: a stage that was killed is known again by it."""
+        keys = [output.key() for output in self.outputs]
+        return digest_of([[key.stage, key.stage_version, key.config, key.inputs] for key in keys])
+
+    def manifests(self) -> dict[str, Manifest]:
+        """The manifests by output name; outputs that are not complete are left out."""
+        found = {output.name: read_manifest(output.directory) for output in self.outputs}
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _mark_of(uri: str) -> tuple[int, int] | None:
+    filesystem, path = storage.filesystem_of(uri)
+    info = filesystem.get_file_info(path)
+    if not info.is_file:
+        return None
+    return int(info.mtime_ns or 0), os.stat(path).st_ino if storage.is_local(uri) else 0
+
+
+def preprocessing_stages(whole: WholeRecipe) -> list[Stage]:
+    """Documents, vocabulary and examples, in the order in which they depend on one another."""
+    recipe = whole.recipe
+
+    def stage(name: str, module: str, key: Callable[[], StageKey]) -> Stage:
+        output = StageOutput(name, preprocessing.stage_directory(recipe, name), key)
+        return Stage(name, (output,), lambda: _python_module(whole, module))
+
+    return [
+        stage(preprocessing.DOCUMENTS, "pipelines.shard_corpus", lambda: preprocessing.documents_key(recipe)),
+        stage(preprocessing.VOCABULARY, "pipelines.train_vocabulary", lambda: preprocessing.vocabulary_key(recipe)),
+        stage(preprocessing.EXAMPLES, "pipelines.build_examples", lambda: preprocessing.examples_key(recipe)),
+    ]
+
+
+def pretraining_stage(whole: WholeRecipe) -> Stage:
+    """Pre-training, through DeepSpeed's launcher."""
+    directory = storage.join(training.workspace_of(whole.recipe), training.PRETRAINING)
+    output = StageOutput(training.PRETRAINING, directory, lambda: training.pretraining_inputs(whole.recipe).key)
+    return Stage(
+        training.PRETRAINING,
+        (output,),
+        command=lambda: _deepspeed_module(whole, "training.pretrain", whole.pretraining.ranks),
+        environment=_accelerator,
+    )
+
+
+def distillation_stage(whole: WholeRecipe) -> Stage:
+    """Distillation of the pre-trained encoder, or of another teacher, through DeepSpeed's launcher."""
+    directory = storage.join(training.workspace_of(whole.recipe), DISTILLATION)
+
+    def key() -> StageKey:
+        with _registry_of(whole):
+            return distillation_inputs(whole.recipe).key
+
+    output = StageOutput(DISTILLATION, directory, key)
+    return Stage(
+        DISTILLATION,
+        (output,),
+        command=lambda: _deepspeed_module(whole, "training.distill", whole.pretraining.ranks),
+        environment=_accelerator,
+    )
+
+
+def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
+    """Fine-tuning: one command that trains every task of the recipe; none where the recipe names no task."""
+
+    def output(task: str, start: str) -> StageOutput:
+        directory = training.finetuning_directory(whole.recipe, task, start)
+
+        def key() -> StageKey:
+            with _registry_of(whole):
+                return training.finetuning_key(whole.recipe, task, start)
+
+        return StageOutput(f"{task}/{start}", directory, key)
+
+    starts = (training.PRETRAINED, training.RANDOM) if whole.finetuning.compare_with_random else (training.PRETRAINED,)
+    outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
+    if not outputs:
+        return []
+    if whole.finetuning.ranks == 1:
+        return [Stage(training.FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))]
+    ranks = whole.finetuning.ranks
+    return [
+        Stage(training.FINETUNING, outputs, lambda: _deepspeed_module(whole, "training.finetune", ranks), _accelerator)
+    ]
+
+
+def require_task_data(whole: WholeRecipe) -> None:
+    """Look for what fine-tuning will read, before hours of what comes first.
+
+    Raises:
+        InputError: a file of a task is missing.
+    """
+    training.require_task_data(whole.finetuning)
+
+
+@contextmanager
+def _registry_of(whole: WholeRecipe) -> Iterator[None]:
+    """Where a key asks which version an alias names; the stage's command gets this from the tracker."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(whole)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def _accelerator() -> dict[str, str]:
+    return {} if _gpu_count() else {"DS_ACCELERATOR": "cpu"}
+
+
+def _python_module(whole: WholeRecipe, module: str) -> list[str]:
+    return [sys.executable, "-m", module, *_recipe_arguments(whole)]
+
+
+def _deepspeed_module(whole: WholeRecipe, module: str, ranks: int) -> list[str]:
+    """DeepSpeed's launcher on this node; 0 ranks are one per GPU, or two where there is none."""
+    ranks = ranks or _gpu_count() or RANKS_WITHOUT_GPU
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    options = [f"--num_accelerators={ranks}", f"--master_addr={LOOPBACK}", f"--master_port={_free_port()}"]
+    return [*launcher, "--quiet", *options, "--module", module, *_recipe_arguments(whole)]
+
+
+def _recipe_arguments(whole: WholeRecipe) -> list[str]:
+    recipe = whole.recipe
+    return [recipe.path, *(argument for override in recipe.overrides for argument in ("--set", override))]
+
+
+def _gpu_count() -> int:
+    # Seconds to import, and needed only once pre-training is about to start.
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _free_port() -> int:
+    """A port for the ranks to meet at; DeepSpeed's default of 29500 would collide between two runs on one machine."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

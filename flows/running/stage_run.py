@@ -1,0 +1,165 @@
+"""Build one stage as a Prefect task: skip it where it is complete, else launch it, track it and time it."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from typing import Any
+
+from prefect import State, Task, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel, ConfigDict
+
+from flows.console.narration import Narrator
+from flows.parameters.whole_recipe import BaseRequest, WholeRecipe
+from flows.running import timings
+from flows.running.launch import StageError, StageTimeoutError, run_command
+from flows.running.plan import Stage
+from flows.running.progress_bar import StageProgress
+from flows.tracking.runs import Tracker
+
+REASON_WIDTH = 160
+"""Characters of a reason that are shown: a changed list of sources would fill the screen."""
+
+RETRY_DELAY_SECONDS = 30.0
+"""Before the second attempt; it doubles with each one after that."""
+RETRY_JITTER = 0.5
+"""Share by which Prefect stretches or shortens a delay, so that runs that failed together do not return together."""
+
+
+class StageOutcome(BaseModel):
+    """What became of a stage: `seconds` are those of its last build, None where they are not known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    built: bool
+    seconds: float | None
+    mlflow_run_id: str
+    directories: dict[str, str]
+
+
+class RegisteredModel(BaseModel):
+    """A version in the registry that this run registered, or found registered."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    alias: str
+    new: bool
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}@{self.alias}"
+
+
+class FlowOutcome(BaseModel):
+    """What a flow built, skipped and registered: paths and names, never data."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stages: tuple[StageOutcome, ...] = ()
+    models: tuple[RegisteredModel, ...] = ()
+
+    def __add__(self, other: FlowOutcome) -> FlowOutcome:
+        return FlowOutcome(stages=self.stages + other.stages, models=self.models + other.models)
+
+
+def build_stage(
+    stage: Stage, request: BaseRequest, whole: WholeRecipe, tracker: Tracker, parent_run_id: str
+) -> StageOutcome:
+    """Bring one stage up to date; all attempts at it are one run in MLflow and one task run in Prefect.
+
+    Raises:
+        InputError: the stage's command refused its input.
+        StageError: the stage's command ended and the stage is not complete, also at the last attempt.
+    """
+    if request.rebuild:
+        stage = stage.restarted(parent_run_id)
+    attempts = run_stage.with_options(
+        retries=request.stage_retries, retry_delay_seconds=exponential_backoff(RETRY_DELAY_SECONDS)
+    )
+    with tracker.stage_run(stage.name, parent_run_id, stage.key_digest()) as run_id:
+        return attempts(stage, whole, tracker, run_id, request.stage_timeout_seconds)
+
+
+def is_worth_retrying(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
+    """Is another attempt likely to help? Not against a mistake in the recipe, nor where the time was too short."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageError) and not isinstance(error, StageTimeoutError)
+
+
+# Called directly, never submitted: only in the flow's own thread does cancelling reach the `finally` of `run_command`.
+# No cache: manifests are the one truth about what is complete.
+@task(
+    task_run_name="{stage.name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_condition_fn=is_worth_retrying,
+    retry_jitter_factor=RETRY_JITTER,
+)
+def run_stage(
+    stage: Stage, whole: WholeRecipe, tracker: Tracker, run_id: str, timeout_seconds: float | None
+) -> StageOutcome:
+    """One attempt at a stage: skip it where it is complete, else run its command.
+
+    Raises:
+        InputError: the stage's command refused its input.
+        StageError: the stage's command ended and the stage is not complete.
+    """
+    logger = get_run_logger()
+    narrator = Narrator(stage.name, logger)
+    workspace = whole.run.workspace
+    reason = stage.difference() or ("it is to be built anew" if stage.restart else None)
+    if reason is None:
+        seconds = timings.earlier_seconds(workspace, stage.name, stage.manifests())
+        took = f" (took {shown_seconds(seconds)} before)" if seconds is not None else ""
+        narrator.event(f"skipped: complete{took}")
+        tracker.log_stage(run_id, stage.manifests(), None)
+    else:
+        narrator.event(f"building: {textwrap.shorten(reason, REASON_WIDTH, placeholder=' ...')}")
+        progress = StageProgress(whole.run.name, stage.name, logger)
+
+        def take(line: str) -> None:
+            narrator.output(line)
+            progress.observe(line)
+
+        begin = time.monotonic()
+        environment = stage.environment() | tracker.child_environment(run_id)
+        earlier = stage.marks()
+
+        def difference() -> str | None:
+            if stage.restart and any(mark in earlier for mark in stage.marks()):
+                return "it was to be built anew, and an earlier result is still there"
+            return stage.difference()
+
+        run_command(stage.name, stage.command(), difference, take, environment, timeout_seconds)
+        seconds = time.monotonic() - begin
+        progress.complete()
+        timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)
+        tracker.log_stage(run_id, stage.manifests(), seconds)
+        for output in stage.outputs:
+            tracker.log_pictures(run_id, output.directory)
+        narrator.event(f"done in {shown_seconds(seconds)}")
+    return StageOutcome(
+        stage=stage.name,
+        built=reason is not None,
+        seconds=seconds,
+        mlflow_run_id=run_id,
+        directories={output.name: output.directory for output in stage.outputs},
+    )
+
+
+def shown_seconds(seconds: float) -> str:
+    """A duration for people: `4.2 s`, `41 s`, `12 min 3 s`, `5 h 12 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

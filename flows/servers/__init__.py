@@ -1,0 +1,1 @@
+"""Local Prefect and MLflow servers, and their databases in a workspace."""

@@ -1,0 +1,214 @@
+"""SQLite databases of a workspace: made next to their place and renamed when complete, never migrated in place.
+
+MLflow and Prefect create and migrate a database where it lies, in many steps. A process that is killed in between
+leaves one that neither opens again. So a new or outdated database is prepared as `<name>.building`, and only a complete
+one gets the name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from flows.console.narration import LOGGER_NAME
+from flows.servers.private_files import create_private
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from pipelines.results.locks import workspace_lock
+
+BUILDING_SUFFIX = ".building"
+KEPT_SUFFIX = ".before-upgrade"
+LOCK_SECONDS = 120.0
+"""Another process may just be making the same database: a fresh one takes some seconds, a large one to migrate more."""
+
+_SIDE_SUFFIXES = ("-journal", "-wal", "-shm")
+_BUSY_SECONDS = 20.0
+_BATCH_TABLE = "_alembic_tmp_{name}"
+"""Where a migration keeps a table's rows while it replaces the table."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """What this module must know of a database.
+
+    Attributes:
+        path: where it lies.
+        owner: the program whose database it is.
+        holdings: tables whose rows a person would miss; a broken database without such rows is replaced.
+        is_current: whether the schema is complete and the installed version's.
+        migrate: creates the database at a path, or brings the one there up to date.
+    """
+
+    path: str
+    owner: str
+    holdings: tuple[str, ...]
+    is_current: Callable[[sqlite3.Connection], bool]
+    migrate: Callable[[str], None]
+
+
+def sqlite_url(path: str, driver: str = "") -> str:
+    """The SQLAlchemy URL of a database file.
+
+    SQLAlchemy takes a path as it stands, up to a question mark; with one, it needs SQLite's own URI, in which all is
+    quoted. MLflow would make a directory of that URI's name, unless the URL names the driver.
+    """
+    if "?" not in path:
+        return f"sqlite{'+' + driver if driver else ''}:///{path}"
+    return f"sqlite+{driver or 'pysqlite'}:///file:{quote(path)}?uri=true"
+
+
+def set_up(database: Database) -> None:
+    """Make sure that a complete, current database lies at its path.
+
+    Raises:
+        InputError: it holds something and is damaged, or it cannot be made; nothing was changed. Or another process
+            has been setting it up for too long.
+    """
+    path = database.path
+    if os.path.exists(path) and _is_ready(database):
+        return
+    with workspace_lock(os.path.dirname(path), os.path.basename(path), wait_seconds=LOCK_SECONDS):
+        if not os.path.exists(path):
+            _build(database, copy=False)
+        elif not _is_ready(database):
+            _replace(database)
+
+
+def copy_database(source: str, target: str) -> None:
+    """A consistent copy of a database that others may be using, on the disk when this returns."""
+    temporary = source + BUILDING_SUFFIX if target != source + BUILDING_SUFFIX else target
+    _remove(temporary)
+    create_private(temporary)
+    with opened(source) as original, closing(sqlite3.connect(temporary)) as copied:
+        original.backup(copied)
+    storage.flush_to_disk(temporary)
+    if temporary != target:
+        _rename(temporary, target)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[sqlite3.Connection]:
+    """A connection to a database that exists already; `sqlite3` alone would make an empty file of a missing one."""
+    with closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=_BUSY_SECONDS)) as connection:
+        yield connection
+
+
+def tables_of(connection: sqlite3.Connection) -> set[str]:
+    """Names of the tables that a database has."""
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def revision_of(connection: sqlite3.Connection) -> str | None:
+    """The schema's revision as Alembic notes it; None where there is none."""
+    if "alembic_version" not in tables_of(connection):
+        return None
+    found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    return str(found[0][0]) if len(found) == 1 else None
+
+
+def _is_ready(database: Database) -> bool:
+    with _readable(database) as connection:
+        return database.is_current(connection)
+
+
+@contextmanager
+def _readable(database: Database) -> Iterator[sqlite3.Connection]:
+    try:
+        with opened(database.path) as connection:
+            yield connection
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"{database.path}: {database.owner}'s database cannot be read ({error}); end what is using it, or see to "
+            "its permissions"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise InputError(
+            f"{database.path}: {database.owner}'s database is damaged ({error}) and was left as it is; put a copy in "
+            "its place, or move it away to begin a new one"
+        ) from error
+
+
+def _replace(database: Database) -> None:
+    """Put a complete database in the place of one that is half-made, or of an older version."""
+    path = database.path
+    held = _held(database)
+    if held is None:
+        _build(database, copy=False)
+        _say(f"{path}: was half-made and held nothing; {database.owner}'s database was made anew")
+        return
+    _build(database, copy=True, keep=path + KEPT_SUFFIX)
+    _say(
+        f"{path}: brought up to the installed {database.owner}; the one before is {os.path.basename(path)}{KEPT_SUFFIX}"
+    )
+
+
+def _held(database: Database) -> str | None:
+    """A table in which a database holds something that must not be lost; None where it holds nothing."""
+    with _readable(database) as connection:
+        tables = tables_of(connection)
+        for name in database.holdings:
+            for table in (name, _BATCH_TABLE.format(name=name)):
+                if table not in tables:
+                    continue
+                query = f'SELECT 1 FROM "{table}" LIMIT 1'  # noqa: S608  # a name of this package's
+                if connection.execute(query).fetchone():
+                    return name
+    return None
+
+
+def _build(database: Database, copy: bool, keep: str | None = None) -> None:
+    """Prepare a database and give it its name; one that was there stays until then, or for good where that fails."""
+    path, temporary = database.path, database.path + BUILDING_SUFFIX
+    storage.make_directory(os.path.dirname(path))
+    try:
+        if keep is not None:
+            copy_database(path, keep)
+        if copy:
+            copy_database(path, temporary)
+        else:
+            _remove(temporary)
+            create_private(temporary)
+        database.migrate(temporary)
+        with opened(temporary) as connection:
+            if not database.is_current(connection):
+                raise InputError(f"{path}: {database.owner} has not completed its database")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        storage.flush_to_disk(temporary)
+        _rename(temporary, path)
+    except Exception as error:
+        _remove(temporary)
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        kept = "the one that is there was left as it is" if os.path.exists(path) else "nothing was left behind"
+        raise InputError(
+            f"{path}: {database.owner}'s database cannot be made ({reason}); {kept}; free space there or see to its "
+            "permissions, then run the command again"
+        ) from error
+
+
+def _rename(temporary: str, path: str) -> None:
+    # SQLite would play the journal of an earlier file of this name into the new one.
+    for suffix in _SIDE_SUFFIXES:
+        _remove_file(path + suffix)
+    os.replace(temporary, path)
+    storage.flush_to_disk(os.path.dirname(path))
+
+
+def _remove(path: str) -> None:
+    for suffix in ("", *_SIDE_SUFFIXES):
+        _remove_file(path + suffix)
+
+
+def _remove_file(path: str) -> None:
+    if os.path.lexists(path):
+        os.unlink(path)
+
+
+def _say(line: str) -> None:
+    logging.getLogger(LOGGER_NAME).warning("%s", line)

@@ -1,0 +1,1 @@
+"""MLflow runs of a flow and its stages."""

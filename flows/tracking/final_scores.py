@@ -1,0 +1,29 @@
+"""The figures by which a run as a whole is judged, for its MLflow run: what the page of all runs compares."""
+
+from __future__ import annotations
+
+from flows.running.stage_run import FlowOutcome
+from pipelines.contract.manifest import Manifest, read_manifest
+from training.tracking.flattening import numbers_of
+
+_OF_A_TRIAL = ("score", "majority_baseline")
+
+
+def final_scores(outcome: FlowOutcome) -> dict[str, float]:
+    """Held-out figures of encoders and scores of tasks, under the names that the stages' own runs use."""
+    scores: dict[str, float] = {}
+    for stage in outcome.stages:
+        for name, directory in stage.directories.items():
+            if (manifest := read_manifest(directory)) is not None:
+                scores |= _scores_of(name, manifest)
+    return scores
+
+
+def _scores_of(name: str, manifest: Manifest) -> dict[str, float]:
+    statistics = manifest.statistics
+    if "score" in statistics:
+        return numbers_of({f"{name}/{key}": statistics[key] for key in _OF_A_TRIAL if key in statistics})
+    student = statistics.get("student")
+    if isinstance(student, dict) and "heldout" in student:
+        return numbers_of({"student": {"heldout": student["heldout"]}})
+    return numbers_of({"heldout_after": statistics.get("heldout_after") or {}})

@@ -1,0 +1,344 @@
+"""Track a run in MLflow: one parent run a flow, one child run a stage; what was killed goes on in its run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flows.console.narration import LOGGER_NAME
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.servers.databases import sqlite_url
+from flows.servers.mlflow_database import (
+    DATABASE_NAME,
+    artifacts_uri,
+    database_path,
+    quieten_mlflow,
+    set_up_mlflow,
+    warn_of_decoded_names,
+)
+from flows.servers.moved_workspace import relocate
+from flows.tracking.mlflow_pages import run_page
+from flows.tracking.patient_client import patient, say
+from pipelines.contract import storage
+from pipelines.contract.credentials import redacted
+from pipelines.contract.manifest import Manifest, digest_of
+from pipelines.contract.recipe import InputError
+from pipelines.stage_keys import CORPUS_INPUT
+from training.stages.pretraining import code_version
+from training.tracking.flattening import NAME_LEFT_OUT, flatten, numbers_of
+from training.tracking.patience import Patience, first_line
+
+if TYPE_CHECKING:  # MLflow takes two seconds to import, which command.py hides behind the start of Prefect's server
+    from mlflow import MlflowClient
+
+PARENT_TAG = "mlflow.parentRunId"
+FLOW_TAG = "clozeworks.flow"
+KEY_TAG = "clozeworks.key"
+"""What a run is about, as a digest: a run with the same one that was killed goes on in the same MLflow run."""
+STAGE_TAG = "clozeworks.stage"
+SKIPPED_TAG = "clozeworks.skipped"
+DIGEST_TAG = "clozeworks.manifest_digest"
+CODE_VERSION_TAG = "clozeworks.code_version"
+
+ItemT = TypeVar("ItemT")
+
+_NEWEST_FIRST = "attributes.start_time DESC"
+_MAX_VALUES_PER_REQUEST = 100
+_MAX_PARAMETER_LENGTH = 500
+_REASON_CHARACTERS = 160
+_DIGEST_CHARACTERS = 32
+"""MLflow takes up to 36."""
+
+
+def tracking_uri(whole: WholeRecipe) -> str:
+    """Where runs and models are kept: the recipe's server, or SQLite in the workspace."""
+    return whole.tracking_server or sqlite_url(database_path(whole.run.workspace))
+
+
+@lru_cache(maxsize=8)
+def open_store(uri: str, workspace: str | None, experiment: str) -> tuple[MlflowClient, str, Patience]:
+    """Open a tracking store, creating its tables and the experiment where absent.
+
+    A new SQLite store takes about two seconds, so a process opens each store once.
+
+    Args:
+        uri: of the server or the database.
+        workspace: whose database it is; None for a server.
+        experiment: name of the experiment.
+
+    Returns:
+        The client, the experiment's id, and the patience with which the client waits for a server that is away.
+
+    Raises:
+        InputError: the store does not answer, or the workspace's database cannot be used.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    quieten_mlflow()
+    artifacts = None
+    if workspace is not None:
+        set_up_mlflow(workspace)
+        relocate(workspace)
+        warn_of_decoded_names(workspace)
+        artifacts = artifacts_uri(workspace)
+    patience = Patience(say)
+    try:
+        client = patient(MlflowClient(uri, uri), patience)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return client, _created_experiment(client, experiment, artifacts), patience
+        if found.lifecycle_stage != "active":
+            client.restore_experiment(found.experiment_id)
+        return client, found.experiment_id, patience
+    except (MlflowException, SQLAlchemyError) as error:
+        remedy = f"see to {uri}" if workspace is not None else "start that server, or leave the setting out"
+        raise InputError(
+            f"tracking.mlflow_tracking_uri = {redacted(uri)}: cannot be used ({first_line(error)}); {remedy}"
+        ) from error
+
+
+def _created_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.create_experiment(name, artifact_location=artifacts)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        # Another flow made it in the meantime.
+        found = client.get_experiment_by_name(name)
+        assert found is not None
+        return str(found.experiment_id)
+
+
+def open_registry(uri: str) -> MlflowClient:
+    """Open the store or server of a model registry.
+
+    Raises:
+        InputError: it does not answer.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    quieten_mlflow()
+    if os.path.basename(path := uri.removeprefix("sqlite:///")) == DATABASE_NAME and path != uri:
+        set_up_mlflow(os.path.dirname(os.path.abspath(path)))
+    try:
+        client = MlflowClient(uri, uri)
+        client.search_registered_models(max_results=1)
+    except (MlflowException, SQLAlchemyError) as error:
+        # From the environment it may hold a password.
+        raise InputError(
+            f"MLflow at {redacted(uri)} cannot be used ({first_line(error)}); is it right, and does it run?"
+        ) from None
+    return client
+
+
+class Tracker:
+    """The runs of one recipe in its tracking store."""
+
+    def __init__(self, whole: WholeRecipe):
+        self.uri = tracking_uri(whole)
+        self._workspace = whole.run.workspace
+        own = whole.run.workspace if whole.tracking_server is None else None
+        self.client, self.experiment_id, self.patience = open_store(self.uri, own, whole.tracking.experiment)
+
+    @contextmanager
+    def flow_run(self, flow: str, whole: WholeRecipe, parent_run_id: str | None = None) -> Iterator[str]:
+        """The parent run of a flow, with the recipe's file and its parameters; yields the run's id.
+
+        A flow inside another one takes that one's run, `parent_run_id`, so that all stages are its children. A flow
+        that was killed or failed, and is run again with the same recipe, goes on in its run.
+        """
+        if parent_run_id is not None:
+            yield parent_run_id
+            return
+        key = digest_of([flow, _settings_of(whole)])
+        run_id = self._unfinished_run({KEY_TAG: key, FLOW_TAG: flow})
+        tags = {FLOW_TAG: flow, KEY_TAG: key, CODE_VERSION_TAG: code_version()}
+        with self._run(f"{whole.run.name} {flow}", tags, run_id) as run_id:
+            if self.uri.startswith(("http://", "https://")):
+                page = run_page(redacted(self.uri), self.experiment_id, run_id)
+                logging.getLogger(LOGGER_NAME).info("%s", f"tracking     {page}")
+            softly("the recipe is not logged", lambda: self._log_recipe(run_id, whole))
+            yield run_id
+
+    @contextmanager
+    def stage_run(self, stage: str, parent_run_id: str, key: str | None = None) -> Iterator[str]:
+        """The child run of a stage; yields its id, under which the stage's own process logs metrics by step.
+
+        Args:
+            stage: its name.
+            parent_run_id: the flow's run.
+            key: digest of what decides the stage's output. A stage that was killed or failed, and is built again with
+                the same key, goes on in its run, whatever flow it belonged to; one that the same flow's run had
+                completed before it was killed stays in its run too. None always starts a new run.
+        """
+        tags = {PARENT_TAG: parent_run_id, STAGE_TAG: stage, CODE_VERSION_TAG: code_version()}
+        run_id = None
+        if key is not None:
+            tags[KEY_TAG] = digest_of([self._workspace, key])
+            same = {KEY_TAG: tags[KEY_TAG], STAGE_TAG: stage}
+            run_id = self._unfinished_run(same) or self._found_run({**same, PARENT_TAG: parent_run_id})
+        with self._run(stage, tags, run_id) as run_id:
+            yield run_id
+
+    def child_environment(self, run_id: str) -> dict[str, str]:
+        """What lets a stage's process log into its run."""
+        return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_RUN_ID": run_id}
+
+    def log_stage(self, run_id: str, manifests: Mapping[str, Manifest], seconds: float | None) -> None:
+        """Log what a complete stage wrote; `seconds` is None where it was skipped. MLflow's absence costs the entry."""
+        names = ", ".join(manifests)
+        softly(f"figures of {names} are not logged", lambda: self._log_stage(run_id, manifests, seconds))
+
+    def _log_stage(self, run_id: str, manifests: Mapping[str, Manifest], seconds: float | None) -> None:
+        if seconds is None and self.client.get_run(run_id).data.tags.get(SKIPPED_TAG) == "false":
+            # The run built the stage before the flow was killed, and told then how.
+            return
+        metrics: dict[str, float] = {} if seconds is None else {"stage_seconds": seconds}
+        parameters: dict[str, Any] = {}
+        tags = {SKIPPED_TAG: str(seconds is None).lower()}
+        for name, manifest in manifests.items():
+            prefix = "" if len(manifests) == 1 else f"{name}/"
+            metrics |= {f"{prefix}{key}": value for key, value in numbers_of(manifest.statistics).items()}
+            # The stage's process may log parameters into the same run, and MLflow refuses a second value for a name.
+            parameters |= flatten(manifest.config, f"manifest.{prefix}")
+            tags[DIGEST_TAG if len(manifests) == 1 else f"{DIGEST_TAG}.{NAME_LEFT_OUT.sub('_', name)}"] = (
+                manifest.digest
+            )
+            text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+            self.client.log_text(run_id, text, f"manifests/{name}.json")
+        self._log(run_id, parameters, metrics, tags)
+        self._log_lineage(run_id, list(manifests.values()))
+
+    def log_pictures(self, run_id: str, directory: str) -> None:
+        """Log the pictures that a stage has drawn into its directory; one that cannot be logged costs a line."""
+        softly(f"pictures of {directory} are not logged", lambda: self._log_pictures(run_id, directory))
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Log figures of a run as a whole."""
+        softly(f"{', '.join(metrics)} are not logged", lambda: self._log(run_id, {}, metrics, {}))
+
+    def log_texts(self, run_id: str, texts: Mapping[str, str], folder: str) -> None:
+        """Log texts as files of a run."""
+        for name, text in texts.items():
+            path = f"{folder}/{name}"
+
+            def log(text: str = text, path: str = path) -> None:
+                self.client.log_text(run_id, text, path)
+
+            softly(f"{path} is not logged", log)
+
+    def _log_pictures(self, run_id: str, directory: str) -> None:
+        if not storage.is_local(directory):
+            return
+        for name in storage.list_files(directory):
+            if name.endswith(".png") and "/" not in name:
+                self.client.log_artifact(run_id, storage.local_path(storage.join(directory, name)), "pictures")
+
+    def _log_lineage(self, run_id: str, manifests: list[Manifest]) -> None:
+        """Enter what a stage consumed as the run's data sets, each with the digest that its manifest states."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        datasets = {
+            name: DatasetInput(
+                Dataset(name, digest[:_DIGEST_CHARACTERS], "clozeworks", json.dumps(self._source_of(name, manifest)))
+            )
+            for manifest in manifests
+            for name, digest in sorted(manifest.inputs.items())
+            if digest
+        }
+        if datasets:
+            self.client.log_inputs(run_id, datasets=list(datasets.values()))
+
+    def _source_of(self, name: str, consumer: Manifest) -> Any:
+        """Where a consumed stage lies; for the corpus itself, the sources that the recipe names."""
+        if name == CORPUS_INPUT:
+            return consumer.config.get("sources")
+        return {"uri": storage.join(self._workspace, name)}
+
+    def _log_recipe(self, run_id: str, whole: WholeRecipe) -> None:
+        self._log(run_id, flatten(_settings_of(whole)), {}, {})
+        self.client.log_artifact(run_id, whole.recipe.path, "recipe")
+        if whole.recipe.overrides:
+            self.client.log_text(run_id, "\n".join(whole.recipe.overrides) + "\n", "recipe/overrides.txt")
+
+    def _log(
+        self, run_id: str, parameters: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        now_ms = int(time.time() * 1000)
+        if metrics:
+            # A run that goes on has some already; entered again they would stand there twice, at another time.
+            logged = self.client.get_run(run_id).data.metrics
+            metrics = {name: value for name, value in metrics.items() if logged.get(name) != value}
+        for values in _batches([Metric(name, value, now_ms, 0) for name, value in metrics.items()]):
+            self.client.log_batch(run_id, metrics=values)
+        for settings in _batches([Param(name, _shown(value)) for name, value in parameters.items()]):
+            self.client.log_batch(run_id, params=settings)
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def _unfinished_run(self, tags: Mapping[str, str]) -> str | None:
+        """The newest run with these tags that did not come to its end; after SIGKILL it is still called running."""
+        return self._found_run(tags, "attributes.status != 'FINISHED'")
+
+    def _found_run(self, tags: Mapping[str, str], *conditions: str) -> str | None:
+        wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        found = self.client.search_runs(
+            [self.experiment_id], " AND ".join([*wanted, *conditions]), max_results=1, order_by=[_NEWEST_FIRST]
+        )
+        return found[0].info.run_id if found else None
+
+    @contextmanager
+    def _run(self, name: str, tags: dict[str, str], run_id: str | None) -> Iterator[str]:
+        """Start a run, or go on with one; it ends as the block does."""
+        if run_id is None:
+            run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        else:
+            self.client.update_run(run_id, status="RUNNING")
+            for tag, value in tags.items():
+                self.client.set_tag(run_id, tag, value)
+        # Ctrl-C and Prefect's cancelling are no `Exception`.
+        status = "KILLED"
+        try:
+            yield run_id
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            softly(f"the end of {name} is not entered", lambda: self.client.set_terminated(run_id, status))
+
+
+def softly(consequence: str, call: Callable[[], None]) -> None:
+    """Do something in MLflow that a run can do without; where it fails, one line says what is missing there."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - object stores of artifacts raise errors of their own
+        say(f"MLflow has failed ({textwrap.shorten(first_line(error), _REASON_CHARACTERS)}); {consequence}")
+
+
+def _settings_of(whole: WholeRecipe) -> dict[str, Any]:
+    return {name: section.model_dump(mode="json") for name, section in whole.sections().items()}
+
+
+def _batches(values: list[ItemT]) -> Iterator[list[ItemT]]:
+    for start in range(0, len(values), _MAX_VALUES_PER_REQUEST):
+        yield values[start : start + _MAX_VALUES_PER_REQUEST]
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_PARAMETER_LENGTH else text[: _MAX_PARAMETER_LENGTH - 3] + "..."

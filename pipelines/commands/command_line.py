@@ -1,0 +1,32 @@
+"""The argument parser of all commands: a mistake is one line with exit code 2, and `--debug` shows tracebacks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, NoReturn
+
+from pipelines.contract.errors import DEBUG_VARIABLE, EXIT_BAD_INPUT
+from pipelines.contract.shown_text import shown
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse, with one line where it would print the usage first, and with `--debug`."""
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        text = "show the traceback of a failure, here and in child processes"
+        self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse does; `--debug` is set in the environment, which all that the command starts inherits."""
+        parsed, left = super().parse_known_args(args, namespace)
+        if getattr(parsed, "debug", False):
+            os.environ[DEBUG_VARIABLE] = "1"
+        return parsed, left
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake and its remedy, and leave."""
+        print(f"error: {shown(message)}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT)

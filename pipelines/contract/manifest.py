@@ -1,0 +1,336 @@
+"""The data contract between the stages: Arrow schemas, special tokens, file names and manifests.
+
+Every stage writes its own directory under the workspace and, last of all, a `manifest.json` there. Its presence means
+that the stage is complete. A manifest holds no clock time and no machine name, so equal recipes on equal input give
+equal manifests on any runner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError, Section
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+VOCABULARY_NAME = "vocab.txt"
+TOKENIZER_NAME = "tokenizer.json"
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
+
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+
+DOCUMENT_ID_BYTES = 16
+
+DOCUMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("doc_id", pa.binary(DOCUMENT_ID_BYTES), nullable=False),
+        pa.field("source", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("sentences", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+    ]
+)
+"""One row a document. `doc_id`: hash of the sentences; `source`: where it came from; `sentences`: in reading order."""
+
+
+def token_id_type(vocabulary_size: int) -> pa.DataType:
+    """The narrowest Arrow type that holds every id of a vocabulary."""
+    return pa.uint16() if vocabulary_size <= 1 << 16 else pa.uint32()
+
+
+def examples_schema(vocabulary_size: int, metadata: Mapping[str, str]) -> pa.Schema:
+    """One row a sequence, unpadded, masks already applied to `input_ids`.
+
+    With next sentences a row is the pair `[CLS] A [SEP] B [SEP]`; `segment_b_start` is the position of B's first token,
+    and `next_sentence_label` is 1 where B is random, as in the released code. Without (metadata `next_sentence` =
+    "false") it is `[CLS]`, full sentences with a [SEP] between documents, `[SEP]`; `segment_b_start` is then the row's
+    length, for there is no B, and `next_sentence_label` is 0.
+
+    Masks are reversible: put `masked_lm_ids` back at `masked_lm_positions`. With metadata `masking` = "dynamic" both
+    lists are empty and training draws the masks. Rows are longer than metadata `bin_above` and at most `bin_up_to`.
+    """
+    ids = pa.list_(pa.field("item", token_id_type(vocabulary_size), nullable=False))
+    positions = pa.list_(pa.field("item", pa.uint16(), nullable=False))
+    return pa.schema(
+        [
+            pa.field("input_ids", ids, nullable=False),
+            pa.field("segment_b_start", pa.uint16(), nullable=False),
+            pa.field("masked_lm_positions", positions, nullable=False),
+            pa.field("masked_lm_ids", ids, nullable=False),
+            pa.field("next_sentence_label", pa.uint8(), nullable=False),
+        ],
+        metadata={f"clozeworks.{key}": value for key, value in sorted(metadata.items())},
+    )
+
+
+class LengthBin(NamedTuple):
+    """Rows longer than `above` and at most `up_to` tokens."""
+
+    above: int
+    up_to: int
+
+
+def length_bins(max_seq_length: int, num_bins: int) -> list[LengthBin]:
+    """Equal steps of row length, up to one token."""
+    ends = [max_seq_length * number // num_bins for number in range(num_bins + 1)]
+    return [LengthBin(above, up_to) for above, up_to in pairwise(ends)]
+
+
+def length_label(length: int, max_seq_length: int) -> str:
+    """A length with so many digits as the maximum has, so that names are in order."""
+    return f"{length:0{len(str(max_seq_length))}d}"
+
+
+def shard_name(split: Split, index: int, count: int) -> str:
+    """File name of one shard, such as `train-00003-of-00016.arrow`."""
+    return f"{split}-{_number(index, count)}"
+
+
+def _number(index: int, count: int) -> str:
+    return f"{index:05d}-of-{count:05d}.arrow"
+
+
+def length_directory(max_seq_length: int) -> str:
+    """Directory of the examples of one maximum length, below the stage's own."""
+    return f"length{max_seq_length}"
+
+
+def examples_name(max_seq_length: int, length_bin: LengthBin, split: Split, index: int, count: int) -> str:
+    """Name of one file of examples, such as `length128/train-00003-of-00016.arrow`."""
+    return examples_prefix(max_seq_length, length_bin, split) + _number(index, count)
+
+
+def examples_prefix(max_seq_length: int, length_bin: LengthBin, split: Split) -> str:
+    """How the names of a bin's files begin: `length128/train-`, or `length128/train-bin064-` for one bin of several."""
+    is_whole = length_bin == (0, max_seq_length)
+    infix = "" if is_whole else f"bin{length_label(length_bin.up_to, max_seq_length)}-"
+    return f"{length_directory(max_seq_length)}/{split}-{infix}"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """One file of a stage: its name relative to the stage's directory, and what proves it whole."""
+
+    name: str
+    rows: int
+    size_bytes: int
+    sha256: str
+    statistics: dict[str, Any] = {}
+
+
+class Manifest(_Record):
+    """What a stage wrote, from what, and with which settings."""
+
+    schema_version: int = SCHEMA_VERSION
+    stage: str
+    stage_version: int
+    code_version: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: tuple[FileRecord, ...]
+    statistics: dict[str, Any] = {}
+
+    @property
+    def digest(self) -> str:
+        """Hash of the stage's output: what a later stage names as its input.
+
+        It covers names and checksums only, so a stage that was rebuilt to the same bytes rebuilds nothing after it.
+        """
+        return digest_of(
+            [self.schema_version, self.stage, [[file.name, file.rows, file.sha256] for file in self.files]]
+        )
+
+    def files_of(self, split: Split, directory: str = "") -> list[FileRecord]:
+        """The shards of one split, in order; `directory` is a sub-directory such as `length128`."""
+        prefix = f"{directory}/{split}-" if directory else f"{split}-"
+        return [file for file in self.files if file.name.startswith(prefix)]
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class StageKey:
+    """What decides a stage's output: its name and version, its settings, and the digests of what it consumes."""
+
+    def __init__(self, stage: str, stage_version: int, config: Section | Mapping[str, Any], inputs: Mapping[str, str]):
+        self.stage = stage
+        self.stage_version = stage_version
+        self.config: dict[str, Any] = config.identity() if isinstance(config, Section) else dict(config)
+        self.inputs = dict(inputs)
+
+    def manifest(self, files: Sequence[FileRecord], statistics: Mapping[str, Any], code_version: str) -> Manifest:
+        """The manifest of this stage once its files are written; files are put in name order."""
+        return Manifest(
+            stage=self.stage,
+            stage_version=self.stage_version,
+            code_version=code_version,
+            config=self.config,
+            inputs=self.inputs,
+            files=tuple(sorted(files, key=lambda file: file.name)),
+            statistics=dict(statistics),
+        )
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that decides the output: two runs with one digest build the same result."""
+        return digest_of([SCHEMA_VERSION, self.stage, self.stage_version, self.config, self.inputs])
+
+    def difference(self, directory: str) -> str | None:
+        """Why the stage in `directory` has to be built, in words; None where it is complete and matches.
+
+        Raises:
+            InputError: a newer release than this one wrote what is there, or its manifest is damaged.
+        """
+        manifest = read_manifest(directory)
+        if manifest is None:
+            return "not built yet"
+        if manifest.stage != self.stage:
+            return f"its manifest is that of a stage named {manifest.stage!r}"
+        if manifest.stage_version > self.stage_version:
+            raise InputError(_newer(directory, f"version {manifest.stage_version}", f"{self.stage_version}"))
+        if (manifest.schema_version, manifest.stage_version) != (SCHEMA_VERSION, self.stage_version):
+            return "built by an older version of this stage"
+        if changed := _changed_settings(manifest.config, self.config):
+            return changed
+        for name in sorted({*manifest.inputs, *self.inputs}):
+            if manifest.inputs.get(name) != self.inputs.get(name):
+                return f"input {name} changed"
+        return _damage(directory, manifest)
+
+
+def _newer(directory: str, found: str, known: str) -> str:
+    return (
+        f"{directory}: written by a newer release ({found}; this one knows {known}); upgrade clozeworks or choose "
+        "another workspace; nothing was changed"
+    )
+
+
+def _damage(directory: str, manifest: Manifest) -> str | None:
+    for file in manifest.files:
+        size_bytes = storage.file_size_bytes(storage.join(directory, file.name))
+        if size_bytes != file.size_bytes:
+            return f"{file.name} is {'missing' if size_bytes is None else 'not of the size the manifest states'}"
+    return None
+
+
+def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str | None:
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), _plain(new.get(key))
+        if isinstance(before, dict) and isinstance(after, dict):
+            if changed := _changed_settings(before, after, f"{prefix}{key}."):
+                return changed
+        elif isinstance(before, list) and isinstance(after, list) and _are_tables(before, after):
+            for index, (one, other) in enumerate(zip(before, after, strict=True)):
+                if changed := _changed_settings(one, other, f"{prefix}{key}.{index}."):
+                    return changed
+        elif before != after:
+            return f"{prefix}{key} was {json.dumps(before)}, is {json.dumps(after)}"
+    return None
+
+
+def _are_tables(before: list[Any], after: list[Any]) -> bool:
+    """Do both lists hold as many tables, so that one setting of one of them tells more than both in full?"""
+    return len(before) == len(after) and all(isinstance(entry, dict) for entry in (*before, *after))
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def read_manifest(directory: str) -> Manifest | None:
+    """Read a stage's manifest; None where the stage is not complete.
+
+    Raises:
+        InputError: there is a manifest, but it is damaged, or a newer release wrote it.
+    """
+    uri = storage.join(directory, MANIFEST_NAME)
+    if storage.file_size_bytes(uri) is None:
+        return None
+    data = storage.read_bytes(uri)
+    try:
+        version = json.loads(data)["schema_version"]
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise InputError(_newer(directory, f"schema {version}", f"{SCHEMA_VERSION}"))
+        return Manifest.model_validate_json(data)
+    except (ValidationError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise InputError(
+            f"{uri}: damaged, or no manifest of ours ({cause}); restore it from a copy, or move {directory} away to "
+            "build the stage anew"
+        ) from error
+
+
+def require_manifest(directory: str, stage: str, command: str) -> Manifest:
+    """Read the manifest of a stage that must be complete; its files are not read (`pipelines.results.verification`).
+
+    Args:
+        directory: of the stage.
+        stage: its name, which the manifest must state.
+        command: what builds it.
+
+    Raises:
+        InputError: the stage is not complete, or what is there is something else.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise InputError(f"{directory}: no {MANIFEST_NAME}, so this stage is not complete; run {command} first")
+    if manifest.stage != stage:
+        raise InputError(
+            f"{directory}: its manifest is that of a stage named {manifest.stage!r}, expected {stage!r}; move the "
+            f"directory away and run {command}"
+        )
+    if manifest.schema_version != SCHEMA_VERSION or not manifest.files:
+        what = "names no files" if not manifest.files else f"has schema {manifest.schema_version}, not {SCHEMA_VERSION}"
+        raise InputError(f"{directory}: its manifest {what}; run {command} again")
+    return manifest
+
+
+def write_manifest(directory: str, manifest: Manifest) -> None:
+    """Write the manifest, which declares the stage complete; to be called after every file is in place."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    storage.write_bytes(storage.join(directory, MANIFEST_NAME), text.encode() + b"\n")
+
+
+def record_of(directory: str, name: str, rows: int, statistics: Mapping[str, Any] | None = None) -> FileRecord:
+    """Describe a finished file of a stage: size and checksum are read back from storage."""
+    uri = storage.join(directory, name)
+    size_bytes = storage.file_size_bytes(uri)
+    assert size_bytes is not None, uri
+    return FileRecord(
+        name=name, rows=rows, size_bytes=size_bytes, sha256=storage.sha256_of(uri), statistics=dict(statistics or {})
+    )
+
+
+def verify_file(directory: str, file: FileRecord) -> None:
+    """Compare a file with its record.
+
+    Raises:
+        InputError: the file is missing, or its size or checksum differ; the line names it.
+    """
+    uri = storage.join(directory, file.name)
+    size_bytes = storage.file_size_bytes(uri)
+    if size_bytes is None:
+        raise InputError(
+            f"{uri}: missing, though the manifest lists it; restore it, or build the stage again with --restart"
+        )
+    if size_bytes != file.size_bytes or storage.sha256_of(uri) != file.sha256:
+        raise InputError(
+            f"{uri}: damaged (its checksum is not the manifest's); restore it, or build the stage again with --restart"
+        )

@@ -1,0 +1,216 @@
+"""Read a recipe: one TOML file that describes a whole run, checked section by section.
+
+Each stage validates the sections it needs against the frozen pydantic models of pipelines/settings and
+training/settings; `flows.parameters.whole_recipe` validates all of them. A mistake is reported in one line that names
+the file, the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from pipelines.contract.bounds import Processes, UserPath
+from pipelines.contract.credentials import refusal
+from pipelines.contract.errors import EXIT_BAD_INPUT, InputError, exit_code_of
+from pipelines.contract.recipe_problems import first_problem, nearest
+from pipelines.contract.recipe_text import RecipeError, parse_value, read_file, require_limits, shortened
+
+__all__ = (
+    "EXIT_BAD_INPUT",
+    "OPERATIONAL",
+    "SECTION_NAMES",
+    "InputError",
+    "Recipe",
+    "RecipeError",
+    "RunConfig",
+    "Section",
+    "add_recipe_arguments",
+    "exit_code_of",
+    "lists_as_tuples",
+    "read_recipe",
+    "recipe_from_arguments",
+)
+
+SECTION_NAMES = (
+    "run",
+    "documents",
+    "vocabulary",
+    "examples",
+    "model",
+    "pretraining",
+    "distillation",
+    "finetuning",
+    "tracking",
+)
+
+_OVERRIDE_CHARACTERS = 200
+
+OPERATIONAL: dict[str, JsonValue] = {"operational": True}
+"""Marks a field that says how a stage runs, not what it produces: worker counts, logging intervals."""
+
+
+class Section(BaseModel):
+    """Base of every recipe section: frozen, unknown keys refused, nothing converted but a list to a tuple.
+
+    A field declared with `json_schema_extra=OPERATIONAL` is left out of `identity()`; changing it rebuilds nothing.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, strict=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_as_tuples(cls, values: Any) -> Any:
+        return lists_as_tuples(values)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the stage's output, as plain JSON values."""
+        result: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("operational"):
+                continue
+            result[name] = _identity_of(getattr(self, name))
+        return result
+
+
+def lists_as_tuples(values: Any) -> Any:
+    """The values of a table as sections hold them: TOML and JSON have lists, and nothing else is converted."""
+    if isinstance(values, dict):
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return values
+
+
+def _identity_of(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
+    if isinstance(value, (list, tuple)):
+        return [_identity_of(item) for item in value]
+    return value
+
+
+class RunConfig(Section):
+    """`[run]`: the run's name and where its workspace lies."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)] = "run"
+    workspace: UserPath = "workspaces/run"
+    workers: Processes = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Processes of the local Beam runner; 0 means one per core."""
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parsed recipe file with its overrides applied; sections are still unchecked."""
+
+    path: str
+    overrides: tuple[str, ...]
+    tables: dict[str, dict[str, Any]]
+
+    def section(self, name: str, model: type[SectionT]) -> SectionT:
+        """Check one section against its model; a section that the file leaves out takes the model's defaults.
+
+        Raises:
+            RecipeError: an unknown key, a value out of range, or a missing key, in one line.
+        """
+        assert name in SECTION_NAMES, name
+        try:
+            return model.model_validate(self.tables.get(name, {}))
+        except ValidationError as error:
+            raise RecipeError(f"{self.path}: " + first_problem(name, model, error)) from error
+
+
+def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Parse a recipe file and apply `section.key=value` overrides, in order.
+
+    An override's value is read as TOML and, failing that, as a plain string, so `--set run.name=trial` needs no quotes.
+
+    Raises:
+        RecipeError: the file is absent or not TOML, a section is unknown, or an override is malformed.
+    """
+    tables = read_file(path)
+    for name, table in tables.items():
+        if name not in SECTION_NAMES:
+            raise RecipeError(f"{path}: unknown section [{shortened(name)}]{nearest(name, SECTION_NAMES)}")
+        if not isinstance(table, dict):
+            value = shortened(repr(table))
+            raise RecipeError(f"{path}: {name} = {value} must be a section: write [{name}] above its keys")
+    require_limits(path, tables)
+    for override in overrides:
+        _apply_override(path, tables, override)
+    if overrides:
+        require_limits("--set", tables)
+    if refused := refusal(tables):
+        raise RecipeError(f"{path}: {refused}")
+    return Recipe(path, tuple(overrides), tables)
+
+
+def _apply_override(path: str, tables: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    shown = f"--set {shortened(override, _OVERRIDE_CHARACTERS)}"
+    if not separator or len(parts) < 2 or not all(parts):
+        raise RecipeError(f"{shown}: write it as section.key=value, such as --set pretraining.seed=7")
+    if parts[0] not in SECTION_NAMES:
+        raise RecipeError(f"{shown}: unknown section {shortened(parts[0])!r}{nearest(parts[0], SECTION_NAMES)}")
+    try:
+        value = parse_value(text)
+    except RecipeError as error:
+        raise RecipeError(f"{shown}: {error}") from error
+    node: Any = tables.setdefault(parts[0], {})
+    for part in parts[1:-1]:
+        node = _descend(path, shown, node, part)
+    if isinstance(node, list):
+        index = _list_index(path, shown, node, parts[-1])
+        node[index] = value
+    elif isinstance(node, dict):
+        node[parts[-1]] = value
+    else:
+        raise RecipeError(f"{shown}: {'.'.join(parts[:-1])} is a plain value in {path}, it has no {parts[-1]!r}")
+
+
+def _descend(path: str, shown: str, node: Any, part: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(path, shown, node, part)]
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    raise RecipeError(f"{shown}: {part!r} cannot be set below a plain value of {path}")
+
+
+def _list_index(path: str, shown: str, node: list[Any], part: str) -> int:
+    indices = [str(index) for index in range(len(node))]
+    if part in indices:
+        return indices.index(part)
+    remedy = f"use a number from 0 to {len(node) - 1}, not {part!r}" if node else "override the list itself"
+    raise RecipeError(f"{shown}: {path} has {len(node)} entries there; {remedy}")
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every stage's command shares: the recipe's path, `--set` and `--workspace`."""
+    parser.add_argument("recipe", help="recipe file (TOML), such as flows/recipes/demo.toml")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="override one setting of the recipe; may be repeated",
+    )
+    parser.add_argument("--workspace", help="directory of the run; overrides run.workspace")
+
+
+def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
+    """Read the recipe that `add_recipe_arguments` asked for, overrides applied."""
+    overrides = list(arguments.overrides)
+    if arguments.workspace is not None:
+        overrides.append(f"run.workspace={json.dumps(arguments.workspace, ensure_ascii=False)}")
+    return read_recipe(arguments.recipe, overrides)

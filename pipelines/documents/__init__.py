@@ -1,0 +1,1 @@
+"""Job 1: records of text become documents in shards."""

@@ -1,0 +1,158 @@
+"""Near-duplicates by MinHash: signatures of documents, bands in which alike ones meet, and which document stays.
+
+A document is the set of its word n-grams (Lee et al., 2022, "Deduplicating Training Data Makes Language Models Better",
+section 4.2 and appendix A). Signatures estimate the Jaccard similarity of two sets; documents whose signatures agree in
+a whole band are compared, and those at or above the threshold are joined. Of what hangs together, the document with the
+smallest id stays. Nothing here depends on the order in which documents come.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rensa import RMinHash
+
+from pipelines.settings.documents import NearDuplicatesConfig
+
+_SEED = 1
+_LONG_TEXT_CHARACTERS = 1 << 20
+_WORDS_AT_ONCE = 100_000
+_MEETING_PROBABILITY = 0.95
+# Scripts that write no spaces between words: a character counts as one, as in BERT's own tokenizer.
+_IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
+_ODD = np.uint64(0x9E37_79B9_7F4A_7C15)
+
+
+class BandShape(NamedTuple):
+    """A signature's cut into bands of `rows` values; values that are left over serve the comparison only."""
+
+    bands: int
+    rows: int
+
+
+def band_shape(config: NearDuplicatesConfig) -> BandShape:
+    """The longest bands in which a pair of just `min_similarity` still meets with a probability of 0.95.
+
+    Long bands bring few pairs together by chance. The usual choice weighs missed pairs against false ones (datasketch);
+    here a false one costs a comparison only, so a pair must not be missed.
+    """
+    for rows in range(config.num_permutations, 1, -1):
+        bands = config.num_permutations // rows
+        if 1 - (1 - config.min_similarity**rows) ** bands >= _MEETING_PROBABILITY:
+            return BandShape(bands, rows)
+    return BandShape(config.num_permutations, 1)
+
+
+def shingle_hashes(text: str, words_per_shingle: int) -> NDArray[np.uint64]:
+    """Hashes of a text's word n-grams, in lower case and without punctuation; a shorter text is one n-gram."""
+    parts = [np.array(RMinHash.hash_token_sets([words])[0], np.uint64) for words in _words_of(text.lower())]
+    if not parts:
+        return np.zeros(0, np.uint64)
+    hashes = _mix(np.concatenate(parts))
+    size = min(words_per_shingle, len(hashes))
+    found = np.zeros(len(hashes) - size + 1, np.uint64)
+    for place in range(size):
+        found = _mix(found * _ODD + hashes[place : place + len(found)])
+    return found
+
+
+def _words_of(text: str) -> Iterator[list[str]]:
+    """Words in groups: those of a long text would take ten times its size."""
+    if len(text) <= _LONG_TEXT_CHARACTERS:
+        groups = iter([_WORD.findall(text)])
+    else:
+        words = (match.group() for match in _WORD.finditer(text))
+        groups = iter(lambda: [*islice(words, _WORDS_AT_ONCE)], [])
+    return filter(None, groups)
+
+
+def signatures_of(texts: Iterable[str], config: NearDuplicatesConfig) -> NDArray[np.uint32]:
+    """MinHash signatures of texts that have words, [texts, num_permutations]."""
+    shingles = [shingle_hashes(text, config.words_per_shingle) for text in texts]
+    assert all(map(len, shingles)), "a text without words has no signature"
+    if not shingles:
+        return np.zeros((0, config.num_permutations), np.uint32)
+    offsets = np.cumsum([0, *map(len, shingles)]).tolist()
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        np.concatenate(shingles), offsets, config.num_permutations, _SEED
+    )
+    return np.array(matrix.to_rows(), np.uint32)
+
+
+def has_words(text: str) -> bool:
+    return _WORD.search(text) is not None
+
+
+def band_keys(signatures: NDArray[np.uint32], shape: BandShape) -> NDArray[np.uint64]:
+    """One key for each band of each signature, [documents, bands]; equal keys mean equal bands at one place."""
+    num_values = shape.bands * shape.rows
+    values = signatures[:, :num_values].reshape(-1, shape.bands, shape.rows).astype(np.uint64)
+    keys = np.broadcast_to(np.arange(shape.bands, dtype=np.uint64), values.shape[:2])
+    for row in range(shape.rows):
+        keys = _mix(keys * _ODD + values[:, :, row])
+    return keys
+
+
+def meeting_groups(entries: NDArray[np.uint64]) -> list[NDArray[np.uint64]]:
+    """Documents that share a band key.
+
+    Args:
+        entries: [n, 3], each a band key and the two halves of a document id.
+
+    Returns:
+        For each key of two or more distinct documents their ids, ascending, [documents, 2].
+    """
+    entries = np.unique(entries, axis=0)
+    starts = np.flatnonzero(np.r_[True, entries[1:, 0] != entries[:-1, 0]]) if len(entries) else np.zeros(0, np.int64)
+    stops = np.r_[starts[1:], len(entries)]
+    return [entries[start:stop, 1:] for start, stop in zip(starts, stops, strict=True) if stop - start > 1]
+
+
+def similarities(signature: NDArray[np.uint32], others: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """Estimated Jaccard similarity of one document to others; its standard error is at most 0.5 / sqrt(values)."""
+    return np.asarray((others == signature).mean(axis=1, dtype=np.float64))
+
+
+def alike_components(
+    groups: Sequence[Sequence[int]], signatures: NDArray[np.uint32], min_similarity: float
+) -> NDArray[np.int64]:
+    """For each document the smallest number of the component that it belongs to.
+
+    Within a group, the smallest document is compared with the others, then the smallest of those it was not like, and
+    so on: a group of alike documents costs one comparison each, not their square.
+
+    Args:
+        groups: documents that met in a band, by their row in `signatures`, ascending.
+    """
+    parent = np.arange(len(signatures))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = int(parent[node])
+        return node
+
+    # The same documents meet in many bands.
+    for group in {tuple(group) for group in groups}:
+        left = np.array(group)
+        while len(left) > 1:
+            leader, others = int(left[0]), left[1:]
+            is_alike = similarities(signatures[leader], signatures[others]) >= min_similarity
+            for other in others[is_alike]:
+                one, two = root(leader), root(int(other))
+                parent[max(one, two)] = min(one, two)
+            left = others[~is_alike]
+    return np.array([root(node) for node in range(len(signatures))], np.int64)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, as in `seeding.mix`, over an array."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
+    return values ^ (values >> np.uint64(31))

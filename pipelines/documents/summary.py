@@ -1,0 +1,169 @@
+"""What became of a corpus, in lines for whoever ran the documents job; a corpus that gave nothing is an error.
+
+Reads a manifest's statistics only, so any later command can tell it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipelines.contract.manifest import Manifest
+from pipelines.contract.recipe import InputError
+from pipelines.contract.shown_text import shown
+from pipelines.documents.rejects import REJECTS_NAME, REJECTS_SHOWN
+from pipelines.settings.documents import DocumentsConfig
+from pipelines.settings.sentence_languages import rules_of
+from pipelines.stage_keys import DOCUMENTS
+
+_DETAIL_CHARACTERS = 120
+_SOURCE_CHARACTERS = 80
+_DOCUMENTS_PER_SHARD = 10
+"""So many documents leave a shard with one document only once in a thousand times or less."""
+
+# Rejected by design: nothing is wrong with the corpus, nor with the recipe.
+_EXPECTED = {"duplicate", "near-duplicate", "redirect", "not-an-article", "not-wikitext", "title-only", "empty"} | {
+    "no-docstrings"
+}
+_REMEDIES = {
+    "undecodable": "set the source's encoding, such as encoding = 'latin-1' or 'cp1251'",
+    "binary": "let inputs name texts only, or set encoding = 'utf-16-le' or 'utf-16-be'",
+    "archive": "unpack the archives, and let inputs name the texts in them",
+    "bad-json": "format = 'jsonl' needs one JSON object a line, not an array; or set another format",
+    "missing-field": "set text_field",
+    "not-a-string": "set text_field",
+    "stray-text": "set another format, or cut the files between articles",
+    "not-mediawiki": "set another format",
+    "too-large": "raise max_record_bytes, or set document_separator = 'blank-line'",
+    "too-short": "lower documents.min_characters",
+    "too-few-sentences": "lower documents.min_sentences",
+    "language": "add to documents.languages",
+    "truncated": "get the files again, they are cut off",
+    "damaged": "get the files again, they are damaged",
+    "outside-link": "name the places that the links lead to in inputs",
+    "broken-link": "mend the links",
+    "name-not-utf-8": "rename the files",
+    "unreadable": "let this user list the directories",
+}
+
+
+def require_documents(statistics: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """To be called before a stage counts as complete.
+
+    Raises:
+        InputError: no document was kept, or none to train on.
+    """
+    read, kept, rejected = (statistics[f"documents_{name}"] for name in ("read", "kept", "rejected"))
+    if not kept:
+        examples = list(_first_rejects(statistics))
+        if not examples:
+            raise InputError("documents: the inputs hold no text at all; let documents.sources name other files")
+        shown_rejects = "; ".join(examples)
+        raise InputError(
+            f"documents: none of the {read:,} texts read was kept, {rejected:,} were rejected. First of them: "
+            f"{shown_rejects}. {_remedies(statistics)}"
+        )
+    if not statistics["train_documents"]:
+        others = f". Of {read:,} texts read, {rejected:,} were rejected: {'; '.join(_first_rejects(statistics))}"
+        raise InputError(
+            f"documents: all of the {kept:,} documents kept are held out (documents.heldout_share = "
+            f"{config['heldout_share']:g}), none is left to train on; lower it, or add documents"
+            f"{others if rejected else ''}"
+        )
+
+
+def closing_lines(manifest: Manifest, config: DocumentsConfig) -> list[str]:
+    """The closing line, and a line for each thing that is worth a warning."""
+    statistics = manifest.statistics
+    read, kept = statistics["documents_read"], statistics["documents_kept"]
+    train, heldout = statistics["train_documents"], statistics["heldout_documents"]
+    line = f"{DOCUMENTS}: {read:,} read, {kept:,} kept ({train:,} to train on, {heldout:,} held out)"
+    return [
+        f"{line}, {statistics['documents_rejected']:,} rejected{_reasons(statistics)}",
+        *(f"{DOCUMENTS}: warning: {text}" for text in _warnings(manifest, config)),
+    ]
+
+
+def _reasons(statistics: Mapping[str, Any]) -> str:
+    counts = _commonest(statistics)
+    if not counts:
+        return ""
+    words = [f"{count:,} {reason}{_example(statistics, reason)}" for reason, count in counts[:REJECTS_SHOWN]]
+    if left := counts[REJECTS_SHOWN:]:
+        words.append(f"{sum(count for _, count in left):,} for {len(left)} other reasons")
+    return f": {', '.join(words)}; all are in {REJECTS_NAME}"
+
+
+def _example(statistics: Mapping[str, Any], reason: str) -> str:
+    examples = statistics["first_rejects"].get(reason)
+    return f" ({_in_words(*examples[0])})" if examples else ""
+
+
+def _in_words(source: str, detail: str) -> str:
+    return f"{shown(source, _SOURCE_CHARACTERS)}: {shown(detail, _DETAIL_CHARACTERS)}"
+
+
+def _commonest(statistics: Mapping[str, Any]) -> list[tuple[str, int]]:
+    counts: dict[str, int] = statistics["rejected_by_reason"]
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _first_rejects(statistics: Mapping[str, Any]) -> Iterator[str]:
+    """Three rejects: one of each of the commonest reasons, or more of one where there are fewer reasons."""
+    reasons = [reason for reason, _ in _commonest(statistics)]
+    found = [
+        (reason, example)
+        for place in range(REJECTS_SHOWN)
+        for reason in reasons
+        for example in statistics["first_rejects"].get(reason, [])[place : place + 1]
+    ]
+    for reason, example in found[:REJECTS_SHOWN]:
+        yield f"{_in_words(*example)} [{reason}]"
+
+
+def _remedies(statistics: Mapping[str, Any]) -> str:
+    found = [_REMEDIES[reason] for reason, _ in _commonest(statistics)[:REJECTS_SHOWN] if reason in _REMEDIES]
+    return "To do: " + "; ".join(dict.fromkeys(found)) if found else "Let documents.sources name other files"
+
+
+def _warnings(manifest: Manifest, config: DocumentsConfig) -> Iterator[str]:
+    statistics = manifest.statistics
+    read = statistics["documents_read"]
+    faults = sum(count for reason, count in _commonest(statistics) if reason not in _EXPECTED)
+    if faults > config.warn_rejected_share * read:
+        yield (
+            f"{faults:,} of {read:,} texts ({faults / read:.1%}) were rejected for a fault, more than "
+            f"documents.warn_rejected_share = {config.warn_rejected_share:g}. {_remedies(statistics)}"
+        )
+    for index, source in enumerate(config.sources):
+        if rules_of(source.language) is None:
+            yield (
+                f"documents.sources.{index}.language = {source.language!r} has no rules of its own for the ends of "
+                "sentences; the general ones were used"
+            )
+    if num_cut := statistics["cleaning"].get("sentences_cut"):
+        yield f"{num_cut:,} times no sentence ended within 10,000 characters and one was cut there"
+    yield from _what_later_stages_lack(manifest, config)
+
+
+def _what_later_stages_lack(manifest: Manifest, config: DocumentsConfig) -> Iterator[str]:
+    train = manifest.statistics["train_documents"]
+    rows = [file.rows for file in manifest.files_of("train")]
+    singles, empty = rows.count(1), rows.count(0)
+    if singles:
+        best = max(1, train // _DOCUMENTS_PER_SHARD)
+        remedy = f"set documents.num_shards = {best} or add documents" if best < len(rows) else "add documents"
+        more = f", and {empty:,} none" if empty else ""
+        yield (
+            f"{singles:,} of {len(rows):,} training shards hold a single document{more}: random next sentences come "
+            f"from the same shard, so these get none (examples.next_sentence); {remedy}"
+        )
+    elif empty:
+        yield f"{empty:,} of {len(rows):,} training shards hold no document; lower documents.num_shards"
+    heldout = manifest.statistics["heldout_documents"]
+    lacks = "pre-training gets no held-out loss and the word-order task no dev sentences"
+    if not heldout:
+        yield (
+            f"no document is held out (documents.heldout_share = {config.heldout_share:g}), so {lacks}; raise it, or "
+            "add documents"
+        )

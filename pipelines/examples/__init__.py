@@ -1,0 +1,1 @@
+"""Job 3: documents become rows of masked next-sentence pairs."""

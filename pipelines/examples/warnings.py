@@ -1,0 +1,117 @@
+"""What a person should know about examples before training on them, and when they are of no use at all.
+
+Pure functions of what the manifest states, so `pipelines.validate` finds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.settings.documents import ExamplesConfig
+from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, UNK_SHARE_WARNED
+
+TOKENS_CUT_WARNED = 0.25
+"""The released algorithm itself cuts 12 % of the tokens of English novels at length 128, and 3 % at 512."""
+SAME_DOCUMENT_WARNED = 0.01
+"""So many wrong labels cost the next-sentence task about as much accuracy."""
+FEWEST_OF_A_LABEL = 0.1
+"""A model that always gives the same answer is then right nine times in ten."""
+PIECES_PER_WORD_OF_WHOLE_WORDS = 1.02
+"""With fewer pieces a word, whole-word masking draws what masking of single tokens draws."""
+
+FEWEST_HELDOUT_DOCUMENTS = 20
+"""The word-order task takes its dev sentences from a fifth of them, by hash: with fewer, it may get none."""
+
+Facts = Mapping[str, Any]
+
+
+def refusal_of(statistics: Facts) -> str | None:
+    """Why these examples cannot be trained on, with the remedy; None where they can."""
+    text = statistics["text"]
+    if text["unk_share"] > UNK_SHARE_REFUSED:
+        return (
+            f"examples: [UNK] is {text['unk_share']:.1%} of all tokens, so there is nothing to learn: the vocabulary "
+            "is not that of these documents; train it on them, or raise vocabulary.alphabet_size"
+        )
+    for length, facts in statistics["lengths"].items():
+        if not facts["splits"]["train"]["examples"]:
+            return (
+                f"examples: no training row of length {length} came of {text['train_documents']:,} training documents "
+                f"with {text['tokens']:,} tokens; give documents.sources more text, or lower documents.heldout_share "
+                "or documents.num_shards"
+            )
+    return None
+
+
+def warnings_of(lengths: Facts, text: Facts, config: ExamplesConfig) -> list[str]:
+    """Lines, each with the setting that changes it.
+
+    Args:
+        lengths: the statistics of each maximum length, as in the manifest.
+        text: those of the documents' text.
+    """
+    warnings = []
+    if text["unk_share"] > UNK_SHARE_WARNED:
+        warnings.append(
+            f"[UNK] is {text['unk_share']:.1%} of all tokens and stands for {text['unk_characters_share']:.1%} of the "
+            "characters; raise vocabulary.alphabet_size and vocabulary.size, and see the warnings of the vocabulary"
+        )
+    if config.masking == "whole_word" and text["pieces_per_word"] < PIECES_PER_WORD_OF_WHOLE_WORDS:
+        warnings.append(
+            f"whole-word masking has no effect: words have {text['pieces_per_word']:.2f} pieces each, as in Chinese, "
+            "where each character is a word; examples.masking = 'static' gives the same"
+        )
+    if not text["heldout_documents"]:
+        warnings.append(
+            "no document is held out: losses on unseen text cannot be measured, and the fine-tuning task word-order "
+            "has no sentences; raise documents.heldout_share, or give more documents"
+        )
+    elif text["heldout_documents"] < FEWEST_HELDOUT_DOCUMENTS:
+        warnings.append(
+            f"only {text['heldout_documents']} documents are held out: held-out losses say little, and the fine-tuning "
+            "task word-order may have no dev sentences; raise documents.heldout_share, or give more documents"
+        )
+    for length, facts in lengths.items():
+        warnings += [f"length {length}: {line}" for line in _of_length(facts, config, bool(text["heldout_documents"]))]
+    return warnings
+
+
+def _of_length(facts: Facts, config: ExamplesConfig, has_heldout: bool) -> list[str]:
+    train, lines = facts["splits"]["train"], []
+    if has_heldout and not facts["splits"]["heldout"]["examples"]:
+        lines.append("no held-out row, so its held-out loss cannot be measured; raise documents.heldout_share")
+    if facts["tokens_cut_share"] > TOKENS_CUT_WARNED:
+        remedy = "raise max_seq_length in examples.lengths"
+        if facts["long_sentences"]:
+            remedy += ", or look at documents.sources.language: sentences may not have been told apart"
+        lines.append(
+            f"{facts['tokens_cut_share']:.1%} of the tokens are cut off and in no row; {facts['long_sentences']:,} of "
+            f"{facts['sentences']:,} sentences are longer than a row; {remedy}"
+        )
+    if config.next_sentence and train["examples"]:
+        lines += _of_labels(facts, train["random_next"] / train["examples"])
+    return lines
+
+
+def _of_labels(facts: Facts, random_share: float) -> list[str]:
+    lines = []
+    if random_share < FEWEST_OF_A_LABEL:
+        lines.append(
+            f"{random_share:.1%} of the next sentences are random, so next-sentence accuracy is {1 - random_share:.3f} "
+            "without learning: random ones come from other documents of the same shard; lower documents.num_shards, "
+            "give more documents, or set examples.next_sentence = false"
+        )
+    if random_share > 1 - FEWEST_OF_A_LABEL:
+        lines.append(
+            f"{random_share:.1%} of the next sentences are random, so next-sentence accuracy is {random_share:.3f} "
+            "without learning: most sentences fill a row and have no true continuation in it; raise max_seq_length in "
+            "examples.lengths, or set examples.next_sentence = false"
+        )
+    if facts["same_document_random_next_share"] > SAME_DOCUMENT_WARNED:
+        lines.append(
+            f"{facts['same_document_random_next_share']:.1%} of the random next sentences come from another piece of "
+            "the same text, so their label is wrong; raise documents.max_characters, lower documents.num_shards, or "
+            "set examples.next_sentence = false"
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""Which files the inputs of a recipe name."""

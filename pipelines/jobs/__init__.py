@@ -1,0 +1,1 @@
+"""How a Beam job runs: runner, workers, files, errors."""

@@ -1,0 +1,1 @@
+"""How the result of a stage is built, locked, exchanged, kept and verified."""

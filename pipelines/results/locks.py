@@ -1,0 +1,177 @@
+"""One writer at a time and none while others read: a lock a stage, and one for what several stages share.
+
+A local lock is the kernel's (`flock`), so it ends with its holder, however that ends. Object stores have no such lock:
+there it is a lease, a small object that its holder renews and that counts as abandoned when it is not renewed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.contract import storage
+from pipelines.contract.errors import writing
+from pipelines.contract.recipe import InputError
+
+LOCKS_DIRECTORY = ".locks"
+
+_POLL_SECONDS = 0.2
+_LEASE_SECONDS = 90.0
+"""A lease that has not been renewed for so long has lost its holder; clocks may differ by less than this."""
+_RENEWAL_SECONDS = 20.0
+_MOST_COMMAND_CHARACTERS = 160
+
+
+@contextmanager
+def workspace_lock(workspace: str, name: str, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold a lock of a workspace for the time of the block.
+
+    Args:
+        workspace: directory or URI.
+        name: what is locked, such as `documents` or `finetuning/rte/pretrained`.
+        wait_seconds: how long to wait for another holder.
+
+    Raises:
+        InputError: another process holds it; the line names that process.
+    """
+    uri = _uri_of(workspace, name)
+    with _local_lock(uri, name, wait_seconds) if storage.is_local(uri) else _lease(uri, name, wait_seconds):
+        yield
+
+
+@contextmanager
+def consumed(workspace: str, stages: Iterable[str]) -> Iterator[None]:
+    """Keep the stages that another one reads from being replaced for the time of the block; many may read at once.
+
+    On an object store nothing is held: there the stage that was built from a replaced input is found stale.
+
+    Raises:
+        InputError: one of the stages is just being built; the line names that process.
+    """
+    with ExitStack() as stack:
+        for stage in sorted(stages):
+            uri = _uri_of(workspace, stage)
+            if storage.is_local(uri):
+                stack.enter_context(_local_lock(uri, stage, 0.0, is_shared=True))
+        yield
+
+
+def _uri_of(workspace: str, name: str) -> str:
+    return storage.join(workspace, LOCKS_DIRECTORY, name.replace("/", "-") + ".lock")
+
+
+@contextmanager
+def _local_lock(uri: str, name: str, wait_seconds: float, is_shared: bool = False) -> Iterator[None]:
+    path = storage.local_path(uri)
+    storage.make_directory(os.path.dirname(path))
+    deadline = time.monotonic() + wait_seconds
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise InputError(_refusal(name, _parsed(os.pread(descriptor, 1 << 16, 0)))) from None
+                time.sleep(_POLL_SECONDS)
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_holder() | {"reads": is_shared}).encode(), 0)
+        # The file stays: deleting it could give two holders two files of one name.
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lease(uri: str, name: str, wait_seconds: float) -> Iterator[None]:
+    deadline = time.monotonic() + wait_seconds
+    own = {**_holder(), "lease": uuid.uuid4().hex}
+    while (other := _other_lease(uri, own["lease"])) is not None:
+        if time.monotonic() >= deadline:
+            raise InputError(_refusal(name, other))
+        time.sleep(_POLL_SECONDS)
+    _renew(uri, own)
+    # Two may have written at once: the object is the last one's, and the other gives way.
+    time.sleep(_POLL_SECONDS)
+    if (other := _other_lease(uri, own["lease"])) is not None:
+        raise InputError(_refusal(name, other))
+    ended = threading.Event()
+    renewal = threading.Thread(target=_keep_renewing, args=(uri, name, own, ended), name="lease", daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewal.join()
+        if _other_lease(uri, own["lease"]) is None:
+            storage.remove_file(uri)
+
+
+def _keep_renewing(uri: str, name: str, own: dict[str, Any], ended: threading.Event) -> None:
+    while not ended.wait(_RENEWAL_SECONDS):
+        try:
+            if (other := _other_lease(uri, own["lease"])) is not None:
+                # This process stood still for so long that it counted as gone: two writers would be worse than none.
+                print(f"{_refusal(name, other)}; this process lost its lease and ends", file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            _renew(uri, own)
+        except OSError as error:
+            print(f"lease {uri} could not be renewed ({error}); trying again", file=sys.stderr, flush=True)
+
+
+def _renew(uri: str, own: dict[str, Any]) -> None:
+    storage.write_bytes(uri, json.dumps({**own, "renewed_at": time.time()}).encode())
+
+
+def _other_lease(uri: str, own: str) -> dict[str, Any] | None:
+    """The holder of a lease that is not ours and not abandoned."""
+    if storage.file_size_bytes(uri) is None:
+        return None
+    try:
+        held = _parsed(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None  # its holder has just ended
+    renewed_at = held.get("renewed_at")
+    is_abandoned = not isinstance(renewed_at, int | float) or time.time() - renewed_at > _LEASE_SECONDS
+    return None if held.get("lease") == own or is_abandoned else held
+
+
+def _holder() -> dict[str, Any]:
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    command = " ".join(sys.orig_argv)[:_MOST_COMMAND_CHARACTERS]
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": command}
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """What a lock's file says of its holder; nothing where it is empty or cut off."""
+    try:
+        held = json.loads(data)
+    except ValueError:
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _refusal(name: str, held: dict[str, Any]) -> str:
+    if not held:
+        return f"{name}: another process is working on it in this workspace; wait for it to end"
+    what = "being read" if held.get("reads") else "being written"
+    shown = {key: str(value).encode("unicode_escape").decode() for key, value in held.items()}
+    return (
+        f"{name}: {what} by process {shown.get('pid')} on {shown.get('host')} since {shown.get('since')} "
+        f"({shown.get('command')}); wait for it to end, or end it"
+    )

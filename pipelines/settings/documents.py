@@ -1,0 +1,260 @@
+"""Recipe sections of the run itself and of the three preprocessing jobs."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.contract.bounds import (
+    MAX_SEQ_LENGTH_LIMIT,
+    Bounded,
+    Count,
+    Probability,
+    Seed,
+    SequenceLength,
+    Text,
+    UserPath,
+)
+from pipelines.contract.recipe import OPERATIONAL, Section
+from pipelines.documents.languages import LANGUAGES
+from pipelines.settings.sentence_languages import SENTENCE_LANGUAGES, nearest_languages
+
+RESERVED_TOKENS = {"compact": 5, "bert": 999}
+"""Entries of a vocabulary before its alphabet, by layout."""
+
+_ASCII_LINE = '<page title="{}">\r\n'
+_ESCAPING_ENCODINGS = ("utf-7", "idna", "raw-unicode-escape")
+_SETTINGS_OF_FORMATS = {
+    "document_separator": ("text",),
+    "text_field": ("jsonl", "parquet", "arrow"),
+    "encoding": ("text", "jsonl", "wikiextractor", "mediawiki"),
+}
+
+_IN_MEMORY = "a record is held in memory as a whole"
+_SHINGLES = "word n-grams tell documents apart by a few words"
+_HASHES = "fewer hash functions estimate badly, more only cost time"
+_SHARE_HELD_OUT = "what is held out is not trained on, so something must remain"
+_SIMILARITY = "at 0 all documents are alike, and equal ones are removed in any case"
+_ENTRIES = "letters need entries, and each entry is a row of the model's largest matrix"
+_CHARACTERS = "Unicode has so many"
+_MASKED = "tokens are learnt from those that stay"
+_PASSES = "each pass writes the corpus once more"
+_BINS = "each is a set of files, and a row has so many lengths at most"
+
+
+class SourceConfig(Section):
+    """`[[documents.sources]]`: texts of one kind."""
+
+    format: Literal["text", "jsonl", "parquet", "arrow", "wikiextractor", "mediawiki", "python-docstrings"] = "text"
+    inputs: tuple[UserPath, ...] = Field(min_length=1)
+    """Paths or globs. For `python-docstrings`: `stdlib` and names of installed distributions."""
+    document_separator: Literal["file", "blank-line", "google-bert"] = "file"
+    """For `text`: is a document a whole file, or what stands between blank lines? `google-bert` is the latter with one
+    ready sentence a line, as create_pretraining_data.py reads it."""
+    text_field: Text = "text"
+    """For `jsonl`: the text's place, with dots into nested objects; for `parquet` and `arrow`: the column."""
+    encoding: Text = "utf-8"
+    """Encoding of text without a byte order mark, by Python's name for it; a mark in the file goes before this."""
+    max_record_bytes: Annotated[int, Bounded(1 << 10, 1 << 36, _IN_MEMORY)] = 256 << 20
+    """A longer record (a whole file where a document is a file) is rejected: it would have to fit in memory."""
+    language: str = Field("en", min_length=2)
+    """Language code for sentence splitting, such as `en` or `de` (`pipelines.settings.sentence_languages`)."""
+    max_input_bytes: (
+        Annotated[int, Bounded(1, 1 << 60, "it bounds a trial's text; leave it out to read all")] | None
+    ) = None
+    """Read the inputs in sorted order up to about this many bytes; for trials."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_readable(cls, encoding: str) -> str:
+        """Replace the name by its canonical form.
+
+        Raises:
+            ValueError: Python knows no such text encoding, or its line ends are not ASCII's.
+        """
+        try:
+            name = codecs.lookup(encoding).name
+            line = _ASCII_LINE.encode(name)
+        except LookupError as error:
+            raise ValueError(
+                "not a text encoding that Python knows, such as utf-8, latin-1, cp1251, gb18030"
+            ) from error
+        except UnicodeError:
+            line = b""
+        is_wide = name.startswith(("utf-16", "utf-32"))
+        if name in _ESCAPING_ENCODINGS or (line != _ASCII_LINE.encode() and not is_wide and name != "utf-8-sig"):
+            raise ValueError("lines and markup are found by their ASCII bytes, which this encoding writes differently")
+        return "utf-8" if name == "utf-8-sig" else name
+
+    @field_validator("language")
+    @classmethod
+    def _language_is_known(cls, language: str) -> str:
+        """Refuse what the sentence splitter would treat as English without a word.
+
+        Raises:
+            ValueError: the sentence splitter knows no such language.
+        """
+        if language in SENTENCE_LANGUAGES:
+            return language
+        nearest = nearest_languages(language)
+        hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "use its ISO 639 code, such as 'de'"
+        raise ValueError(f"no language that sentences can be split for; {hint}")
+
+    @model_validator(mode="after")
+    def _settings_fit_the_format(self) -> SourceConfig:
+        for setting, formats in _SETTINGS_OF_FORMATS.items():
+            # A manifest names every setting, so only one that was changed tells a mistake.
+            is_changed = getattr(self, setting) != type(self).model_fields[setting].default
+            if is_changed and self.format not in formats:
+                known = ", ".join(formats)
+                raise ValueError(f"{setting} has no meaning for format = {self.format!r}, only for {known}")
+        return self
+
+
+class CleaningConfig(Section):
+    """`[documents.cleaning]`: what is mended in a text before it is cut into sentences."""
+
+    unicode_normalization: Literal["none", "NFC", "NFKC"] = "NFC"
+    fix_mojibake: bool = False
+    """Let ftfy mend text that was decoded with the wrong encoding; about twenty times slower than all the rest."""
+    repeated_lines: Literal["keep", "drop"] = "keep"
+    """`drop` leaves out every line that an earlier line of the same document equals: menus, headers, footers."""
+
+
+class NearDuplicatesConfig(Section):
+    """`[documents.near_duplicates]`: MinHash over word n-grams; of documents that are alike, one is kept."""
+
+    min_similarity: Annotated[float, Bounded(0.0, 1.0, _SIMILARITY, above_low=True, below_high=True)] = 0.8
+    """Jaccard similarity of two documents' n-grams from which they count as alike (Lee et al., 2022, section 4)."""
+    words_per_shingle: Annotated[int, Bounded(1, 100, _SHINGLES)] = 5
+    num_permutations: Annotated[int, Bounded(16, 4_096, _HASHES)] = 128
+
+
+class DocumentsConfig(Section):
+    """`[documents]`: which texts are read, how they become documents, and into how many shards."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    cleaning: CleaningConfig = CleaningConfig()
+    languages: tuple[Text, ...] = ()
+    """Keep documents in these languages only, by ISO 639 code, as py3langid tells them; empty keeps all."""
+    near_duplicates: NearDuplicatesConfig | None = None
+    """None removes exact duplicates only."""
+    min_sentences: Count = 1
+    """Documents of fewer sentences are rejected."""
+    min_characters: Count = 20
+    """Documents with less text are rejected."""
+    max_characters: Count | None = None
+    """Longer texts become several documents, split between paragraphs; None never splits."""
+    num_shards: Annotated[int, Bounded(1, 99_999, "file names have five digits for it")] = 16
+    heldout_share: Annotated[float, Bounded(0.0, 0.9, _SHARE_HELD_OUT)] = 0.01
+    """Share of documents, by hash, that is kept for evaluation only."""
+    warn_rejected_share: Probability = Field(0.1, json_schema_extra=OPERATIONAL)
+    """Warn where a larger share of the texts read is rejected for a fault; duplicates and redirects are none."""
+
+    @field_validator("languages")
+    @classmethod
+    def _languages_are_known(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
+        """Put the codes in order.
+
+        Raises:
+            ValueError: the language identifier knows no such code.
+        """
+        unknown = sorted({*languages} - LANGUAGES)
+        if unknown:
+            raise ValueError(f"no such language code: {', '.join(unknown)}; known are {', '.join(sorted(LANGUAGES))}")
+        return tuple(sorted({*languages}))
+
+    @model_validator(mode="after")
+    def _some_document_remains(self) -> DocumentsConfig:
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(
+                f"max_characters = {self.max_characters} splits all texts into documents below min_characters = "
+                f"{self.min_characters}, which are rejected; raise the one or lower the other"
+            )
+        return self
+
+
+class VocabularyConfig(Section):
+    """`[vocabulary]`: the WordPiece vocabulary and the casing of all that follows."""
+
+    size: Annotated[int, Bounded(100, 1 << 24, _ENTRIES)] = 30_522
+    layout: Literal["compact", "bert"] = "compact"
+    """Where the special tokens stand: `compact` at 0 to 4; `bert` as in the released uncased vocabulary, with [PAD] at
+    0, [UNK] [CLS] [SEP] [MASK] at 100 to 103, and 99 + 895 `[unused]` entries around them, all counted in `size`."""
+    lowercase: bool = True
+    strip_accents: bool | None = None
+    """None does as BERT does: strip when lower-casing."""
+    min_count: Count = 2
+    """Pairs rarer than this are never merged."""
+    alphabet_size: Annotated[int, Bounded(1, 1_114_112, _CHARACTERS)] = 1000
+    """The most frequent characters that get an entry; words with others become [UNK]."""
+
+    @model_validator(mode="after")
+    def _size_has_room(self) -> VocabularyConfig:
+        if self.size <= RESERVED_TOKENS[self.layout]:
+            raise ValueError(
+                f"size = {self.size} has no room beside the {RESERVED_TOKENS[self.layout]} reserved tokens of layout = "
+                f"{self.layout!r}; raise it, or use layout = 'compact'"
+            )
+        return self
+
+
+class ExampleLengthConfig(Section):
+    """`[[examples.lengths]]`: one set of examples, cut to a maximum length."""
+
+    max_seq_length: SequenceLength
+    max_predictions_per_seq: Annotated[int, Bounded(1, MAX_SEQ_LENGTH_LIMIT, "a row has no more tokens")]
+
+    @model_validator(mode="after")
+    def _predictions_fit(self) -> ExampleLengthConfig:
+        if self.max_predictions_per_seq > self.max_seq_length - 3:
+            most = self.max_seq_length - 3
+            raise ValueError(
+                f"max_predictions_per_seq = {self.max_predictions_per_seq} exceeds the {most} tokens of a pair"
+            )
+        return self
+
+
+class ExamplesConfig(Section):
+    """`[examples]`: next-sentence pairs with masked tokens, as create_pretraining_data.py makes them."""
+
+    seed: Seed = 12_345
+    passes: Annotated[int, Bounded(1, 10_000, _PASSES)] = 5
+    """How often each document is cut and masked anew (`dupe_factor` in the released code)."""
+    lengths: tuple[ExampleLengthConfig, ...] = (
+        ExampleLengthConfig(max_seq_length=128, max_predictions_per_seq=20),
+        ExampleLengthConfig(max_seq_length=512, max_predictions_per_seq=80),
+    )
+    masked_lm_prob: Annotated[float, Bounded(0.0, 0.5, _MASKED, above_low=True)] = 0.15
+    short_seq_prob: Probability = 0.1
+    """Share of documents, drawn anew in each pass, that are cut to a random shorter length; for pairs only."""
+    masking: Literal["static", "dynamic", "whole_word"] = "static"
+    """`dynamic` leaves the tokens as they are and training masks them anew each time (Liu et al., 2019, section 4.1);
+    `whole_word` masks all pieces of a word together, as the released code's --do_whole_word_mask."""
+    next_sentence: bool = True
+    """False packs full sentences up to the maximum length, over the borders of documents, without a second segment
+    and without the next-sentence task (Liu et al., 2019, section 4.2, "full-sentences")."""
+    num_length_bins: Annotated[int, Bounded(1, 512, _BINS)] = 1
+    """Write each maximum length in so many sets of files, by equal steps of row length; for readers that pad."""
+
+    @model_validator(mode="after")
+    def _lengths_differ(self) -> ExamplesConfig:
+        lengths = [length.max_seq_length for length in self.lengths]
+        if not lengths or len(set(lengths)) < len(lengths):
+            raise ValueError(f"lengths = {lengths}: give at least one, each max_seq_length once")
+        if self.num_length_bins > min(lengths):
+            raise ValueError(f"num_length_bins = {self.num_length_bins} is more than max_seq_length = {min(lengths)}")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit_the_task(self) -> ExamplesConfig:
+        # A manifest names every setting, so only one that was changed tells a mistake.
+        default = type(self).model_fields["short_seq_prob"].default
+        if not self.next_sentence and self.short_seq_prob != default:
+            raise ValueError(
+                f"short_seq_prob = {self.short_seq_prob} has no meaning for next_sentence = false, which fills every "
+                "row with full sentences; leave it out"
+            )
+        return self

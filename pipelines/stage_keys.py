@@ -1,0 +1,62 @@
+"""What decides the output of each preprocessing stage; no Beam here, so asking costs milliseconds."""
+
+from __future__ import annotations
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, digest_of, read_manifest
+from pipelines.contract.recipe import InputError, Recipe, RunConfig
+from pipelines.settings.documents import DocumentsConfig, ExamplesConfig, VocabularyConfig
+from pipelines.sources import find_inputs
+
+DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
+CORPUS_INPUT = "corpus"
+
+# To be raised whenever the same settings and inputs would give other bytes than before.
+DOCUMENTS_VERSION = 3
+VOCABULARY_VERSION = 1
+EXAMPLES_VERSION = 2
+
+
+def stage_directory(recipe: Recipe, stage: str) -> str:
+    """The directory of a stage in the recipe's workspace."""
+    return storage.join(recipe.section("run", RunConfig).workspace, stage)
+
+
+def documents_key(recipe: Recipe) -> StageKey:
+    """Key of the documents stage: settings, and the names, sizes and times of the files to be read.
+
+    Where the corpus is not here but its documents are, the key is that of the complete stage: nothing needs the texts.
+
+    Raises:
+        InputError: an input names no file, or the section is wrong.
+    """
+    config = recipe.section("documents", DocumentsConfig)
+    try:
+        found = find_inputs(config, recipe.section("run", RunConfig).workspace)
+    except InputError:
+        manifest = read_manifest(stage_directory(recipe, DOCUMENTS))
+        if manifest is None:
+            raise
+        key = StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, manifest.inputs)
+        if key.difference(stage_directory(recipe, DOCUMENTS)) is not None:
+            raise
+        return key
+    files = [[[file.name, file.size_bytes, file.modified_ns] for file in of_source] for of_source in found]
+    return StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, {CORPUS_INPUT: digest_of(files)})
+
+
+def vocabulary_key(recipe: Recipe) -> StageKey:
+    """Key of the vocabulary stage: settings and the documents' digest (empty while there are none)."""
+    config = recipe.section("vocabulary", VocabularyConfig)
+    return StageKey(VOCABULARY, VOCABULARY_VERSION, config, _digests(recipe, DOCUMENTS))
+
+
+def examples_key(recipe: Recipe) -> StageKey:
+    """Key of the examples stage: settings and the digests of documents and vocabulary."""
+    config = recipe.section("examples", ExamplesConfig)
+    return StageKey(EXAMPLES, EXAMPLES_VERSION, config, _digests(recipe, DOCUMENTS, VOCABULARY))
+
+
+def _digests(recipe: Recipe, *stages: str) -> dict[str, str]:
+    manifests = {stage: read_manifest(stage_directory(recipe, stage)) for stage in stages}
+    return {stage: manifest.digest if manifest else "" for stage, manifest in manifests.items()}

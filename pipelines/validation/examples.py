@@ -1,0 +1,235 @@
+"""Check the examples stage: every row, and the statistics recomputed from rows, documents and vocabulary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import (
+    DOCUMENTS_SCHEMA,
+    MANIFEST_NAME,
+    MASK,
+    SPECIAL_TOKENS,
+    SPLITS,
+    UNK,
+    VOCABULARY_NAME,
+    FileRecord,
+    Manifest,
+    examples_name,
+    examples_schema,
+    length_bins,
+    require_manifest,
+)
+from pipelines.examples.balancing import group_of
+from pipelines.examples.checks import first_fault
+from pipelines.examples.losses import LOSSES, losses_of
+from pipelines.examples.statistics import COUNTS, counts_of, rows_per_length
+from pipelines.examples.transforms import (
+    ShardNumber,
+    ShardRows,
+    metadata_of,
+    plan_examples,
+    read_documents,
+    stage_statistics,
+)
+from pipelines.examples.warnings import warnings_of
+from pipelines.jobs.arrow_files import EXAMPLES_PER_BATCH, examples_of
+from pipelines.settings.documents import ExamplesConfig, VocabularyConfig
+from pipelines.stage_keys import DOCUMENTS, VOCABULARY
+from pipelines.validation.faults import FaultError, compare, compare_names, config_of, table_of, tokens_of
+from pipelines.validation.manifests import sibling, stated
+from pipelines.wordpiece.token_counts import TokenCounts
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+
+
+def validate_examples(directory: str, manifest: Manifest) -> None:
+    """Check the rows of all files, and what the manifest says about them.
+
+    Raises:
+        InputError: the vocabulary is not next to the examples.
+        FaultError: a row, a file or a statistic is wrong.
+    """
+    config = config_of(directory, manifest, ExamplesConfig)
+    vocabulary_directory = sibling(directory, VOCABULARY)
+    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "python -m pipelines.train_vocabulary")
+    casing = config_of(vocabulary_directory, vocabulary, VocabularyConfig)
+    tokens = tokens_of(vocabulary_directory)
+    for token in SPECIAL_TOKENS:
+        if token not in tokens:
+            raise FaultError(f"{vocabulary_directory}/{VOCABULARY_NAME}: has no {token}")
+    rows_by_length = _check_files(directory, manifest, config, casing, tokens)
+    shards = _planned_shards(directory, manifest, config, casing, tokens)
+    if shards is None:
+        _compare_without_documents(directory, manifest, config, rows_by_length)
+        return
+    _compare_totals(directory, manifest, config, shards)
+    found = stage_statistics(list(manifest.files), rows_by_length, shards, config)
+    _compare_statistics(directory, manifest.statistics, found)
+
+
+def _check_files(
+    directory: str, manifest: Manifest, config: ExamplesConfig, casing: VocabularyConfig, tokens: list[str]
+) -> dict[int, NDArray[np.int64]]:
+    """Check the files; returns, by maximum length, how many rows have 0, 1, ... tokens."""
+    sha256 = storage.sha256_of(storage.join(sibling(directory, VOCABULARY), VOCABULARY_NAME))
+    records = {file.name: file for file in manifest.files}
+    totals = {split: _num_files(manifest, split) for split in SPLITS}
+    expected: list[str] = []
+    by_length: dict[int, NDArray[np.int64]] = {}
+    for length in config.lengths:
+        most = length.max_seq_length
+        by_length[most] = np.zeros(most + 1, np.int64)
+        for length_bin in length_bins(most, config.num_length_bins):
+            metadata = metadata_of(config, length, length_bin, casing, len(tokens), sha256)
+            schema = examples_schema(len(tokens), metadata)
+            for split, total in totals.items():
+                names = [examples_name(most, length_bin, split, number, total) for number in range(total)]
+                expected += names
+                for name in names:
+                    if name in records:
+                        by_length[most] += _check_rows(directory, records[name], schema, metadata, tokens)
+                _check_balance(directory, [records[name] for name in names if name in records])
+    compare_names(directory, list(manifest.files), expected)
+    return by_length
+
+
+def _num_files(manifest: Manifest, split: str) -> int:
+    """How many files of a split each length and bin has, as the first of their names says; 0 where it says nothing."""
+    names = [file.name for file in manifest.files if f"/{split}-" in file.name]
+    number = names[0].removesuffix(".arrow").rpartition("-")[2] if names else ""
+    # No more than there are files: a number that is damaged may be any.
+    return min(int(number), len(manifest.files)) if number.isdecimal() and len(number) < 9 else 0
+
+
+def _check_rows(
+    directory: str, file: FileRecord, schema: pa.Schema, metadata: dict[str, str], tokens: list[str]
+) -> NDArray[np.int64]:
+    """Check the rows of one file; returns how many have 0, 1, ... `max_seq_length` tokens."""
+    where, max_seq_length = f"{directory}/{file.name}", int(metadata["max_seq_length"])
+    rows_by_length = np.zeros(max_seq_length + 1, np.int64)
+    counts = Counter(dict.fromkeys(COUNTS, 0))
+    mask_id, unk_id = tokens.index(MASK), tokens.index(UNK)
+    first_row = 0
+    for batch in table_of(directory, file, schema).to_batches(EXAMPLES_PER_BATCH):
+        sizes = [pc.list_value_length(batch[name]) for name in ("masked_lm_positions", "masked_lm_ids")]
+        if not sizes[0].equals(sizes[1]):
+            row = pc.index(pc.not_equal(*sizes), True).as_py()
+            raise FaultError(f"{where}, row {first_row + row}: not one masked_lm_id for each masked position")
+        examples = examples_of(batch)
+        if fault := first_fault(examples, metadata, tokens):
+            raise FaultError(f"{where}, row {first_row + fault[0]}: {fault[1]}")
+        counts.update(counts_of(examples, mask_id, unk_id))
+        rows_by_length += rows_per_length(examples, max_seq_length)
+        first_row += batch.num_rows
+    for name in sorted({*counts, *file.statistics}):
+        compare(where, name, file.statistics.get(name), counts.get(name))
+    return rows_by_length
+
+
+def _check_balance(directory: str, files: list[FileRecord]) -> None:
+    """Files that exchanged rows differ by at most one row."""
+    for number, file in enumerate(files):
+        first = files[group_of(number, len(files)).start]
+        if not -1 <= file.rows - first.rows <= 1:
+            raise FaultError(f"{directory}/{file.name}: {file.rows} rows where {first.name} has {first.rows}")
+
+
+def _planned_shards(
+    directory: str, manifest: Manifest, config: ExamplesConfig, casing: VocabularyConfig, tokens: list[str]
+) -> list[ShardRows] | None:
+    """Cut the documents next to the examples into rows again; None where those are not, or are not the ones."""
+    source = sibling(directory, DOCUMENTS)
+    documents = stated(source)
+    if documents is None or documents.digest != manifest.inputs.get(DOCUMENTS):
+        return None
+    tokenizer = WordPieceTokenizer(tokens, casing.lowercase, casing.strip_accents)
+    shards = []
+    for split in SPLITS:
+        files = documents.files_of(split)
+        for number, file in enumerate(files):
+            text = read_documents(table_of(source, file, DOCUMENTS_SCHEMA), tokenizer)
+            rows, losses = {}, {}
+            for length in config.lengths:
+                most = length.max_seq_length
+                plan = plan_examples(text.documents, config, most)
+                rows[most] = [len(plan.keys), int(plan.lengths.sum()), int(plan.next_sentence_label.sum())]
+                losses[most] = losses_of(text.documents, text.sources, plan, config.passes, most)
+            shard = ShardNumber(split, number, len(files))
+            shards.append(ShardRows(shard, rows, losses, len(text.sources), text.counts))
+    return shards
+
+
+def _compare_totals(directory: str, manifest: Manifest, config: ExamplesConfig, shards: list[ShardRows]) -> None:
+    """The files of each length and split hold as many rows, tokens and random next sentences as the documents give."""
+    for length in config.lengths:
+        most = length.max_seq_length
+        for split in SPLITS:
+            files = manifest.files_of(split, f"length{most}")
+            of_split = [shard.rows[most] for shard in shards if shard.shard.split == split]
+            for place, name in enumerate(("examples", "tokens", "random_next")):
+                have = sum(file.statistics[name] for file in files)
+                given = sum(rows[place] for rows in of_split)
+                if have != given:
+                    raise FaultError(
+                        f"{directory}/length{most}: {have:,} {name} in the files of {split}, where the documents give "
+                        f"{given:,} with the settings of {MANIFEST_NAME} (passes = {config.passes}, short_seq_prob = "
+                        f"{config.short_seq_prob}, seed = {config.seed})"
+                    )
+
+
+def _compare_without_documents(
+    directory: str, manifest: Manifest, config: ExamplesConfig, rows_by_length: dict[int, NDArray[np.int64]]
+) -> None:
+    """What the rows alone give; figures about the documents are taken from the manifest, and used for the others."""
+    lengths, text = (_mapping(directory, manifest.statistics, name) for name in ("lengths", "text"))
+    losses: dict[int, dict[str, int]] = {}
+    for length in config.lengths:
+        facts = _mapping(directory, lengths, str(length.max_seq_length))
+        losses[length.max_seq_length] = {name: _count(directory, facts, name) for name in LOSSES}
+    counts = TokenCounts(*(_count(directory, text, name) for name in TokenCounts._fields))
+    shards = []
+    for split in SPLITS:
+        documents = _count(directory, text, f"{split}_documents")
+        is_first = split == SPLITS[0]
+        nothing = {most: dict.fromkeys(LOSSES, 0) for most in losses}
+        shard = ShardNumber(split, 0, 1)
+        shards.append(
+            ShardRows(shard, {}, losses if is_first else nothing, documents, counts if is_first else TokenCounts())
+        )
+    found = stage_statistics(list(manifest.files), rows_by_length, shards, config)
+    _compare_statistics(directory, manifest.statistics, found)
+    compare(directory, "warnings", manifest.statistics.get("warnings"), warnings_of(lengths, text, config))
+
+
+def _mapping(directory: str, values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = values.get(name)
+    if not isinstance(value, Mapping):
+        raise FaultError(f"{directory}/{MANIFEST_NAME}: statistics has no {name}")
+    return value
+
+
+def _count(directory: str, values: Mapping[str, Any], name: str) -> int:
+    value = values.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise FaultError(f"{directory}/{MANIFEST_NAME}: statistics: {name} = {value!r} is no count")
+    return value
+
+
+def _compare_statistics(directory: str, stated_ones: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compare all statistics, those of each length and of the text one by one."""
+    for group in sorted({*stated_ones, *found} - {"lengths", "text"}):
+        compare(directory, group, stated_ones.get(group), found.get(group))
+    nested = {"text": found["text"], **{f"lengths.{length}": facts for length, facts in found["lengths"].items()}}
+    lengths = _mapping(directory, stated_ones, "lengths")
+    compare(directory, "lengths", sorted(lengths), sorted(found["lengths"]))
+    for group, facts in nested.items():
+        own = _mapping(directory, lengths if group != "text" else stated_ones, group.removeprefix("lengths."))
+        for name in sorted({*facts, *own}):
+            compare(directory, f"{group}.{name}", own.get(name), facts.get(name))

@@ -1,0 +1,94 @@
+"""How much arithmetic and memory a model takes, by formulas; light to import, without torch.
+
+Arithmetic is counted as PaLM (Chowdhery et al., 2022, appendix B) and Megatron-LM count it, forward and backward
+together, for the tokens that exist: padding and recomputation add nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from training.settings.pretraining import ModelConfig
+
+HALF_BYTES, SINGLE_BYTES = 2, 4
+_MOMENTS = 2
+
+
+def step_flops(
+    model: ModelConfig,
+    vocab_size: int,
+    tokens: float,
+    squared_tokens: float,
+    masked_tokens: float,
+    paired_sequences: float = 0,
+) -> float:
+    """Floating-point operations of one training step, forward and backward.
+
+    6 N T + 12 L H sum(S^2) + 6 M (H^2 + H V) + 6 B (H^2 + 2 H), where N counts the encoder's matrices
+    (L (4 H^2 + 2 H I)), T the tokens, S the length of each sequence, M the masked tokens and B the paired sequences.
+
+    Args:
+        tokens, squared_tokens: sums of the lengths of the step's sequences, and of their squares.
+        masked_tokens: tokens that the masked-LM head sees.
+        paired_sequences: sequences that the pooler and the next-sentence head see; their share is below 0.1 %.
+    """
+    hidden, layers = model.hidden_size, model.num_hidden_layers
+    encoder = layers * (4 * hidden * hidden + 2 * hidden * model.intermediate_size)
+    masked_head = hidden * hidden + hidden * vocab_size
+    pair_head = hidden * hidden + 2 * hidden
+    return (
+        6.0 * encoder * tokens
+        + 12.0 * layers * hidden * squared_tokens
+        + 6.0 * masked_head * masked_tokens
+        + 6.0 * pair_head * paired_sequences
+    )
+
+
+def num_parameters(model: ModelConfig, vocab_size: int, next_sentence: bool = True) -> int:
+    """Parameters of training/bert/heads.py's BertForPreTraining, the tied decoder counted once."""
+    hidden, wide = model.hidden_size, model.intermediate_size
+    layer_norm = 2 * hidden
+    square = hidden * hidden + hidden
+    embeddings = (vocab_size + model.max_position_embeddings + model.type_vocab_size) * hidden + layer_norm
+    layer = 4 * square + (hidden * wide + wide) + (wide * hidden + hidden) + 2 * layer_norm
+    masked_head = square + layer_norm + vocab_size
+    pooler_and_pair_head = square + 2 * hidden + 2 if next_sentence else 0
+    return embeddings + model.num_hidden_layers * layer + masked_head + pooler_and_pair_head
+
+
+class ModelStates(NamedTuple):
+    """Bytes of one rank that grow with the parameters; activations, temporary buffers and the runtime come on top."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    """Adam's moments, and master weights where there are any."""
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+
+def model_states(parameters: int, precision: str, zero_stage: int, ranks: int) -> ModelStates:
+    """What ZeRO leaves on one rank (Rajbhandari et al., 2020, section 3.1 and figure 1).
+
+    Stage 1 cuts the optimizer's state into one part a rank, 2 the gradients too, 3 the weights too. DeepSpeed's
+    stages 1 to 3 keep master weights also for fp32 (stage_1_and_2.py, `single_partition_of_fp32_groups`).
+
+    Args:
+        precision: `fp32`, `bf16` or `fp16`.
+    """
+    width = SINGLE_BYTES if precision == "fp32" else HALF_BYTES
+    has_master = precision != "fp32" or zero_stage > 0
+    optimizer = SINGLE_BYTES * (_MOMENTS + has_master)
+    return ModelStates(
+        weights=parameters * width / (ranks if zero_stage >= 3 else 1),
+        gradients=parameters * width / (ranks if zero_stage >= 2 else 1),
+        optimizer=parameters * optimizer / (ranks if zero_stage >= 1 else 1),
+    )
+
+
+def checkpoint_bytes(parameters: int, precision: str, zero_stage: int) -> float:
+    """Bytes of one checkpoint over all ranks: weights and the optimizer's state, no gradients."""
+    states = model_states(parameters, precision, zero_stage, ranks=1)
+    return states.weights + states.optimizer

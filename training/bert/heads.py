@@ -1,0 +1,141 @@
+"""Encoder plus output layers: pre-training (masked LM and next sentence) and sequence classification."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from training.bert.losses import classification_loss, linear_cross_entropy
+from training.bert.modeling import BertModel, activation
+from training.bert.packing import PackedSequences
+from training.settings.pretraining import ModelConfig
+
+
+class PredictionTransform(nn.Module):
+    """Dense, GELU, LayerNorm before the decoder (run_pretraining.py, get_masked_lm_output)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.hidden_act = config.hidden_act
+
+    def forward(self, hidden_MH: torch.Tensor) -> torch.Tensor:
+        result_MH: torch.Tensor = self.LayerNorm(activation(self.dense(hidden_MH), self.hidden_act))
+        return result_MH
+
+
+class TiedDecoder(nn.Module):
+    """Output projection with the word embeddings' own matrix; a module of its own so that ZeRO-3 gathers the weight."""
+
+    def __init__(self, weight_VH: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight_VH
+
+    def forward(
+        self, hidden_MH: torch.Tensor, bias_V: torch.Tensor, labels_M: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return linear_cross_entropy(hidden_MH, self.weight, bias_V, labels_M)
+
+
+class MaskedLMHead(nn.Module):
+    def __init__(self, config: ModelConfig, weight_VH: nn.Parameter) -> None:
+        super().__init__()
+        self.transform = PredictionTransform(config)
+        self.decoder = TiedDecoder(weight_VH)
+        self.bias = nn.Parameter(torch.zeros(weight_VH.shape[0]))
+
+    def forward(self, hidden_MH: torch.Tensor, labels_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        result: tuple[torch.Tensor, torch.Tensor] = self.decoder(self.transform(hidden_MH), self.bias, labels_M)
+        return result
+
+    def logits(self, hidden_MH: torch.Tensor) -> torch.Tensor:
+        return functional.linear(self.transform(hidden_MH), self.decoder.weight, self.bias)
+
+
+class PreTrainingHeads(nn.Module):
+    def __init__(self, config: ModelConfig, weight_VH: nn.Parameter, next_sentence: bool) -> None:
+        super().__init__()
+        self.predictions = MaskedLMHead(config, weight_VH)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2) if next_sentence else None
+
+
+class PreTrainingOutput(NamedTuple):
+    """Sums over a micro-batch: losses [] float32, counts of correct predictions [] int64; None without that task."""
+
+    mlm_loss_sum: torch.Tensor
+    mlm_correct: torch.Tensor
+    nsp_loss_sum: torch.Tensor | None
+    nsp_correct: torch.Tensor | None
+
+
+class BertForPreTraining(nn.Module):
+    """BERT with both heads; keys of `state_dict` equal Hugging Face's class of the same name.
+
+    Without `next_sentence` there is neither that head nor the pooler, which it alone trains: keys are then those of
+    Hugging Face's BertForMaskedLM.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, next_sentence: bool = True) -> None:
+        super().__init__()
+        self.bert = BertModel(config, vocab_size, with_pooler=next_sentence)
+        weight_VH = self.bert.embeddings.word_embeddings.weight
+        assert isinstance(weight_VH, nn.Parameter)
+        self.cls = PreTrainingHeads(config, weight_VH, next_sentence)
+
+    @property
+    def architecture(self) -> str:
+        """Hugging Face's class that holds exactly these weights."""
+        return "BertForMaskedLM" if self.cls.seq_relationship is None else "BertForPreTraining"
+
+    def forward(
+        self,
+        sequences: PackedSequences,
+        masked_lm_positions_M: torch.Tensor,
+        masked_lm_ids_M: torch.Tensor,
+        next_sentence_label_B: torch.Tensor,
+    ) -> PreTrainingOutput:
+        """The losses, summed.
+
+        Args:
+            sequences: the packed batch.
+            masked_lm_positions_M: [M] int64, flat positions among the T tokens.
+            masked_lm_ids_M: [M] int64, the original tokens there.
+            next_sentence_label_B: [B] int64, 1 where segment B is random; not read without `next_sentence`.
+        """
+        hidden_TH, pooled_BH = self.bert(sequences)
+        mlm_loss_sum, mlm_correct = self.cls.predictions(
+            hidden_TH.index_select(0, masked_lm_positions_M), masked_lm_ids_M
+        )
+        if self.cls.seq_relationship is None:
+            return PreTrainingOutput(mlm_loss_sum, mlm_correct, None, None)
+        nsp_loss_sum, nsp_correct = classification_loss(self.cls.seq_relationship(pooled_BH), next_sentence_label_B)
+        return PreTrainingOutput(mlm_loss_sum, mlm_correct, nsp_loss_sum, nsp_correct)
+
+
+class BertForSequenceClassification(nn.Module):
+    """One dense layer on the pooled output, after dropout (run_classifier.py, create_model).
+
+    With a single label the output is a score, fitted by squared error (STS-B).
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int) -> None:
+        super().__init__()
+        self.bert = BertModel(config, vocab_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, sequences: PackedSequences) -> torch.Tensor:
+        """Logits [B, C] of a packed batch."""
+        logits_BC: torch.Tensor = self.classifier(self.dropout(self.bert.pooled(sequences)))
+        return logits_BC
+
+    @staticmethod
+    def loss(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        """Mean loss of a batch; labels_B is int64 classes, or float scores where there is a single label."""
+        if logits_BC.shape[1] == 1:
+            return functional.mse_loss(logits_BC.float().squeeze(1), labels_B.float())
+        return functional.cross_entropy(logits_BC.float(), labels_B)

@@ -1,0 +1,217 @@
+"""Hugging Face directories: written so that `transformers` alone loads them, and read from whoever wrote them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from training.bert.model_readme import README_NAME, readme
+from training.settings.pretraining import ModelConfig
+from training.tokenizing.export import write_tokenizer
+from training.tokenizing.loading import load_tokenizer
+
+CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
+
+_DECODER = "cls.predictions.decoder"
+_TIED = f"{_DECODER}.weight"
+_BUFFERS = (".position_ids", ".embeddings.token_type_ids")
+_HEADS = ("cls.", "classifier.")
+_OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+
+
+def huggingface_config(config: ModelConfig, vocab_size: int, architecture: str, **more: Any) -> dict[str, Any]:
+    """The contents of config.json; `more` adds keys such as id2label."""
+    return {
+        "model_type": "bert",
+        "architectures": [architecture],
+        "vocab_size": vocab_size,
+        **config.identity(),
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+        **more,
+    }
+
+
+def write_model(
+    directory: str, state: Mapping[str, torch.Tensor], config: Mapping[str, Any], vocabulary_directory: str
+) -> list[str]:
+    """Write all that a consumer needs: config.json, weights, tokenizer, README.md.
+
+    Args:
+        directory: created if need be; files appear complete or not at all.
+        state: `state_dict` of one of training/bert/heads.py's models, fp32.
+        config: what `huggingface_config` made.
+        vocabulary_directory: the vocabulary or the encoder whose tokenizer the model was trained with.
+
+    Returns:
+        Names of the files written.
+
+    Raises:
+        InputError: the tokenizer cannot be read, or consumers would get other ids from an export of it.
+    """
+    os.makedirs(directory, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items() if name != _TIED}
+    storage.write_bytes(
+        storage.join(directory, WEIGHTS_NAME), safetensors.torch.save(tensors, metadata={"format": "pt"})
+    )
+    config = {**config, "pad_token_id": load_tokenizer(vocabulary_directory).id_of("pad_token") or 0}
+    storage.write_bytes(storage.join(directory, CONFIG_NAME), json.dumps(config, indent=2).encode() + b"\n")
+    names = write_tokenizer(directory, vocabulary_directory, int(config["max_position_embeddings"]))
+    storage.write_bytes(storage.join(directory, README_NAME), readme(directory).encode())
+    return [CONFIG_NAME, README_NAME, WEIGHTS_NAME, *names]
+
+
+def read_config(directory: str) -> tuple[ModelConfig, int]:
+    """Architecture and vocabulary size of a Hugging Face BERT directory.
+
+    Raises:
+        InputError: it is not a BERT that this code computes.
+    """
+    path = storage.join(directory, CONFIG_NAME)
+    if storage.file_size_bytes(path) is None:
+        raise InputError(f"{directory}: no {CONFIG_NAME}; give the directory of a Hugging Face BERT model")
+    try:
+        values = json.loads(storage.read_bytes(path))
+        # What a file leaves out has Hugging Face's default, which equals ours.
+        known = {name: values[name] for name in ModelConfig.model_fields if name in values and name != "size"}
+        if values.get("model_type") != "bert":
+            raise ValueError(f"model_type is {values.get('model_type')!r}, not 'bert'")
+        if values.get("position_embedding_type", "absolute") != "absolute":
+            raise ValueError(f"position_embedding_type is {values['position_embedding_type']!r}, not 'absolute'")
+        if values.get("hidden_act") in ("gelu_pytorch_tanh", "gelu_fast"):
+            known["hidden_act"] = "gelu_new"
+        if values.get("is_decoder") or values.get("add_cross_attention"):
+            raise ValueError("is_decoder is set, and this is no encoder then")
+        return ModelConfig.model_validate(known), int(values["vocab_size"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot be used ({first_line}); give the directory of a BERT model") from error
+
+
+def read_weights(directory: str) -> dict[str, torch.Tensor]:
+    """All tensors of a Hugging Face BERT directory under our names: encoder keys begin with `bert.`.
+
+    Read is model.safetensors or, where there is none, pytorch_model.bin, either of them also in parts with an index.
+    Nothing of a .bin is run: only tensors are unpickled. Names of the released TensorFlow code (gamma, beta) and keys
+    without `bert.` are understood; what is derived or tied is left out.
+
+    Raises:
+        InputError: there are no readable weights, or the decoder is not tied to the word embeddings.
+    """
+    stored = {_our_name(name): tensor for name, tensor in _stored_tensors(directory).items()}
+    if not any(name.startswith("bert.") for name in stored):
+        stored = {name if name.startswith(_HEADS) else f"bert.{name}": tensor for name, tensor in stored.items()}
+    decoder = stored.pop(_TIED, None)
+    embeddings = stored.get("bert.embeddings.word_embeddings.weight")
+    if decoder is not None and embeddings is not None and not torch.equal(decoder, embeddings):
+        _require_finite(embeddings, "bert.embeddings.word_embeddings.weight", directory)
+        raise InputError(
+            f"{directory}: weight {_TIED} differs from the word embeddings; a BERT shares them, this model does not"
+        )
+    bias = stored.pop(f"{_DECODER}.bias", None)
+    if bias is not None:
+        stored.setdefault("cls.predictions.bias", bias)
+    return {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
+
+
+def _our_name(name: str) -> str:
+    for old, new in _OLD_NAMES:
+        name = name.replace(old, new)
+    return name
+
+
+def _stored_tensors(directory: str) -> dict[str, torch.Tensor]:
+    for name in (WEIGHTS_NAME, OLD_WEIGHTS_NAME):
+        path = storage.join(directory, name)
+        if storage.file_size_bytes(path) is not None:
+            return _tensors_of(path)
+        index = f"{path}.index.json"
+        if storage.file_size_bytes(index) is not None:
+            tensors: dict[str, torch.Tensor] = {}
+            for part in _parts_of(index):
+                tensors |= _tensors_of(storage.join(directory, part))
+            return tensors
+    raise InputError(
+        f"{directory}: neither {WEIGHTS_NAME} nor {OLD_WEIGHTS_NAME}; give the directory of a Hugging Face BERT model"
+    )
+
+
+def _parts_of(index: str) -> list[str]:
+    try:
+        return sorted({str(part) for part in json.loads(storage.read_bytes(index))["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{index}: not an index of weights ({error}); fetch it again") from error
+
+
+def _tensors_of(path: str) -> dict[str, torch.Tensor]:
+    if storage.file_size_bytes(path) is None:
+        raise InputError(f"{path}: missing, though the index names it; fetch the model again")
+    if not path.endswith(".bin"):
+        try:
+            return safetensors.torch.load_file(storage.local_path(path))
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+    try:
+        found = torch.load(storage.local_path(path), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read as weights alone ({reason}); save it as {WEIGHTS_NAME}") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise InputError(f"{path}: holds something else than named tensors; save the model's state_dict")
+    return found
+
+
+def load_into(
+    model: nn.Module, state: Mapping[str, torch.Tensor], source: str, optional: Sequence[str] = ()
+) -> list[str]:
+    """Copy weights into a model.
+
+    Args:
+        model: one of training/bert/heads.py's.
+        state: what `read_weights` gave; keys that the model has no use for are ignored.
+        source: named in errors.
+        optional: prefixes of parameters that may be absent and then keep their fresh values, such as `classifier.`.
+
+    Returns:
+        Names of the parameters that kept their fresh values.
+
+    Raises:
+        InputError: a weight is missing, of another shape, or not finite.
+    """
+    kept: list[str] = []
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            tensor = state.get(name)
+            if tensor is None:
+                if not name.startswith(tuple(optional)):
+                    raise InputError(f"{source}: lacks the weight {name}; it is not a whole BERT of this kind")
+                kept.append(name)
+                continue
+            if tensor.shape != parameter.shape:
+                raise InputError(
+                    f"{source}: weight {name} has shape {tuple(tensor.shape)}, the model needs {tuple(parameter.shape)}"
+                )
+            _require_finite(tensor, name, source)
+            parameter.copy_(tensor)
+    return kept
+
+
+def _require_finite(tensor: torch.Tensor, name: str, source: str) -> None:
+    """One NaN in a weight makes everything that is computed with it NaN."""
+    if torch.isfinite(tensor).all():
+        return
+    count = int((~torch.isfinite(tensor)).sum())
+    raise InputError(
+        f"{source}: weight {name} has {count} of {tensor.numel()} numbers that are not finite; the model diverged in "
+        "training, or its file is damaged: take another checkpoint, or train it again with a lower learning rate"
+    )

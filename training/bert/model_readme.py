@@ -1,0 +1,75 @@
+"""The page beside a model's files: what it is and how it is loaded, from what the files themselves say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipelines.contract import storage
+from pipelines.wordpiece.tokenizer_config import TOKENIZER_CONFIG_NAME
+
+README_NAME = "README.md"
+
+FILL_MASK, TEXT_CLASSIFICATION = "fill-mask", "text-classification"
+TOKEN_CLASSIFICATION, QUESTION_ANSWERING = "token-classification", "question-answering"
+
+PIPELINE_TASKS = {
+    "BertForPreTraining": FILL_MASK,
+    "BertForMaskedLM": FILL_MASK,
+    "BertForSequenceClassification": TEXT_CLASSIFICATION,
+    "BertForTokenClassification": TOKEN_CLASSIFICATION,
+    "BertForQuestionAnswering": QUESTION_ANSWERING,
+}
+"""What a consumer does with a model, by the architecture in its config.json."""
+
+
+def readme(directory: str) -> str:
+    """README.md of a Hugging Face directory, with the front matter that Hugging Face's tools read."""
+    config, tokenizer = (_read(directory, name) for name in ("config.json", TOKENIZER_CONFIG_NAME))
+    (architecture,) = config["architectures"]
+    task = PIPELINE_TASKS.get(architecture)
+    tag = f"pipeline_tag: {task}\n" if task else ""
+    rows = [
+        ("architecture", architecture),
+        ("layers, hidden size, heads", _sizes(config)),
+        ("vocabulary", f"{config['vocab_size']:,} entries, {_casing(tokenizer)}"),
+        ("longest text", f"{config['max_position_embeddings']} tokens with the special ones; longer ones are cut"),
+    ]
+    if "id2label" in config:
+        rows.append(("labels", ", ".join(str(label) for label in config["id2label"].values())))
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+    front_matter = f"---\nlibrary_name: transformers\n{tag}---\n"
+    return f"{front_matter}\n# {architecture}\n\n| what | value |\n|---|---|\n{table}\n\n{_use(architecture)}"
+
+
+def _read(directory: str, name: str) -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads(storage.read_bytes(storage.join(directory, name)))
+    return contents
+
+
+def _sizes(config: dict[str, Any]) -> str:
+    return ", ".join(str(config[name]) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+
+
+def _casing(tokenizer: dict[str, Any]) -> str:
+    if "do_lower_case" not in tokenizer:
+        return "as tokenizer.json says"
+    stripped = tokenizer["strip_accents"]
+    stripped = tokenizer["do_lower_case"] if stripped is None else stripped
+    return f"{'lower-cased' if tokenizer['do_lower_case'] else 'cased'}, accents {'stripped' if stripped else 'kept'}"
+
+
+def _use(architecture: str) -> str:
+    lines = (
+        f"from transformers import AutoTokenizer, {architecture}",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("this directory")',
+        f'model = {architecture}.from_pretrained("this directory")',
+        'model(**tokenizer("A text.", truncation=True, return_tensors="pt"))',
+    )
+    code = "\n".join(lines)
+    return f"```python\n{code}\n```\n"
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,227 @@
+"""The BERT encoder on packed tokens, as modeling.py of google-research/bert builds it on padded ones.
+
+Post-LayerNorm Transformer (paper, section 3; Vaswani et al. 2017): x = LayerNorm(x + Dropout(sublayer(x))), eps 1e-12,
+weights from a truncated normal of deviation 0.02, dropout 0.1 on embeddings, sublayers and attention probabilities,
+a tanh pooler on [CLS]. Modules are named so that `state_dict` keys equal those of Hugging Face's BERT.
+
+Shape suffixes, read left to right as the tensor's axes:
+    T  packed tokens of the batch       B  sequences                 S  positions of one sequence
+    H  hidden_size                      N  attention heads           D  size of a head, H / N
+    I  intermediate_size                V  vocabulary                M  masked positions of the batch
+    C  classes
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from training.bert.attention import packed_attention
+from training.bert.packing import PackedSequences
+from training.settings.pretraining import ModelConfig
+
+
+def activation(hidden_TI: torch.Tensor, hidden_act: str) -> torch.Tensor:
+    """GELU: `gelu` is the exact one, `gelu_new` the tanh approximation (modeling.py, `gelu`)."""
+    return functional.gelu(hidden_TI, approximate="tanh" if hidden_act == "gelu_new" else "none")
+
+
+class BertEmbeddings(nn.Module):
+    """Sum of word, position and token-type embeddings, LayerNorm, dropout (embedding_postprocessor)."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, sequences: PackedSequences) -> torch.Tensor:
+        embedded_TH = self.word_embeddings(sequences.input_ids_T)
+        embedded_TH = embedded_TH + self.position_embeddings(sequences.position_ids_T)
+        embedded_TH = embedded_TH + self.token_type_embeddings(sequences.token_type_ids_T)
+        result_TH: torch.Tensor = self.dropout(self.LayerNorm(embedded_TH))
+        return result_TH
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head self-attention without its output projection (attention_layer)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_attention_heads = config.num_attention_heads
+        self.head_size = config.head_size
+        self.dropout_p = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
+        shape_TND = (-1, self.num_attention_heads, self.head_size)
+        attended_TND = packed_attention(
+            self.query(hidden_TH).view(shape_TND),
+            self.key(hidden_TH).view(shape_TND),
+            self.value(hidden_TH).view(shape_TND),
+            sequences.cu_seqlens,
+            sequences.max_seqlen,
+            self.dropout_p if self.training else 0.0,
+            sequences.plan,
+        )
+        return attended_TND.reshape(hidden_TH.shape)
+
+
+class BertResidualOutput(nn.Module):
+    """Projection, dropout, residual, LayerNorm: the end of both sublayers."""
+
+    def __init__(self, config: ModelConfig, input_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, sublayer: torch.Tensor, residual_TH: torch.Tensor) -> torch.Tensor:
+        result_TH: torch.Tensor = self.LayerNorm(self.dropout(self.dense(sublayer)) + residual_TH)
+        return result_TH
+
+
+class BertAttention(nn.Module):
+    """Names the two parts of a layer's first half as the released code does; BertLayer calls them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertResidualOutput(config, config.hidden_size)
+
+
+class BertIntermediate(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.hidden_act = config.hidden_act
+
+    def forward(self, hidden_TH: torch.Tensor) -> torch.Tensor:
+        return activation(self.dense(hidden_TH), self.hidden_act)
+
+
+class BertLayer(nn.Module):
+    """One Transformer block: self-attention, then the feed-forward sublayer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertResidualOutput(config, config.intermediate_size)
+
+    def forward(
+        self, hidden_TH: torch.Tensor, sequences: PackedSequences, tokens_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Output of all tokens or, with `tokens_B`, of those alone: [B, H]."""
+        context_TH = self.attention.self(hidden_TH, sequences)
+        if tokens_B is not None:
+            context_TH, hidden_TH = context_TH.index_select(0, tokens_B), hidden_TH.index_select(0, tokens_B)
+        return self.after_attention(context_TH, hidden_TH)
+
+    def after_attention(self, context_TH: torch.Tensor, hidden_TH: torch.Tensor) -> torch.Tensor:
+        """What treats each token by itself, which is what `compile_layers` compiles."""
+        attended_TH = self.attention.output(context_TH, hidden_TH)
+        result_TH: torch.Tensor = self.output(self.intermediate(attended_TH), attended_TH)
+        return result_TH
+
+
+class BertEncoder(nn.Module):
+    """The layers; with `activation_checkpointing` each keeps only its input and is computed again in backward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
+        self.activation_checkpointing = False
+
+    def forward(
+        self, hidden_TH: torch.Tensor, sequences: PackedSequences, tokens_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Output of the last layer for all tokens or, with `tokens_B`, for those alone: [B, H]."""
+        for index, layer in enumerate(self.layer):
+            wanted_B = tokens_B if index + 1 == len(self.layer) else None
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # It restores the generators, so that dropout draws the same numbers the second time.
+                hidden_TH = checkpoint(layer, hidden_TH, sequences, wanted_B, use_reentrant=False)
+            else:
+                hidden_TH = layer(hidden_TH, sequences, wanted_B)
+        return hidden_TH
+
+
+class BertPooler(nn.Module):
+    """tanh of a dense layer on [CLS] (BertModel, `pooler`)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first_BH: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.dense(first_BH))
+
+
+class BertModel(nn.Module):
+    """Embeddings, encoder and, unless nothing would train it, the pooler."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, with_pooler: bool = True) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config, vocab_size)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config) if with_pooler else None
+
+    def forward(self, sequences: PackedSequences) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encode a packed batch.
+
+        Returns:
+            hidden_TH [T, H], the last layer's output, and pooled_BH [B, H], None without a pooler.
+        """
+        hidden_TH = self.encoder(self.embeddings(sequences), sequences)
+        if self.pooler is None:
+            return hidden_TH, None
+        return hidden_TH, self.pooler(hidden_TH.index_select(0, sequences.first_tokens_B))
+
+    def pooled(self, sequences: PackedSequences) -> torch.Tensor:
+        """pooled_BH [B, H] alone: after attention the last layer computes [CLS] only, as nothing reads the rest."""
+        assert self.pooler is not None
+        pooled_BH: torch.Tensor = self.pooler(
+            self.encoder(self.embeddings(sequences), sequences, sequences.first_tokens_B)
+        )
+        return pooled_BH
+
+
+def compile_layers(model: BertModel) -> None:
+    """Let torch.compile fuse the token-wise part of every layer: projections, GELU, dropout, residuals, LayerNorms.
+
+    The number of tokens is a symbol and all layers share the code, so a run compiles a handful of times, in training
+    and in evaluation, and not again for new lengths. Attention stays as it is: on CUDA one kernel of its own, on a CPU
+    a loop over length bins, whose number and sizes change with every batch.
+    """
+    for layer in model.encoder.layer:
+        assert isinstance(layer, BertLayer)
+        layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
+
+
+def initialize_weights(model: nn.Module, initializer_range: float, seed: int) -> None:
+    """Draw all weights anew, from `seed` alone: the same on every rank and for any number of ranks.
+
+    Matrices come from a normal distribution cut off at two deviations (tf.truncated_normal_initializer in modeling.py,
+    `create_initializer`), biases are 0 and LayerNorm scales 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("LayerNorm.weight"):
+            nn.init.ones_(parameter)
+        elif parameter.ndim < 2:
+            nn.init.zeros_(parameter)
+        else:
+            bound = 2.0 * initializer_range
+            nn.init.trunc_normal_(parameter, std=initializer_range, a=-bound, b=bound, generator=generator)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable parameters, a tied one counted once."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

@@ -1,0 +1,83 @@
+"""Packed batches: the tokens of several sequences one after the other, with no padding between or after them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from training.bert.attention import AttentionPlan, plan_attention
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """What the encoder reads; suffixes as in training/bert/modeling.py.
+
+    input_ids_T, token_type_ids_T, position_ids_T: [T] int64. first_tokens_B: [B] int64, where each [CLS] stands.
+    cu_seqlens: [B+1] int32. max_seqlen: tokens of the longest sequence. plan: length bins, None where the
+    variable-length kernel needs none.
+    """
+
+    input_ids_T: torch.Tensor
+    token_type_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    first_tokens_B: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    plan: AttentionPlan | None
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.input_ids_T.shape[0])
+
+    @property
+    def num_sequences(self) -> int:
+        return int(self.first_tokens_B.shape[0])
+
+    def to(self, device: torch.device) -> PackedSequences:
+        """Copy to a device; the plan must have been made for it, or be None."""
+        if self.input_ids_T.device == device:
+            return self
+        return replace(
+            self,
+            input_ids_T=self.input_ids_T.to(device, non_blocking=True),
+            token_type_ids_T=self.token_type_ids_T.to(device, non_blocking=True),
+            position_ids_T=self.position_ids_T.to(device, non_blocking=True),
+            first_tokens_B=self.first_tokens_B.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+        )
+
+
+def pack(
+    input_ids: npt.NDArray[np.integer],
+    lengths: IntArray,
+    segment_b_starts: IntArray,
+    device: torch.device | str = "cpu",
+    with_plan: bool = True,
+) -> PackedSequences:
+    """Derive everything the encoder needs from the tokens, their lengths and where segment B begins.
+
+    Args:
+        input_ids: [T] integers, sequence after sequence.
+        lengths: [B], tokens of each sequence; rows in descending order of length make the fewest copies.
+        segment_b_starts: [B], position of segment B's first token, or the length where there is no B.
+        device: where the plan's index tensors go; all else stays on the CPU until `to`.
+        with_plan: make the length bins.
+    """
+    cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
+    token_type_ids = (position_ids >= np.repeat(segment_b_starts, lengths)).astype(np.int64)
+    return PackedSequences(
+        input_ids_T=torch.from_numpy(input_ids.astype(np.int64)),
+        token_type_ids_T=torch.from_numpy(token_type_ids),
+        position_ids_T=torch.from_numpy(position_ids),
+        first_tokens_B=torch.from_numpy(cu_seqlens[:-1].copy()),
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        max_seqlen=int(lengths.max(initial=0)),
+        plan=plan_attention(cu_seqlens, device) if with_plan else None,
+    )

@@ -1,0 +1,33 @@
+"""Bytes that the stages of training will write, by arithmetic, for whoever has to know before the first of them.
+
+Light to import, without torch.
+"""
+
+from __future__ import annotations
+
+from training.bert.flops import SINGLE_BYTES, checkpoint_bytes
+from training.settings.pretraining import PretrainingConfig
+
+
+def disk_bytes_checkpoints(pretraining: PretrainingConfig, parameters: int) -> float:
+    """The most that checkpoints take at once: a new one is complete before the oldest goes."""
+    num_checkpoints = pretraining.keep_checkpoints + 1
+    if every := pretraining.keep_every_n_steps:
+        num_checkpoints += pretraining.num_train_steps // every
+    precision = "bf16" if pretraining.precision == "auto" else pretraining.precision
+    return checkpoint_bytes(parameters, precision, pretraining.zero_stage) * num_checkpoints
+
+
+def disk_bytes_model(parameters: int) -> float:
+    """One exported model: its weights in fp32; settings and tokenizer are small beside them."""
+    return float(SINGLE_BYTES * parameters)
+
+
+def disk_bytes_pretraining(pretraining: PretrainingConfig, parameters: int) -> float:
+    """Checkpoints and the encoder."""
+    return disk_bytes_checkpoints(pretraining, parameters) + disk_bytes_model(parameters)
+
+
+def disk_bytes_finetuning(parameters: int, trials: int) -> float:
+    """The model of each trial; a trial is a task begun from one encoder."""
+    return trials * disk_bytes_model(parameters)

@@ -1,0 +1,1 @@
+"""From Arrow files of examples to packed batches, in a reproducible order."""

@@ -1,0 +1,151 @@
+"""Masks drawn while reading, anew in each epoch (Liu et al., 2019, section 4.1), by the rule of `pipelines.examples`.
+
+Every choice is a hash of (stream, row, position): not of the batch, rank or thread that makes it. So the masks of a row
+in an epoch are the same for any number of ranks and after any resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.contract.manifest import CLS, MASK, SEP
+from pipelines.contract.recipe import InputError
+from training.data.ordering import IntArray, keyed_seed
+
+KeyArray = npt.NDArray[np.uint64]
+Ids = npt.NDArray[Any]
+
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), with the constants of pipelines/seeding.py, which GPU nodes lack.
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+# A row's stream is cut into three by purpose; the first numbers, one a position (below 2**16), are for the choice.
+_FATE, _REPLACEMENT = 1 << 16, 2 << 16
+# Bits of a token's place in the order of choice: row of the group, special token or not, random number, position.
+_ROW_SHIFT, _SPECIAL_SHIFT, _SCORE_SHIFT = np.uint64(48), np.uint64(47), np.uint64(16)
+_SCORE_BITS_DROPPED = np.uint64(33)
+_POSITION_MASK = np.uint64(0xFFFF)
+GROUP_ROWS = 256
+"""Rows that are sorted at a time, so that the numbers stay in cache; the result does not depend on it."""
+
+
+def _mix(values: KeyArray) -> KeyArray:
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))
+
+
+def _draw(keys: KeyArray, counters: IntArray) -> KeyArray:
+    """The number at each counter of each key's stream."""
+    return _mix(keys + (counters.astype(np.uint64) + np.uint64(1)) * _GAMMA)
+
+
+def row_keys(rows: IntArray, *stream: int | str) -> KeyArray:
+    """A key for each row number of a data set; `stream` tells epochs and data sets apart."""
+    return _draw(np.full(len(rows), keyed_seed("masks", *stream), dtype=np.uint64), rows)
+
+
+@dataclass(frozen=True)
+class DynamicMasking:
+    """What is masked and how: the rule of pipelines.examples.masking.MaskingRules, without whole words."""
+
+    masked_lm_prob: float
+    max_predictions_per_seq: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    vocab_size: int
+
+    def num_predictions(self, input_ids: Ids, offsets: IntArray) -> IntArray:
+        """How many tokens of each row are predicted; rows are unmasked, `offsets` [rows + 1] tells where they lie."""
+        lengths = np.diff(offsets)
+        wanted = np.rint(lengths * self.masked_lm_prob).astype(np.int64)
+        wanted = np.minimum(self.max_predictions_per_seq, np.maximum(1, wanted))
+        special_tokens = np.diff(np.searchsorted(np.flatnonzero(self._is_special(input_ids)), offsets))
+        num_predictions: IntArray = np.minimum(wanted, lengths - special_tokens)
+        return num_predictions
+
+    def apply(
+        self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray
+    ) -> tuple[IntArray, Ids]:
+        """Mask rows in place.
+
+        Args:
+            input_ids: [T], rows end to end, unmasked.
+            lengths, keys, num_predictions: [rows], the latter two of `row_keys` and `num_predictions`.
+
+        Returns:
+            masked_lm_positions: int64, flat among the T tokens, ascending; masked_lm_ids: what stood there.
+        """
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        groups: list[IntArray] = []
+        for first in range(0, len(lengths), GROUP_ROWS):
+            own = slice(first, first + GROUP_ROWS)
+            begin, end = int(starts[first]), int(ends[own][-1])
+            chosen = self._choose(input_ids[begin:end], lengths[own], keys[own], num_predictions[own])
+            groups.append(chosen + begin)
+        chosen = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
+        masked_ids = input_ids[chosen]
+        self._replace(input_ids, chosen, chosen - np.repeat(starts, num_predictions), np.repeat(keys, num_predictions))
+        return chosen, masked_ids
+
+    def _choose(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> IntArray:
+        """Of each row the maskable tokens with the smallest random numbers, as flat positions in ascending order."""
+        starts = np.cumsum(lengths) - lengths
+        positions = np.arange(len(input_ids)) - np.repeat(starts, lengths)
+        scores = _draw(np.repeat(keys, lengths), positions)
+        order = (scores >> _SCORE_BITS_DROPPED) << _SCORE_SHIFT
+        order |= positions.astype(np.uint64)
+        order |= self._is_special(input_ids).astype(np.uint64) << _SPECIAL_SHIFT
+        order |= np.repeat(np.arange(len(lengths), dtype=np.uint64) << _ROW_SHIFT, lengths)
+        order.sort()
+        before = np.cumsum(num_predictions) - num_predictions
+        smallest = np.arange(int(num_predictions.sum())) + np.repeat(starts - before, num_predictions)
+        chosen: IntArray = (order[smallest] & _POSITION_MASK).astype(np.int64) + np.repeat(starts, num_predictions)
+        chosen.sort()
+        return chosen
+
+    def _replace(self, input_ids: Ids, chosen: IntArray, positions: IntArray, keys: KeyArray) -> None:
+        """80 % become [MASK], 10 % stay, 10 % become any token of the vocabulary."""
+        fate = (_draw(keys, positions + _FATE) >> np.uint64(11)) * (1.0 / (1 << 53))
+        input_ids[chosen[fate < 0.8]] = self.mask_id
+        is_random = fate >= 0.9
+        numbers = _draw(keys[is_random], positions[is_random] + _REPLACEMENT) >> np.uint64(32)
+        input_ids[chosen[is_random]] = (numbers * np.uint64(self.vocab_size)) >> np.uint64(32)
+
+    def _is_special(self, input_ids: Ids) -> npt.NDArray[np.bool_]:
+        is_special: npt.NDArray[np.bool_] = (input_ids == self.cls_id) | (input_ids == self.sep_id)
+        return is_special
+
+
+def masking_of(metadata: Mapping[str, str], tokens: Sequence[str], always: bool = False) -> DynamicMasking | None:
+    """The rule by which examples want to be masked at reading; None where their masks are used as written.
+
+    Args:
+        metadata: of the examples' schema (pipelines.contract.manifest.examples_schema).
+        tokens: the vocabulary, in order of ids.
+        always: mask anew also where masks are written.
+
+    Raises:
+        InputError: the examples were masked by whole words, which reading cannot do, or are of an older version.
+    """
+    written = metadata.get("clozeworks.masking", "static")
+    if written != "dynamic" and not always:
+        return None
+    if written not in ("static", "dynamic"):
+        raise InputError(
+            f"pretraining.masking = dynamic masks single tokens, but the examples were made with examples.masking = "
+            f"{written}; take the masks as written, or make the examples with static or dynamic"
+        )
+    values = [metadata.get(f"clozeworks.{name}") for name in ("masked_lm_prob", "max_predictions_per_seq")]
+    if None in values:
+        raise InputError("the examples do not tell masked_lm_prob and max_predictions_per_seq; rebuild the stage")
+    masked_lm_prob, max_predictions_per_seq = (str(value) for value in values)
+    cls_id, sep_id, mask_id = (tokens.index(token) for token in (CLS, SEP, MASK))
+    return DynamicMasking(float(masked_lm_prob), int(max_predictions_per_seq), cls_id, sep_id, mask_id, len(tokens))

@@ -1,0 +1,1 @@
+"""Distillation: a student, its teacher, and what both are compared by."""

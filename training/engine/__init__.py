@@ -1,0 +1,1 @@
+"""Everything that knows DeepSpeed: processes, precision, optimizers, a training step."""

@@ -1,0 +1,136 @@
+"""BERT's Adam, as optimization.py of the released code (AdamWeightDecayOptimizer) defines it, AdamW, and LAMB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.settings.pretraining import OptimizerConfig
+
+NO_DECAY = ("LayerNorm.weight", "bias")
+"""Ends of the names of parameters without weight decay (exclude_from_weight_decay in the released code)."""
+
+
+class BertAdam(torch.optim.Optimizer):
+    """Adam with decoupled weight decay and, by default, no bias correction.
+
+    m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p -= lr (m / (sqrt(v) + eps) + decay p)
+
+    With `bias_correction`, m and v are first divided by 1 - beta^t, which is AdamW.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        bias_correction: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "bias_correction": bias_correction,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        first, denominators, step_size = self._moments(group, parameters)
+        if group["weight_decay"]:
+            # p appears on both sides: decay with the old value, before the Adam part is taken off.
+            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(parameters, first, denominators, -group["lr"] * step_size)
+
+    def _moments(
+        self, group: dict[str, Any], parameters: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
+        """Advance the moments; m and sqrt(v) + eps of each parameter, and the factor that corrects m's bias."""
+        beta1, beta2 = group["betas"]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["step"] += 1
+        first: list[torch.Tensor] = [self.state[parameter]["exp_avg"] for parameter in parameters]
+        second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
+        denominators = list(torch._foreach_sqrt(second))
+        step_size = 1.0
+        if group["bias_correction"]:
+            step = float(self.state[parameters[0]]["step"])
+            torch._foreach_div_(denominators, (1.0 - beta2**step) ** 0.5)
+            step_size = 1.0 / (1.0 - beta1**step)
+        torch._foreach_add_(denominators, group["eps"])
+        return first, denominators, step_size
+
+
+class Lamb(BertAdam):
+    """LAMB: Adam's step for each matrix, scaled to a length in proportion to the matrix itself.
+
+    r = m / (sqrt(v) + eps) + decay p;  p -= lr (|p| / |r|) r, with m and v bias-corrected, and the factor 1 where a
+    norm is 0 (You et al., 2020, algorithm 2, phi(z) = z). LayerNorm and biases are not scaled, as in the authors'
+    code (lamb_optimizer.py, exclude_from_layer_adaptation).
+    """
+
+    def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        if vectors := [parameter for parameter in parameters if parameter.ndim < 2]:
+            super()._update(group, vectors)
+        if matrices := [parameter for parameter in parameters if parameter.ndim >= 2]:
+            self._update_matrices(group, matrices)
+
+    def _update_matrices(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        first, denominators, step_size = self._moments(group, parameters)
+        updates = list(torch._foreach_div(first, denominators))
+        torch._foreach_mul_(updates, step_size)
+        torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        weight_norms, update_norms = (torch.stack(torch._foreach_norm(each)) for each in (parameters, updates))
+        usable = (weight_norms > 0) & (update_norms > 0)
+        ratios = torch.where(usable, weight_norms / update_norms, torch.ones_like(weight_norms))
+        torch._foreach_mul_(updates, list(ratios.unbind()))
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of trainable parameters: matrices with weight decay, LayerNorm scales and all biases without."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of a recipe; its rate is 0 until the schedule sets it before each step."""
+    groups = decay_groups(model, config.weight_decay)
+    betas = (config.adam_beta1, config.adam_beta2)
+    # The rate is 0 because DeepSpeed may call step() while it sets up.
+    if config.optimizer == "adamw":
+        # The fused form is one kernel over all parameters, on CUDA and on a CPU alike.
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.adam_eps, fused=True)
+    kind = Lamb if config.optimizer == "lamb" else BertAdam
+    return kind(groups, lr=0.0, betas=betas, eps=config.adam_eps, bias_correction=config.adam_bias_correction)

@@ -1,0 +1,1 @@
+"""The loop of pre-training: phases, steps, evaluation, alarms."""

@@ -1,0 +1,32 @@
+"""What the device can do at most: the denominator of model FLOPs utilisation (bert/flops.py has the numerator)."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+_PEAK_SECONDS = 0.25
+_MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
+
+
+def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of the best of several large matrix products on this device, which take 0.25 s together."""
+    size = _MATRIX_SIZE.get(device.type, 1024)
+    left = torch.ones(size, size, device=device, dtype=dtype)
+    right, result = torch.ones_like(left), torch.empty_like(left)
+    deadline = time.perf_counter() + _PEAK_SECONDS
+    _product_seconds(left, right, result)
+    # Measured at least once, however long the first one took on a busy machine.
+    shortest_seconds = _product_seconds(left, right, result)
+    while time.perf_counter() < deadline:
+        shortest_seconds = min(shortest_seconds, _product_seconds(left, right, result))
+    return 2.0 * size**3 / shortest_seconds
+
+
+def _product_seconds(left: torch.Tensor, right: torch.Tensor, result: torch.Tensor) -> float:
+    started = time.perf_counter()
+    torch.mm(left, right, out=result)
+    if left.device.type == "cuda":
+        torch.cuda.synchronize(left.device)
+    return time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""What survives a kill: checkpoints, progress, recovery, an orderly end."""

@@ -1,0 +1,187 @@
+"""The life of a stage that trains for long: built next to its earlier result, resumed, replaced, and never deleted.
+
+Pre-training and distillation share it. All decisions are rank 0's, under the stage's lock, and all ranks learn them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import MANIFEST_NAME, StageKey, read_manifest
+from pipelines.contract.recipe import InputError
+from pipelines.results.builds import (
+    building_directory,
+    finish_exchange,
+    has_leftovers,
+    install_build,
+    is_resumable,
+    kept_result,
+    mark_as_build,
+    next_kept_directory,
+    open_build,
+    place_of,
+    read_mark,
+    require_ours,
+    restore_kept,
+    set_build_aside,
+)
+from pipelines.results.locks import consumed, workspace_lock
+from training.resuming.checkpoints import CHECKPOINTS_DIRECTORY, checkpoint_names, refuse_foreign_checkpoints
+
+if TYPE_CHECKING:
+    from training.engine.training_engine import Processes
+
+ResultT = TypeVar("ResultT")
+
+
+def is_to_run(key: StageKey, directory: str, restart: str | None) -> bool:
+    """Has the stage still work to do? Rank 0 prints why, or that it is complete. Changes nothing.
+
+    Args:
+        key: of the run.
+        directory: of the stage's result.
+        restart: build anew even where the stage is complete, or an unfinished run could be resumed (see `open_build`).
+
+    Raises:
+        InputError: what is there belongs to an unfinished run with other settings, to a newer release, or to nobody.
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+    difference = key.difference(directory)
+    if difference is None and restart is None and not has_leftovers(directory):
+        if is_first:
+            print(f"{key.stage}: complete and up to date in {directory}", flush=True)
+        return False
+    if not _is_run_in_place(directory, key.stage):
+        require_ours(directory, key.stage)
+    if restart is None and kept_result(directory, key) is None:
+        for place in (building_directory(directory), directory):
+            if read_manifest(place) is None:
+                refuse_foreign_checkpoints(storage.join(place, CHECKPOINTS_DIRECTORY), key)
+    if is_first:
+        print(f"{key.stage}: {difference or 'restarted'}; starting", flush=True)
+        if read_manifest(directory) is not None:
+            print(
+                f"{key.stage}: the finished result in {directory} stays until the new one is complete, and is kept as "
+                f"{next_kept_directory(directory)} then",
+                flush=True,
+            )
+    return True
+
+
+def on_first(processes: Processes, decide: Callable[[], ResultT]) -> ResultT:
+    """Call a function on rank 0; all ranks return what it returned there.
+
+    Raises:
+        InputError: on all ranks, where it raised one on rank 0.
+    """
+    answer: tuple[ResultT | None, str] = (None, "")
+    if processes.is_first:
+        try:
+            answer = (decide(), "")
+        except InputError as error:
+            answer = (None, str(error))
+    result, problem = processes.from_first(answer)
+    if problem:
+        raise InputError(problem)
+    return result  # type: ignore[no-any-return]
+
+
+@contextmanager
+def lock_of_ranks(processes: Processes, workspace: str, name: str, reads: Sequence[str] = ()) -> Iterator[None]:
+    """Hold a lock of the workspace on rank 0 for the time of the block.
+
+    Args:
+        processes: the ranks.
+        workspace: of the run.
+        name: what is locked.
+        reads: stages that are read again and again meanwhile; nobody may replace them.
+
+    Raises:
+        InputError: on all ranks, where another run holds it, or builds one of the stages.
+    """
+    with ExitStack() as stack:
+        on_first(processes, lambda: stack.enter_context(workspace_lock(workspace, name)))
+        on_first(processes, lambda: stack.enter_context(consumed(workspace, reads)))
+        yield
+
+
+def begin(key: StageKey, directory: str, restart: str | None, say: Callable[[str], None]) -> bool:
+    """Prepare the stage's build directory; to be called on rank 0, under the stage's lock, after all checks.
+
+    Args:
+        key: of the run.
+        directory: of the stage's result.
+        restart: set an unfinished run aside instead of resuming it.
+        say: shows a line.
+
+    Returns:
+        Is there something to train? Not where an earlier result of exactly this key was kept: it becomes the result.
+
+    Raises:
+        InputError: as `is_to_run`.
+    """
+    if kept := finish_exchange(directory, keep_earlier=True):
+        say(f"the earlier result is kept in {kept}")
+    _adopt_run_in_place(directory, key.stage)
+    if restart is None:
+        if key.difference(directory) is None:
+            return False
+        if kept := kept_result(directory, key):
+            other = restore_kept(directory, kept)
+            say(f"{kept} was built with exactly these settings, and is the result again")
+            if other is not None:
+                say(f"the result that it replaces is kept in {other}")
+            return False
+    mark = read_mark(directory)
+    if mark is not None and not is_resumable(mark, key, restart):
+        building = building_directory(directory)
+        checkpoints = storage.join(building, CHECKPOINTS_DIRECTORY)
+        is_finished = read_manifest(building) is not None
+        if not is_finished and restart is None:
+            refuse_foreign_checkpoints(checkpoints, key)
+        if is_finished or checkpoint_names(checkpoints):
+            say(f"the run that was there before is kept in {set_build_aside(directory)}")
+    open_build(directory, key, restart)
+    return True
+
+
+def complete(key: StageKey, directory: str, say: Callable[[str], None]) -> None:
+    """Put the build, whose manifest is written, into its place; to be called on rank 0, under the stage's lock."""
+    if kept := install_build(directory, key, keep_earlier=True):
+        say(f"the earlier result is kept in {kept}")
+
+
+def _is_run_in_place(directory: str, stage: str) -> bool:
+    """Is there an unfinished run of a release that trained in the stage's own directory?"""
+    if storage.file_size_bytes(storage.join(directory, MANIFEST_NAME)) is not None:
+        return False
+    return _checkpoint_key(directory, stage) is not None
+
+
+def _adopt_run_in_place(directory: str, stage: str) -> None:
+    """Move an unfinished run of an earlier release to the build directory, so that it is resumed."""
+    if storage.file_size_bytes(storage.join(directory, MANIFEST_NAME)) is not None:
+        return
+    key = _checkpoint_key(directory, stage)
+    if key is not None and read_mark(directory) is None:
+        storage.remove_directory(building_directory(directory))
+        # Marked before it moves: a kill between the two is met by the next run as this one was.
+        mark_as_build(place_of(directory), key)
+        storage.move_directory(place_of(directory), building_directory(directory))
+
+
+def _checkpoint_key(directory: str, stage: str) -> StageKey | None:
+    """The key that the newest readable checkpoint in a directory was written for."""
+    folder = storage.join(directory, CHECKPOINTS_DIRECTORY)
+    for name in reversed(checkpoint_names(folder)):
+        try:
+            manifest = read_manifest(storage.join(folder, name))
+        except InputError:
+            continue  # damaged: the one before it tells as much
+        if manifest is not None and manifest.stage == stage:
+            return StageKey(stage, manifest.stage_version, manifest.config, manifest.inputs)
+    return None

@@ -1,0 +1,261 @@
+"""Checkpoints that are whole or absent.
+
+DeepSpeed would write its files straight into place. So they go under a temporary name, are flushed to disk, described
+with their checksums in a manifest (the contract's own: it also tells the settings and inputs they belong to), and only
+then is the directory renamed. A checkpoint without a manifest, or whose checksums differ, is never loaded.
+
+It holds weights and optimizer (DeepSpeed's files, one part per rank) and `Progress`. No generator's state is among
+them: sample order, dropout and masks are keyed by what Progress holds. The schedule is a function of its step.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipelines.contract import storage
+from pipelines.contract.errors import InputError, failure_line
+from pipelines.contract.manifest import StageKey, read_manifest, record_of, verify_file, write_manifest
+from training.resuming.recovery import Health
+from training.stages.pretraining import code_version
+
+if TYPE_CHECKING:
+    from training.engine.training_engine import Processes, TrainingEngine
+    from training.resuming.checkpoint_writer import CheckpointWriter
+
+CHECKPOINTS_DIRECTORY = "checkpoints"
+_PREFIX = "step-"
+_INCOMPLETE = "incomplete-"
+LATEST_NAME = "latest"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: everything beside weights and optimizer that a resumed run needs.
+
+    step: finished optimizer steps over all phases. phase, phase_step: the next step's place. position: next sample of
+    the phase's global order, whatever the number of ranks. health: bad steps so far (training/resuming/recovery.py).
+    """
+
+    step: int = 0
+    phase: int = 0
+    phase_step: int = 0
+    position: int = 0
+    tokens: int = 0
+    sequences: int = 0
+    seconds: float = 0.0
+    world_size: int = 1
+    statistics: dict[str, Any] = field(default_factory=dict)
+    health: Health = field(default_factory=Health)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        return cls(**{**values, "health": Health.from_json(values["health"])})
+
+
+def checkpoint_names(directory: str) -> list[str]:
+    """Finished checkpoints below a directory, oldest first."""
+    if not os.path.isdir(directory):
+        return []
+    return sorted(name for name in os.listdir(directory) if name.startswith(_PREFIX))
+
+
+def require_same_run(checkpoint: str, key: StageKey) -> None:
+    """Check that a checkpoint's directory belongs to this run; the number of ranks may differ.
+
+    Raises:
+        InputError: it was written with other settings or inputs.
+    """
+    if difference := key.difference(checkpoint):
+        raise InputError(
+            f"{checkpoint}: belongs to another run ({difference}); finish it with its own settings, choose another "
+            "workspace, or set it aside with --restart (a flow: --rebuild)"
+        )
+
+
+def refuse_foreign_checkpoints(directory: str, key: StageKey) -> None:
+    """Look at the newest undamaged checkpoint's manifest before anything is started; checksums come later.
+
+    Raises:
+        InputError: as `require_same_run`.
+    """
+    for name in reversed(checkpoint_names(directory)):
+        checkpoint = os.path.join(directory, name)
+        try:
+            manifest = read_manifest(checkpoint)
+        except InputError:
+            continue  # damaged: resuming tells about it and takes the one before
+        if manifest is not None:
+            sizes = [storage.file_size_bytes(os.path.join(checkpoint, file.name)) for file in manifest.files]
+            if sizes == [file.size_bytes for file in manifest.files]:
+                require_same_run(checkpoint, key)
+                return
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `newest`, and those at multiples of `every_n_steps` steps (0: no others)."""
+
+    newest: int
+    every_n_steps: int = 0
+
+    def superfluous(self, names: list[str]) -> list[str]:
+        """What may go of names in order of their steps."""
+        return [name for name in names[: -self.newest] if not self._is_permanent(name)]
+
+    def _is_permanent(self, name: str) -> bool:
+        return bool(self.every_n_steps) and int(name.removeprefix(_PREFIX)) % self.every_n_steps == 0
+
+
+class CheckpointStore:
+    """The checkpoints of one run, below one directory; all ranks call its methods together."""
+
+    def __init__(
+        self,
+        directory: str,
+        key: StageKey,
+        retention: Retention,
+        processes: Processes,
+        writer: CheckpointWriter,
+        say: Callable[[str], None],
+    ) -> None:
+        self._directory, self._key, self._retention = directory, key, retention
+        self._processes, self._writer, self._say = processes, writer, say
+        processes.explain_deaths_by(self._how_to_resume)
+
+    def _how_to_resume(self) -> str:
+        names = checkpoint_names(self._directory)
+        return f"run the same command again to {f'resume from checkpoint {names[-1]}' if names else 'begin anew'}"
+
+    def names(self) -> list[str]:
+        """Finished checkpoints, oldest first."""
+        return checkpoint_names(self._directory)
+
+    def newest(self, fits: Callable[[Progress], bool] = lambda _: True) -> tuple[str, Progress] | None:
+        """The newest whole checkpoint whose progress `fits`, and where it stands; rank 0 looks, all ranks learn.
+
+        Raises:
+            InputError: it belongs to other settings or inputs.
+        """
+        found: tuple[str, Progress] | str | None = None
+        if self._processes.is_first:
+            try:
+                found = self._newest(fits)
+            except InputError as error:
+                found = str(error)
+        found = self._processes.from_first(found)
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
+
+    def _newest(self, fits: Callable[[Progress], bool]) -> tuple[str, Progress] | None:
+        for name in reversed(self.names()):
+            directory = os.path.join(self._directory, name)
+            try:
+                manifest = read_manifest(directory)
+                if manifest is None:
+                    raise InputError(f"{directory}: has no manifest")
+                for file in manifest.files:
+                    verify_file(directory, file)
+            except InputError as error:
+                self._say(f"checkpoint {name} is damaged ({str(error).split(';')[0]}); trying the one before it")
+                continue
+            require_same_run(directory, self._key)
+            progress = Progress.from_json(manifest.statistics)
+            if fits(progress):
+                return name, progress
+        return None
+
+    def load(self, engine: TrainingEngine, name: str, world_size: int) -> None:
+        """Restore weights and optimizer from a checkpoint that `world_size` ranks have written."""
+        is_sharded = bool(glob.glob(os.path.join(glob.escape(self._directory), name, "*_optim_states.pt")))
+        if world_size == self._processes.world_size or not is_sharded:
+            engine.load(self._directory, name)
+            return
+        self._say(
+            f"checkpoint {name} was written by {world_size} ranks, this run has {self._processes.world_size}: "
+            "converting it to DeepSpeed's universal form"
+        )
+        folder = os.path.join(self._directory, f"{_INCOMPLETE}universal")
+        if self._processes.is_first:
+            self._remove_incomplete()
+            engine.convert_to_universal(os.path.join(self._directory, name), os.path.join(folder, name))
+        self._processes.barrier()
+        engine.load(folder, name, is_universal=True)
+        self._processes.barrier()
+        if self._processes.is_first:
+            shutil.rmtree(folder)
+
+    def save(self, engine: TrainingEngine, progress: Progress) -> None:
+        """Begin to write a checkpoint, and drop those that need not be kept once it is whole.
+
+        Raises:
+            InputError: the one before could not be written.
+        """
+        self.wait()
+        final = f"{_PREFIX}{progress.step:010d}"
+        temporary = f"{_INCOMPLETE}{progress.step:010d}"
+        if self._processes.is_first:
+            self._remove_incomplete()
+        self._processes.barrier()
+        engine.save(self._directory, temporary, self._writer.take)
+        self._writer.start(os.path.join(self._directory, temporary), lambda: self._finish(temporary, final, progress))
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is under way is whole.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        problem = ""
+        try:
+            self._writer.wait()
+        except (OSError, InputError) as error:
+            problem = f"a checkpoint could not be written: {failure_line(error)}"
+        failures = self._processes.count(bool(problem))
+        if failures:
+            raise InputError(problem or f"{self._directory}: another rank could not write its part of a checkpoint")
+
+    def drop_after(self, name: str) -> None:
+        """Delete the checkpoints after one that the run returns to, newest first: each moment is one to resume from."""
+        if self._processes.is_first:
+            for later in reversed([other for other in self.names() if other > name]):
+                self._remove(later)
+        self._processes.barrier()
+
+    def _finish(self, temporary: str, final: str, progress: Progress) -> None:
+        """Runs on rank 0, perhaps in the writer's thread: no communication between ranks here."""
+        source, target = os.path.join(self._directory, temporary), os.path.join(self._directory, final)
+        names = storage.list_files(source)
+        for name in names:
+            storage.flush_to_disk(os.path.join(source, name))
+        records = [record_of(source, name, 0) for name in names]
+        write_manifest(source, self._key.manifest(records, asdict(progress), code_version()))
+        storage.flush_to_disk(source)
+        if os.path.isdir(target):
+            self._remove(final)
+        os.rename(source, target)
+        storage.flush_to_disk(self._directory)
+        storage.write_bytes(os.path.join(self._directory, LATEST_NAME), final.encode())
+        # While steps go wrong the last good checkpoint must stay, however many newer ones there are.
+        if not progress.health.bad_steps_in_a_row:
+            for name in self._retention.superfluous(self.names()):
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Delete a finished checkpoint; a kill meanwhile leaves it under a temporary name, not in parts."""
+        doomed = os.path.join(self._directory, f"{_INCOMPLETE}{name}")
+        os.rename(os.path.join(self._directory, name), doomed)
+        shutil.rmtree(doomed)
+
+    def _remove_incomplete(self) -> None:
+        if os.path.isdir(self._directory):
+            for name in os.listdir(self._directory):
+                if name.startswith(_INCOMPLETE):
+                    shutil.rmtree(os.path.join(self._directory, name))
+                elif name.startswith(f"{LATEST_NAME}."):  # what a kill left of its own temporary file
+                    os.remove(os.path.join(self._directory, name))

@@ -1,0 +1,66 @@
+"""How a training process ends: by a signal, which it may finish a step for, and without being torn down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from pipelines.contract.errors import InputError, exit_code_of, first_cause
+
+_SECONDS_FOR_CAUSE = 3.0
+
+
+class StopRequest:
+    """Remembers SIGTERM and SIGINT, so that the step that is under way can be finished."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        self.received = True
+
+
+def run_and_leave(main: Callable[[], int]) -> NoReturn:
+    """Run a command's main and end the process with its exit code, without tearing the interpreter down.
+
+    When `main` returns, all is written and closed. Taking the interpreter apart then aborted a finished rank now and
+    then, in a native thread of a library ("terminate called without an active exception"), and the launcher reported a
+    failure. An error leaves the same way: its traceback must not be followed by an abort that hides it.
+    """
+    try:
+        exit_code = main()
+    except Exception:  # noqa: BLE001 - told in full, and the process ends
+        traceback.print_exc()
+        exit_code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def exit_code_of_rank(main: Callable[[], int]) -> int:
+    """Run a command's main on one of several ranks, so that one line says why the run failed.
+
+    A person's mistake is met by all ranks: the first one shows it, and the others only where it has not ended the run
+    by then. A full disk or missing memory is this rank's own. That a peer has gone is never the cause.
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+
+    def with_patience() -> int:
+        try:
+            return main()
+        except Exception as error:
+            cause = first_cause(error)
+            if isinstance(cause, ConnectionError) or (isinstance(cause, InputError) and not is_first):
+                # The launcher ends all ranks as soon as one fails: leave that the time to say why.
+                time.sleep(_SECONDS_FOR_CAUSE)
+            raise
+
+    return exit_code_of(with_patience)

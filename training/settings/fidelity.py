@@ -1,0 +1,68 @@
+"""How a run differs from BERT: each deviation is a setting, and the run tells all of them in words.
+
+`faithful` is what the sections default to and flows/recipes/bert-base.toml spells out; `modern` is
+flows/recipes/bert-base-modern.toml. Compared is how the model is trained. How large it is, how long, with which
+batches, at which rate and in which precision is not: a small run is a faithful one that is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from training.settings.pretraining import ModelConfig, PretrainingConfig
+
+FAITHFUL: dict[str, dict[str, Any]] = {
+    "model": {  # paper, section A.2; released code, modeling.py
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "layer_norm_eps": 1e-12,
+        "initializer_range": 0.02,
+    },
+    "pretraining": {  # released code, optimization.py
+        "optimizer": "adam",
+        "weight_decay": 0.01,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_eps": 1e-6,
+        "adam_bias_correction": False,
+        "max_grad_norm": 1.0,
+        "schedule": "linear",
+        "masking": "as_written",
+    },
+    "examples": {  # paper, section 3.1; released code, create_pretraining_data.py
+        "masked_lm_prob": 0.15,
+        "short_seq_prob": 0.1,
+        "masking": "static",
+        "next_sentence": True,
+    },
+}
+
+
+def deviations(
+    model: ModelConfig, pretraining: PretrainingConfig, examples: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ from BERT's own, by `section.key`: the value of this run, and BERT's.
+
+    Args:
+        model, pretraining: sections of the recipe.
+        examples: settings that the examples were made with, out of their manifest; what it does not name is BERT's.
+    """
+    sections = {"model": model.model_dump(), "pretraining": pretraining.model_dump(), "examples": examples}
+    return {
+        f"{section}.{key}": (sections[section][key], value)
+        for section, settings in FAITHFUL.items()
+        for key, value in settings.items()
+        if sections[section].get(key, value) != value
+    }
+
+
+def in_words(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """One line for people, such as `attention_probs_dropout_prob 0.0 (BERT: 0.1), next_sentence false (BERT: true)`."""
+    parts = (f"{name.partition('.')[2]} {_shown(ours)} (BERT: {_shown(its)})" for name, (ours, its) in found.items())
+    return ", ".join(parts) or "none"
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,189 @@
+"""The tasks of GLUE (Wang et al. 2018) in one table, with the word-order task of the demonstration beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.contract import storage
+from pipelines.contract.recipe import InputError
+from training.settings.finetuning import WORD_ORDER
+
+CONSTANT_BASELINE = "constant_baseline"
+"""Name of a trial's statistic: the task's metric for the best answer that is the same for every row."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a TSV file: by the name in its header, or by its number where the file has no header."""
+
+    name: str
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task's rows are, what they mean, how predictions are scored and under which names they are handed in.
+
+    labels: in the order of the class numbers; empty for regression. metric: the one that chooses the best checkpoint
+    and stands for the task in the BERT paper's table 1. metrics: all that the leaderboard shows for the task;
+    also_reported: of ours, beyond them.
+    """
+
+    name: str
+    folder: str
+    sentence_a: Column
+    sentence_b: Column | None
+    label: Column
+    labels: tuple[str, ...]
+    metric: str
+    metrics: tuple[str, ...]
+    also_reported: tuple[str, ...] = ()
+    train_file: str = "train.tsv"
+    dev_files: tuple[str, ...] = ("dev.tsv",)
+    test_files: tuple[str, ...] = ("test.tsv",)
+    submissions: tuple[str, ...] = ()
+    """Name, without .tsv, of each test file's predictions in a submission."""
+    names: tuple[str, ...] = ()
+    """What the labels mean, where the files have only numbers for them."""
+    predicted_by: str = ""
+    """The task whose model predicts this one, where that is another."""
+    majority: str = ""
+    """The most frequent label of the full training file, for regression its mean score: the answer without a model."""
+    rows: tuple[int, ...] = ()
+    """Rows of the full files as published: of train, dev and test, in this order."""
+    skips_broken_rows: bool = False
+    """QQP's official training file holds rows cut off by line breaks inside a question; all readers leave them out."""
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What a model's answers are called, in the order of the class numbers; for regression its only output."""
+        return self.names or self.labels or ("score",)
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the classifier: one per class, or a single score."""
+        return len(self.labels) or 1
+
+    @property
+    def has_header(self) -> bool:
+        """Do train and dev begin with a header? (Test files always do.)"""
+        return self.label.number is None
+
+    @property
+    def submission_files(self) -> dict[str, str]:
+        """Test file by the name of its predictions."""
+        return dict(zip(self.submissions, self.test_files, strict=True)) if self.submissions else {}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files in the task's folder."""
+        return tuple(file for file in (self.train_file, *self.dev_files, *self.test_files) if file)
+
+    @property
+    def published_rows(self) -> dict[str, int]:
+        """Rows of each full file; empty for a task that is not GLUE's."""
+        return dict(zip(self.files, self.rows, strict=True)) if self.rows else {}
+
+
+MAX_SCORE = 5.0
+"""Scores of STS-B lie between 0 and this."""
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_MNLI_LABELS = ("contradiction", "entailment", "neutral")
+_COLA_COLUMNS = (Column("sentence", 3), None, Column("label", 1))
+_PAIR = (Column("sentence1"), Column("sentence2"))
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "cola", "CoLA", *_COLA_COLUMNS, ("0", "1"), "matthews_correlation", ("matthews_correlation",),
+            also_reported=("accuracy",), submissions=("CoLA",), majority="1", rows=(8_551, 1_043, 1_063),
+            names=("unacceptable", "acceptable"),
+        ),
+        Task(
+            "sst-2", "SST-2", Column("sentence"), None, Column("label"), ("0", "1"), "accuracy", ("accuracy",),
+            submissions=("SST-2",), majority="1", rows=(67_349, 872, 1_821),
+            names=("negative", "positive"),
+        ),
+        Task(
+            "mrpc", "MRPC", Column("#1 String"), Column("#2 String"), Column("Quality"), ("0", "1"), "f1",
+            ("f1", "accuracy"), submissions=("MRPC",), majority="1", rows=(3_668, 408, 1_725),
+            names=("not_equivalent", "equivalent"),
+        ),
+        Task(
+            "sts-b", "STS-B", *_PAIR, Column("score"), (), "spearman", ("spearman", "pearson"),
+            submissions=("STS-B",), majority="2.701", rows=(5_749, 1_500, 1_379),
+        ),
+        Task(
+            "qqp", "QQP", Column("question1"), Column("question2"), Column("is_duplicate"), ("0", "1"), "f1",
+            ("f1", "accuracy"), submissions=("QQP",), majority="0", rows=(363_846, 40_430, 390_965),
+            skips_broken_rows=True,
+            names=("not_duplicate", "duplicate"),
+        ),
+        Task(
+            "mnli", "MNLI", *_PAIR, Column("gold_label"), _MNLI_LABELS, "accuracy", ("accuracy",),
+            dev_files=("dev_matched.tsv", "dev_mismatched.tsv"),
+            test_files=("test_matched.tsv", "test_mismatched.tsv"),
+            submissions=("MNLI-m", "MNLI-mm"), majority="contradiction", rows=(392_702, 9_815, 9_832, 9_796, 9_847),
+        ),
+        Task(
+            "qnli", "QNLI", Column("question"), Column("sentence"), Column("label"), _ENTAILMENT, "accuracy",
+            ("accuracy",), submissions=("QNLI",), majority="not_entailment", rows=(104_743, 5_463, 5_463),
+        ),
+        Task(
+            "rte", "RTE", *_PAIR, Column("label"), _ENTAILMENT, "accuracy", ("accuracy",),
+            submissions=("RTE",), majority="entailment", rows=(2_490, 277, 3_000),
+        ),
+        Task(
+            "wnli", "WNLI", *_PAIR, Column("label"), ("0", "1"), "accuracy", ("accuracy",),
+            submissions=("WNLI",), majority="0", rows=(635, 71, 146),
+            names=("not_entailment", "entailment"),
+        ),
+        Task(
+            "ax", "AX", *_PAIR, Column("label"), _MNLI_LABELS, "matthews_correlation", ("matthews_correlation",),
+            train_file="", dev_files=(), test_files=("diagnostic.tsv",),
+            submissions=("AX",), predicted_by="mnli", majority="contradiction", rows=(1_104,),
+        ),
+        Task(
+            WORD_ORDER, WORD_ORDER, *_COLA_COLUMNS, ("0", "1"), "accuracy", ("accuracy",),
+            also_reported=("matthews_correlation",),
+            names=("damaged", "intact"),
+        ),
+    )
+}  # fmt: skip
+"""`ax`, GLUE's diagnostic set, is for prediction only, by a model that was trained on `mnli`.
+
+The classes of QNLI and MNLI are balanced to within a few rows, so there hardly is a majority. AX has no training rows
+and takes MNLI's.
+"""
+
+GLUE_TASKS = tuple(task for task in TASKS.values() if task.submissions)
+
+
+def task_files(name: str, glue_dir: str) -> list[str]:
+    """Paths of the training and development files of a task.
+
+    Raises:
+        InputError: one is missing.
+    """
+    task = TASKS[name]
+    paths = [storage.join(glue_dir, task.folder, file) for file in (task.train_file, *task.dev_files)]
+    for path in paths:
+        if storage.file_size_bytes(path) is None:
+            raise InputError(
+                f"{path}: missing; finetuning.glue_dir = {glue_dir} must hold GLUE's own folders, such as "
+                f"{task.folder}; python -m training.glue.fetch --output {glue_dir} downloads them"
+            )
+    return paths
+
+
+def prediction_files(name: str, glue_dir: str) -> list[str]:
+    """Paths of the test files that are there and that a task's model predicts; MNLI's predicts the diagnostic, too."""
+    tasks = (task for task in TASKS.values() if name in (task.name, task.predicted_by))
+    paths = [storage.join(glue_dir, task.folder, file) for task in tasks for file in task.submission_files.values()]
+    return [path for path in paths if storage.file_size_bytes(path) is not None]

@@ -1,0 +1,67 @@
+"""Recipe section `[finetuning.tagging]`; light to import, without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import model_validator
+
+from pipelines.contract import storage
+from pipelines.contract.bounds import Bounded, SequenceLength, UserPath
+from pipelines.contract.recipe import InputError
+from training.settings.fitting import FittingConfig
+from training.settings.pretraining import LearningRate
+
+Column = Annotated[int, Bounded(-1_000, 1_000, "it counts columns of a file, below 0 from the last")]
+
+
+class TaggingConfig(FittingConfig):
+    """`[finetuning.tagging]`: CoNLL files and how to read them.
+
+    The paper (section 5.3) says batch 32, 3 epochs and no rate for CoNLL-2003; 5e-5 is the largest of its grid.
+    """
+
+    train_file: UserPath | None = None
+    dev_file: UserPath | None = None
+    test_file: UserPath | None = None
+    """Scored once, with the best epoch's weights; its predictions are written beside those on dev_file."""
+    token_column: Column = 0
+    """Column of the word, from 0; -1 is the last."""
+    label_column: Column = -1
+    scheme: Literal["auto", "iob1", "iob2", "bioes"] = "auto"
+    """How the files' labels are written; `auto` finds it out for each file. The model always learns IOB2."""
+    document_context: bool = False
+    """Fill rows with the sentences around theirs, as the paper did; the files need -DOCSTART- rows for it."""
+    learning_rate: LearningRate = 5e-5
+    max_seq_length: SequenceLength = 128
+    """Tokens of a row; a longer sentence becomes several rows, and each of its words is still labelled once."""
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> TaggingConfig:
+        if self.token_column == self.label_column:
+            raise ValueError(f"token_column and label_column are both {self.token_column}; change one")
+        return self
+
+
+def data_files(config: TaggingConfig) -> list[str]:
+    """Paths of the training, the development and, where one is set, the test file.
+
+    Raises:
+        InputError: one of the first two is not set, or a file is missing.
+    """
+    paths = []
+    for key, path in (
+        ("train_file", config.train_file),
+        ("dev_file", config.dev_file),
+        ("test_file", config.test_file),
+    ):
+        if path is None:
+            if key == "test_file":
+                continue
+            raise InputError(
+                f"finetuning.tagging.{key} is not set; add --set finetuning.tagging.{key}=<a CoNLL column file>"
+            )
+        if storage.file_size_bytes(path) is None:
+            raise InputError(f"{path}: missing; finetuning.tagging.{key} must name a CoNLL column file")
+        paths.append(path)
+    return paths

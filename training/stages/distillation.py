@@ -1,0 +1,115 @@
+"""What decides the output of the distillation stage; no torch, so asking is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import Manifest, StageKey, length_directory, read_manifest, require_manifest
+from pipelines.contract.recipe import InputError, Recipe
+from pipelines.results.verification import require_stage, verify_stage
+from training.settings.distillation import DistillationConfig
+from training.stages.encoders import encoder_digest, encoder_directory
+from training.stages.pretraining import (
+    ENCODER_DIRECTORY,
+    EXAMPLES,
+    PRETRAINING,
+    VOCABULARY,
+    shard_metadata,
+    workspace_of,
+)
+
+DISTILLATION = "distillation"
+TEACHER = "teacher"
+
+# To be raised whenever the same settings and inputs would give another model than before.
+DISTILLATION_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DistillationInputs:
+    """Settings and manifests of a distillation that belong together."""
+
+    recipe: Recipe
+    workspace: str
+    config: DistillationConfig
+    examples: Manifest
+    teacher_directory: str
+    teacher_digest: str
+
+    @property
+    def directory(self) -> str:
+        return storage.join(self.workspace, DISTILLATION)
+
+    @property
+    def examples_directory(self) -> str:
+        return storage.join(self.workspace, EXAMPLES)
+
+    @property
+    def key(self) -> StageKey:
+        settings = self.config.identity()
+        # A place, not a setting: the teacher's weights enter by their digest.
+        del settings["teacher"]
+        inputs = {EXAMPLES: self.examples.digest, TEACHER: self.teacher_digest}
+        return StageKey(DISTILLATION, DISTILLATION_VERSION, settings, inputs)
+
+
+def distillation_inputs(recipe: Recipe) -> DistillationInputs:
+    """Check the section and the stages that distillation consumes.
+
+    Raises:
+        InputError: a setting is wrong, a stage or the teacher is missing, or examples and teacher have not the same
+            vocabulary.
+    """
+    config = recipe.section("distillation", DistillationConfig)
+    workspace = workspace_of(recipe)
+    examples = require_manifest(
+        storage.join(workspace, EXAMPLES), EXAMPLES, f"python -m pipelines.build_examples {recipe.path}"
+    )
+    if config.teacher is None:
+        stage = storage.join(workspace, PRETRAINING)
+        digest = require_manifest(stage, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}").digest
+        teacher = storage.join(stage, ENCODER_DIRECTORY)
+    else:
+        teacher = encoder_directory(config.teacher)
+        digest = encoder_digest(teacher)
+    inputs = DistillationInputs(recipe, workspace, config, examples, teacher, digest)
+    _require_examples(inputs)
+    return inputs
+
+
+def verify_inputs(inputs: DistillationInputs) -> None:
+    """Compare what a run will read, the examples and a teacher of this workspace, with the manifests.
+
+    Raises:
+        InputError: a file is missing or damaged, or the teacher's tokenizer gives other ids than the examples hold.
+    """
+    from training.tokenizing.checks import require_same_tokenizer  # imports the tokenizers library; keys are light
+
+    directory = length_directory(inputs.config.max_seq_length)
+    verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory)
+    vocabulary = storage.join(inputs.workspace, VOCABULARY)
+    if read_manifest(vocabulary) is not None:
+        require_same_tokenizer(inputs.teacher_directory, vocabulary, inputs.examples_directory)
+    if inputs.config.teacher is None:
+        workspace = inputs.teacher_directory.removesuffix(f"/{PRETRAINING}/{ENCODER_DIRECTORY}")
+        require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {inputs.recipe.path}")
+
+
+def _require_examples(inputs: DistillationInputs) -> None:
+    length = inputs.config.max_seq_length
+    files = inputs.examples.files_of("train", length_directory(length))
+    if not sum(file.rows for file in files):
+        made = sorted({file.name.split("/")[0].removeprefix("length") for file in inputs.examples.files})
+        raise InputError(
+            f"{inputs.recipe.path}: distillation.max_seq_length = {length}, but {inputs.examples_directory} holds "
+            f"examples of lengths {', '.join(made)} only; take one of these"
+        )
+    uri = storage.join(inputs.examples_directory, files[0].name)
+    found = shard_metadata(uri).get("clozeworks.vocabulary_sha256")
+    vocabulary = storage.join(inputs.teacher_directory, "vocab.txt")
+    if storage.file_size_bytes(vocabulary) is None or storage.sha256_of(vocabulary) != found:
+        raise InputError(
+            f"{vocabulary}: missing, or another vocabulary than that of {uri} (sha256 {str(found)[:12]}); a teacher "
+            "reads the examples as they are, so build them with its vocabulary"
+        )

@@ -1,0 +1,1 @@
+"""The tokenizers of Hugging Face directories: read, written, and compared."""

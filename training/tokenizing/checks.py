@@ -1,0 +1,183 @@
+"""Is the tokenizer that a consumer will load the one that made the examples? Asked of a sample of the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import (
+    CLS,
+    SEP,
+    SPLITS,
+    UNK,
+    VOCABULARY_NAME,
+    Manifest,
+    read_manifest,
+    require_manifest,
+)
+from pipelines.contract.recipe import InputError
+from pipelines.settings.documents import VocabularyConfig
+from pipelines.wordpiece.tokenizer_config import TOKENIZER_CONFIG_NAME
+from training.stages.pretraining import EXAMPLES, VOCABULARY
+from training.tokenizing.loading import load_tokenizer
+
+SAMPLE_ROWS, SAMPLE_TEXTS = 256, 1024
+"""Examples of each length and sentences of each split that are compared; some hundredths of a second."""
+
+_CONTINUATION = "##"
+
+
+def require_same_tokenizer(
+    directory: str, vocabulary_directory: str, examples_directory: str, documents_directory: str | None = None
+) -> None:
+    """Compare what a directory's tokenizer gives with the ids that the examples hold.
+
+    Args:
+        directory: whose tokenizer is looked at: an exported encoder, a teacher, or the vocabulary stage itself.
+        vocabulary_directory: the stage that the examples were made with, which tells the casing.
+        examples_directory: the stage whose rows, turned into words again, must give their own ids.
+        documents_directory: the stage whose sentences must give the ids that they had there; None or a stage that is
+            not there leaves this out.
+
+    Raises:
+        InputError: some text gets other ids, or a stage cannot be read.
+    """
+    tokenizer = load_tokenizer(directory).for_texts()
+    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "python -m pipelines.train_vocabulary")
+    tokens = _tokens_of(vocabulary_directory)
+    reference = _reference(tokens, VocabularyConfig.model_validate(vocabulary.config))
+    pair = _Pair(directory, tokenizer, reference)
+    _compare_examples(pair, tokens, examples_directory)
+    documents = None if documents_directory is None else read_manifest(documents_directory)
+    if documents is not None and documents_directory is not None:
+        _compare_documents(pair, documents_directory, documents)
+
+
+class _Pair(NamedTuple):
+    """The tokenizer of a directory, and the one that made the examples."""
+
+    directory: str
+    tokenizer: Any
+    reference: Any
+
+    def ids(self, texts: list[str]) -> Iterator[tuple[str, list[int], list[int]]]:
+        """Each text with its ids by the tokenizer and by the reference."""
+        ours, theirs = (
+            each.encode_batch_fast(texts, add_special_tokens=False) for each in (self.tokenizer, self.reference)
+        )
+        for text, found, expected in zip(texts, ours, theirs, strict=True):
+            yield text, found.ids, expected.ids
+
+
+def _compare_examples(pair: _Pair, tokens: Sequence[str], examples_directory: str) -> None:
+    """Words of examples are encoded again. Whether they were lower-cased does not show here, only in documents."""
+    words: dict[str, list[int]] = {}
+    for row in _rows(examples_directory):
+        words |= words_of(row, tokens)
+    reproduced = 0
+    for word, found, expected in pair.ids(list(words)):
+        if expected != words[word]:
+            # A word that only looks like this one once it is cleaned.
+            continue
+        reproduced += 1
+        if found != expected:
+            raise InputError(_difference(pair.directory, word, found, expected, examples_directory))
+    if reproduced < len(words) / 2:
+        raise InputError(
+            f"{examples_directory}: of {len(words)} words the vocabulary that stands beside it spells "
+            f"{len(words) - reproduced} otherwise; the examples were made with another one: build them again"
+        )
+
+
+def _compare_documents(pair: _Pair, documents_directory: str, documents: Manifest) -> None:
+    for split in SPLITS:
+        paths = [storage.join(documents_directory, file.name) for file in documents.files_of(split) if file.rows]
+        texts = _sentences(paths[0]) if paths else []
+        for text, found, expected in pair.ids(texts):
+            if found != expected:
+                raise InputError(_difference(pair.directory, text, found, expected, documents_directory))
+
+
+def words_of(input_ids: npt.NDArray[Any], tokens: Sequence[str]) -> dict[str, list[int]]:
+    """The words of a row of examples with their ids.
+
+    Left out are special tokens and what an end of a segment may have cut: the row's pieces before its first word, and
+    a segment's last word.
+    """
+    words: dict[str, list[int]] = {}
+    current: list[int] = []
+    for token_id in input_ids.tolist():
+        token = tokens[token_id]
+        if token.startswith(_CONTINUATION) and len(token) > len(_CONTINUATION):
+            if current:
+                current.append(token_id)
+            continue
+        is_special = token in (CLS, SEP, UNK)
+        if current and token != SEP:
+            words[_spelt(current, tokens)] = current
+        current = [] if is_special else [token_id]
+    return words
+
+
+def _spelt(ids: Sequence[int], tokens: Sequence[str]) -> str:
+    first, *others = (tokens[index] for index in ids)
+    return first + "".join(token.removeprefix(_CONTINUATION) for token in others)
+
+
+def _rows(examples_directory: str) -> Iterator[npt.NDArray[Any]]:
+    """Some rows of each length without their masks."""
+    examples = require_manifest(examples_directory, EXAMPLES, "python -m pipelines.build_examples")
+    for directory in sorted({file.name.rpartition("/")[0] for file in examples.files}):
+        names = [file.name for file in examples.files_of("train", directory) if file.rows]
+        for row in _first_rows(storage.join(examples_directory, names[0]), SAMPLE_ROWS) if names else []:
+            input_ids = np.array(row["input_ids"], dtype=np.int64)
+            input_ids[row["masked_lm_positions"]] = row["masked_lm_ids"]
+            yield input_ids
+
+
+def _sentences(path: str) -> list[str]:
+    sentences: list[str] = []
+    for row in _first_rows(path, SAMPLE_TEXTS):
+        sentences += row["sentences"][: SAMPLE_TEXTS - len(sentences)]
+    return sentences
+
+
+def _first_rows(path: str, count: int) -> list[dict[str, Any]]:
+    try:
+        with pa.memory_map(storage.local_path(path)) as source:
+            reader = pa.ipc.open_file(source)
+            rows: list[dict[str, Any]] = reader.get_batch(0).slice(0, count).to_pylist()
+            return rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable Arrow file ({error}); build the stage again") from error
+
+
+def _tokens_of(vocabulary_directory: str) -> list[str]:
+    return storage.read_bytes(storage.join(vocabulary_directory, VOCABULARY_NAME)).decode().split("\n")[:-1]
+
+
+def _reference(tokens: Sequence[str], casing: VocabularyConfig) -> Any:
+    """The tokenizer that made the examples."""
+    from pipelines.wordpiece.tokenizer import build_tokenizer  # compiles loops that only preprocessing runs
+
+    tokenizer = build_tokenizer(tokens, casing.lowercase, casing.strip_accents)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _difference(directory: str, text: str, found: list[int], expected: list[int], source: str) -> str:
+    shown = text if len(text) <= 60 else f"{text[:60]}..."
+    index = next(
+        (place for place, (one, other) in enumerate(zip(expected, found, strict=False)) if one != other),
+        min(len(expected), len(found)),
+    )
+    return (
+        f"{directory}: its tokenizer gives {shown!r} other ids than {source} has (token {index + 1}: "
+        f"{found[index : index + 1]} in place of {expected[index : index + 1]}); its vocabulary, or the casing in its "
+        f"{TOKENIZER_CONFIG_NAME}, is not the one of the examples: restore it, or build vocabulary and examples again"
+    )

@@ -1,0 +1,221 @@
+"""The tokenizer of a Hugging Face directory, with the ids that `transformers.AutoTokenizer` gives.
+
+`transformers` itself loads it, since the rules by which it weighs tokenizer.json, tokenizer_config.json, vocab.txt,
+added_tokens.json and special_tokens_map.json against one another change from version to version. What contradicts
+itself so that its ids could not be those of its training is refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import MANIFEST_NAME, TOKENIZER_NAME, VOCABULARY_NAME
+from pipelines.contract.recipe import InputError
+from pipelines.wordpiece.tokenizer_config import ROLES, TOKENIZER_CONFIG_NAME
+
+_CONFIG_NAME = "config.json"
+_TOKENIZER_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens")
+"""The sections of tokenizer.json that decide the ids of a text."""
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer as `transformers` has it.
+
+    backend: neither cuts nor pads; takes "[MASK]" in a text for the token, as `transformers` does. roles: its special
+    tokens by what they are for, as `cls_token`. splits_special_tokens: is a special token in a text only text?
+    """
+
+    backend: Any
+    roles: Mapping[str, str]
+    splits_special_tokens: bool = False
+
+    def for_texts(self) -> Any:
+        """A copy that takes BERT's own special tokens in a text for text, and those added to them for tokens.
+
+        A "[MASK]" in a corpus is somebody's text; an added "<entity>" was added to stand in texts.
+        """
+        contents = json.loads(self.backend.to_str())
+        if not self.splits_special_tokens:
+            for token in contents["added_tokens"]:
+                token["special"] = token["content"] in self.roles.values()
+        tokenizer = Tokenizer.from_str(json.dumps(contents))
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def id_of(self, role: str) -> int | None:
+        """The id of a special token, such as that of `cls_token`; None where there is no such token."""
+        token_id: int | None = self.backend.token_to_id(self.roles[role])
+        return token_id
+
+
+def load_tokenizer(directory: str) -> LoadedTokenizer:
+    """Load the tokenizer of a Hugging Face directory or of a vocabulary stage.
+
+    Raises:
+        InputError: there is none, `transformers` cannot load it, it is not BERT's, or its files contradict each other.
+    """
+    has_json = _has(directory, TOKENIZER_NAME)
+    if not has_json and not _has(directory, VOCABULARY_NAME):
+        raise InputError(f"{directory}: neither {TOKENIZER_NAME} nor {VOCABULARY_NAME}; give a directory with one")
+    if not has_json and not _has(directory, TOKENIZER_CONFIG_NAME) and _is_own(directory):
+        raise InputError(
+            f"{directory}: {TOKENIZER_NAME} is missing, and nothing else tells the casing; build this stage again"
+        )
+    without_config = has_json and not _has(directory, TOKENIZER_CONFIG_NAME)
+    tokenizer = _by_tokenizer_json(directory) if without_config else _by_transformers(directory)
+    _require_bert(directory, tokenizer)
+    if has_json and _has(directory, VOCABULARY_NAME):
+        _require_one_vocabulary(directory, tokenizer)
+    return tokenizer
+
+
+def parts_of(backend: Any) -> dict[str, Any]:
+    """What decides the ids that a `tokenizers` object gives, for comparison."""
+    contents = json.loads(backend.to_str())
+    return {name: contents[name] for name in _TOKENIZER_PARTS}
+
+
+def _by_transformers(directory: str) -> LoadedTokenizer:
+    from transformers import AutoTokenizer, BertConfig
+
+    # The class comes from config.json; a folder with a vocabulary alone is taken for BERT's.
+    config = {} if _has(directory, _CONFIG_NAME) else {"config": BertConfig()}
+    try:
+        with _quiet_transformers():
+            loaded = AutoTokenizer.from_pretrained(
+                storage.local_path(directory), local_files_only=True, trust_remote_code=False, **config
+            )
+        backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    except Exception as error:  # transformers and tokenizers raise whatever their parts raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{directory}: transformers cannot load its tokenizer ({type(error).__name__}: {reason}); "
+            "save it again with save_pretrained of a fast tokenizer"
+        ) from error
+    # A class that is not BERT's knows no roles unless they are written down.
+    roles = {role: str(getattr(loaded, role, None) or usual) for role, usual in ROLES.items()}
+    return _uncut(LoadedTokenizer(backend, roles, bool(loaded.split_special_tokens)))
+
+
+def _by_tokenizer_json(directory: str) -> LoadedTokenizer:
+    """What tokenizer.json says alone; beside a config.json only if `transformers` takes it to say the same.
+
+    Without tokenizer_config.json `transformers` lower-cases, whatever tokenizer.json says. Releases before this one
+    left the file out, and their models were trained with what tokenizer.json says.
+    """
+    path = storage.join(directory, TOKENIZER_NAME)
+    try:
+        backend = Tokenizer.from_str(storage.read_bytes(path).decode())
+    except Exception as error:  # the library raises Exception itself
+        raise InputError(f"{path}: not a tokenizer ({error}); fetch or build it again") from error
+    own = _uncut(LoadedTokenizer(backend, ROLES))
+    if not _has(directory, _CONFIG_NAME) or _is_own(directory):
+        return own
+    by_transformers = _by_transformers(directory)
+    ours, theirs = (parts_of(each.backend) for each in (own, by_transformers))
+    for name in _TOKENIZER_PARTS:
+        if ours[name] != theirs[name]:
+            raise InputError(
+                f"{path}: without a {TOKENIZER_CONFIG_NAME} beside it transformers puts its own {name} in the place of "
+                f"this file's {_shown(ours[name])}; add the {TOKENIZER_CONFIG_NAME} that the model was trained with, "
+                'such as {"tokenizer_class": "BertTokenizer", "do_lower_case": false}'
+            )
+    return by_transformers
+
+
+def _uncut(tokenizer: LoadedTokenizer) -> LoadedTokenizer:
+    tokenizer.backend.no_truncation()
+    tokenizer.backend.no_padding()
+    return tokenizer
+
+
+def _shown(part: Any) -> str:
+    text = json.dumps(part)
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
+def _require_bert(directory: str, tokenizer: LoadedTokenizer) -> None:
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False)
+    for role in ("cls_token", "sep_token"):
+        if tokenizer.roles[role] not in vocabulary:
+            raise InputError(f"{directory}: the vocabulary lacks {tokenizer.roles[role]}; it is not a BERT vocabulary")
+    if not _has(directory, _CONFIG_NAME):
+        return
+    config = json.loads(storage.read_bytes(storage.join(directory, _CONFIG_NAME)))
+    size = config.get("vocab_size") if isinstance(config, dict) else None
+    highest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
+    if isinstance(size, int) and highest >= size:
+        token = tokenizer.backend.id_to_token(highest)
+        raise InputError(
+            f"{directory}: its vocabulary has the id {highest} ({token!r}), its config.json vocab_size = {size}; they "
+            "belong to different models"
+        )
+
+
+def _require_one_vocabulary(directory: str, tokenizer: LoadedTokenizer) -> None:
+    """`transformers` reads tokenizer.json and passes over what was changed in vocab.txt, such as filled [unused]."""
+    path = storage.join(directory, VOCABULARY_NAME)
+    lines = storage.read_bytes(path).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+    # A token on two lines has the later one's id, as everywhere.
+    listed = {token: index for index, token in enumerate(lines)}
+    backend = tokenizer.backend
+    for token, index in listed.items():
+        if token and backend.token_to_id(token) != index:
+            raise InputError(
+                f"{path}: line {index + 1} is {token!r}, but {TOKENIZER_NAME} has {backend.id_to_token(index)!r} at "
+                f"{index}; {_remedy(directory)}"
+            )
+    for token, index in backend.get_vocab(with_added_tokens=False).items():
+        if token not in listed:
+            raise InputError(f"{path}: lacks {token!r}, which {TOKENIZER_NAME} has at {index}; {_remedy(directory)}")
+
+
+def _remedy(directory: str) -> str:
+    if _is_own(directory):
+        return (
+            f"restore {VOCABULARY_NAME} or build the stage again. Unused entries are filled in a copy of the finished "
+            f"encoder: edit {VOCABULARY_NAME} there, delete its {TOKENIZER_NAME}, and fine-tune with --encoder"
+        )
+    return f"{VOCABULARY_NAME} was edited: delete {TOKENIZER_NAME} to use the edit, or restore {VOCABULARY_NAME}"
+
+
+def _is_own(directory: str) -> bool:
+    """Does a stage's manifest name the files of this directory?"""
+    parent, _, name = directory.rstrip("/").rpartition("/")
+    places = ((directory, ""), (parent or ".", f"{name}/"))
+    for place, prefix in places:
+        uri = storage.join(place, MANIFEST_NAME)
+        if storage.file_size_bytes(uri) is None:
+            continue
+        try:
+            files = json.loads(storage.read_bytes(uri))["files"]
+            if any(file["name"] == f"{prefix}{VOCABULARY_NAME}" for file in files):
+                return True
+        except (ValueError, KeyError, TypeError):
+            continue
+    return False
+
+
+def _has(directory: str, name: str) -> bool:
+    return storage.file_size_bytes(storage.join(directory, name)) is not None
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No advice of `transformers` to its own users between the lines of a stage."""
+    logging: Any = importlib.import_module("transformers").utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

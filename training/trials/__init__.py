@@ -1,0 +1,1 @@
+"""Trials of fine-tuning: planned, run next to each other, and compared."""
