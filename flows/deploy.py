@@ -33,8 +33,7 @@ from flows.console.tables import shown
 from flows.deployments.deployment import deploy
 from flows.running.command import require_server
 from pipelines.commands.command_line import CommandParser
-from pipelines.contract.errors import EXIT_FAILED
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import EXIT_FAILED, InputError, exit_code_of
 
 PREFECT_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prefect.yaml")
 IMAGE_VARIABLE = "CLOZEWORKS_IMAGE"

@@ -19,11 +19,13 @@ from flows.inspection.rates import CPU_BASIS, Rates, default_rates, measured_rat
 from flows.inspection.workspace import in_words
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.contract.errors import InputError, exit_code_of
+from pipelines.contract.recipe import Recipe
+from pipelines.contract.workspace import FINETUNING, PRETRAINING, VOCABULARY
 from pipelines.reading.unpacking import codec_of
-from pipelines.sources import find_inputs
-from training.stages.pretraining import FINETUNING, PRETRAINING, VOCABULARY
+from pipelines.sources.formats import find_inputs
 
 UTILIZATION = 0.5
 """Model FLOPs utilisation that is assumed; a run prints its own (MFU), and metrics.jsonl keeps it."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from flows.console.tables import shown
 from flows.registry.promotion import CHANCE_MARGIN
 from pipelines.commands.command_line import CommandParser
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,11 +13,10 @@ import sys
 from flows.inspection.workspace import kept_status
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, exit_code_of
-from pipelines.results.builds import delete_directory, kept_directories
+from pipelines.contract.errors import InputError, exit_code_of
+from pipelines.contract.workspace import DISTILLATION, PRETRAINING
+from pipelines.results.kept import delete_directory, kept_directories
 from pipelines.results.locks import workspace_lock
-from training.stages.distillation import DISTILLATION
-from training.stages.pretraining import PRETRAINING
 
 _STAGES = (PRETRAINING, DISTILLATION)
 _NAME = re.compile(rf"({'|'.join(_STAGES)})\.\d+")

@@ -18,7 +18,8 @@ from flows.console.tables import print_table
 from flows.inspection.workspace import NEW, StageStatus, statuses_of_recipe, statuses_of_workspace
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.commands.command_line import CommandParser
-from pipelines.contract.recipe import InputError, exit_code_of, read_recipe
+from pipelines.contract.errors import InputError, exit_code_of
+from pipelines.contract.recipe import read_recipe
 
 DETAIL_WIDTH = 160
 """Characters of a detail that are shown: a changed list of sources would fill the screen; --json has all."""

@@ -28,7 +28,7 @@ from flows.tracking.mlflow_pages import newest_experiment, runs_page
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 
 LOOPBACK = "127.0.0.1"
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200

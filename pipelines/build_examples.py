@@ -16,8 +16,18 @@ import apache_beam as beam
 
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
-from pipelines.contract.manifest import SPLITS, VOCABULARY_NAME, Manifest, StageKey, length_directory, require_manifest
-from pipelines.contract.recipe import exit_code_of
+from pipelines.contract.errors import exit_code_of
+from pipelines.contract.manifest import Manifest, StageKey, require_manifest
+from pipelines.contract.schemas import SPLITS
+from pipelines.contract.workspace import (
+    DOCUMENTS,
+    EXAMPLES,
+    VOCABULARY,
+    VOCABULARY_NAME,
+    length_directory,
+    stage_directory,
+)
+from pipelines.examples.planning import ShardNumber
 from pipelines.examples.transforms import (
     FILES_GROUP,
     ROWS_GROUP,
@@ -25,18 +35,19 @@ from pipelines.examples.transforms import (
     BuildShard,
     CompleteExamples,
     FilesToWrite,
-    ShardNumber,
     ShardRows,
     WrittenFiles,
 )
 from pipelines.jobs.runner import Job, Progress, parse_job, run_pipeline
 from pipelines.jobs.sizes import DOCUMENTS_BYTES_A_TEXT_BYTE, disk_bytes_examples
 from pipelines.jobs.summary import examples_summary
-from pipelines.results.builds import building_directory, open_build
+from pipelines.results.builds import open_build
+from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
 from pipelines.results.verification import verify_stage
-from pipelines.settings.documents import ExamplesConfig, VocabularyConfig
-from pipelines.stage_keys import DOCUMENTS, EXAMPLES, VOCABULARY, examples_key, stage_directory
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.stage_keys import examples_key
 
 
 def build(

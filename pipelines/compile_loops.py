@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.examples.masking import build_examples
 from pipelines.examples.planned_rows import TokenizedDocuments
-from pipelines.examples.transforms import masking_rules, plan_examples
-from pipelines.settings.documents import ExampleLengthConfig, ExamplesConfig
+from pipelines.examples.planning import masking_rules, plan_examples
+from pipelines.settings.examples import ExampleLengthConfig, ExamplesConfig
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.trainer import train
 

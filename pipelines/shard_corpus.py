@@ -15,8 +15,9 @@ import apache_beam as beam
 
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
+from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, StageKey
-from pipelines.contract.recipe import exit_code_of
+from pipelines.contract.workspace import DOCUMENTS, stage_directory
 from pipelines.documents.document import CorpusPart, PartSummary, plan_parts, shards_of
 from pipelines.documents.near_duplicates import ChooseDocuments, EmitBands, MeetInBands, num_buckets
 from pipelines.documents.parts import PARTS_GROUP, ReadPart
@@ -25,11 +26,12 @@ from pipelines.documents.summary import closing_lines
 from pipelines.jobs.runner import Progress, parse_job, run_pipeline
 from pipelines.jobs.sizes import disk_bytes_documents
 from pipelines.reading.unpacking import codec_of
-from pipelines.results.builds import building_directory, open_build
+from pipelines.results.builds import open_build
+from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
 from pipelines.settings.documents import DocumentsConfig
-from pipelines.sources import find_inputs
-from pipelines.stage_keys import DOCUMENTS, documents_key, stage_directory
+from pipelines.sources.formats import find_inputs
+from pipelines.stage_keys import documents_key
 
 
 def build(

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, digest_of, read_manifest
-from pipelines.contract.recipe import InputError, Recipe, RunConfig
-from pipelines.settings.documents import DocumentsConfig, ExamplesConfig, VocabularyConfig
-from pipelines.sources import find_inputs
-
-DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
-CORPUS_INPUT = "corpus"
+from pipelines.contract.recipe import Recipe, RunConfig
+from pipelines.contract.workspace import CORPUS_INPUT, DOCUMENTS, EXAMPLES, VOCABULARY, stage_directory
+from pipelines.settings.documents import DocumentsConfig
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.sources.formats import find_inputs
 
 # To be raised whenever the same settings and inputs would give other bytes than before.
 DOCUMENTS_VERSION = 3
 VOCABULARY_VERSION = 1
 EXAMPLES_VERSION = 2
-
-
-def stage_directory(recipe: Recipe, stage: str) -> str:
-    """The directory of a stage in the recipe's workspace."""
-    return storage.join(recipe.section("run", RunConfig).workspace, stage)
 
 
 def documents_key(recipe: Recipe) -> StageKey:

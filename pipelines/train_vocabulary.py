@@ -14,14 +14,15 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, require_manifest
-from pipelines.contract.recipe import exit_code_of
+from pipelines.contract.workspace import DOCUMENTS, VOCABULARY, stage_directory
 from pipelines.jobs.runner import parse_job, run_pipeline
 from pipelines.jobs.summary import vocabulary_summary
 from pipelines.results.builds import open_build
 from pipelines.results.verification import verify_stage
-from pipelines.settings.documents import VocabularyConfig
-from pipelines.stage_keys import DOCUMENTS, VOCABULARY, stage_directory, vocabulary_key
+from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.stage_keys import vocabulary_key
 from pipelines.wordpiece.word_counts import CountShard, SumCounts, TrainVocabulary
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 
 EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
 _GUARD_NAME = "clozeworks.lock"

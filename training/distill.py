@@ -14,8 +14,7 @@ import argparse
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
-from pipelines.contract.recipe import add_recipe_arguments, recipe_from_arguments
-from pipelines.results.builds import add_restart_argument
+from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
 from training.resuming.checkpointed_stage import is_to_run
 from training.resuming.process_end import StopRequest, exit_code_of_rank, run_and_leave
 from training.stages.distillation import distillation_inputs

@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 from training.resuming.process_end import run_and_leave
 from training.stages.encoders import add_encoder_arguments, encoder_directory, parse_encoder_arguments
 
@@ -120,8 +120,8 @@ def _extract(parsed: argparse.Namespace, directory: str, stream: BinaryIO) -> No
     import pyarrow as pa
     import torch
 
+    from pipelines.contract.workspace import code_version
     from training.features.extractor import FeatureExtractor, chosen_layers, chosen_length, load_encoder
-    from training.stages.pretraining import code_version
 
     started = time.monotonic()
     encoder = load_encoder(directory, "cuda" if torch.cuda.is_available() else "cpu")

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
+from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, require_manifest
-from pipelines.contract.recipe import InputError, Recipe, add_recipe_arguments, recipe_from_arguments
-from pipelines.results.builds import add_restart_argument
-from pipelines.results.verification import require_stage
-from training.resuming.process_end import exit_code_of_rank, run_and_leave
-from training.settings.finetuning import BEGIN_FROM_MNLI, MNLI, WORD_ORDER, FinetuningConfig
-from training.settings.pretraining import ModelConfig
-from training.stages.pretraining import (
+from pipelines.contract.recipe import Recipe
+from pipelines.contract.workspace import (
+    DATA_DIRECTORY,
     DOCUMENTS,
     ENCODER_DIRECTORY,
     FINETUNING,
@@ -33,16 +31,18 @@ from training.stages.pretraining import (
     RANDOM,
     VOCABULARY,
     code_version,
-    finetuning_directory,
-    finetuning_key,
     vocabulary_size,
     workspace_of,
 )
+from pipelines.results.verification import require_stage
+from training.resuming.process_end import exit_code_of_rank, run_and_leave
+from training.settings.finetuning import BEGIN_FROM_MNLI, MNLI, WORD_ORDER, FinetuningConfig
+from training.settings.pretraining import ModelConfig
+from training.stages.pretraining import finetuning_directory, finetuning_key
 
 if TYPE_CHECKING:
     from training.trials.trial import Trial
 
-DATA_DIRECTORY = "data"
 _EXAMPLE = "example: python -m training.finetune recipe.toml --tasks rte --set finetuning.glue_dir=glue"
 
 

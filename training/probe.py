@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 from training.resuming.process_end import run_and_leave
 from training.stages.encoders import add_encoder_arguments, encoder_directory, parse_encoder_arguments
 

@@ -19,12 +19,14 @@ import sys
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
+from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.contract.errors import InputError, exit_code_of
+from pipelines.contract.recipe import Recipe
+from pipelines.contract.workspace import FINETUNING, PRETRAINED, workspace_of
 from training.finetune import data_directory, require_inputs, trial_of
 from training.resuming.process_end import run_and_leave
 from training.settings.finetuning import FinetuningConfig
-from training.stages.pretraining import FINETUNING, PRETRAINED, workspace_of
 from training.tracking.trial_runs import SweepRun
 from training.trials.sweep_plan import (
     SWEEP_DIRECTORY,

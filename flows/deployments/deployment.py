@@ -24,7 +24,7 @@ from prefect.utilities.templating import apply_values
 
 from flows.deployments.form import request_defaults, with_recipe
 from flows.deployments.page_edits import UNKNOWN, Edit, Schedule, merge, schedule_in_words
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 RECORD_LABEL = "clozeworks.deployed"
 DEFAULT_QUEUE = "default"

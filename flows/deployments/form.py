@@ -13,7 +13,8 @@ from typing import Any
 
 from flows.parameters.forms import nested_section, toml_value
 from flows.parameters.whole_recipe import SECTION_MODELS
-from pipelines.contract.recipe import SECTION_NAMES, InputError, Section, read_recipe
+from pipelines.contract.errors import InputError
+from pipelines.contract.recipe import SECTION_NAMES, Section, read_recipe
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

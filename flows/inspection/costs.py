@@ -15,6 +15,7 @@ from flows.inspection.rates import (
     Rates,
 )
 from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 from pipelines.jobs.sizes import (
     MEGABYTE,
     disk_bytes_documents,
@@ -23,11 +24,10 @@ from pipelines.jobs.sizes import (
     disk_bytes_vocabulary,
     masked_per_row,
 )
-from pipelines.settings.documents import ExampleLengthConfig
+from pipelines.settings.examples import ExampleLengthConfig
 from training.bert.flops import ModelStates, model_states, num_parameters, step_flops
 from training.bert.sizes import disk_bytes_checkpoints, disk_bytes_finetuning, disk_bytes_model, disk_bytes_pretraining
 from training.settings.pretraining import PhaseConfig
-from training.stages.pretraining import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 
 
 class Gpu(NamedTuple):

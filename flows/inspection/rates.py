@@ -20,14 +20,14 @@ from pydantic import ValidationError
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.timings import earlier_seconds
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.recipe import InputError
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
 from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
-from pipelines.settings.documents import ExamplesConfig, VocabularyConfig
-from pipelines.stage_keys import DOCUMENTS, EXAMPLES, VOCABULARY
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
 from training.bert.flops import step_flops
 from training.settings.pretraining import ModelConfig, PretrainingConfig
-from training.stages.pretraining import PRETRAINING
 
 START_SECONDS = 4.0
 """CPU time of a job before its first byte: imports, and the runner."""

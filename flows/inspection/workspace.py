@@ -19,14 +19,21 @@ from pydantic import ValidationError
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.plan import StageOutput, finetuning_stages, preprocessing_stages, pretraining_stage
 from pipelines.contract import storage
-from pipelines.contract.manifest import MANIFEST_NAME, Manifest, StageKey, read_manifest
-from pipelines.contract.recipe import InputError
-from pipelines.results.builds import BUILDING_SUFFIX, TRASH_DIRECTORY, building_directory, is_open, kept_directories
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, StageKey, read_manifest
+from pipelines.contract.workspace import (
+    DISTILLATION,
+    DOCUMENTS,
+    EXAMPLES,
+    FINETUNING,
+    MANIFEST_NAME,
+    PRETRAINING,
+    VOCABULARY,
+)
+from pipelines.results.kept import TRASH_DIRECTORY, kept_directories
+from pipelines.results.marks import BUILDING_SUFFIX, building_directory, is_open
 from pipelines.results.unfinished import count_finished
-from pipelines.stage_keys import DOCUMENTS, EXAMPLES, VOCABULARY
 from training.settings.pretraining import PhaseConfig, PretrainingConfig
-from training.stages.distillation import DISTILLATION
-from training.stages.pretraining import FINETUNING, PRETRAINING
 
 State = Literal["complete", "stale", "unfinished", "missing", "kept"]
 

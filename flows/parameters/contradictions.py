@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from pipelines.settings.documents import DocumentsConfig, ExamplesConfig
+from pipelines.settings.documents import DocumentsConfig
+from pipelines.settings.examples import ExamplesConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import SQUAD, TAGGING, WORD_ORDER, FinetuningConfig
 from training.settings.pretraining import ModelConfig, PretrainingConfig, lengths_problem

@@ -14,8 +14,11 @@ from flows.parameters.forms import SectionForm, form_of, toml_value
 from flows.registry.promotion import CHANCE_MARGIN
 from pipelines.contract import storage
 from pipelines.contract.bounds import Bounded, Text
-from pipelines.contract.recipe import Recipe, RecipeError, RunConfig, Section, lists_as_tuples, read_recipe
-from pipelines.settings.documents import DocumentsConfig, ExamplesConfig, VocabularyConfig
+from pipelines.contract.recipe import Recipe, RunConfig, Section, lists_as_tuples, read_recipe
+from pipelines.contract.recipe_text import RecipeError
+from pipelines.settings.documents import DocumentsConfig
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
 from training.settings.pretraining import ModelConfig, PretrainingConfig

@@ -8,11 +8,10 @@ from typing import Any
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.promotion import Evaluation
 from pipelines.contract import storage
-from pipelines.contract.manifest import Manifest, digest_of, length_directory, read_manifest
-from training.finetune import DATA_DIRECTORY
+from pipelines.contract.manifest import Manifest, digest_of, read_manifest
+from pipelines.contract.workspace import DATA_DIRECTORY, EXAMPLES, FINETUNING, VOCABULARY, length_directory
 from training.settings.finetuning import SQUAD, TAGGING, WORD_ORDER
 from training.settings.glue import CONSTANT_BASELINE, TASKS
-from training.stages.pretraining import EXAMPLES, FINETUNING, VOCABULARY
 
 MLM_ACCURACY = "mlm_accuracy"
 _ROWS = ("dev_rows", "dev_questions", "dev_sentences")

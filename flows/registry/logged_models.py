@@ -18,8 +18,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import MASK
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import MASK
 from training.bert.model_readme import (
     FILL_MASK,
     PIPELINE_TASKS,

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -30,9 +30,9 @@ from flows.running.stage_run import RegisteredModel, StageOutcome, shown_seconds
 from flows.tracking.runs import CODE_VERSION_TAG, DIGEST_TAG, Tracker
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
+from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
 from training.settings.distillation import DistillationConfig
 from training.settings.glue import TASKS
-from training.stages.pretraining import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

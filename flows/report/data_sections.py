@@ -21,7 +21,7 @@ from flows.report.html import (
     text,
 )
 from flows.report.samples import CONTINUES, mask_kind
-from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.contract.schemas import SPECIAL_TOKENS
 
 Facts = dict[str, Any]
 

@@ -25,9 +25,18 @@ from flows.running.stage_run import FlowOutcome, shown_seconds
 from flows.servers.local_server import LOOPBACK
 from pipelines.contract import storage
 from pipelines.contract.credentials import redacted
-from pipelines.contract.manifest import MANIFEST_NAME, Manifest, read_manifest
-from pipelines.contract.recipe import InputError
-from training.stages.pretraining import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINED, PRETRAINING, RANDOM, VOCABULARY
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, read_manifest
+from pipelines.contract.workspace import (
+    DOCUMENTS,
+    EXAMPLES,
+    FINETUNING,
+    MANIFEST_NAME,
+    PRETRAINED,
+    PRETRAINING,
+    RANDOM,
+    VOCABULARY,
+)
 from training.tracking.flattening import flatten
 
 JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"

@@ -23,7 +23,7 @@ from flows.report.html import (
     text,
 )
 from flows.report.style import STYLE
-from pipelines.contract.manifest import MASK
+from pipelines.contract.schemas import MASK
 
 Facts = dict[str, Any]
 

@@ -27,7 +27,7 @@ from flows.servers.artifact_calls import told_to_prefect
 from flows.tracking.mlflow_pages import run_page
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
-from training.stages.pretraining import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
 
 MAX_PICTURE_BYTES = 1 << 20
 """A larger one is left to MLflow: artifacts are rows of Prefect's database."""

@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import MASK, SPECIAL_TOKENS, VOCABULARY_NAME, Manifest, length_directory
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest
+from pipelines.contract.schemas import MASK, SPECIAL_TOKENS
+from pipelines.contract.workspace import VOCABULARY_NAME, length_directory
 
 Facts = dict[str, Any]
 ItemT = TypeVar("ItemT")

@@ -28,9 +28,9 @@ from flows.running.launch import StageError
 from flows.servers.local_server import answers, local_server
 from flows.tracking.runs import Tracker
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
-from pipelines.contract.errors import EXIT_FAILED
-from pipelines.contract.recipe import InputError, add_recipe_arguments, exit_code_of, recipe_from_arguments
+from pipelines.contract.errors import EXIT_FAILED, InputError, exit_code_of
 
 HOME_NAME = "prefect"
 DRAIN_TIMEOUT_SECONDS = 5.0

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from flows.running.launch import KEPT_LINES, StageTimeoutError
 from flows.running.progress_bar import artifact_key
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 NEXT_STEP = (
     "Run it again with the same parameters: complete stages are skipped, pre-training resumes from its checkpoint."

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
-from pipelines.contract.recipe import EXIT_BAD_INPUT, InputError
+from pipelines.contract.errors import EXIT_BAD_INPUT, InputError
 
 KEPT_LINES = 50
 GRACE_SECONDS = 20.0

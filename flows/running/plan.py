@@ -16,9 +16,22 @@ from flows.parameters.whole_recipe import WholeRecipe
 from flows.tracking.runs import tracking_uri
 from pipelines import stage_keys as preprocessing
 from pipelines.contract import storage
-from pipelines.contract.manifest import MANIFEST_NAME, Manifest, StageKey, digest_of, read_manifest
+from pipelines.contract.manifest import Manifest, StageKey, digest_of, read_manifest
+from pipelines.contract.workspace import (
+    DISTILLATION,
+    DOCUMENTS,
+    EXAMPLES,
+    FINETUNING,
+    MANIFEST_NAME,
+    PRETRAINED,
+    PRETRAINING,
+    RANDOM,
+    VOCABULARY,
+    stage_directory,
+    workspace_of,
+)
 from training.stages import pretraining as training
-from training.stages.distillation import DISTILLATION, distillation_inputs
+from training.stages.distillation import distillation_inputs
 
 LOOPBACK = "127.0.0.1"
 RANKS_WITHOUT_GPU = 2
@@ -87,22 +100,22 @@ def preprocessing_stages(whole: WholeRecipe) -> list[Stage]:
     recipe = whole.recipe
 
     def stage(name: str, module: str, key: Callable[[], StageKey]) -> Stage:
-        output = StageOutput(name, preprocessing.stage_directory(recipe, name), key)
+        output = StageOutput(name, stage_directory(recipe, name), key)
         return Stage(name, (output,), lambda: _python_module(whole, module))
 
     return [
-        stage(preprocessing.DOCUMENTS, "pipelines.shard_corpus", lambda: preprocessing.documents_key(recipe)),
-        stage(preprocessing.VOCABULARY, "pipelines.train_vocabulary", lambda: preprocessing.vocabulary_key(recipe)),
-        stage(preprocessing.EXAMPLES, "pipelines.build_examples", lambda: preprocessing.examples_key(recipe)),
+        stage(DOCUMENTS, "pipelines.shard_corpus", lambda: preprocessing.documents_key(recipe)),
+        stage(VOCABULARY, "pipelines.train_vocabulary", lambda: preprocessing.vocabulary_key(recipe)),
+        stage(EXAMPLES, "pipelines.build_examples", lambda: preprocessing.examples_key(recipe)),
     ]
 
 
 def pretraining_stage(whole: WholeRecipe) -> Stage:
     """Pre-training, through DeepSpeed's launcher."""
-    directory = storage.join(training.workspace_of(whole.recipe), training.PRETRAINING)
-    output = StageOutput(training.PRETRAINING, directory, lambda: training.pretraining_inputs(whole.recipe).key)
+    directory = storage.join(workspace_of(whole.recipe), PRETRAINING)
+    output = StageOutput(PRETRAINING, directory, lambda: training.pretraining_inputs(whole.recipe).key)
     return Stage(
-        training.PRETRAINING,
+        PRETRAINING,
         (output,),
         command=lambda: _deepspeed_module(whole, "training.pretrain", whole.pretraining.ranks),
         environment=_accelerator,
@@ -111,7 +124,7 @@ def pretraining_stage(whole: WholeRecipe) -> Stage:
 
 def distillation_stage(whole: WholeRecipe) -> Stage:
     """Distillation of the pre-trained encoder, or of another teacher, through DeepSpeed's launcher."""
-    directory = storage.join(training.workspace_of(whole.recipe), DISTILLATION)
+    directory = storage.join(workspace_of(whole.recipe), DISTILLATION)
 
     def key() -> StageKey:
         with _registry_of(whole):
@@ -138,16 +151,14 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
 
         return StageOutput(f"{task}/{start}", directory, key)
 
-    starts = (training.PRETRAINED, training.RANDOM) if whole.finetuning.compare_with_random else (training.PRETRAINED,)
+    starts = (PRETRAINED, RANDOM) if whole.finetuning.compare_with_random else (PRETRAINED,)
     outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
     if not outputs:
         return []
     if whole.finetuning.ranks == 1:
-        return [Stage(training.FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))]
+        return [Stage(FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))]
     ranks = whole.finetuning.ranks
-    return [
-        Stage(training.FINETUNING, outputs, lambda: _deepspeed_module(whole, "training.finetune", ranks), _accelerator)
-    ]
+    return [Stage(FINETUNING, outputs, lambda: _deepspeed_module(whole, "training.finetune", ranks), _accelerator)]
 
 
 def require_task_data(whole: WholeRecipe) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from flows.console.narration import LOGGER_NAME
 from flows.servers.private_files import create_private
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.results.locks import workspace_lock
 
 BUILDING_SUFFIX = ".building"

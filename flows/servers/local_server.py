@@ -28,7 +28,7 @@ from flows.running.launch import ending_of
 from flows.servers.prefect_database import database_url, prune, set_up_prefect
 from flows.servers.private_files import PRIVATE_UMASK, open_private
 from pipelines.commands.lifeline import LIFELINE_VARIABLE, follow_lifeline
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

@@ -18,7 +18,7 @@ from flows.console.narration import LOGGER_NAME
 from flows.servers.databases import LOCK_SECONDS, copy_database, opened, tables_of
 from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME, database_path
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.results.locks import workspace_lock
 
 KEPT_SUFFIX = ".before-move"

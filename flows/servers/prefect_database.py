@@ -8,7 +8,7 @@ import sqlite3
 from datetime import UTC, datetime
 
 from flows.servers.databases import Database, opened, revision_of, set_up, sqlite_url, tables_of
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 DATABASE_NAME = "prefect.db"
 DRIVER = "aiosqlite"

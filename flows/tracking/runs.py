@@ -28,10 +28,9 @@ from flows.tracking.mlflow_pages import run_page
 from flows.tracking.patient_client import patient, say
 from pipelines.contract import storage
 from pipelines.contract.credentials import redacted
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, digest_of
-from pipelines.contract.recipe import InputError
-from pipelines.stage_keys import CORPUS_INPUT
-from training.stages.pretraining import code_version
+from pipelines.contract.workspace import CORPUS_INPUT, code_version
 from training.tracking.flattening import NAME_LEFT_OUT, flatten, numbers_of
 from training.tracking.patience import Patience, first_line
 

@@ -8,7 +8,7 @@ import tempfile
 from pipelines import build_examples, shard_corpus, train_vocabulary
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract import storage
-from pipelines.contract.recipe import exit_code_of
+from pipelines.contract.errors import exit_code_of
 
 JOBS = {job.__name__.removeprefix("pipelines."): job for job in (shard_corpus, train_vocabulary, build_examples)}
 

@@ -7,8 +7,6 @@ the file, the key, the value and the remedy.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -17,25 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from pipelines.contract.bounds import Processes, UserPath
 from pipelines.contract.credentials import refusal
-from pipelines.contract.errors import EXIT_BAD_INPUT, InputError, exit_code_of
 from pipelines.contract.recipe_problems import first_problem, nearest
 from pipelines.contract.recipe_text import RecipeError, parse_value, read_file, require_limits, shortened
-
-__all__ = (
-    "EXIT_BAD_INPUT",
-    "OPERATIONAL",
-    "SECTION_NAMES",
-    "InputError",
-    "Recipe",
-    "RecipeError",
-    "RunConfig",
-    "Section",
-    "add_recipe_arguments",
-    "exit_code_of",
-    "lists_as_tuples",
-    "read_recipe",
-    "recipe_from_arguments",
-)
 
 SECTION_NAMES = (
     "run",
@@ -192,25 +173,3 @@ def _list_index(path: str, shown: str, node: list[Any], part: str) -> int:
         return indices.index(part)
     remedy = f"use a number from 0 to {len(node) - 1}, not {part!r}" if node else "override the list itself"
     raise RecipeError(f"{shown}: {path} has {len(node)} entries there; {remedy}")
-
-
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every stage's command shares: the recipe's path, `--set` and `--workspace`."""
-    parser.add_argument("recipe", help="recipe file (TOML), such as flows/recipes/demo.toml")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        help="override one setting of the recipe; may be repeated",
-    )
-    parser.add_argument("--workspace", help="directory of the run; overrides run.workspace")
-
-
-def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
-    """Read the recipe that `add_recipe_arguments` asked for, overrides applied."""
-    overrides = list(arguments.overrides)
-    if arguments.workspace is not None:
-        overrides.append(f"run.workspace={json.dumps(arguments.workspace, ensure_ascii=False)}")
-    return read_recipe(arguments.recipe, overrides)

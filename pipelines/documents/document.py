@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipelines.contract.manifest import DOCUMENT_ID_BYTES, Split
+from pipelines.contract.schemas import DOCUMENT_ID_BYTES, Split
 from pipelines.documents.cleaning import SENTENCES_CUT, clean_text
 from pipelines.documents.languages import LanguageIdentifier
 from pipelines.documents.sentences import paragraphs_of, pieces_of, sentences_of
 from pipelines.inputs.stability import require_readable, require_unchanged
+from pipelines.reading.source import InputFile, Reject
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
-from pipelines.sources import InputFile, Reject, find_inputs, source_of, split_file
+from pipelines.sources.formats import find_inputs, source_of, split_file
 
 # An interrupted run's parts are told by their numbers: whoever changes this raises the stage's version.
 PART_BYTES = 4 << 20

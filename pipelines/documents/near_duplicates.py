@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import DOCUMENT_ID_BYTES, shard_name
+from pipelines.contract.schemas import DOCUMENT_ID_BYTES
+from pipelines.contract.workspace import shard_name
 from pipelines.documents.document import Document, PartSummary, shard_number, shards_of
 from pipelines.documents.minhash import (
     alike_components,
@@ -31,9 +32,9 @@ from pipelines.documents.minhash import (
     similarities,
 )
 from pipelines.jobs.arrow_files import open_arrow, read_table, write_table
+from pipelines.reading.source import Reject
 from pipelines.results.unfinished import scratch_uri
 from pipelines.settings.documents import DocumentsConfig, NearDuplicatesConfig
-from pipelines.sources import Reject
 
 NEAR_DUPLICATE = "near-duplicate"
 

@@ -19,16 +19,16 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import DOCUMENT_ID_BYTES, Split
+from pipelines.contract.schemas import DOCUMENT_ID_BYTES, Split
+from pipelines.contract.workspace import DOCUMENTS
 from pipelines.documents.document import CorpusPart, Document, DocumentReader, PartSummary, shard_number, shards_of
 from pipelines.documents.near_duplicates import SignatureFile, signatures_name, use_one_thread
 from pipelines.documents.rejects import first_of_each_reason, write_rejects
 from pipelines.jobs.runner import limit_worker_threads
+from pipelines.reading.source import Reject
 from pipelines.reading.unpacking import StorageFaultError
 from pipelines.results.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.settings.documents import DocumentsConfig
-from pipelines.sources import Reject
-from pipelines.stage_keys import DOCUMENTS
 
 ROUND_CHARACTERS = 32 << 20
 RETRY_PAUSES_SECONDS = (1.0, 4.0)

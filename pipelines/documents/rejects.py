@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable
 
 from pipelines.contract import storage
-from pipelines.sources import Reject
+from pipelines.reading.source import Reject
 
 REJECTS_NAME = "rejected.jsonl.gz"
 REJECTS_SHOWN = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -20,22 +20,23 @@ from pipelines.contract.manifest import (
     read_manifest,
     record_of,
     require_manifest,
-    shard_name,
     write_manifest,
 )
+from pipelines.contract.schemas import DOCUMENTS_SCHEMA
+from pipelines.contract.workspace import DOCUMENTS, shard_name
 from pipelines.documents.cleaning import CLEANING_COUNTS
 from pipelines.documents.document import PartSummary, shards_of
 from pipelines.documents.near_duplicates import read_choices
 from pipelines.documents.parts import PART_SCHEMA, part_name, part_rejects_name
 from pipelines.documents.rejects import REJECTS_NAME, REJECTS_SHOWN, first_of_each_reason, write_rejects
 from pipelines.documents.summary import require_documents
-from pipelines.jobs.arrow_files import DOCUMENTS_PER_BATCH, documents_table, open_arrow, write_table
+from pipelines.jobs.arrow_files import DOCUMENTS_PER_BATCH, open_arrow, write_table
 from pipelines.jobs.runner import limit_worker_threads
-from pipelines.results.builds import building_directory, install_build, is_open
+from pipelines.reading.source import Reject
+from pipelines.results.builds import install_build
+from pipelines.results.marks import building_directory, is_open
 from pipelines.results.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.settings.documents import DocumentsConfig
-from pipelines.sources import Reject
-from pipelines.stage_keys import DOCUMENTS
 
 SHARDS_GROUP = "shards"
 
@@ -167,3 +168,14 @@ class CompleteDocuments(beam.DoFn):
 
 def _rejects_name(shard: str) -> str:
     return f"{SHARDS_GROUP}/{shard}.rejected.jsonl.gz"
+
+
+def documents_table(doc_ids: Sequence[bytes], sources: Sequence[str], sentences: pa.Array) -> pa.Table:
+    """Put the columns of a documents shard together; the dictionary of sources is in order of first appearance."""
+    dictionary: dict[str, int] = {}
+    indices = [dictionary.setdefault(source, len(dictionary)) for source in sources]
+    source_column = pa.DictionaryArray.from_arrays(
+        pa.array(indices, pa.int32()), pa.array(list(dictionary), pa.string())
+    )
+    columns = [pa.array(doc_ids, DOCUMENTS_SCHEMA.field("doc_id").type), source_column, sentences]
+    return pa.Table.from_arrays(columns, schema=DOCUMENTS_SCHEMA)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.recipe import InputError
 from pipelines.contract.shown_text import shown
+from pipelines.contract.workspace import DOCUMENTS
 from pipelines.documents.rejects import REJECTS_NAME, REJECTS_SHOWN
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.sentence_languages import rules_of
-from pipelines.stage_keys import DOCUMENTS
 
 _DETAIL_CHARACTERS = 120
 _SOURCE_CHARACTERS = 80

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.contract.manifest import CLS, MASK, PAD, SEP
+from pipelines.contract.schemas import CLS, MASK, PAD, SEP
 from pipelines.examples.masking import MaskedExamples, num_predictions
 from pipelines.examples.statistics import flat_positions
 

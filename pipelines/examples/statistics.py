@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.contract.manifest import (
-    SPLITS,
-    FileRecord,
-    LengthBin,
-    examples_prefix,
-    length_bins,
-    length_directory,
-    length_label,
-)
+from pipelines.contract.manifest import FileRecord
+from pipelines.contract.schemas import SPLITS, LengthBin, length_bins
+from pipelines.contract.workspace import examples_prefix, length_directory, length_label
 from pipelines.examples.losses import LOSSES
 from pipelines.examples.masking import MaskedExamples
 from pipelines.wordpiece.token_counts import ratio

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.settings.documents import ExamplesConfig
+from pipelines.settings.examples import ExamplesConfig
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, UNK_SHARE_WARNED
 
 TOKENS_CUT_WARNED = 0.25

@@ -11,14 +11,14 @@ from urllib.parse import quote, unquote
 from pyarrow import fs
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import MANIFEST_NAME
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.contract.shown_text import shown
+from pipelines.contract.workspace import MANIFEST_NAME
 from pipelines.inputs.globs import Pattern, has_wildcard, regex_of
 from pipelines.inputs.local_files import LocalFile, LocalFiles
 from pipelines.inputs.own_results import OwnResults, is_stage
+from pipelines.reading.source import InputFile, Reject
 from pipelines.reading.unpacking import StorageFaultError
-from pipelines.sources import InputFile, Reject
 
 # `?` is a wildcard as well: only `?key=value` at the end is a query, such as ?region=eu-west-1.
 _QUERY = re.compile(r"\?[A-Za-z_]+=[^/]*$")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.contract.shown_text import shown
 from pipelines.inputs.globs import Pattern, regex_of
 from pipelines.inputs.own_results import OwnResults, is_stage

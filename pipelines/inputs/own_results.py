@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import MANIFEST_NAME
-from pipelines.results.builds import BUILDING_SUFFIX, is_open
+from pipelines.contract.workspace import MANIFEST_NAME
+from pipelines.results.marks import BUILDING_SUFFIX, is_open
 
 _MANIFEST_KEYS = {"schema_version", "stage", "stage_version", "files"}
 _STAGES = ("documents", "vocabulary", "examples", "pretraining", "distillation")

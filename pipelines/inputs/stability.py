@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.contract.shown_text import shown
+from pipelines.reading.source import InputFile
 from pipelines.reading.unpacking import StorageFaultError
-from pipelines.sources import InputFile
 
 
 def require_readable(files: Iterable[InputFile]) -> None:

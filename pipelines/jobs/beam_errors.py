@@ -12,7 +12,7 @@ import importlib
 import re
 import traceback
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 # The last lines of a traceback: `package.module.InputError: message`, at the line's begin.
 _EXCEPTION = re.compile(

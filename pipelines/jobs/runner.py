@@ -20,22 +20,19 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest
-from pipelines.contract.recipe import InputError, Recipe, RunConfig, add_recipe_arguments, recipe_from_arguments
+from pipelines.contract.recipe import Recipe, RunConfig
+from pipelines.contract.workspace import CORPUS_INPUT
 from pipelines.jobs.beam_errors import first_cause, shown_of
 from pipelines.jobs.scratch import scratch_directory
 from pipelines.jobs.worker_processes import Crew, WorkerDiedError, environment_of
-from pipelines.results.builds import (
-    add_restart_argument,
-    finish_exchange,
-    has_leftovers,
-    is_open,
-    kept_directories,
-    require_ours,
-)
+from pipelines.results.builds import finish_exchange, has_leftovers
+from pipelines.results.kept import kept_directories
 from pipelines.results.locks import consumed, workspace_lock
-from pipelines.stage_keys import CORPUS_INPUT
+from pipelines.results.marks import is_open, require_ours
 
 MOST_RETRIES = 3
 """How often local work is tried again after its first failure; finished units are not done again."""

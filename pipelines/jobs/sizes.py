@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pipelines.contract.manifest import token_id_type
-from pipelines.settings.documents import ExamplesConfig
+from pipelines.contract.schemas import token_id_type
+from pipelines.settings.examples import ExamplesConfig
 
 MEGABYTE = 1_000_000
 DOCUMENTS_BYTES_A_TEXT_BYTE = 1.04

@@ -36,7 +36,7 @@ from apache_beam.utils import thread_pool_executor
 from google.protobuf import json_format, text_format
 
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 LOOPBACK = "127.0.0.1"
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.contract.shown_text import shown
+from pipelines.reading.source import InputFile, RawDocument, Reject
 from pipelines.reading.unpacking import UnreadableError, open_file
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, RawDocument, Reject
 
 ROWS_PER_BATCH = 256
 

@@ -29,6 +29,7 @@ from pipelines.reading.encodings import (
     place_name,
     to_utf8,
 )
+from pipelines.reading.source import InputFile, Reject
 from pipelines.reading.unpacking import (
     BLOCK_BYTES,
     UnreadableError,
@@ -38,7 +39,6 @@ from pipelines.reading.unpacking import (
     unpacked_blocks,
 )
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, Reject
 
 _LINE_END_BYTE = re.compile(rb"[\r\n]")
 

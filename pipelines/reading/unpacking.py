@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.contract.shown_text import shown
 
 BLOCK_BYTES = 1 << 18

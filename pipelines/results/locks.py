@@ -21,8 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.contract import storage
-from pipelines.contract.errors import writing
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError, writing
 
 LOCKS_DIRECTORY = ".locks"
 

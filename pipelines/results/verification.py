@@ -16,8 +16,8 @@ from typing import Any
 from pyarrow import fs
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest, require_manifest, verify_file
-from pipelines.contract.recipe import InputError
 
 VERIFIED_DIRECTORY = ".verified"
 _THREADS = 4

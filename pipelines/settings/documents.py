@@ -8,21 +8,15 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.contract.bounds import (
-    MAX_SEQ_LENGTH_LIMIT,
     Bounded,
     Count,
     Probability,
-    Seed,
-    SequenceLength,
     Text,
     UserPath,
 )
 from pipelines.contract.recipe import OPERATIONAL, Section
-from pipelines.documents.languages import LANGUAGES
+from pipelines.settings.languages import LANGUAGES
 from pipelines.settings.sentence_languages import SENTENCE_LANGUAGES, nearest_languages
-
-RESERVED_TOKENS = {"compact": 5, "bert": 999}
-"""Entries of a vocabulary before its alphabet, by layout."""
 
 _ASCII_LINE = '<page title="{}">\r\n'
 _ESCAPING_ENCODINGS = ("utf-7", "idna", "raw-unicode-escape")
@@ -37,11 +31,6 @@ _SHINGLES = "word n-grams tell documents apart by a few words"
 _HASHES = "fewer hash functions estimate badly, more only cost time"
 _SHARE_HELD_OUT = "what is held out is not trained on, so something must remain"
 _SIMILARITY = "at 0 all documents are alike, and equal ones are removed in any case"
-_ENTRIES = "letters need entries, and each entry is a row of the model's largest matrix"
-_CHARACTERS = "Unicode has so many"
-_MASKED = "tokens are learnt from those that stay"
-_PASSES = "each pass writes the corpus once more"
-_BINS = "each is a set of files, and a row has so many lengths at most"
 
 
 class SourceConfig(Section):
@@ -172,89 +161,5 @@ class DocumentsConfig(Section):
             raise ValueError(
                 f"max_characters = {self.max_characters} splits all texts into documents below min_characters = "
                 f"{self.min_characters}, which are rejected; raise the one or lower the other"
-            )
-        return self
-
-
-class VocabularyConfig(Section):
-    """`[vocabulary]`: the WordPiece vocabulary and the casing of all that follows."""
-
-    size: Annotated[int, Bounded(100, 1 << 24, _ENTRIES)] = 30_522
-    layout: Literal["compact", "bert"] = "compact"
-    """Where the special tokens stand: `compact` at 0 to 4; `bert` as in the released uncased vocabulary, with [PAD] at
-    0, [UNK] [CLS] [SEP] [MASK] at 100 to 103, and 99 + 895 `[unused]` entries around them, all counted in `size`."""
-    lowercase: bool = True
-    strip_accents: bool | None = None
-    """None does as BERT does: strip when lower-casing."""
-    min_count: Count = 2
-    """Pairs rarer than this are never merged."""
-    alphabet_size: Annotated[int, Bounded(1, 1_114_112, _CHARACTERS)] = 1000
-    """The most frequent characters that get an entry; words with others become [UNK]."""
-
-    @model_validator(mode="after")
-    def _size_has_room(self) -> VocabularyConfig:
-        if self.size <= RESERVED_TOKENS[self.layout]:
-            raise ValueError(
-                f"size = {self.size} has no room beside the {RESERVED_TOKENS[self.layout]} reserved tokens of layout = "
-                f"{self.layout!r}; raise it, or use layout = 'compact'"
-            )
-        return self
-
-
-class ExampleLengthConfig(Section):
-    """`[[examples.lengths]]`: one set of examples, cut to a maximum length."""
-
-    max_seq_length: SequenceLength
-    max_predictions_per_seq: Annotated[int, Bounded(1, MAX_SEQ_LENGTH_LIMIT, "a row has no more tokens")]
-
-    @model_validator(mode="after")
-    def _predictions_fit(self) -> ExampleLengthConfig:
-        if self.max_predictions_per_seq > self.max_seq_length - 3:
-            most = self.max_seq_length - 3
-            raise ValueError(
-                f"max_predictions_per_seq = {self.max_predictions_per_seq} exceeds the {most} tokens of a pair"
-            )
-        return self
-
-
-class ExamplesConfig(Section):
-    """`[examples]`: next-sentence pairs with masked tokens, as create_pretraining_data.py makes them."""
-
-    seed: Seed = 12_345
-    passes: Annotated[int, Bounded(1, 10_000, _PASSES)] = 5
-    """How often each document is cut and masked anew (`dupe_factor` in the released code)."""
-    lengths: tuple[ExampleLengthConfig, ...] = (
-        ExampleLengthConfig(max_seq_length=128, max_predictions_per_seq=20),
-        ExampleLengthConfig(max_seq_length=512, max_predictions_per_seq=80),
-    )
-    masked_lm_prob: Annotated[float, Bounded(0.0, 0.5, _MASKED, above_low=True)] = 0.15
-    short_seq_prob: Probability = 0.1
-    """Share of documents, drawn anew in each pass, that are cut to a random shorter length; for pairs only."""
-    masking: Literal["static", "dynamic", "whole_word"] = "static"
-    """`dynamic` leaves the tokens as they are and training masks them anew each time (Liu et al., 2019, section 4.1);
-    `whole_word` masks all pieces of a word together, as the released code's --do_whole_word_mask."""
-    next_sentence: bool = True
-    """False packs full sentences up to the maximum length, over the borders of documents, without a second segment
-    and without the next-sentence task (Liu et al., 2019, section 4.2, "full-sentences")."""
-    num_length_bins: Annotated[int, Bounded(1, 512, _BINS)] = 1
-    """Write each maximum length in so many sets of files, by equal steps of row length; for readers that pad."""
-
-    @model_validator(mode="after")
-    def _lengths_differ(self) -> ExamplesConfig:
-        lengths = [length.max_seq_length for length in self.lengths]
-        if not lengths or len(set(lengths)) < len(lengths):
-            raise ValueError(f"lengths = {lengths}: give at least one, each max_seq_length once")
-        if self.num_length_bins > min(lengths):
-            raise ValueError(f"num_length_bins = {self.num_length_bins} is more than max_seq_length = {min(lengths)}")
-        return self
-
-    @model_validator(mode="after")
-    def _settings_fit_the_task(self) -> ExamplesConfig:
-        # A manifest names every setting, so only one that was changed tells a mistake.
-        default = type(self).model_fields["short_seq_prob"].default
-        if not self.next_sentence and self.short_seq_prob != default:
-            raise ValueError(
-                f"short_seq_prob = {self.short_seq_prob} has no meaning for next_sentence = false, which fills every "
-                "row with full sentences; leave it out"
             )
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 
-from pipelines.documents.languages import LANGUAGES
+from pipelines.settings.languages import LANGUAGES
 
 # Code, English name, and the three-letter code that people give instead.
 _WITH_RULES = """

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.source import InputFile, RawDocument, Reject
 from pipelines.reading.text_columns import check_column, column_problem, documents_in
 from pipelines.reading.unpacking import UnreadableError, open_file
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, RawDocument, Reject
 
 _FILE_MAGIC = b"ARROW1"
 

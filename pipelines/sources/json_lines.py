@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.contract.shown_text import shown
 from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.source import InputFile, RawDocument, Reject
 from pipelines.reading.text_records import Record, RecordShape, read_records
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, RawDocument, Reject
 
 _RECORDS_LOOKED_AT = 100
 _SHOWN_CHARACTERS = 500

@@ -16,10 +16,10 @@ import mwxml  # type: ignore[import-untyped]
 from mwparserfromhell.parser import ParserError
 
 from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.source import InputFile, RawDocument, Reject
 from pipelines.reading.text_records import Record, RecordShape, read_head, read_records
 from pipelines.reading.wiki_markup import prose_of
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, RawDocument, Reject
 
 _HEAD_BYTES = 1 << 20
 _PAGE_END = "</page>"

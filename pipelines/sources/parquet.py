@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.source import InputFile, RawDocument, Reject
 from pipelines.reading.text_columns import ROWS_PER_BATCH, check_column, column_problem, documents_in
 from pipelines.reading.unpacking import UnreadableError, open_file
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, RawDocument, Reject
 
 
 class Parquet:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.source import InputFile, RawDocument, Reject
 from pipelines.reading.text_records import RecordShape, read_records, read_whole
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, RawDocument, Reject
 
 
 class PlainText:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 
 from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.source import InputFile, RawDocument, Reject
 from pipelines.reading.text_records import Record, RecordShape, read_head, read_records
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, RawDocument, Reject
 from pipelines.sources.json_lines import LINES, encodable, parse_object, text_at
 
 _HEAD_BYTES = 4096

@@ -12,37 +12,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import (
-    DOCUMENTS_SCHEMA,
-    MANIFEST_NAME,
-    MASK,
-    SPECIAL_TOKENS,
-    SPLITS,
-    UNK,
-    VOCABULARY_NAME,
-    FileRecord,
-    Manifest,
-    examples_name,
-    examples_schema,
-    length_bins,
-    require_manifest,
-)
+from pipelines.contract.manifest import FileRecord, Manifest, require_manifest
+from pipelines.contract.schemas import DOCUMENTS_SCHEMA, MASK, SPECIAL_TOKENS, SPLITS, UNK, examples_schema, length_bins
+from pipelines.contract.workspace import DOCUMENTS, MANIFEST_NAME, VOCABULARY, VOCABULARY_NAME, examples_name
+from pipelines.examples.arrow_rows import EXAMPLES_PER_BATCH, examples_of
 from pipelines.examples.balancing import group_of
 from pipelines.examples.checks import first_fault
 from pipelines.examples.losses import LOSSES, losses_of
+from pipelines.examples.planning import ShardNumber, metadata_of, plan_examples, read_documents
 from pipelines.examples.statistics import COUNTS, counts_of, rows_per_length
-from pipelines.examples.transforms import (
-    ShardNumber,
-    ShardRows,
-    metadata_of,
-    plan_examples,
-    read_documents,
-    stage_statistics,
-)
+from pipelines.examples.transforms import ShardRows, stage_statistics
 from pipelines.examples.warnings import warnings_of
-from pipelines.jobs.arrow_files import EXAMPLES_PER_BATCH, examples_of
-from pipelines.settings.documents import ExamplesConfig, VocabularyConfig
-from pipelines.stage_keys import DOCUMENTS, VOCABULARY
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.validation.faults import FaultError, compare, compare_names, config_of, table_of, tokens_of
 from pipelines.validation.manifests import sibling, stated
 from pipelines.wordpiece.token_counts import TokenCounts

@@ -8,8 +8,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import MANIFEST_NAME, VOCABULARY_NAME, FileRecord, Manifest
-from pipelines.contract.recipe import InputError, Section
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import FileRecord, Manifest
+from pipelines.contract.recipe import Section
+from pipelines.contract.workspace import MANIFEST_NAME, VOCABULARY_NAME
 from pipelines.jobs.arrow_files import read_table
 
 Config = TypeVar("Config", bound=Section)

@@ -5,18 +5,11 @@ from __future__ import annotations
 import re
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileRecord, Manifest, read_manifest
-from pipelines.contract.recipe import InputError
-from pipelines.results.builds import BUILDING_SUFFIX, SCRATCH_DIRECTORY
-from pipelines.stage_keys import (
-    CORPUS_INPUT,
-    DOCUMENTS,
-    DOCUMENTS_VERSION,
-    EXAMPLES,
-    EXAMPLES_VERSION,
-    VOCABULARY,
-    VOCABULARY_VERSION,
-)
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import SCHEMA_VERSION, FileRecord, Manifest, read_manifest
+from pipelines.contract.workspace import CORPUS_INPUT, DOCUMENTS, EXAMPLES, MANIFEST_NAME, VOCABULARY
+from pipelines.results.marks import BUILDING_SUFFIX, SCRATCH_DIRECTORY
+from pipelines.stage_keys import DOCUMENTS_VERSION, EXAMPLES_VERSION, VOCABULARY_VERSION
 from pipelines.validation.faults import FaultError
 
 COMMANDS = {DOCUMENTS: "shard_corpus", VOCABULARY: "train_vocabulary", EXAMPLES: "build_examples"}

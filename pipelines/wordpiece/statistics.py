@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.settings.documents import VocabularyConfig
+from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.wordpiece.reference_tokenizer import MAX_CHARACTERS_PER_WORD
 from pipelines.wordpiece.token_counts import TokenCounts, added, ratio, shares_of
-from pipelines.wordpiece.tokenizer import MAX_CHARACTERS_PER_WORD, WordPieceTokenizer
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 
 UNK_SHARE_WARNED = 0.01
 """From about one token in a hundred on, [UNK] is among the ten most frequent tokens."""

@@ -16,46 +16,14 @@ import numba
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from pipelines.contract.manifest import CLS, SEP, SPECIAL_TOKENS, UNK
+from pipelines.contract.schemas import UNK
 from pipelines.wordpiece.chunk_table import ChunkTable
+from pipelines.wordpiece.reference_tokenizer import CONTINUATION, MAX_CHARACTERS_PER_WORD, build_tokenizer
 from pipelines.wordpiece.token_counts import ChunkCounts, TokenCounts
-
-MAX_CHARACTERS_PER_WORD = 100
-"""Longer words become [UNK], as in `tokenizers` and `transformers`; the released code's limit is 200."""
-
-CONTINUATION = "##"
 
 _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 _NOT_ONE = -1
-
-
-def build_tokenizer(vocabulary: Sequence[str], lowercase: bool, strip_accents: bool | None) -> Tokenizer:
-    """The `tokenizers` object of a vocabulary, equal to `BertTokenizerFast` with the same settings."""
-    ids = {token: index for index, token in enumerate(vocabulary)}
-    tokenizer = Tokenizer(
-        models.WordPiece(
-            ids, unk_token=UNK, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD, continuing_subword_prefix=CONTINUATION
-        )
-    )
-    tokenizer.normalizer = build_normalizer(lowercase, strip_accents)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{CLS} $A {SEP}",
-        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
-        special_tokens=[(CLS, ids[CLS]), (SEP, ids[SEP])],
-    )
-    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    return tokenizer
-
-
-def build_normalizer(lowercase: bool, strip_accents: bool | None) -> normalizers.Normalizer:
-    """BERT's clean-up: control characters dropped, CJK characters set apart, case and accents folded."""
-    return normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
-    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.contract.manifest import CLS, MASK, PAD, SEP, UNK
+from pipelines.contract.schemas import CLS, MASK, PAD, SEP, UNK
 
 TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_MAP_NAME = "tokenizer_config.json", "special_tokens_map.json"
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.contract.manifest import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
 from pipelines.wordpiece.pair_table import PairTable
-from pipelines.wordpiece.tokenizer import CONTINUATION
+from pipelines.wordpiece.reference_tokenizer import CONTINUATION
 
 Layout = Literal["compact", "bert"]
 

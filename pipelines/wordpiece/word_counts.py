@@ -13,24 +13,17 @@ from tokenizers import pre_tokenizers
 
 from pipelines import __version__
 from pipelines.contract import storage
-from pipelines.contract.manifest import (
-    TOKENIZER_NAME,
-    VOCABULARY_NAME,
-    Manifest,
-    StageKey,
-    record_of,
-    require_manifest,
-    write_manifest,
-)
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, StageKey, record_of, require_manifest, write_manifest
+from pipelines.contract.workspace import TOKENIZER_NAME, VOCABULARY, VOCABULARY_NAME
 from pipelines.jobs.arrow_files import read_table
 from pipelines.jobs.runner import limit_worker_threads
-from pipelines.results.builds import building_directory, install_build, is_open
-from pipelines.settings.documents import VocabularyConfig
-from pipelines.stage_keys import VOCABULARY
+from pipelines.results.builds import install_build
+from pipelines.results.marks import building_directory, is_open
+from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.chunk_table import ChunkTable
+from pipelines.wordpiece.reference_tokenizer import build_normalizer, build_tokenizer
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, statistics_of, unk_remedy
-from pipelines.wordpiece.tokenizer import build_normalizer, build_tokenizer
 from pipelines.wordpiece.tokenizer_config import (
     BERT_TOKENIZER,
     ROLES,

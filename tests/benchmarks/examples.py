@@ -18,13 +18,13 @@ import pyarrow as pa
 from measuring import REPOSITORY, cpu_seconds, english_paragraphs, medians, report
 from transformers import BertTokenizerFast
 
-from pipelines.contract.manifest import DOCUMENTS_SCHEMA, examples_schema
+from pipelines.contract.schemas import DOCUMENTS_SCHEMA, examples_schema
 from pipelines.documents.document import document_id
 from pipelines.documents.sentences import sentences_of
+from pipelines.examples.arrow_rows import examples_batch
 from pipelines.examples.masking import build_examples
-from pipelines.examples.transforms import ShardNumber, deal_shard, masking_rules, read_documents
-from pipelines.jobs.arrow_files import examples_batch
-from pipelines.settings.documents import ExampleLengthConfig, ExamplesConfig
+from pipelines.examples.planning import ShardNumber, deal_shard, masking_rules, read_documents
+from pipelines.settings.examples import ExampleLengthConfig, ExamplesConfig
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.trainer import train
 from pipelines.wordpiece.word_counts import count_words

@@ -21,16 +21,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
-from pipelines.contract.manifest import (
-    SPECIAL_TOKENS,
-    Manifest,
-    StageKey,
-    examples_schema,
-    length_directory,
-    record_of,
-    shard_name,
-)
-from pipelines.jobs.arrow_files import EXAMPLES_PER_BATCH, write_table
+from pipelines.contract.manifest import Manifest, StageKey, record_of
+from pipelines.contract.schemas import SPECIAL_TOKENS, examples_schema
+from pipelines.contract.workspace import length_directory, shard_name
+from pipelines.examples.arrow_rows import EXAMPLES_PER_BATCH
+from pipelines.jobs.arrow_files import write_table
 from training.data.dynamic_masking import DynamicMasking, row_keys
 from training.data.ordering import GlobalOrder
 from training.data.step_reader import ArrowExamples, StepReader

@@ -61,8 +61,9 @@ def english_paragraphs(size_bytes: int) -> list[str]:
                 return paragraphs
         return paragraphs
     print("the novels are not here; docstrings take their place", file=sys.stderr)
+    from pipelines.reading.source import RawDocument
     from pipelines.settings.documents import SourceConfig
-    from pipelines.sources import RawDocument, source_of
+    from pipelines.sources.formats import source_of
 
     config = SourceConfig(format="python-docstrings", inputs=("stdlib", "numpy", "scipy", "scikit-learn", "torch"))
     reader = source_of(config)

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from measuring import cpu_seconds, english_paragraphs, report
 
-from pipelines.wordpiece.tokenizer import WordPieceTokenizer, build_tokenizer
+from pipelines.wordpiece.reference_tokenizer import build_tokenizer
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.trainer import train
 from pipelines.wordpiece.word_counts import count_words
 

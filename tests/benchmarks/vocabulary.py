@@ -11,8 +11,8 @@ import pyarrow as pa
 from measuring import cpu_seconds, english_paragraphs, report
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from pipelines.contract.manifest import SPECIAL_TOKENS
-from pipelines.wordpiece.tokenizer import build_normalizer
+from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.wordpiece.reference_tokenizer import build_normalizer
 from pipelines.wordpiece.trainer import train
 from pipelines.wordpiece.word_counts import count_words
 

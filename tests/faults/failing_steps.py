@@ -10,7 +10,7 @@ from pathlib import Path
 
 import apache_beam as beam
 
-from pipelines.contract.recipe import RecipeError
+from pipelines.contract.recipe_text import RecipeError
 
 
 class DieByNumber(beam.DoFn):

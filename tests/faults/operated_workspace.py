@@ -21,14 +21,16 @@ from typing import Any
 
 from pipelines import shard_corpus, train_vocabulary
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
-from pipelines.contract.recipe import InputError, Recipe, read_recipe
-from pipelines.results.builds import building_directory
+from pipelines.contract.recipe import Recipe, read_recipe
+from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY
 from pipelines.results.locks import workspace_lock
+from pipelines.results.marks import building_directory
 from pipelines.results.verification import require_stage
 from pipelines.stage_keys import documents_key, vocabulary_key
 from training.resuming.checkpointed_stage import begin, complete, is_to_run
-from training.resuming.checkpoints import CHECKPOINTS_DIRECTORY, checkpoint_names
+from training.resuming.checkpoints import checkpoint_names
 
 STAGES = ("documents", "vocabulary", "pretraining")
 TRAINING_STEPS = 3

@@ -22,7 +22,8 @@ import pytest
 from scale import rounds
 from small_run import RECIPE, run_all, write_corpus
 
-from pipelines.contract.recipe import InputError, read_recipe
+from pipelines.contract.errors import InputError
+from pipelines.contract.recipe import read_recipe
 from pipelines.jobs import runner as runners
 from pipelines.jobs.runner import MOST_RETRIES, Job, pipeline_options, run_pipeline
 from pipelines.jobs.worker_processes import WorkerDiedError

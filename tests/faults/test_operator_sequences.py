@@ -19,7 +19,7 @@ from scale import rounds
 from small_run import write_corpus
 
 from pipelines.contract.manifest import read_manifest
-from pipelines.results.builds import kept_directories
+from pipelines.results.kept import kept_directories
 from pipelines.results.locks import workspace_lock
 
 SEQUENCES = rounds(6, 200)

@@ -21,9 +21,12 @@ from scale import rounds
 from flows.parameters.forms import form_of, toml_value
 from flows.parameters.whole_recipe import RunRequest, TrackingConfig, WholeRecipe
 from pipelines.contract.bounds import Bounded, bounds_of
-from pipelines.contract.recipe import RecipeError, RunConfig, Section, read_recipe
+from pipelines.contract.recipe import RunConfig, Section, read_recipe
+from pipelines.contract.recipe_text import RecipeError
 from pipelines.contract.shown_text import shown
-from pipelines.settings.documents import DocumentsConfig, ExamplesConfig, VocabularyConfig
+from pipelines.settings.documents import DocumentsConfig
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
 from training.settings.pretraining import ModelConfig, PretrainingConfig

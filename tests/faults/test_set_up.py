@@ -22,7 +22,7 @@ from flows.servers.databases import BUILDING_SUFFIX, KEPT_SUFFIX
 from flows.servers.mlflow_database import DATABASE_NAME, set_up_mlflow
 from flows.servers.prefect_database import DATABASE_NAME as PREFECT_NAME
 from flows.servers.prefect_database import set_up_prefect
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 LONGEST_SECONDS = 120.0
 
@@ -204,7 +204,7 @@ def test_no_room_is_told_in_a_line_and_leaves_nothing(tmp_path: Path, name: str)
     """A limit on the size of files makes writes fail in the middle, as a full disk does."""
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, {resource.RLIM_INFINITY}))\n"
     program = (limited + PROGRAMS[name]).replace(
-        "\nset_up_", "\nfrom pipelines.contract.recipe import exit_code_of\nset_up_"
+        "\nset_up_", "\nfrom pipelines.contract.errors import exit_code_of\nset_up_"
     )
     program = program.replace(
         "set_up_mlflow(sys.argv[1])", "sys.exit(exit_code_of(lambda: set_up_mlflow(sys.argv[1])))"

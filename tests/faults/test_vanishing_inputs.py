@@ -15,8 +15,8 @@ from scale import rounds
 from small_run import RECIPE, write_corpus
 
 from pipelines import shard_corpus
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError
 from pipelines.documents import document as documents
 from pipelines.documents import parts
 

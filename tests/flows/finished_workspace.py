@@ -12,7 +12,8 @@ import pyarrow as pa
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.stage_run import FlowOutcome, RegisteredModel, StageOutcome
 from pipelines.contract import storage
-from pipelines.contract.manifest import SPECIAL_TOKENS, FileRecord, StageKey, examples_schema, record_of, write_manifest
+from pipelines.contract.manifest import FileRecord, StageKey, record_of, write_manifest
+from pipelines.contract.schemas import SPECIAL_TOKENS, examples_schema
 
 SCRIPT = "</script></td><script>alert(1)</script>"
 PICTURE = "<img src='http://127.0.0.1:9/leak.png' onerror=alert(1)>"

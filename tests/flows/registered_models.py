@@ -19,7 +19,8 @@ from flows.registry.promotion import CHAMPION, move_alias
 from flows.registry.registration import Made, log_version
 from flows.tracking.runs import Tracker
 from pipelines.contract import storage
-from pipelines.contract.manifest import SPECIAL_TOKENS, Manifest, StageKey, record_of
+from pipelines.contract.manifest import Manifest, StageKey, record_of
+from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.wordpiece.word_counts import tokenizer_files
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model

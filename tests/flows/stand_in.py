@@ -9,10 +9,13 @@ import sys
 import time
 
 from pipelines.commands.lifeline import follow_lifeline
+from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
 from pipelines.contract import storage
+from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
-from pipelines.contract.recipe import Recipe, add_recipe_arguments, exit_code_of, recipe_from_arguments
-from pipelines.results.builds import add_restart_argument, building_directory, discard_build, install_build, open_build
+from pipelines.contract.recipe import Recipe
+from pipelines.results.builds import discard_build, install_build, open_build
+from pipelines.results.marks import building_directory
 
 ORDER = ("documents", "vocabulary", "examples", "pretraining", "cola/pretrained", "cola/random")
 SECTIONS = ("documents", "vocabulary", "examples", "pretraining", "finetuning", "finetuning")

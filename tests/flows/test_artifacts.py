@@ -20,7 +20,7 @@ from flows.running import stage_run
 from flows.running.launch import StageError, StageTimeoutError
 from flows.running.progress_bar import artifact_key, percentage_in
 from flows.running.stage_run import is_worth_retrying
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 
 from flows.parameters.whole_recipe import RunRequest
 from flows.running.stage_run import FlowOutcome
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "chain_of_stand_ins.py")
 STAGES = ["documents", "vocabulary", "examples", "pretraining", "finetuning"]

@@ -12,7 +12,7 @@ import pytest
 
 from flows.parameters.whole_recipe import RunRequest
 from pipelines.contract.credentials import holds_credentials, redacted, refusal
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "chain_of_stand_ins.py")
 CANARY = "canary-7d1f0c55"

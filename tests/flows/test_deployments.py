@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from flows.deploy import PREFECT_FILE, deployments_of, template_with_devices
 from flows.parameters.forms import form_of, toml_value
 from flows.parameters.whole_recipe import PretrainRequest, RunRequest
-from pipelines.contract.recipe import InputError, read_recipe
+from pipelines.contract.errors import InputError
+from pipelines.contract.recipe import read_recipe
 from training.settings.pretraining import ModelConfig, PretrainingConfig
 
 with open(PREFECT_FILE) as stream:

@@ -17,8 +17,9 @@ from flows import estimate as command
 from flows.inspection.costs import estimate
 from flows.inspection.rates import default_rates, measured_rates, text_bytes
 from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError, exit_code_of, read_recipe
+from pipelines.contract.recipe import read_recipe
 from pipelines.jobs.sizes import (
     MEGABYTE,
     disk_bytes_documents,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flows.running.launch import StageError, StageTimeoutError, child_environment, ending_of, run_command
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 COMPLETE: Callable[[], str | None] = lambda: None  # noqa: E731
 INCOMPLETE: Callable[[], str | None] = lambda: "not built yet"  # noqa: E731

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from flows.registry import answering_model, tagging_model
-from pipelines.contract.manifest import SPECIAL_TOKENS
+from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.wordpiece.word_counts import tokenizer_files
 from training.finetuning.text import TextEncoder
 from training.squad.answers import best_spans

@@ -21,7 +21,7 @@ from flows.registry.registration import Made, log_version
 from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME, set_up_mlflow
 from flows.servers.moved_workspace import KEPT_SUFFIX, relocate
 from flows.tracking.runs import Tracker
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 NAME = "trial-cola"
 SENTENCES = ["It returns the number of items."]

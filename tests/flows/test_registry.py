@@ -23,7 +23,7 @@ from flows.registry.promotion import Evaluation, evaluation_of, move_alias
 from flows.registry.registration import Made, log_version, registered_version
 from flows.tracking.runs import DIGEST_TAG, Tracker
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 SENTENCES = ["It returns the number of items.", "items the of number returns it"]
 

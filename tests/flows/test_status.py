@@ -15,9 +15,11 @@ from flows.inspection.workspace import StageStatus, in_words, statuses_of_recipe
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.remove import remove
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
-from pipelines.contract.recipe import InputError, exit_code_of, read_recipe
-from pipelines.results.builds import building_directory, open_build, write_mark
+from pipelines.contract.recipe import read_recipe
+from pipelines.results.builds import open_build
+from pipelines.results.marks import building_directory, write_mark
 from pipelines.results.unfinished import finish_unit
 from pipelines.stage_keys import documents_key, vocabulary_key
 from training.settings.pretraining import PretrainingConfig

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from flows import ui
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 AWKWARD_NAME = "a?b 50%20off #ü [1]"
 """Each of these characters means something in a URL."""

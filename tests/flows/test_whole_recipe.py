@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from flows.parameters.whole_recipe import RunRequest, WholeRecipe
-from pipelines.contract.recipe import RecipeError, read_recipe
+from pipelines.contract.recipe import read_recipe
+from pipelines.contract.recipe_text import RecipeError
 
 RECIPES = os.path.join(os.path.dirname(__file__), "..", "..", "flows", "recipes")
 NEEDED_OVERRIDES = {"novels.toml": ("finetuning.glue_dir=glue",)}

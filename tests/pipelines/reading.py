@@ -7,8 +7,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from pipelines.reading.source import InputFile, RawDocument, Reject
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
-from pipelines.sources import InputFile, RawDocument, Reject, find_inputs, source_of
+from pipelines.sources.formats import find_inputs, source_of
 
 Item = RawDocument | Reject
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.contract.recipe import InputError, RecipeError
+from pipelines.contract.errors import InputError
+from pipelines.contract.recipe_text import RecipeError
 from pipelines.jobs.beam_errors import first_cause, shown_of
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
-from pipelines.contract.recipe import InputError
 from pipelines.results import builds
-from pipelines.results.builds import building_directory, finish_exchange, install_build, kept_directories, open_build
+from pipelines.results.builds import finish_exchange, install_build, open_build
+from pipelines.results.kept import kept_directories
+from pipelines.results.marks import building_directory
 
 
 def key_of(value: int) -> StageKey:

@@ -14,8 +14,9 @@ from reading import files_of, read_in_ranges, reasons_of, texts_of
 from test_splitting import BOM, FORMATS, PAGE, line_ends, place_free
 
 from pipelines.reading import bz2_streams, text_records, unpacking
+from pipelines.reading.source import InputFile, Reject
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, Reject, source_of, split_file
+from pipelines.sources.formats import source_of, split_file
 
 
 @pytest.mark.parametrize("name", FORMATS)

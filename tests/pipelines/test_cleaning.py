@@ -17,10 +17,12 @@ from pipelines import shard_corpus
 from pipelines.contract.manifest import read_manifest
 from pipelines.documents.cleaning import _has_rare, clean_text, drop_repeated_lines
 from pipelines.documents.document import Document, DocumentReader
-from pipelines.documents.languages import LANGUAGES, LanguageIdentifier, sample_of
+from pipelines.documents.languages import LanguageIdentifier, sample_of
 from pipelines.documents.sentences import paragraphs_of, pieces_of
+from pipelines.reading.source import Reject
 from pipelines.settings.documents import CleaningConfig, DocumentsConfig, SourceConfig
-from pipelines.sources import Reject, find_inputs
+from pipelines.settings.languages import LANGUAGES
+from pipelines.sources.formats import find_inputs
 
 FORMS = st.sampled_from(["none", "NFC", "NFKC"])
 TEXTS = st.text(

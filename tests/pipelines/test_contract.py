@@ -8,17 +8,17 @@ import pyarrow as pa
 import pytest
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import (
-    MANIFEST_NAME,
     StageKey,
-    examples_schema,
     read_manifest,
     record_of,
     require_manifest,
     verify_file,
     write_manifest,
 )
-from pipelines.contract.recipe import InputError
+from pipelines.contract.schemas import examples_schema
+from pipelines.contract.workspace import MANIFEST_NAME
 
 KEY = StageKey("documents", 1, {"num_shards": 2, "nested": {"size": 3}}, {"corpus": "abc"})
 

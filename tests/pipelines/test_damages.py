@@ -20,10 +20,10 @@ import pytest
 from small_run import RECIPE, run_all, write_corpus
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError
 from pipelines.jobs.arrow_files import read_table, write_table
-from pipelines.validate import validate
+from pipelines.validation.workspace import validate
 
 STAGES = ("documents", "vocabulary", "examples")
 SHARD, HELDOUT = "train-00002-of-00004.arrow", "heldout-00000-of-00001.arrow"

@@ -25,7 +25,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from google.protobuf import json_format
 from small_run import JOBS
 
-from pipelines.stage_keys import DOCUMENTS, EXAMPLES, VOCABULARY
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, VOCABULARY
 
 apiclient = pytest.importorskip(
     "apache_beam.runners.dataflow.internal.apiclient", reason="the extra `dataflow` is not installed"

@@ -15,8 +15,8 @@ import pytest
 from small_run import RECIPE, write_corpus
 
 from pipelines import shard_corpus
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest, read_manifest
-from pipelines.contract.recipe import InputError
 from pipelines.documents.summary import closing_lines, require_documents
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
 

@@ -14,6 +14,7 @@ from token_documents import CLS, MASK, SEP, VOCABULARY_SIZE, random_corpus, regu
 from pipelines.examples.full_sentences import plan_full_sentences
 from pipelines.examples.masking import MaskedExamples, build_examples
 from pipelines.examples.planned_rows import TokenizedDocuments
+from pipelines.examples.planning import plan_examples
 from pipelines.examples.sentence_pairs import (
     A_END,
     A_START,
@@ -25,9 +26,8 @@ from pipelines.examples.sentence_pairs import (
     plan_pairs,
 )
 from pipelines.examples.statistics import counts_of, flat_positions
-from pipelines.examples.transforms import plan_examples
 from pipelines.seeding import key_of
-from pipelines.settings.documents import ExampleLengthConfig, ExamplesConfig
+from pipelines.settings.examples import ExampleLengthConfig, ExamplesConfig
 
 MILLION = 1_000_000
 LEAST_P = 1e-4

@@ -16,10 +16,11 @@ import pytest
 
 from pipelines import build_examples
 from pipelines.contract import storage
-from pipelines.contract.manifest import SPLITS, Manifest, read_manifest
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, read_manifest
+from pipelines.contract.schemas import SPLITS
 from pipelines.jobs.arrow_files import read_table
-from pipelines.validate import validate
+from pipelines.validation.workspace import validate
 
 
 def files_below(directory: Path) -> dict[str, bytes]:

@@ -12,8 +12,9 @@ import pytest
 from small_run import JOBS, RECIPE, write_corpus
 
 from pipelines import shard_corpus
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError, read_recipe
+from pipelines.contract.recipe import read_recipe
 from pipelines.inputs import local_files
 from pipelines.inputs.file_patterns import find_files
 from pipelines.jobs.arrow_files import read_table

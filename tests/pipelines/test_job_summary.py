@@ -14,7 +14,7 @@ from small_run import write_corpus
 from pipelines import build_examples, shard_corpus, train_vocabulary
 from pipelines.contract.manifest import Manifest, read_manifest, record_of
 from pipelines.jobs.summary import examples_summary, vocabulary_summary
-from pipelines.validate import validate
+from pipelines.validation.workspace import validate
 
 RECIPE = """
 run = {{name = "small", workspace = "{workspace}", workers = 1}}

@@ -16,8 +16,8 @@ import pytest
 from small_run import run_all
 
 from pipelines import shard_corpus, train_vocabulary
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError
 from pipelines.jobs.arrow_files import read_table
 
 

@@ -15,7 +15,7 @@ import pytest
 from pyarrow import fs
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.results import locks
 from pipelines.results.locks import consumed, workspace_lock
 

@@ -15,16 +15,18 @@ from hypothesis import strategies as st
 from token_documents import flat, random_corpus
 from tokenizers import pre_tokenizers
 
-from pipelines.contract.manifest import SPECIAL_TOKENS
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.examples.losses import losses_of
 from pipelines.examples.planned_rows import TokenizedDocuments
-from pipelines.examples.transforms import plan_examples
+from pipelines.examples.planning import plan_examples
 from pipelines.examples.warnings import refusal_of, warnings_of
-from pipelines.settings.documents import ExamplesConfig, VocabularyConfig
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.wordpiece.reference_tokenizer import build_normalizer, build_tokenizer
 from pipelines.wordpiece.statistics import statistics_of
 from pipelines.wordpiece.token_counts import TokenCounts
-from pipelines.wordpiece.tokenizer import WordPieceTokenizer, build_normalizer, build_tokenizer
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.trainer import train
 from pipelines.wordpiece.word_counts import count_words, marks_stripped, merge_counts
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, RunConfig, exit_code_of, read_recipe
-from pipelines.settings.documents import DocumentsConfig, ExamplesConfig, VocabularyConfig
+from pipelines.contract.errors import InputError, exit_code_of
+from pipelines.contract.recipe import RunConfig, read_recipe
+from pipelines.settings.documents import DocumentsConfig
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
 
 TEXT = """
 [run]

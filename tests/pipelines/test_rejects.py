@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.documents.rejects import gzip_member, write_rejects
-from pipelines.sources import Reject
+from pipelines.reading.source import Reject
 
 
 @given(st.binary(max_size=2000))

@@ -10,8 +10,8 @@ import pytest
 import sentencex
 from pydantic import ValidationError
 
-from pipelines.documents.languages import LANGUAGES
 from pipelines.settings.documents import SourceConfig
+from pipelines.settings.languages import LANGUAGES
 from pipelines.settings.sentence_languages import _NAMES, SENTENCE_LANGUAGES, nearest_languages, rules_of
 
 # Of each language something that it reads otherwise than English: abbreviations, or stops of its script.

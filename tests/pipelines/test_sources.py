@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from reading import files_of, read_all, texts_of
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.documents.sentences import paragraphs_of, pieces_of, sentences_of
 from pipelines.inputs.file_patterns import find_files
+from pipelines.reading.source import RawDocument, Reject
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import RawDocument, Reject
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from pyarrow import fs
 from reading import files_of, read, reasons_of, texts_of
 
 from pipelines.reading import unpacking
+from pipelines.reading.source import InputFile, Reject
 from pipelines.reading.wiki_markup import prose_of
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import InputFile, Reject, source_of
+from pipelines.sources.formats import source_of
 
 RECORD_FORMATS: list[dict[str, Any]] = [
     {"format": "text", "document_separator": "file"},

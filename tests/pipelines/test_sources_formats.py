@@ -15,11 +15,11 @@ import pytest
 from pydantic import ValidationError
 from reading import files_of, read, reasons_of, texts_of
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.documents.document import Document, DocumentReader
+from pipelines.reading.source import RawDocument, Reject
 from pipelines.reading.wiki_markup import prose_of
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
-from pipelines.sources import RawDocument, Reject
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-be", "latin-1", "cp1252"]
 

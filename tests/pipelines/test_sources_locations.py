@@ -13,7 +13,7 @@ from reading import files_of, read_all, texts_of
 
 from pipelines.contract import storage
 from pipelines.settings.documents import SourceConfig
-from pipelines.sources import source_of
+from pipelines.sources.formats import source_of
 
 
 @pytest.fixture

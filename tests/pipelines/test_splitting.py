@@ -18,8 +18,9 @@ from reading import files_of, read_in_ranges, reasons_of, texts_of
 from pipelines.documents import document as documents
 from pipelines.documents.document import DocumentReader, plan_parts
 from pipelines.reading import text_records, unpacking
+from pipelines.reading.source import InputFile, Reject
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
-from pipelines.sources import InputFile, Reject, source_of, split_file
+from pipelines.sources.formats import source_of, split_file
 
 BOM = b"\xef\xbb\xbf"
 PAGE = "<page><title>T{0}</title><ns>0</ns><id>{0}</id><revision><id>1</id><text>Prosa ñ {0}.</text></revision></page>"

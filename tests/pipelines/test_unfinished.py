@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey
-from pipelines.results.builds import building_directory, open_build
+from pipelines.results.builds import open_build
+from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, finish_unit, finished_unit, scratch_name, scratch_uri
 
 KEY = StageKey("documents", 1, {"seed": 1}, {"corpus": "a"})

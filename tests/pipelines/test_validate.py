@@ -14,11 +14,13 @@ import pyarrow as pa
 import pytest
 
 from pipelines import build_examples
+from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import FileRecord, Manifest, read_manifest, record_of, write_manifest
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.examples.arrow_rows import examples_of
 from pipelines.examples.statistics import counts_of
-from pipelines.jobs.arrow_files import examples_of, read_table, write_table
-from pipelines.validate import FaultError, main, validate
+from pipelines.jobs.arrow_files import read_table, write_table
+from pipelines.validate import FaultError, main
+from pipelines.validation.workspace import validate
 
 NAME = "length32/train-00001-of-00004.arrow"
 DOCUMENTS_NAME = "train-00000-of-00004.arrow"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, StageKey, record_of, write_manifest
-from pipelines.contract.recipe import InputError
 from pipelines.results import verification
 from pipelines.results.verification import require_stage, verify_stage
 

@@ -14,11 +14,13 @@ from references import train_wordpiece
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from pipelines.contract.manifest import SPECIAL_TOKENS, Manifest, StageKey, verify_file
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, StageKey, verify_file
+from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.results.builds import open_build
-from pipelines.settings.documents import VocabularyConfig
-from pipelines.wordpiece.tokenizer import WordPieceTokenizer, build_tokenizer
+from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.wordpiece.reference_tokenizer import build_tokenizer
+from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.trainer import Layout, reserved_tokens, train
 from pipelines.wordpiece.word_counts import TrainVocabulary, count_words, merge_counts
 

@@ -22,17 +22,9 @@ from real_weights import fetch_real_encoder
 from tokenizers import BertWordPieceTokenizer
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import (
-    DOCUMENTS_SCHEMA,
-    SPECIAL_TOKENS,
-    SPLITS,
-    StageKey,
-    examples_schema,
-    length_directory,
-    record_of,
-    shard_name,
-    write_manifest,
-)
+from pipelines.contract.manifest import StageKey, record_of, write_manifest
+from pipelines.contract.schemas import DOCUMENTS_SCHEMA, SPECIAL_TOKENS, SPLITS, examples_schema
+from pipelines.contract.workspace import length_directory, shard_name
 
 if TYPE_CHECKING:
     from training.engine.training_engine import Processes

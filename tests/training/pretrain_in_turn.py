@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from pipelines.commands.lifeline import follow_lifeline
-from pipelines.contract.recipe import InputError, add_recipe_arguments, recipe_from_arguments
+from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
+from pipelines.contract.errors import InputError
 from training.data.step_reader import StepBatch
 from training.engine.training_engine import Processes, TrainingEngine, start_processes
 from training.pretraining.run import PretrainingRun

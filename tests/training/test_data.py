@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError
 from training.data.ordering import GlobalOrder, keyed_permutation, share_of
 from training.data.step_reader import ArrowExamples
 

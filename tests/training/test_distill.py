@@ -18,8 +18,9 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, BertConfig
 from transformers import BertForMaskedLM as ReferenceBert
 
+from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError, exit_code_of, read_recipe
+from pipelines.contract.recipe import read_recipe
 from training import distill
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import initialize_weights
 from training.distillation import losses as distillation_losses

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from references import derive_key
 from scipy import stats
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from pipelines.examples.masking import MaskingRules, build_examples, num_predictions
 from pipelines.examples.planned_rows import PlannedRows
 from training.data.dynamic_masking import DynamicMasking, masking_of, row_keys

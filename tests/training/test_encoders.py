@@ -16,8 +16,8 @@ import transformers
 from huggingface_hub import ModelCard
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
-from pipelines.contract.recipe import InputError
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights

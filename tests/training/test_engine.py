@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.engine.training_engine import TORCH_TYPES, EngineSettings, resolved_precision
 
 

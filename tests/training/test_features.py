@@ -23,8 +23,8 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertModel as ReferenceBert
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import SPECIAL_TOKENS
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import SPECIAL_TOKENS
 from training import extract_features
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import BertModel, initialize_weights

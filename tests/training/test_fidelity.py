@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from flows.parameters.whole_recipe import RunRequest
-from pipelines.settings.documents import ExamplesConfig
+from pipelines.settings.examples import ExamplesConfig
 from training.settings.fidelity import FAITHFUL, deviations, in_words
 from training.settings.pretraining import SHAPES, ModelConfig, PretrainingConfig
 

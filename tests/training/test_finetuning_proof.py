@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from side_by_side import SideBySide
 
+from pipelines.contract.workspace import METRICS_NAME
 from training.engine.training_engine import Processes
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import TASKS
-from training.tracking.tracker import METRICS_NAME, Tracker
+from training.tracking.tracker import Tracker
 
 TOLERANCE = 1e-4
 TRAIN_ROWS, DEV_ROWS, BATCH_SIZE, EPOCHS = 40, 24, 8, 2

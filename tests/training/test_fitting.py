@@ -18,8 +18,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError
+from pipelines.contract.workspace import METRICS_NAME
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
@@ -29,7 +30,7 @@ from training.finetuning.loop import Beginning, Fitting, Forward
 from training.finetuning.text import EncodedText
 from training.settings.finetuning import FinetuningConfig
 from training.settings.pretraining import ModelConfig
-from training.tracking.tracker import METRICS_NAME, Tracker
+from training.tracking.tracker import Tracker
 
 MODEL = ModelConfig(
     hidden_size=16,

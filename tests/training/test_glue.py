@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError, exit_code_of
 from training import finetune
 from training.finetuning.text import TextEncoder, truncated_lengths
 from training.glue.metrics import majority_baseline, scores

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 from training.glue import fetch
 from training.glue.archives import SOURCES, mrpc_files, unpack
 from training.glue.checksums import read_checksums

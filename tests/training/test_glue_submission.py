@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import StageKey, write_manifest
-from pipelines.contract.recipe import InputError, exit_code_of
 from training.glue import submission
 from training.glue.reading import read_test
 from training.glue.submission import table_of, write_predictions, zip_of

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.glue import reading
 from training.glue.metrics import leaderboard_average, paper_average, scores
 from training.glue.reading import read_examples, read_test

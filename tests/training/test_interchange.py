@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMas
 from transformers import BertForPreTraining as ReferenceBert
 from transformers import BertForSequenceClassification as ReferenceClassifier
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model
 from training.bert.modeling import initialize_weights

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training import extract_features
 from training.extract_features import read_lines
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForMaskedLM
 
+from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import exit_code_of
 from training import pretrain
 from training.resuming.process_end import StopRequest
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training import probe as command
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import BertModel, initialize_weights

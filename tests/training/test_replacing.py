@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError, read_recipe
-from pipelines.results.builds import building_directory, kept_directories
+from pipelines.contract.recipe import read_recipe
+from pipelines.results.kept import kept_directories
 from pipelines.results.locks import workspace_lock
+from pipelines.results.marks import building_directory
 from training.engine.training_engine import Processes
 from training.pretraining import run as pretraining
 from training.pretraining.run import EXIT_INTERRUPTED, PretrainingRun

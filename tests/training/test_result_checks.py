@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.recipe import InputError
 from training.data.step_reader import ArrowExamples
 from training.pretraining.alarms import NSP_PERFECT_OBSERVATIONS, Alarms
 from training.resuming.result_checks import baseline_warning, require_finite, result_fault, unigram_baseline

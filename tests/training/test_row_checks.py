@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contract.manifest import Manifest, StageKey, examples_schema, length_directory, record_of, shard_name
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, StageKey, record_of
+from pipelines.contract.schemas import examples_schema
+from pipelines.contract.workspace import length_directory, shard_name
 from pipelines.jobs.arrow_files import write_table
 from training.data.dynamic_masking import DynamicMasking
 from training.data.ordering import GlobalOrder

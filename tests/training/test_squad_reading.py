@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 from training.settings.squad import SquadConfig, data_files
 from training.squad import split_articles
 from training.squad.reading import read_squad

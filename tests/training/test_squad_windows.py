@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.settings.squad import SquadConfig
 from training.squad.reading import Answer, Question, SquadFile, read_squad
 from training.squad.scoring import score

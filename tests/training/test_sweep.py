@@ -20,15 +20,17 @@ from transformers import BertConfig, BertModel
 
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
-from pipelines.contract.recipe import InputError, Recipe, RecipeError, read_recipe
+from pipelines.contract.recipe import Recipe, read_recipe
+from pipelines.contract.recipe_text import RecipeError
+from pipelines.contract.workspace import METRICS_NAME, MODEL_DIRECTORY, PRETRAINED
 from training.engine.training_engine import Processes
 from training.finetune import data_directory, trial_of
 from training.settings.finetuning import FinetuningConfig
 from training.settings.fitting import FittingConfig
 from training.settings.sweep import Cell, SweepConfig
-from training.stages.pretraining import MODEL_DIRECTORY, PRETRAINED, finetuning_key
-from training.tracking.tracker import METRICS_NAME
+from training.stages.pretraining import finetuning_key
 from training.trials.sweep_plan import SweepTrial, plan, run_side_by_side, sole_sweep, worker_environments
 from training.trials.sweep_results import CellScores, TaskSweep, chosen_of, comparison, table_of
 from training.trials.trial import open_problem, run_trial

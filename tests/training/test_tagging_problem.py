@@ -15,7 +15,7 @@ from seqeval.metrics import f1_score
 from transformers import AutoModelForTokenClassification, BertConfig
 from transformers import BertForTokenClassification as ReferenceBert
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import IntArray, PackedSequences, pack

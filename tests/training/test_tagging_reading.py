@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.settings.tagging import TaggingConfig, data_files
 from training.tagging.reading import TaggedText, read_conll
 

@@ -11,16 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.contract.manifest import (
-    DOCUMENTS_SCHEMA,
-    SPECIAL_TOKENS,
-    StageKey,
-    examples_schema,
-    record_of,
-    shard_name,
-    write_manifest,
-)
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import StageKey, record_of, write_manifest
+from pipelines.contract.schemas import DOCUMENTS_SCHEMA, SPECIAL_TOKENS, examples_schema
+from pipelines.contract.workspace import shard_name
 from pipelines.jobs.arrow_files import write_table
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.word_counts import tokenizer_files

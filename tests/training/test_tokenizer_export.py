@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers.normalizers import Lowercase
 
-from pipelines.contract.manifest import SPECIAL_TOKENS
-from pipelines.contract.recipe import InputError
-from pipelines.wordpiece.tokenizer import build_tokenizer
+from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.wordpiece.reference_tokenizer import build_tokenizer
 from pipelines.wordpiece.word_counts import tokenizer_files
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model

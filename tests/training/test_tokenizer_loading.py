@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scale import rounds
 from tokenizers import AddedToken
 
-from pipelines.contract.manifest import SPECIAL_TOKENS, StageKey, record_of, write_manifest
-from pipelines.contract.recipe import InputError
-from pipelines.wordpiece.tokenizer import build_tokenizer
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import StageKey, record_of, write_manifest
+from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.wordpiece.reference_tokenizer import build_tokenizer
 from training.finetuning.text import TextEncoder
 from training.tokenizing.loading import load_tokenizer
 

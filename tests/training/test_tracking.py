@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from mlflow_server import Server
 
+from pipelines.contract.workspace import METRICS_NAME
 from training.tracking import tracker as tracking
-from training.tracking.tracker import METRICS_NAME, Tracker, points_of
+from training.tracking.tracker import Tracker, points_of
 
 ARRIVAL_SECONDS = 20.0
 ROUND_SECONDS = 0.2

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.model_readme import README_NAME, readme
 from training.settings.pretraining import ModelConfig
 from training.tokenizing.export import write_tokenizer

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.contract.manifest import CLS, MASK, SEP
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import CLS, MASK, SEP
 from training.data.ordering import IntArray, keyed_seed
 
 KeyArray = npt.NDArray[np.uint64]

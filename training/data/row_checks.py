@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.data.rows import Ragged, Rows
 
 _SHORTEST_PAIR, _SHORTEST_TEXT = 5, 3

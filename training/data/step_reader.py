@@ -15,8 +15,10 @@ import pyarrow as pa
 import torch
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import Manifest, Split, length_directory
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest
+from pipelines.contract.schemas import Split
+from pipelines.contract.workspace import length_directory
 from training.bert.packing import PackedSequences, pack
 from training.data.dynamic_masking import DynamicMasking, KeyArray, row_keys
 from training.data.ordering import GlobalOrder, IntArray, Window, deal, share_of

@@ -10,9 +10,20 @@ from dataclasses import replace
 import torch
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import VOCABULARY_NAME, Split, length_directory, record_of, write_manifest
-from pipelines.contract.recipe import InputError
-from pipelines.results.builds import building_directory
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import record_of, write_manifest
+from pipelines.contract.schemas import Split
+from pipelines.contract.workspace import (
+    CHECKPOINTS_DIRECTORY,
+    DISTILLATION,
+    ENCODER_DIRECTORY,
+    EXAMPLES,
+    VOCABULARY,
+    VOCABULARY_NAME,
+    code_version,
+    length_directory,
+)
+from pipelines.results.marks import building_directory
 from training.bert.attention import flash_attention_applies
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, load_into, write_model
@@ -36,11 +47,10 @@ from training.engine.training_engine import (
 from training.pretraining.run import EXIT_INTERRUPTED
 from training.resuming.checkpoint_writer import CheckpointWriter
 from training.resuming.checkpointed_stage import begin, complete, lock_of_ranks, on_first
-from training.resuming.checkpoints import CHECKPOINTS_DIRECTORY, CheckpointStore, Progress, Retention
+from training.resuming.checkpoints import CheckpointStore, Progress, Retention
 from training.resuming.process_end import StopRequest
 from training.resuming.result_checks import require_finite
-from training.stages.distillation import DISTILLATION, DistillationInputs, verify_inputs
-from training.stages.pretraining import ENCODER_DIRECTORY, EXAMPLES, VOCABULARY, code_version
+from training.stages.distillation import DistillationInputs, verify_inputs
 from training.tracking.tracker import Tracker
 
 _KEPT_CHECKPOINTS = 2

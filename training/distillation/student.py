@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import load_into, read_config, read_weights
 from training.bert.packing import PackedSequences

@@ -22,7 +22,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.build_ops import extensions_directory, load_communication_operator
 from training.engine.peers import Peers, watch_peers
 from training.engine.rendezvous import LOOPBACK, all_ranks_are_here, meeting_store, stay_on_loopback

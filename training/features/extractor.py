@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.huggingface import load_into, read_config, read_weights
 from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences, pack

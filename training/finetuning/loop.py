@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.attention import flash_attention_applies
 from training.bert.huggingface import load_into, read_weights
 from training.bert.modeling import initialize_weights

@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.settings.glue import Task
 
 BASE_URL = "https://dl.fbaipublicfiles.com"

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.glue.archives import Source
 
 

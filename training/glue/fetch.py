@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 from training.glue.archives import BASE_URL, SOURCES, Source, unpack
 from training.glue.checksums import Checksums
 from training.glue.reading import read_examples, read_test

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.settings.glue import GLUE_TASKS, Task
 
 Values = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.settings.glue import MAX_SCORE, Column, Task
 
 _BLOCK_BYTES = 1 << 22

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.settings.glue import GLUE_TASKS, MAX_SCORE, Task
 
 HEADER = "index\tprediction"

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from http import HTTPStatus
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 
 PART_SUFFIX = ".part"
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, record_of, write_manifest
-from pipelines.contract.recipe import InputError
-from pipelines.results.builds import building_directory, discard_build, finish_exchange, install_build, open_build
+from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
 from pipelines.results.locks import workspace_lock
+from pipelines.results.marks import building_directory
 from training.data.ordering import keyed_permutation, keyed_seed
 from training.settings.finetuning import WORD_ORDER, WordOrderConfig
 

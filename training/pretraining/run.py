@@ -15,9 +15,22 @@ from typing import Any
 import torch
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import VOCABULARY_NAME, length_directory, record_of, write_manifest
-from pipelines.contract.recipe import InputError
-from pipelines.results.builds import building_directory
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import record_of, write_manifest
+from pipelines.contract.workspace import (
+    CHECKPOINTS_DIRECTORY,
+    DOCUMENTS,
+    ENCODER_DIRECTORY,
+    EXAMPLES,
+    METRICS_NAME,
+    PRETRAINING,
+    VOCABULARY,
+    VOCABULARY_NAME,
+    code_version,
+    length_directory,
+    vocabulary_size,
+)
+from pipelines.results.marks import building_directory
 from training.bert.attention import flash_attention_applies
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model
@@ -44,25 +57,15 @@ from training.pretraining.meter import FlopsOfSteps, LargestGradient, Meter
 from training.pretraining.throughput import measured_peak_flops
 from training.resuming.checkpoint_writer import CheckpointWriter
 from training.resuming.checkpointed_stage import begin, complete, lock_of_ranks, on_first
-from training.resuming.checkpoints import CHECKPOINTS_DIRECTORY, CheckpointStore, Progress, Retention
+from training.resuming.checkpoints import CheckpointStore, Progress, Retention
 from training.resuming.process_end import StopRequest
 from training.resuming.recovery import Limits, Verdict, judge
 from training.resuming.result_checks import UnigramBaseline, baseline_warning, require_finite, unigram_baseline
 from training.settings.fidelity import deviations, in_words
 from training.settings.pretraining import PhaseConfig
-from training.stages.pretraining import (
-    DOCUMENTS,
-    ENCODER_DIRECTORY,
-    EXAMPLES,
-    PRETRAINING,
-    VOCABULARY,
-    PretrainingInputs,
-    code_version,
-    verify_inputs,
-    vocabulary_size,
-)
+from training.stages.pretraining import PretrainingInputs, verify_inputs
 from training.tokenizing.checks import require_same_tokenizer
-from training.tracking.tracker import METRICS_NAME, Tracker
+from training.tracking.tracker import Tracker
 
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL: a scheduler may start the run again, and it goes on from its checkpoint."""

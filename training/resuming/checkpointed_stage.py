@@ -11,26 +11,14 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import MANIFEST_NAME, StageKey, read_manifest
-from pipelines.contract.recipe import InputError
-from pipelines.results.builds import (
-    building_directory,
-    finish_exchange,
-    has_leftovers,
-    install_build,
-    is_resumable,
-    kept_result,
-    mark_as_build,
-    next_kept_directory,
-    open_build,
-    place_of,
-    read_mark,
-    require_ours,
-    restore_kept,
-    set_build_aside,
-)
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import StageKey, read_manifest
+from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY, MANIFEST_NAME
+from pipelines.results.builds import finish_exchange, has_leftovers, install_build, open_build
+from pipelines.results.kept import kept_result, next_kept_directory, restore_kept, set_build_aside
 from pipelines.results.locks import consumed, workspace_lock
-from training.resuming.checkpoints import CHECKPOINTS_DIRECTORY, checkpoint_names, refuse_foreign_checkpoints
+from pipelines.results.marks import building_directory, is_resumable, mark_as_build, place_of, read_mark, require_ours
+from training.resuming.checkpoints import checkpoint_names, refuse_foreign_checkpoints
 
 if TYPE_CHECKING:
     from training.engine.training_engine import Processes

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, failure_line
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, verify_file, write_manifest
+from pipelines.contract.workspace import code_version
 from training.resuming.recovery import Health
-from training.stages.pretraining import code_version
 
 if TYPE_CHECKING:
     from training.engine.training_engine import Processes, TrainingEngine
     from training.resuming.checkpoint_writer import CheckpointWriter
 
-CHECKPOINTS_DIRECTORY = "checkpoints"
 _PREFIX = "step-"
 _INCOMPLETE = "incomplete-"
 LATEST_NAME = "latest"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.data.step_reader import ArrowExamples
 
 BASELINE_TRAIN_ROWS = 16_384

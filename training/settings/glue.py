@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.settings.finetuning import WORD_ORDER
 
 CONSTANT_BASELINE = "constant_baseline"

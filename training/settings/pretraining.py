@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from pipelines.contract.bounds import Bounded, Count, CountOrNone, Seed, SequenceLength
 from pipelines.contract.bounds import Processes as Ranks
-from pipelines.contract.recipe import OPERATIONAL, InputError, Section
+from pipelines.contract.errors import InputError
+from pipelines.contract.recipe import OPERATIONAL, Section
 
 Rate = Annotated[float, Bounded(0.0, 1.0, "it is a share, and something must be left", below_high=True)]
 LearningRate = Annotated[

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from pipelines.contract import storage
 from pipelines.contract.bounds import Bounded, SequenceLength, UserPath
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.settings.fitting import FittingConfig
 from training.settings.pretraining import LearningRate
 

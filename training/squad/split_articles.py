@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError, exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 from training.data.ordering import keyed_permutation
 from training.squad.reading import read_json, read_squad
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.packing import IntArray
 from training.finetuning.text import EncodedText, TextEncoder
 from training.settings.squad import SquadConfig

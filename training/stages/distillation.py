@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import Manifest, StageKey, length_directory, read_manifest, require_manifest
-from pipelines.contract.recipe import InputError, Recipe
-from pipelines.results.verification import require_stage, verify_stage
-from training.settings.distillation import DistillationConfig
-from training.stages.encoders import encoder_digest, encoder_directory
-from training.stages.pretraining import (
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, StageKey, read_manifest, require_manifest
+from pipelines.contract.recipe import Recipe
+from pipelines.contract.workspace import (
+    DISTILLATION,
     ENCODER_DIRECTORY,
     EXAMPLES,
     PRETRAINING,
     VOCABULARY,
-    shard_metadata,
+    length_directory,
     workspace_of,
 )
+from pipelines.results.verification import require_stage, verify_stage
+from training.settings.distillation import DistillationConfig
+from training.stages.encoders import encoder_digest, encoder_directory
+from training.stages.pretraining import shard_metadata
 
-DISTILLATION = "distillation"
 TEACHER = "teacher"
 
 # To be raised whenever the same settings and inputs would give another model than before.

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import digest_of, read_manifest, verify_file
-from pipelines.contract.recipe import InputError
-from training.stages.pretraining import ENCODER_DIRECTORY, PRETRAINING
+from pipelines.contract.workspace import ENCODER_DIRECTORY, PRETRAINING
 
 CACHE_VARIABLE = "CLOZEWORKS_CACHE"
 """Environment variable: the directory for downloaded models; by default ~/.cache/clozeworks."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import (
-    Manifest,
-    StageKey,
-    digest_of,
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, StageKey, digest_of, read_manifest, require_manifest
+from pipelines.contract.recipe import Recipe
+from pipelines.contract.workspace import (
+    DOCUMENTS,
+    ENCODER_DIRECTORY,
+    EXAMPLES,
+    FINETUNING,
+    PRETRAINED,
+    PRETRAINING,
+    RANDOM,
+    VOCABULARY,
     length_directory,
-    read_manifest,
-    require_manifest,
+    workspace_of,
 )
-from pipelines.contract.recipe import InputError, Recipe, RunConfig
 from pipelines.results.verification import verify_stage
 from training.settings.finetuning import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, WORD_ORDER, FinetuningConfig
 from training.settings.glue import prediction_files, task_files
@@ -24,43 +29,9 @@ from training.settings.pretraining import ModelConfig, OptimizerConfig, Pretrain
 from training.settings.squad import data_files as squad_files
 from training.settings.tagging import data_files as tagging_files
 
-DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
-PRETRAINING, FINETUNING = "pretraining", "finetuning"
-ENCODER_DIRECTORY, MODEL_DIRECTORY = "encoder", "model"
-PRETRAINED, RANDOM = "pretrained", "random"
-"""Trials of a fine-tuning task, by the weights that they begin from."""
-
 # To be raised whenever the same settings and inputs would give another model than before.
 PRETRAINING_VERSION = 2
 FINETUNING_VERSION = 2
-
-
-def workspace_of(recipe: Recipe) -> str:
-    """The run's directory, which training needs on a local disk.
-
-    Raises:
-        InputError: it is not a path, or lies on a remote file system.
-    """
-    workspace = recipe.section("run", RunConfig).workspace
-    if not storage.is_local(workspace):
-        raise InputError(
-            f"{recipe.path}: run.workspace = {workspace!r}: training memory-maps its examples and needs a local "
-            "directory; copy vocabulary/ and examples/ to one and pass --workspace"
-        )
-    return storage.local_path(workspace)
-
-
-def code_version() -> str:
-    """Version of the installed distribution, for manifests."""
-    try:
-        return importlib.metadata.version("clozeworks")
-    except importlib.metadata.PackageNotFoundError:
-        return "source tree"
-
-
-def vocabulary_size(directory: str) -> int:
-    """Number of entries of a vocabulary stage's vocab.txt."""
-    return len(storage.read_bytes(storage.join(directory, "vocab.txt")).decode().split("\n")) - 1
 
 
 @dataclass(frozen=True)

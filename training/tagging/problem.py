@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences
 from training.finetuning.loop import Forward

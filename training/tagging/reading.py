@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.contract import storage
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
 from training.tagging.schemes import PREFIXES, Scheme, converted, departures, detected_scheme, is_label
 
 DOCUMENT_START = "-DOCSTART-"

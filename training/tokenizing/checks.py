@@ -10,20 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import (
-    CLS,
-    SEP,
-    SPLITS,
-    UNK,
-    VOCABULARY_NAME,
-    Manifest,
-    read_manifest,
-    require_manifest,
-)
-from pipelines.contract.recipe import InputError
-from pipelines.settings.documents import VocabularyConfig
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import Manifest, read_manifest, require_manifest
+from pipelines.contract.schemas import CLS, SEP, SPLITS, UNK
+from pipelines.contract.workspace import EXAMPLES, VOCABULARY, VOCABULARY_NAME
+from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.tokenizer_config import TOKENIZER_CONFIG_NAME
-from training.stages.pretraining import EXAMPLES, VOCABULARY
 from training.tokenizing.loading import load_tokenizer
 
 SAMPLE_ROWS, SAMPLE_TEXTS = 256, 1024
@@ -163,7 +155,7 @@ def _tokens_of(vocabulary_directory: str) -> list[str]:
 
 def _reference(tokens: Sequence[str], casing: VocabularyConfig) -> Any:
     """The tokenizer that made the examples."""
-    from pipelines.wordpiece.tokenizer import build_tokenizer  # compiles loops that only preprocessing runs
+    from pipelines.wordpiece.reference_tokenizer import build_tokenizer  # compiles loops that only preprocessing runs
 
     tokenizer = build_tokenizer(tokens, casing.lowercase, casing.strip_accents)
     tokenizer.encode_special_tokens = True

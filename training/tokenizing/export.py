@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import TOKENIZER_NAME, VOCABULARY_NAME
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.workspace import TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.wordpiece.tokenizer_config import (
     ANY_TOKENIZER,
     BERT_TOKENIZER,

@@ -17,8 +17,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import MANIFEST_NAME, TOKENIZER_NAME, VOCABULARY_NAME
-from pipelines.contract.recipe import InputError
+from pipelines.contract.errors import InputError
+from pipelines.contract.workspace import MANIFEST_NAME, TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.wordpiece.tokenizer_config import ROLES, TOKENIZER_CONFIG_NAME
 
 _CONFIG_NAME = "config.json"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.contract import storage
 from pipelines.contract.errors import writing
+from pipelines.contract.workspace import METRICS_NAME
 from training.tracking.patience import first_line
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-METRICS_NAME = "metrics.jsonl"
 TIME_KEY = "timestamp_ms"
 BY_TOKENS = ("mlm_loss", "nsp_loss", "heldout_mlm_loss")
 """Curves that MLflow also gets over tokens, as by_tokens/...: runs of other batch sizes are compared there."""

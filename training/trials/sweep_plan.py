@@ -22,18 +22,12 @@ from pipelines.commands.lifeline import LIFELINE_VARIABLE
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, read_manifest, require_manifest, write_manifest
 from pipelines.contract.recipe import Recipe
+from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, PRETRAINED, workspace_of
 from training.glue.reading import read_examples
 from training.settings.finetuning import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, FinetuningConfig
 from training.settings.glue import TASKS, task_files
 from training.settings.sweep import SMALL_TASK_ROWS, Cell
-from training.stages.pretraining import (
-    FINETUNING,
-    MODEL_DIRECTORY,
-    PRETRAINED,
-    finetuning_directory,
-    finetuning_key,
-    workspace_of,
-)
+from training.stages.pretraining import finetuning_directory, finetuning_key
 
 SWEEP_DIRECTORY = "sweep"
 CORES_PER_TRIAL = 4

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.contract import storage
+from pipelines.contract.workspace import MODEL_DIRECTORY
 from training.settings.sweep import Cell
-from training.stages.pretraining import MODEL_DIRECTORY
 from training.trials.sweep_plan import SweepTrial
 
 SUMMARY_NAME, BEST_NAME = "summary.json", "best.json"

@@ -8,7 +8,9 @@ from typing import Any
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
-from pipelines.results.builds import building_directory, discard_build, finish_exchange, install_build, open_build
+from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_version
+from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
+from pipelines.results.marks import building_directory
 from training.bert.huggingface import huggingface_config, read_config, write_model
 from training.engine.training_engine import Processes
 from training.finetuning.loop import Beginning, Fitted, Fitting, Problem
@@ -17,7 +19,6 @@ from training.resuming.checkpointed_stage import lock_of_ranks, on_first
 from training.resuming.result_checks import require_finite
 from training.settings.finetuning import SQUAD, TAGGING, FinetuningConfig
 from training.settings.pretraining import ModelConfig
-from training.stages.pretraining import FINETUNING, MODEL_DIRECTORY, code_version
 from training.tracking.tracker import Tracker
 
 PREDICTIONS_DIRECTORY = "predictions"

@@ -1,0 +1,105 @@
+"""Earlier results that are kept under numbered names, and deletion that a kill cannot cut in half."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+
+from pipelines.contract import storage
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import StageKey, read_manifest
+from pipelines.results.marks import (
+    _refuse_foreign,
+    building_directory,
+    place_of,
+    read_mark,
+)
+
+TRASH_DIRECTORY = ".clozeworks-trash"
+"""What is deleted goes here first, by rename, so that a kill never leaves a directory that is half deleted."""
+
+
+def delete_directory(directory: str) -> None:
+    """Delete a directory that is known to be ours; a kill meanwhile leaves it complete or out of sight.
+
+    What earlier kills left out of sight is deleted too.
+    """
+    if not storage.is_local(directory):
+        storage.remove_directory(directory)
+        return
+    path = storage.local_path(directory)
+    trash = storage.join(path.rpartition("/")[0], TRASH_DIRECTORY)
+    while os.path.lexists(path):
+        storage.make_directory(trash)
+        # Who deletes another stage of the workspace may have taken the trash away in between.
+        with contextlib.suppress(FileNotFoundError):
+            storage.move_directory(path, storage.join(trash, uuid.uuid4().hex))
+    try:
+        shutil.rmtree(trash)
+    except OSError as error:
+        # Others delete here at the same time: they take something away first, or bring more. The last one has it all.
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
+
+
+def next_kept_directory(directory: str) -> str:
+    """The first numbered name after those in use: `pretraining.1`, `pretraining.2`, ..."""
+    numbers = [int(kept.rpartition(".")[2]) for kept in kept_directories(directory)]
+    number, place = max(numbers, default=0) + 1, place_of(directory)
+    while storage.is_local(place) and os.path.lexists(storage.local_path(f"{place}.{number}")):
+        number += 1  # a file of a person
+    return f"{place}.{number}"
+
+
+def kept_directories(directory: str) -> list[str]:
+    """Earlier results of a stage that are kept, in the order of their numbers."""
+    parent, _, name = place_of(directory).rpartition("/")
+    found = []
+    for other in storage.list_directories(parent or "/"):
+        stem, _, number = other.rpartition(".")
+        if stem == name and number.isdecimal():
+            found.append((int(number), storage.join(parent, other)))
+    return [kept for _, kept in sorted(found)]
+
+
+def kept_result(directory: str, key: StageKey) -> str | None:
+    """The newest kept result that was built with exactly this key; None where there is none."""
+    for kept in reversed(kept_directories(directory)):
+        try:
+            if key.difference(kept) is None:
+                return kept
+        except InputError:
+            continue  # damaged or newer: it stays where it is
+    return None
+
+
+def restore_kept(directory: str, kept: str) -> str | None:
+    """Make a kept result the current one again; the current one takes its number.
+
+    Returns:
+        Where the result that was current is kept now; None where there was none.
+    """
+    directory = place_of(directory)
+    if read_manifest(directory) is None:
+        _refuse_foreign(directory)
+        storage.remove_directory(directory)
+        storage.move_directory(kept, directory)
+        return None
+    if storage.is_local(directory) and storage.exchange_directories(kept, directory):
+        return kept
+    other = next_kept_directory(directory)
+    storage.move_directory(directory, other)
+    storage.move_directory(kept, directory)
+    return other
+
+
+def set_build_aside(directory: str) -> str | None:
+    """Keep an unfinished build under a numbered name; None where nothing is being built."""
+    if read_mark(directory) is None:
+        return None
+    kept = next_kept_directory(directory)
+    storage.move_directory(building_directory(directory), kept)
+    return kept

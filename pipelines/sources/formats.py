@@ -1,0 +1,83 @@
+"""The table of input formats, and the files that a recipe names in them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import NamedTuple, cast
+
+from pipelines.reading.source import InputFile, Source
+from pipelines.reading.unpacking import codec_of
+from pipelines.settings.documents import DocumentsConfig, SourceConfig
+
+
+class _Format(NamedTuple):
+    module: str
+    reader: str
+    is_splittable: bool
+
+
+# Readers are imported when first asked for: asking whether a stage is complete shall not load every parser.
+_FORMATS = {
+    "text": _Format("plain_text", "PlainText", is_splittable=True),
+    "jsonl": _Format("json_lines", "JsonLines", is_splittable=True),
+    "parquet": _Format("parquet", "Parquet", is_splittable=True),
+    "arrow": _Format("arrow_ipc", "ArrowIpc", is_splittable=True),
+    "wikiextractor": _Format("wikiextractor", "WikiExtractor", is_splittable=True),
+    "mediawiki": _Format("mediawiki", "MediaWiki", is_splittable=True),
+    "python-docstrings": _Format("python_docstrings", "PythonDocstrings", is_splittable=False),
+}
+
+
+def source_of(config: SourceConfig) -> Source:
+    """The reader of a source's format."""
+    entry = _FORMATS[config.format]
+    return cast(Source, getattr(import_module(f"pipelines.sources.{entry.module}"), entry.reader)())
+
+
+def is_splittable(file: InputFile, config: SourceConfig) -> bool:
+    """Can ranges of the file be read without reading what lies before them?"""
+    if config.format == "text" and config.document_separator == "file":
+        return False
+    # A bz2 file may hold many streams; of one that holds a single stream, the other ranges are empty.
+    return _FORMATS[config.format].is_splittable and codec_of(file.name) in (None, "bz2")
+
+
+def split_file(file: InputFile, config: SourceConfig, range_bytes: int) -> list[InputFile]:
+    """Cut a file into equal ranges of `range_bytes` to twice as many; one that cannot be cut stays whole."""
+    num_ranges = file.range_bytes // range_bytes
+    if num_ranges < 2 or not is_splittable(file, config):
+        return [file]
+    cuts = [file.first_byte + file.range_bytes * index // num_ranges for index in range(num_ranges)]
+    return [
+        replace(file, first_byte=first, end_byte=end)
+        for first, end in zip(cuts, [*cuts[1:], file.end_byte], strict=True)
+    ]
+
+
+def find_inputs(config: DocumentsConfig, workspace: str | None = None) -> list[list[InputFile]]:
+    """The files of each source of a recipe's corpus, cut to `max_input_bytes` where that is set.
+
+    Args:
+        workspace: of the run; what lies in it is no input, also where it lies among the inputs.
+
+    Raises:
+        InputError: an input names nothing, or the files lack the field that the recipe names.
+    """
+    return [_first_bytes(source_of(source).find(source, workspace), source) for source in config.sources]
+
+
+def _first_bytes(files: list[InputFile], config: SourceConfig) -> list[InputFile]:
+    if config.max_input_bytes is None:
+        return files
+    kept, left_bytes = [], config.max_input_bytes
+    for file in files:
+        if left_bytes <= 0:
+            break
+        kept.append(replace(file, end_byte=left_bytes) if _is_cut(file, config, left_bytes) else file)
+        left_bytes -= file.size_bytes
+    return kept
+
+
+def _is_cut(file: InputFile, config: SourceConfig, left_bytes: int) -> bool:
+    return file.size_bytes > left_bytes and is_splittable(file, config)

@@ -1,0 +1,42 @@
+"""The tokenizer that `tokenizers` builds from a vocabulary: the file tokenizer.json, and the oracle of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from pipelines.contract.schemas import CLS, SEP, SPECIAL_TOKENS, UNK
+
+MAX_CHARACTERS_PER_WORD = 100
+"""Longer words become [UNK], as in `tokenizers` and `transformers`; the released code's limit is 200."""
+
+
+CONTINUATION = "##"
+
+
+def build_tokenizer(vocabulary: Sequence[str], lowercase: bool, strip_accents: bool | None) -> Tokenizer:
+    """The `tokenizers` object of a vocabulary, equal to `BertTokenizerFast` with the same settings."""
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            ids, unk_token=UNK, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD, continuing_subword_prefix=CONTINUATION
+        )
+    )
+    tokenizer.normalizer = build_normalizer(lowercase, strip_accents)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, ids[CLS]), (SEP, ids[SEP])],
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUATION)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
+
+
+def build_normalizer(lowercase: bool, strip_accents: bool | None) -> normalizers.Normalizer:
+    """BERT's clean-up: control characters dropped, CJK characters set apart, case and accents folded."""
+    return normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
+    )
