@@ -7,7 +7,7 @@ from rich.console import Console
 
 from flows.console.run_names import run_name
 from flows.finetune import finetune
-from flows.parameters.whole_recipe import RunRequest
+from flows.parameters.requests import RunRequest
 from flows.preprocess import preprocess
 from flows.pretrain import pretrain
 from flows.report.facts import MARKDOWN_NAME, gather, show, write_report
@@ -15,7 +15,7 @@ from flows.report.prefect_artifacts import tell_report
 from flows.running import plan as stages
 from flows.running.command import run_as_command
 from flows.running.failures import tell_crash, tell_failure
-from flows.running.stage_run import FlowOutcome
+from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import private_home
 from flows.tracking.runs import Tracker
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.console.run_names import run_name
-from flows.parameters.whole_recipe import FinetuneRequest
+from flows.parameters.requests import FinetuneRequest
 from flows.registry.registration import register_finetuned
 from flows.report.prefect_artifacts import tell_scores
 from flows.running import plan as stages
 from flows.running.command import run_as_command
 from flows.running.failures import tell_crash, tell_failure
-from flows.running.stage_run import FlowOutcome, build_stage
-from flows.tracking.final_scores import final_scores
+from flows.running.final_scores import final_scores
+from flows.running.outcomes import FlowOutcome
+from flows.running.stage_run import build_stage
 from flows.tracking.runs import Tracker
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.console.run_names import run_name
-from flows.parameters.whole_recipe import PreprocessRequest
+from flows.parameters.requests import PreprocessRequest
 from flows.report.prefect_artifacts import tell_corpus
 from flows.running import plan as stages
 from flows.running.command import run_as_command
 from flows.running.failures import tell_crash, tell_failure
-from flows.running.stage_run import FlowOutcome, build_stage
+from flows.running.outcomes import FlowOutcome
+from flows.running.stage_run import build_stage
 from flows.tracking.runs import Tracker
 
 

@@ -15,7 +15,7 @@ import os
 from typing import TYPE_CHECKING
 
 from flows.console.tables import shown
-from flows.registry.promotion import CHANCE_MARGIN
+from flows.parameters.tracking_config import CHANCE_MARGIN
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract.errors import InputError, exit_code_of
 

@@ -139,7 +139,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         from finished_workspace import write_workspace
 
-        from flows.parameters.whole_recipe import RunRequest
+        from flows.parameters.requests import RunRequest
         from flows.report import facts as report
 
         recipe = str(REPOSITORY / "flows" / "recipes" / "demo.toml")

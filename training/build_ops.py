@@ -8,90 +8,12 @@ holds that lock may remove what a dead process left.
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from pipelines.contract.errors import InputError, exit_code_of
-
-EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
-_GUARD_NAME = "clozeworks.lock"
-_POLL_SECONDS = 0.05
-_SILENT_SECONDS = 30.0
-"""Ranks load one after the other, within seconds; compiling takes minutes."""
-
-
-def extensions_directory() -> str:
-    """Where compiled operators lie: `TORCH_EXTENSIONS_DIR`, or a directory inside the virtual environment."""
-    return os.environ.setdefault(EXTENSIONS_VARIABLE, os.path.join(sys.prefix, "torch_extensions"))
-
-
-@contextmanager
-def _sole_builder(directory: str) -> Iterator[None]:
-    os.makedirs(directory, exist_ok=True)
-    path = os.path.join(directory, _GUARD_NAME)
-    with open(path, "w") as guard:
-        deadline = time.monotonic() + _SILENT_SECONDS
-        while not _try_to_lock(guard.fileno()):
-            if time.monotonic() > deadline:
-                print(f"waiting for another process that builds DeepSpeed's operators ({path})", file=sys.stderr)
-                fcntl.flock(guard, fcntl.LOCK_EX)
-                break
-            time.sleep(_POLL_SECONDS)
-        yield
-
-
-def _try_to_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def remove_stale_locks(directory: str) -> list[str]:
-    """Delete `lock` files of builds that died; only the holder of the guard may call it."""
-    stale = sorted(
-        glob.glob(os.path.join(directory, "*", "lock")) + glob.glob(os.path.join(directory, "*", "*", "lock"))
-    )
-    for path in stale:
-        os.remove(path)
-    return stale
-
-
-def load_communication_operator() -> bool:
-    """Load DeepSpeed's shared-memory communication operator, compiling it where that has not been done.
-
-    Returns:
-        False where this platform has no such operator and DeepSpeed falls back to gloo alone.
-
-    Raises:
-        InputError: the compiler failed.
-    """
-    directory = extensions_directory()
-    # Two versions of ninja hash a command differently, and each rebuilds what the other has built: always use ours.
-    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
-    with _sole_builder(directory):
-        remove_stale_locks(directory)
-        from deepspeed.accelerator import get_accelerator
-        from deepspeed.ops import __compatible_ops__
-
-        builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-        if builder is None or not __compatible_ops__.get(builder.NAME, False):
-            return False
-        try:
-            builder.load(verbose=False)
-        except (RuntimeError, OSError) as error:
-            first_line = (str(error).splitlines() or ["no message"])[0]
-            raise InputError(
-                f"{directory}: DeepSpeed's operator {builder.NAME} could not be compiled ({first_line}); "
-                "install a C++ compiler (g++) and run python -m training.build_ops"
-            ) from error
-    return True
+from pipelines.contract.errors import exit_code_of
+from training.engine.communication_op import extensions_directory, load_communication_operator
 
 
 def main() -> int:

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
     from training.distillation.run import DistillationRun
-    from training.engine.training_engine import start_processes, stop_processes
+    from training.engine.processes import start_processes, stop_processes
 
     stop = StopRequest()
     processes = start_processes()

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
-    from training.engine.training_engine import start_processes, stop_processes
+    from training.engine.processes import start_processes, stop_processes
     from training.pretraining.run import PretrainingRun
 
     stop = StopRequest()

@@ -24,19 +24,13 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import FINETUNING, PRETRAINED, workspace_of
-from training.finetune import data_directory, require_inputs, trial_of
 from training.resuming.process_end import run_and_leave
 from training.settings.finetuning import FinetuningConfig
 from training.tracking.trial_runs import SweepRun
-from training.trials.sweep_plan import (
-    SWEEP_DIRECTORY,
-    SweepTrial,
-    plan,
-    run_side_by_side,
-    sole_sweep,
-    worker_environments,
-)
+from training.trials.side_by_side import run_side_by_side, sole_sweep, worker_environments
+from training.trials.sweep_plan import SWEEP_DIRECTORY, SweepTrial, plan
 from training.trials.sweep_results import TaskSweep, comparison, table_of
+from training.trials.trial_plan import data_directory, require_inputs, trial_of
 
 _EXAMPLE = "example: python -m training.sweep recipe.toml --tasks rte --set finetuning.sweep.seeds=5"
 _NOT_ALL_COMPLETE = 1
@@ -148,8 +142,8 @@ def _work(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], answ
     """Train the trials whose labels come in on standard input; see `sweeping.run_side_by_side`."""
     # Ctrl-C reaches all processes of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from training.engine.training_engine import start_processes
-    from training.finetuning.loop import Problem
+    from training.engine.processes import start_processes
+    from training.finetuning.problem import Problem
     from training.tracking.flattening import numbers_of
     from training.tracking.trial_runs import TrialRuns
     from training.trials.trial import Trial, open_problem, run_trial

@@ -27,7 +27,8 @@ from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_sh
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from training.bert.flops import step_flops
-from training.settings.pretraining import ModelConfig, PretrainingConfig
+from training.settings.model import ModelConfig
+from training.settings.pretraining import PretrainingConfig
 
 START_SECONDS = 4.0
 """CPU time of a job before its first byte: imports, and the runner."""

@@ -8,8 +8,10 @@ from typing import NamedTuple
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from training.settings.distillation import DistillationConfig
-from training.settings.finetuning import SQUAD, TAGGING, WORD_ORDER, FinetuningConfig
-from training.settings.pretraining import ModelConfig, PretrainingConfig, lengths_problem
+from training.settings.finetuning import FinetuningConfig
+from training.settings.glue import SQUAD, TAGGING, WORD_ORDER
+from training.settings.model import ModelConfig
+from training.settings.pretraining import PretrainingConfig, lengths_problem
 
 
 class Sections(NamedTuple):

@@ -10,8 +10,7 @@ from flows.registry.promotion import Evaluation
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, digest_of, read_manifest
 from pipelines.contract.workspace import DATA_DIRECTORY, EXAMPLES, FINETUNING, VOCABULARY, length_directory
-from training.settings.finetuning import SQUAD, TAGGING, WORD_ORDER
-from training.settings.glue import CONSTANT_BASELINE, TASKS
+from training.settings.glue import CONSTANT_BASELINE, SQUAD, TAGGING, TASKS, WORD_ORDER
 
 MLM_ACCURACY = "mlm_accuracy"
 _ROWS = ("dev_rows", "dev_questions", "dev_sentences")

@@ -12,7 +12,7 @@ from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.workspace import DOCUMENTS, ENCODER_DIRECTORY, EXAMPLES, PRETRAINING, VOCABULARY
 from training.bert.model_readme import FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
-from training.settings.finetuning import MNLI
+from training.settings.glue import MNLI
 from training.tracking.flattening import numbers_of
 
 _LICENSE_UNKNOWN = "unknown"

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flows.parameters.tracking_config import CHANCE_MARGIN
 from pipelines.contract.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ CHAMPION_SCORE_TAG, CHALLENGER_SCORE_TAG = f"{PROMOTION_TAG}.champion_score", f"
 COMPARED_ON_TAG = f"{PROMOTION_TAG}.compared_on"
 PREVIOUS_TAG = "clozeworks.previous_champion"
 
-CHANCE_MARGIN = 0.01
-"""Of a score from 0 to 1; the standard error of an accuracy over 1,000 rows is 0.016 at most."""
 _VERDICT = " Gate: "
 """Begins the verdict at the end of a version's description."""
 

@@ -15,7 +15,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.console.narration import Narrator
 from flows.console.tables import shown
-from flows.parameters.whole_recipe import TrackingConfig, WholeRecipe
+from flows.parameters.tracking_config import TrackingConfig
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.evaluations import (
     dev_files,
     distilled_evaluation,
@@ -26,7 +27,7 @@ from flows.registry.evaluations import (
 from flows.registry.logged_models import ModelFiles, log_model
 from flows.registry.model_card import CardFacts, card_facts, card_text, summary
 from flows.registry.promotion import CHALLENGER, PROMOTION_TAG, Evaluation, move_alias, promote, version_at
-from flows.running.stage_run import RegisteredModel, StageOutcome, shown_seconds
+from flows.running.outcomes import RegisteredModel, StageOutcome, shown_seconds
 from flows.tracking.runs import CODE_VERSION_TAG, DIGEST_TAG, Tracker
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file

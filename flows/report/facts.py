@@ -21,7 +21,7 @@ from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import samples as report_samples
 from flows.report.page import html_page
 from flows.report.samples import sampled
-from flows.running.stage_run import FlowOutcome, shown_seconds
+from flows.running.outcomes import FlowOutcome, shown_seconds
 from flows.servers.local_server import LOOPBACK
 from pipelines.contract import storage
 from pipelines.contract.credentials import redacted

@@ -21,8 +21,8 @@ from prefect.artifacts import (
 
 from flows.console.tables import shown
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.outcomes import FlowOutcome
 from flows.running.progress_bar import artifact_key
-from flows.running.stage_run import FlowOutcome
 from flows.servers.artifact_calls import told_to_prefect
 from flows.tracking.mlflow_pages import run_page
 from pipelines.contract import storage

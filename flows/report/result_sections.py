@@ -22,7 +22,7 @@ from flows.report.html import (
     table,
     text,
 )
-from flows.running.stage_run import shown_seconds
+from flows.running.outcomes import shown_seconds
 
 Facts = dict[str, Any]
 

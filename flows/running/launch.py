@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
+from flows.console.endings import ending_of
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
 from pipelines.contract.errors import EXIT_BAD_INPUT, InputError
 
@@ -21,10 +22,6 @@ KEPT_LINES = 50
 GRACE_SECONDS = 20.0
 """Time between SIGTERM and SIGKILL: training writes its checkpoint in it. Prefect's worker allows 30."""
 
-_DEADLY = frozenset(
-    {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE}
-    | {signal.SIGKILL, signal.SIGSEGV, signal.SIGPIPE, signal.SIGTERM, signal.SIGXCPU, signal.SIGXFSZ, signal.SIGSYS}
-)
 _POLL_SECONDS = 0.1
 _ERROR_PREFIX = "error: "
 _CHILD_SETTINGS = {
@@ -49,25 +46,6 @@ class StageError(RuntimeError):
 
 class StageTimeoutError(StageError):
     """A stage took longer than it was given, and was ended."""
-
-
-def ending_of(exit_code: int) -> str:
-    """How a process ended, in words; negative for a signal, as `subprocess` has it.
-
-    Launchers and shells turn the signal that ended their child into an exit code: 256 - 9 and 128 + 9 for SIGKILL.
-    """
-    if (number := _signal_behind(exit_code)) is None:
-        return f"ended with exit code {exit_code}"
-    hint = ", most likely because memory ran out" if number == signal.SIGKILL else ""
-    through = f" (exit code {exit_code})" if exit_code > 0 else ""
-    return f"was killed by {signal.Signals(number).name}{through}{hint}"
-
-
-def _signal_behind(exit_code: int) -> int | None:
-    for number in (-exit_code, 256 - exit_code, exit_code - 128):
-        if number in _DEADLY:
-            return number
-    return None
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

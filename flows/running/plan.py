@@ -30,6 +30,7 @@ from pipelines.contract.workspace import (
     stage_directory,
     workspace_of,
 )
+from training.stages import finetuning
 from training.stages import pretraining as training
 from training.stages.distillation import distillation_inputs
 
@@ -143,11 +144,11 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     """Fine-tuning: one command that trains every task of the recipe; none where the recipe names no task."""
 
     def output(task: str, start: str) -> StageOutput:
-        directory = training.finetuning_directory(whole.recipe, task, start)
+        directory = finetuning.finetuning_directory(whole.recipe, task, start)
 
         def key() -> StageKey:
             with _registry_of(whole):
-                return training.finetuning_key(whole.recipe, task, start)
+                return finetuning.finetuning_key(whole.recipe, task, start)
 
         return StageOutput(f"{task}/{start}", directory, key)
 
@@ -167,7 +168,7 @@ def require_task_data(whole: WholeRecipe) -> None:
     Raises:
         InputError: a file of a task is missing.
     """
-    training.require_task_data(whole.finetuning)
+    finetuning.require_task_data(whole.finetuning)
 
 
 @contextmanager

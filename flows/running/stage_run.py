@@ -10,12 +10,13 @@ from prefect import State, Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.tasks import exponential_backoff
-from pydantic import BaseModel, ConfigDict
 
 from flows.console.narration import Narrator
-from flows.parameters.whole_recipe import BaseRequest, WholeRecipe
+from flows.parameters.requests import BaseRequest
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.running import timings
 from flows.running.launch import StageError, StageTimeoutError, run_command
+from flows.running.outcomes import StageOutcome, shown_seconds
 from flows.running.plan import Stage
 from flows.running.progress_bar import StageProgress
 from flows.tracking.runs import Tracker
@@ -27,45 +28,6 @@ RETRY_DELAY_SECONDS = 30.0
 """Before the second attempt; it doubles with each one after that."""
 RETRY_JITTER = 0.5
 """Share by which Prefect stretches or shortens a delay, so that runs that failed together do not return together."""
-
-
-class StageOutcome(BaseModel):
-    """What became of a stage: `seconds` are those of its last build, None where they are not known."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stage: str
-    built: bool
-    seconds: float | None
-    mlflow_run_id: str
-    directories: dict[str, str]
-
-
-class RegisteredModel(BaseModel):
-    """A version in the registry that this run registered, or found registered."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    version: str
-    alias: str
-    new: bool
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.name}@{self.alias}"
-
-
-class FlowOutcome(BaseModel):
-    """What a flow built, skipped and registered: paths and names, never data."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stages: tuple[StageOutcome, ...] = ()
-    models: tuple[RegisteredModel, ...] = ()
-
-    def __add__(self, other: FlowOutcome) -> FlowOutcome:
-        return FlowOutcome(stages=self.stages + other.stages, models=self.models + other.models)
 
 
 def build_stage(
@@ -151,15 +113,3 @@ def run_stage(
         mlflow_run_id=run_id,
         directories={output.name: output.directory for output in stage.outputs},
     )
-
-
-def shown_seconds(seconds: float) -> str:
-    """A duration for people: `4.2 s`, `41 s`, `12 min 3 s`, `5 h 12 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from flows.console.endings import ending_of
 from flows.console.narration import LOGGER_NAME
-from flows.running.launch import ending_of
 from flows.servers.prefect_database import database_url, prune, set_up_prefect
 from flows.servers.private_files import PRIVATE_UMASK, open_private
 from pipelines.commands.lifeline import LIFELINE_VARIABLE, follow_lifeline

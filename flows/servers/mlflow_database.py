@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from flows.servers.databases import Database, revision_of, set_up, sqlite_url, tables_of
-from flows.tracking.patient_client import say
+from flows.servers.patient_client import say
 from pipelines.contract import storage
 
 DATABASE_NAME, ARTIFACTS_NAME = "mlflow.db", "mlartifacts"

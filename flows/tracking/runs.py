@@ -24,8 +24,8 @@ from flows.servers.mlflow_database import (
     warn_of_decoded_names,
 )
 from flows.servers.moved_workspace import relocate
+from flows.servers.patient_client import patient, say
 from flows.tracking.mlflow_pages import run_page
-from flows.tracking.patient_client import patient, say
 from pipelines.contract import storage
 from pipelines.contract.credentials import redacted
 from pipelines.contract.errors import InputError

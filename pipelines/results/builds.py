@@ -18,19 +18,19 @@ from pipelines.contract.manifest import FileRecord, Manifest, StageKey, read_man
 from pipelines.contract.workspace import MANIFEST_NAME
 from pipelines.results.kept import delete_directory, next_kept_directory
 from pipelines.results.marks import (
-    _EARLIER_SCRATCH,
+    EARLIER_SCRATCH_DIRECTORY,
     SCRATCH_DIRECTORY,
-    _refuse_foreign,
     building_directory,
     is_open,
     is_resumable,
     place_of,
     read_mark,
+    refuse_foreign,
     require_ours,
     write_mark,
 )
 
-_OWN_DIRECTORIES = (f"{SCRATCH_DIRECTORY}/", f"{_EARLIER_SCRATCH}/")
+_OWN_DIRECTORIES = (f"{SCRATCH_DIRECTORY}/", f"{EARLIER_SCRATCH_DIRECTORY}/")
 _OWN_NAMES = ("metrics.jsonl", MANIFEST_NAME)
 
 
@@ -87,7 +87,7 @@ def install_build(directory: str, key: StageKey, keep_earlier: bool = False) -> 
     earlier = read_manifest(directory)
     if earlier is None:
         if storage.is_local(directory):
-            _refuse_foreign(directory)
+            refuse_foreign(directory)
             storage.remove_directory(directory)
         _move_result(building, directory)
     elif not (storage.is_local(directory) and storage.exchange_directories(building, directory)):

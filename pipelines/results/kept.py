@@ -12,10 +12,10 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest
 from pipelines.results.marks import (
-    _refuse_foreign,
     building_directory,
     place_of,
     read_mark,
+    refuse_foreign,
 )
 
 TRASH_DIRECTORY = ".clozeworks-trash"
@@ -84,7 +84,7 @@ def restore_kept(directory: str, kept: str) -> str | None:
     """
     directory = place_of(directory)
     if read_manifest(directory) is None:
-        _refuse_foreign(directory)
+        refuse_foreign(directory)
         storage.remove_directory(directory)
         storage.move_directory(kept, directory)
         return None

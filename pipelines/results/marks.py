@@ -19,7 +19,7 @@ KEY_NAME = "key.json"
 BUILDING_SUFFIX = ".building"
 
 
-_EARLIER_SCRATCH = "building"
+EARLIER_SCRATCH_DIRECTORY = "building"
 """Where releases before build directories kept their mark, inside the stage's own directory."""
 
 
@@ -90,7 +90,7 @@ def read_mark(directory: str) -> dict[str, Any] | None:
     # A result that was replaced and has not got its new name yet: its manifest is its mark.
     if (manifest := read_manifest(building)) is not None:
         return {"stage": manifest.stage, "key": _key_of(manifest).digest, "config": manifest.config, "inputs": {}}
-    _refuse_foreign(building)
+    refuse_foreign(building)
     return None
 
 
@@ -114,7 +114,7 @@ def require_ours(directory: str, stage: str) -> None:
         )
     manifest = read_manifest(directory)
     if manifest is None:
-        _refuse_foreign(directory)
+        refuse_foreign(directory)
     elif manifest.stage != stage:
         raise InputError(
             f"{directory}: holds the result of a stage named {manifest.stage!r}, not of {stage!r}; move it away or "
@@ -122,10 +122,10 @@ def require_ours(directory: str, stage: str) -> None:
         )
 
 
-def _refuse_foreign(directory: str) -> None:
+def refuse_foreign(directory: str) -> None:
     # A kill while the mark was written leaves nothing else.
     names = [name for name in storage.list_files(directory) if not _is_half_written_mark(name)]
-    if names and storage.file_size_bytes(storage.join(directory, _EARLIER_SCRATCH, KEY_NAME)) is None:
+    if names and storage.file_size_bytes(storage.join(directory, EARLIER_SCRATCH_DIRECTORY, KEY_NAME)) is None:
         more = f" and {len(names) - _MOST_NAMES_SHOWN} more" if len(names) > _MOST_NAMES_SHOWN else ""
         shown = ", ".join(name.encode("unicode_escape").decode() for name in names[:_MOST_NAMES_SHOWN])
         raise InputError(

@@ -19,10 +19,11 @@ from real_weights import fetch_real_encoder
 from side_by_side import SideBySide
 
 from pipelines.contract.workspace import METRICS_NAME
-from training.engine.training_engine import Processes, start_processes, stop_processes
+from training.engine.processes import Processes, start_processes, stop_processes
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import TASKS
-from training.tracking.tracker import Tracker, points_of
+from training.tracking.mlflow_sender import points_of
+from training.tracking.tracker import Tracker
 
 GLUE = REPOSITORY.parent / "shared" / "data" / "glue"
 NAMES = ("cola", "mrpc", "rte")

@@ -21,7 +21,7 @@ from measuring import REPOSITORY
 from real_weights import fetch_real_encoder
 from side_by_side import SideBySide
 
-from training.engine.training_engine import start_processes, stop_processes
+from training.engine.processes import start_processes, stop_processes
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import TASKS
 from training.tracking.tracker import Tracker

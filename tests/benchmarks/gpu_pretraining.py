@@ -31,7 +31,7 @@ from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import compile_layers, initialize_weights
 from training.pretraining.throughput import measured_peak_flops
-from training.settings.pretraining import SHAPES, ModelConfig
+from training.settings.model import SHAPES, ModelConfig
 
 VOCAB_SIZE = 30_522
 LEARNING_RATE, MAX_GRAD_NORM = 1e-5, 1.0
@@ -105,7 +105,8 @@ def engine_step(config: ModelConfig, device: torch.device, dtype: torch.dtype, b
     """The same through DeepSpeed, one process, ZeRO-1; raises ImportError where DeepSpeed is not installed."""
     import deepspeed  # noqa: F401 - asked for here, so that its absence is told before anything is built
 
-    from training.engine.training_engine import EngineSettings, TrainingEngine, start_processes
+    from training.engine.processes import start_processes
+    from training.engine.training_engine import EngineSettings, TrainingEngine
 
     processes = start_processes()
     model = our_model(config, device, torch.float32)

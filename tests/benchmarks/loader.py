@@ -26,9 +26,10 @@ from pipelines.contract.schemas import SPECIAL_TOKENS, examples_schema
 from pipelines.contract.workspace import length_directory, shard_name
 from pipelines.examples.arrow_rows import EXAMPLES_PER_BATCH
 from pipelines.jobs.arrow_files import write_table
+from training.data.arrow_examples import ArrowExamples
 from training.data.dynamic_masking import DynamicMasking, row_keys
 from training.data.ordering import GlobalOrder
-from training.data.step_reader import ArrowExamples, StepReader
+from training.data.step_reader import StepReader
 
 RUNS = 5
 LENGTH, VOCAB_SIZE = 128, 30_522

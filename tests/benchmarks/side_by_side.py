@@ -12,8 +12,8 @@ from plain_loop import PlainLoop, train
 from training.bert.huggingface import read_config
 from training.bert.modeling import initialize_weights
 from training.data.ordering import keyed_permutation
+from training.engine.processes import Processes
 from training.engine.schedule import learning_rate_at
-from training.engine.training_engine import Processes
 from training.finetuning.loop import Beginning, Fitting
 from training.finetuning.text import TextEncoder
 from training.glue.metrics import scores

@@ -21,8 +21,9 @@ from measuring import cpu_seconds, report
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config
 from training.bert.modeling import initialize_weights
-from training.engine.training_engine import EngineSettings, TrainingEngine, start_processes, stop_processes
-from training.settings.pretraining import ModelConfig
+from training.engine.processes import start_processes, stop_processes
+from training.engine.training_engine import EngineSettings, TrainingEngine
+from training.settings.model import ModelConfig
 
 RUNS, STEPS = 5, 2
 SEQUENCES, LENGTH, VOCAB_SIZE = 8, 512, 30_522

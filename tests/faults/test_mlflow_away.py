@@ -10,9 +10,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_server import Server
 
-from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.servers.patient_client import HTTP_SETTINGS
 from flows.tracking import runs as tracking
-from flows.tracking.patient_client import HTTP_SETTINGS
 from flows.tracking.runs import Tracker
 from pipelines.contract.manifest import Manifest, StageKey
 

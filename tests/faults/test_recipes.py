@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from scale import rounds
 
 from flows.parameters.forms import form_of, toml_value
-from flows.parameters.whole_recipe import RunRequest, TrackingConfig, WholeRecipe
+from flows.parameters.requests import RunRequest
+from flows.parameters.tracking_config import TrackingConfig
+from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract.bounds import Bounded, bounds_of
 from pipelines.contract.recipe import RunConfig, Section, read_recipe
 from pipelines.contract.recipe_text import RecipeError
@@ -29,7 +31,8 @@ from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
-from training.settings.pretraining import ModelConfig, PretrainingConfig
+from training.settings.model import ModelConfig
+from training.settings.pretraining import PretrainingConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "flows" / "recipes"
 SECTIONS: tuple[type[Section], ...] = (

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.running.stage_run import FlowOutcome, RegisteredModel, StageOutcome
+from flows.running.outcomes import FlowOutcome, RegisteredModel, StageOutcome
 from pipelines.contract import storage
 from pipelines.contract.manifest import FileRecord, StageKey, record_of, write_manifest
 from pipelines.contract.schemas import SPECIAL_TOKENS, examples_schema

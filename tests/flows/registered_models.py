@@ -27,11 +27,11 @@ from training.bert.huggingface import huggingface_config, load_into, read_config
 from training.bert.modeling import initialize_weights
 from training.bert.packing import pack
 from training.features.extractor import FeatureExtractor, load_encoder
-from training.finetuning.loop import Batches, Forward
+from training.finetuning.problem import Batches, Forward
 from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.problem import described_task
 from training.settings.glue import TASKS
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.settings.squad import SquadConfig
 from training.settings.tagging import TaggingConfig
 from training.squad.heads import BertForQuestionAnswering

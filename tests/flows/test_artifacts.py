@@ -13,7 +13,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.states import Failed
 
-from flows.parameters.whole_recipe import RunRequest
+from flows.parameters.requests import RunRequest
 from flows.report.prefect_artifacts import histogram_picture
 from flows.running import failures as failure_hooks
 from flows.running import stage_run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.parameters.whole_recipe import RunRequest
+from flows.parameters.requests import RunRequest
 from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME
 from flows.tracking.runs import Tracker
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import pytest
 from mlflow import MlflowClient
 
-from flows.parameters.whole_recipe import RunRequest
-from flows.running.stage_run import FlowOutcome
+from flows.parameters.requests import RunRequest
+from flows.running.outcomes import FlowOutcome
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
 

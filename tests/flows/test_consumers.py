@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import registered_models as models
 
-from flows.parameters.whole_recipe import RunRequest
+from flows.parameters.requests import RunRequest
 from flows.tracking.runs import Tracker
 from pipelines.contract import storage
 from training.stages.encoders import CACHE_VARIABLE, encoder_directory

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.parameters.whole_recipe import RunRequest
+from flows.parameters.requests import RunRequest
 from pipelines.contract.credentials import holds_credentials, redacted, refusal
 from pipelines.contract.errors import InputError
 

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from flows.deploy import PREFECT_FILE, deployments_of, template_with_devices
 from flows.parameters.forms import form_of, toml_value
-from flows.parameters.whole_recipe import PretrainRequest, RunRequest
+from flows.parameters.requests import PretrainRequest, RunRequest
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
-from training.settings.pretraining import ModelConfig, PretrainingConfig
+from training.settings.model import ModelConfig
+from training.settings.pretraining import PretrainingConfig
 
 with open(PREFECT_FILE) as stream:
     DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(stream)["deployments"]

@@ -33,7 +33,7 @@ from training.bert.heads import BertForPreTraining
 from training.bert.losses import pretraining_loss
 from training.bert.modeling import parameter_count
 from training.bert.packing import pack
-from training.settings.pretraining import SHAPES, ModelConfig
+from training.settings.model import SHAPES, ModelConfig
 
 TRAINING = """
 [model]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.evaluations import encoder_evaluation, finetuned_evaluation, score_in_words
 from flows.registry.promotion import below_floor
 from pipelines.contract import storage

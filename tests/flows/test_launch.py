@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.running.launch import StageError, StageTimeoutError, child_environment, ending_of, run_command
+from flows.console.endings import ending_of
+from flows.running.launch import StageError, StageTimeoutError, child_environment, run_command
 from pipelines.contract.errors import InputError
 
 COMPLETE: Callable[[], str | None] = lambda: None  # noqa: E731

@@ -13,7 +13,8 @@ import registered_models as models
 import tiny_models
 from mlflow import MlflowClient
 
-from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.logged_models import ModelFiles
 from flows.registry.model_card import card_facts
 from flows.registry.promotion import Evaluation, move_alias

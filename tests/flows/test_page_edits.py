@@ -13,7 +13,7 @@ from prefect_site import PrefectSite, prefect_site
 
 from flows.deployments.page_edits import ABSENT, UNKNOWN, merge
 from flows.parameters.deployed_request import overlaid
-from flows.parameters.whole_recipe import PretrainRequest
+from flows.parameters.requests import PretrainRequest
 
 PLAIN = st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["a", "b"])
 VALUES = st.recursive(PLAIN, lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=3), max_leaves=6)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from flows.parameters.whole_recipe import TrackingConfig
+from flows.parameters.tracking_config import TrackingConfig
 from flows.promote import EXIT_KEPT, main
 from flows.registry import promotion
 from flows.registry.promotion import CHALLENGER, CHAMPION, Evaluation, verdict

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import facts as report
 from flows.running import timings
-from flows.running.stage_run import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
+from flows.running.outcomes import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, write_manifest
 

@@ -12,10 +12,10 @@ import pytest
 from finished_workspace import write_workspace
 from headless_chromium import PACKAGES, Page, browser_page, find_chromium
 
-from flows.parameters.whole_recipe import RunRequest
+from flows.parameters.requests import RunRequest
 from flows.report import facts as report
 from flows.report.page import SECTIONS
-from flows.running.stage_run import FlowOutcome
+from flows.running.outcomes import FlowOutcome
 
 PHONE, SMALL_PHONE, DESKTOP = 390, 320, 1100
 SCHEMES = ("light", "dark")

@@ -19,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import charts as report_charts
 from flows.report import facts as report
 from flows.report import result_sections as report_results
 from flows.report import samples as report_samples
 from flows.report.page import SECTIONS, html_page
-from flows.running.stage_run import FlowOutcome
+from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import read_manifest
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.tracking.runs import FLOW_TAG, PARENT_TAG, SKIPPED_TAG, STAGE_TAG, Tracker
 from pipelines.contract.manifest import Manifest, StageKey
 

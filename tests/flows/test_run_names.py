@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext
 
 from flows.console.run_names import run_name
 from flows.end_to_end import end_to_end
-from flows.parameters.whole_recipe import RunRequest
+from flows.parameters.requests import RunRequest
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from flows.parameters.whole_recipe import RunRequest, WholeRecipe
+from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract.recipe import read_recipe
 from pipelines.contract.recipe_text import RecipeError
 

@@ -27,7 +27,7 @@ from pipelines.contract.schemas import DOCUMENTS_SCHEMA, SPECIAL_TOKENS, SPLITS,
 from pipelines.contract.workspace import length_directory, shard_name
 
 if TYPE_CHECKING:
-    from training.engine.training_engine import Processes
+    from training.engine.processes import Processes
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NUM_WORDS = 200
@@ -322,7 +322,7 @@ def real_encoder(repository: Path) -> Path:
 @pytest.fixture
 def single_process() -> Iterator[Processes]:
     """A process group of one."""
-    from training.engine.training_engine import start_processes, stop_processes
+    from training.engine.processes import start_processes, stop_processes
 
     before = set(os.environ)
     try:

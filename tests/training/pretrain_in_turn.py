@@ -18,8 +18,9 @@ import torch
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract.errors import InputError
-from training.data.step_reader import StepBatch
-from training.engine.training_engine import Processes, TrainingEngine, start_processes
+from training.data.batches import StepBatch
+from training.engine.processes import Processes, start_processes
+from training.engine.training_engine import TrainingEngine
 from training.pretraining.run import PretrainingRun
 from training.resuming.process_end import StopRequest
 from training.stages.pretraining import pretraining_inputs

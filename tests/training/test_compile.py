@@ -13,8 +13,8 @@ from training.bert.heads import BertForPreTraining
 from training.bert.losses import pretraining_loss
 from training.bert.modeling import compile_layers, initialize_weights
 from training.bert.packing import pack
-from training.data.step_reader import MicroBatch
-from training.settings.pretraining import ModelConfig
+from training.data.batches import MicroBatch
+from training.settings.model import ModelConfig
 
 pytestmark = pytest.mark.timeout(300)
 

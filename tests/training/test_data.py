@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
+from training.data.arrow_examples import ArrowExamples
 from training.data.ordering import GlobalOrder, keyed_permutation, share_of
-from training.data.step_reader import ArrowExamples
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

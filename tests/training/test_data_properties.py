@@ -20,9 +20,11 @@ from pipelines.contract.manifest import Manifest, StageKey, record_of
 from pipelines.contract.schemas import Split, examples_schema
 from pipelines.contract.workspace import length_directory, shard_name
 from pipelines.jobs.arrow_files import write_table
+from training.data.arrow_examples import ArrowExamples
+from training.data.batches import MicroBatch, StepBatch
 from training.data.dynamic_masking import DynamicMasking
 from training.data.ordering import GlobalOrder, deal
-from training.data.step_reader import ArrowExamples, MicroBatch, StepBatch, StepReader, heldout_batches
+from training.data.step_reader import StepReader, heldout_batches
 
 WORLD_SIZES = (1, 2, 3, 4, 8)
 CLS_ID, SEP_ID, MASK_ID = 2, 3, 4

@@ -25,12 +25,14 @@ from training import distill
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
-from training.data.step_reader import ArrowExamples, MicroBatch, heldout_batches
+from training.data.arrow_examples import ArrowExamples
+from training.data.batches import MicroBatch
+from training.data.step_reader import heldout_batches
 from training.distillation.run import DistillationRun
 from training.distillation.student import Student, lesson_of, read_teacher, student_weights
-from training.engine.training_engine import Processes
+from training.engine.processes import Processes
 from training.pretraining.run import EXIT_INTERRUPTED
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.stages.distillation import DistillationInputs, distillation_inputs
 
 MODEL = ModelConfig(

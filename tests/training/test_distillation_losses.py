@@ -13,7 +13,7 @@ from training.distillation import losses as distillation_losses
 from training.distillation.losses import cosine_loss, soft_target_loss
 from training.distillation.student import chosen_layers, every_other, student_weights
 from training.settings.distillation import DistillationConfig
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 MODEL = ModelConfig(hidden_size=8, num_hidden_layers=12, num_attention_heads=2, intermediate_size=16)
 

@@ -21,16 +21,11 @@ from pipelines.contract.manifest import StageKey, record_of, write_manifest
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
+from training.features.encoder_arguments import add_encoder_arguments, parse_encoder_arguments
 from training.features.extractor import FeatureExtractor, chosen_layers, load_encoder
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.stages import encoders
-from training.stages.encoders import (
-    CACHE_VARIABLE,
-    add_encoder_arguments,
-    encoder_digest,
-    encoder_directory,
-    parse_encoder_arguments,
-)
+from training.stages.encoders import CACHE_VARIABLE, encoder_digest, encoder_directory
 
 CONFIG = ModelConfig.model_validate(
     {

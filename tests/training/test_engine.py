@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipelines.contract.errors import InputError
-from training.engine.training_engine import TORCH_TYPES, EngineSettings, resolved_precision
+from training.engine.precision import TORCH_TYPES, resolved_precision
+from training.engine.training_engine import EngineSettings
 
 
 def generated(zero_stage: int = 2, precision: str = "fp32", offload_optimizer: bool = False) -> dict[str, object]:

@@ -30,7 +30,7 @@ from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import BertModel, initialize_weights
 from training.features import extractor as features
 from training.features.extractor import FeatureExtractor, LineTokenizer, chosen_layers, load_encoder, windows_of
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 TOLERANCE = 1e-5
 CONFIG = ModelConfig.model_validate(

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flows.parameters.whole_recipe import RunRequest
+from flows.parameters.requests import RunRequest
 from pipelines.settings.examples import ExamplesConfig
 from training.settings.fidelity import FAITHFUL, deviations, in_words
-from training.settings.pretraining import SHAPES, ModelConfig, PretrainingConfig
+from training.settings.model import SHAPES, ModelConfig
+from training.settings.pretraining import PretrainingConfig
 
 
 def found(recipe: Path, *overrides: str) -> dict[str, tuple[Any, Any]]:

@@ -10,7 +10,7 @@ import pytest
 from side_by_side import SideBySide
 
 from pipelines.contract.workspace import METRICS_NAME
-from training.engine.training_engine import Processes
+from training.engine.processes import Processes
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import TASKS
 from training.tracking.tracker import Tracker

@@ -25,11 +25,12 @@ from training.bert.heads import BertForPreTraining, BertForSequenceClassificatio
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import IntArray, PackedSequences
-from training.engine.training_engine import Processes
-from training.finetuning.loop import Beginning, Fitting, Forward
+from training.engine.processes import Processes
+from training.finetuning.loop import Beginning, Fitting
+from training.finetuning.problem import Forward
 from training.finetuning.text import EncodedText
 from training.settings.finetuning import FinetuningConfig
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.tracking.tracker import Tracker
 
 MODEL = ModelConfig(

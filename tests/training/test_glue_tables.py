@@ -16,7 +16,7 @@ from training.glue.metrics import leaderboard_average, paper_average, scores
 from training.glue.reading import read_examples, read_test
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import GLUE_TASKS, TASKS, task_files
-from training.stages.pretraining import require_task_data
+from training.stages.finetuning import require_task_data
 
 COMPLETE = ("cola", "mrpc", "sts-b", "rte", "wnli")
 """Tasks whose full files are in the shared data."""

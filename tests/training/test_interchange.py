@@ -22,7 +22,7 @@ from training.bert.heads import BertForPreTraining, BertForSequenceClassificatio
 from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import pack
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 TOLERANCE = 1e-5
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

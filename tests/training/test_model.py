@@ -18,7 +18,7 @@ from training.bert.huggingface import huggingface_config
 from training.bert.losses import linear_cross_entropy, pretraining_loss
 from training.bert.modeling import initialize_weights, parameter_count
 from training.bert.packing import pack
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 TOLERANCE = 1e-5
 

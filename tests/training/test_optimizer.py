@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from training.bert.heads import BertForPreTraining
 from training.engine.optimizer import BertAdam, Lamb, build_optimizer, decay_groups
 from training.settings.finetuning import FinetuningConfig
-from training.settings.pretraining import ModelConfig, PretrainingConfig
+from training.settings.model import ModelConfig
+from training.settings.pretraining import PretrainingConfig
 
 
 @pytest.mark.parametrize("bias_correction", [False, True])

@@ -21,7 +21,7 @@ from training.data.ordering import keyed_permutation
 from training.features.probing import PENALTIES, SentenceFeatures, probe, sampled, sentence_features
 from training.glue.reading import LabelledText
 from training.settings.glue import TASKS
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 
 def features(rows: int, columns: int, seed: int) -> np.ndarray:

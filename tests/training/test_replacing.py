@@ -18,7 +18,7 @@ from pipelines.contract.recipe import read_recipe
 from pipelines.results.kept import kept_directories
 from pipelines.results.locks import workspace_lock
 from pipelines.results.marks import building_directory
-from training.engine.training_engine import Processes
+from training.engine.processes import Processes
 from training.pretraining import run as pretraining
 from training.pretraining.run import EXIT_INTERRUPTED, PretrainingRun
 from training.resuming.checkpointed_stage import is_to_run

@@ -16,9 +16,10 @@ import torch
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from training.data.step_reader import ArrowExamples
+from training.data.arrow_examples import ArrowExamples
 from training.pretraining.alarms import NSP_PERFECT_OBSERVATIONS, Alarms
-from training.resuming.result_checks import baseline_warning, require_finite, result_fault, unigram_baseline
+from training.pretraining.unigram_baseline import baseline_warning, unigram_baseline
+from training.resuming.result_checks import require_finite, result_fault
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

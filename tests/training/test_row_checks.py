@@ -21,11 +21,12 @@ from pipelines.contract.manifest import Manifest, StageKey, record_of
 from pipelines.contract.schemas import examples_schema
 from pipelines.contract.workspace import length_directory, shard_name
 from pipelines.jobs.arrow_files import write_table
+from training.data.arrow_examples import ArrowExamples
 from training.data.dynamic_masking import DynamicMasking
 from training.data.ordering import GlobalOrder
 from training.data.row_checks import RowRules, row_fault
 from training.data.rows import Ragged, Rows
-from training.data.step_reader import ArrowExamples, StepReader, heldout_batches
+from training.data.step_reader import StepReader, heldout_batches
 
 CLS, SEP, MASK = 2, 3, 4
 VOCAB_SIZE, LENGTH = 50, 16

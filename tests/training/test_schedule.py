@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from training.engine.schedule import learning_rate_at
-from training.settings.pretraining import PhaseConfig, PretrainingConfig, Schedule
+from training.settings.optimization import Schedule
+from training.settings.pretraining import PhaseConfig, PretrainingConfig
 
 PEAK, WARMUP, STEPS = 1e-4, 10, 1000
 

@@ -17,9 +17,9 @@ from transformers import BertForQuestionAnswering as ReferenceModel
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import IntArray, PackedSequences, pack
-from training.finetuning.loop import Batches, Forward
+from training.finetuning.problem import Batches, Forward
 from training.finetuning.text import EncodedText
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.settings.squad import SquadConfig
 from training.squad.heads import BertForQuestionAnswering, span_loss_sum
 from training.squad.problem import SquadProblem, open_squad

@@ -25,15 +25,16 @@ from pipelines.contract.manifest import StageKey, read_manifest, record_of, writ
 from pipelines.contract.recipe import Recipe, read_recipe
 from pipelines.contract.recipe_text import RecipeError
 from pipelines.contract.workspace import METRICS_NAME, MODEL_DIRECTORY, PRETRAINED
-from training.engine.training_engine import Processes
-from training.finetune import data_directory, trial_of
+from training.engine.processes import Processes
 from training.settings.finetuning import FinetuningConfig
-from training.settings.fitting import FittingConfig
+from training.settings.optimization import FittingConfig
 from training.settings.sweep import Cell, SweepConfig
-from training.stages.pretraining import finetuning_key
-from training.trials.sweep_plan import SweepTrial, plan, run_side_by_side, sole_sweep, worker_environments
+from training.stages.finetuning import finetuning_key
+from training.trials.side_by_side import run_side_by_side, sole_sweep, worker_environments
+from training.trials.sweep_plan import SweepTrial, plan
 from training.trials.sweep_results import CellScores, TaskSweep, chosen_of, comparison, table_of
 from training.trials.trial import open_problem, run_trial
+from training.trials.trial_plan import data_directory, trial_of
 
 SECONDS_TO_GET_THERE = 120
 OWN = FittingConfig()

@@ -19,9 +19,10 @@ from pipelines.contract.errors import InputError
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import IntArray, PackedSequences, pack
-from training.engine.training_engine import Processes
+from training.engine.processes import Processes
 from training.finetuning.loop import Beginning, Fitting
-from training.settings.pretraining import ModelConfig, OptimizerConfig
+from training.settings.model import ModelConfig
+from training.settings.optimization import OptimizerConfig
 from training.settings.tagging import TaggingConfig
 from training.tagging.problem import TaggingProblem, open_tagging
 from training.tagging.reading import read_conll

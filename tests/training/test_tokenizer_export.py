@@ -23,7 +23,7 @@ from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.finetuning.text import TextEncoder
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 WORDS = [
     *SPECIAL_TOKENS,

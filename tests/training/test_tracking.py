@@ -17,7 +17,8 @@ from mlflow_server import Server
 
 from pipelines.contract.workspace import METRICS_NAME
 from training.tracking import tracker as tracking
-from training.tracking.tracker import Tracker, points_of
+from training.tracking.mlflow_sender import points_of
+from training.tracking.tracker import Tracker
 
 ARRIVAL_SECONDS = 20.0
 ROUND_SECONDS = 0.2
@@ -37,7 +38,7 @@ def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "_ROUND_SECONDS", ROUND_SECONDS)
     monkeypatch.setattr(tracking, "_LONGEST_PAUSE_SECONDS", 1.0)
     monkeypatch.setattr(tracking, "_LAST_SEND_SECONDS", ARRIVAL_SECONDS)
-    monkeypatch.setattr(tracking._MlflowSender, "waited_seconds", 0.0)
+    monkeypatch.setattr(tracking.MlflowSender, "waited_seconds", 0.0)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_DISABLE_TELEMETRY"):
         # Set and deleted, so that what the sender sets is taken back after the test.

@@ -14,7 +14,7 @@ from training.bert.heads import BertForPreTraining
 from training.pretraining.alarms import MLM_STEPS, NSP_STEPS, Alarms
 from training.pretraining.curves import CURVES_NAME, draw_curves
 from training.pretraining.throughput import measured_peak_flops
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 
 def test_flops_count_two_per_weight_and_token_and_three_passes() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 HALF_BYTES, SINGLE_BYTES = 2, 4
 _MOMENTS = 2

@@ -11,7 +11,7 @@ from torch.nn import functional
 from training.bert.losses import classification_loss, linear_cross_entropy
 from training.bert.modeling import BertModel, activation
 from training.bert.packing import PackedSequences
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 
 class PredictionTransform(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from training.bert.model_readme import README_NAME, readme
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.tokenizing.export import write_tokenizer
 from training.tokenizing.loading import load_tokenizer
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training.bert.attention import packed_attention
 from training.bert.packing import PackedSequences
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 
 def activation(hidden_TI: torch.Tensor, hidden_act: str) -> torch.Tensor:

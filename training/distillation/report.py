@@ -14,8 +14,8 @@ from pipelines.contract import storage
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.modeling import BertModel
 from training.bert.packing import PackedSequences
-from training.data.step_reader import MicroBatch
-from training.engine.training_engine import Processes
+from training.data.batches import MicroBatch
+from training.engine.processes import Processes
 from training.pretraining.evaluation import metrics_from_sums
 
 SPEED_ROUNDS = 9

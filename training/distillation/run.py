@@ -11,7 +11,7 @@ import torch
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import record_of, write_manifest
+from pipelines.contract.manifest import read_manifest, record_of, write_manifest
 from pipelines.contract.schemas import Split
 from pipelines.contract.workspace import (
     CHECKPOINTS_DIRECTORY,
@@ -29,28 +29,27 @@ from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, load_into, write_model
 from training.bert.losses import MLM_DENOMINATOR_EPS
 from training.bert.modeling import parameter_count
+from training.data.arrow_examples import ArrowExamples
+from training.data.batches import MicroBatch, StepBatch
 from training.data.dynamic_masking import DynamicMasking, masking_of
 from training.data.ordering import GlobalOrder, keyed_seed
-from training.data.step_reader import ArrowExamples, MicroBatch, StepBatch, StepReader, heldout_batches
+from training.data.step_reader import StepReader, heldout_batches
 from training.distillation.report import ProgressLine, Size, in_words, masked_lm_scores, tokens_per_second
 from training.distillation.student import LearntSums, Student, chosen_layers, lesson_of, read_teacher, student_weights
 from training.engine.optimizer import build_optimizer
+from training.engine.precision import TORCH_TYPES, resolved_precision, seed_dropout
+from training.engine.processes import Processes
 from training.engine.schedule import learning_rate_at
-from training.engine.training_engine import (
-    TORCH_TYPES,
-    EngineSettings,
-    Processes,
-    TrainingEngine,
-    resolved_precision,
-    seed_dropout,
-)
+from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.pretraining.run import EXIT_INTERRUPTED
 from training.resuming.checkpoint_writer import CheckpointWriter
 from training.resuming.checkpointed_stage import begin, complete, lock_of_ranks, on_first
-from training.resuming.checkpoints import CheckpointStore, Progress, Retention
+from training.resuming.checkpoints import CheckpointStore, Retention
 from training.resuming.process_end import StopRequest
+from training.resuming.progress import Progress
 from training.resuming.result_checks import require_finite
 from training.stages.distillation import DistillationInputs, verify_inputs
+from training.tokenizing.checks import require_same_tokenizer
 from training.tracking.tracker import Tracker
 
 _KEPT_CHECKPOINTS = 2
@@ -108,7 +107,7 @@ class DistillationRun:
         inputs, processes = self._inputs, self._processes
         with lock_of_ranks(processes, inputs.workspace, DISTILLATION, reads=(EXAMPLES, VOCABULARY)):
             self._share()
-            on_first(processes, lambda: verify_inputs(inputs))
+            on_first(processes, lambda: _require_usable(inputs))
             if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say)):
                 return 0
             return self._run()
@@ -343,3 +342,15 @@ class DistillationRun:
         (batch,) = batches
         models = {"teacher": self._teacher.bert, "student": self._student.bert}
         return tokens_per_second(models, batch.to(self._processes.device).sequences)
+
+
+def _require_usable(inputs: DistillationInputs) -> None:
+    """Check what the run will read before it writes anything.
+
+    Raises:
+        InputError: a file is missing or damaged, or the teacher's tokenizer gives other ids than the examples hold.
+    """
+    verify_inputs(inputs)
+    vocabulary = storage.join(inputs.workspace, VOCABULARY)
+    if read_manifest(vocabulary) is not None:
+        require_same_tokenizer(inputs.teacher_directory, vocabulary, inputs.examples_directory)

@@ -13,9 +13,9 @@ from pipelines.contract.errors import InputError
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import load_into, read_config, read_weights
 from training.bert.packing import PackedSequences
-from training.data.step_reader import MicroBatch
+from training.data.batches import MicroBatch
 from training.distillation.losses import cosine_loss, soft_target_loss
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 _LAYER = "bert.encoder.layer."
 _UNTRAINED = ("bert.pooler.", "cls.seq_relationship.")

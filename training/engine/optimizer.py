@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.settings.pretraining import OptimizerConfig
+from training.settings.optimization import OptimizerConfig
 
 NO_DECAY = ("LayerNorm.weight", "bias")
 """Ends of the names of parameters without weight decay (exclude_from_weight_decay in the released code)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from training.settings.pretraining import Schedule
+from training.settings.optimization import Schedule
 
 WSD_DECAY_SHARE = 0.1
 """Share of the steps in which warm-up-stable-decay lowers the rate (Hu et al., 2024, section 4.3)."""

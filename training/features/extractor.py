@@ -25,7 +25,7 @@ from training.bert.huggingface import load_into, read_config, read_weights
 from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences, pack
 from training.finetuning.text import TextEncoder
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.stages.encoders import encoder_digest
 
 Pool = Literal["concat", "mean", "cls", "tokens"]

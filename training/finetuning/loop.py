@@ -11,11 +11,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipelines.contract.errors import InputError
 from training.bert.attention import flash_attention_applies
@@ -24,55 +23,18 @@ from training.bert.modeling import initialize_weights
 from training.bert.packing import PackedSequences, pack
 from training.data.ordering import IntArray, keyed_permutation, keyed_seed
 from training.engine.optimizer import build_optimizer
+from training.engine.precision import TORCH_TYPES, resolved_precision, seed_dropout
+from training.engine.processes import Processes
 from training.engine.schedule import learning_rate_at
-from training.engine.training_engine import (
-    TORCH_TYPES,
-    EngineSettings,
-    Processes,
-    TrainingEngine,
-    resolved_precision,
-    seed_dropout,
-)
+from training.engine.training_engine import EngineSettings, TrainingEngine
+from training.finetuning.problem import Batches, Forward, Problem
 from training.finetuning.text import EncodedText
 from training.resuming.result_checks import result_fault, unusable
-from training.settings.fitting import FittingConfig
-from training.settings.pretraining import ModelConfig, OptimizerConfig
+from training.settings.model import ModelConfig
+from training.settings.optimization import FittingConfig, OptimizerConfig
 from training.tracking.tracker import Tracker
 
 EVALUATION_BATCH_TOKENS = 8_192
-
-Batches = Iterator[tuple[IntArray, PackedSequences, torch.Tensor]]
-Forward = Callable[[EncodedText], Batches]
-"""Runs the model over all rows of a text, without gradients and dropout, longest rows first; yields the row numbers in
-packed order, the packed batch, and the model's output as fp32 on the CPU."""
-
-
-class Problem(Protocol):
-    """What a trial learns."""
-
-    metric: str
-    """Which of the results of `evaluate` chooses the best epoch; more is better."""
-    train_text: EncodedText
-    head_prefixes: tuple[str, ...]
-    """Parameters under these names begin from fresh values."""
-
-    def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
-        """A model with the encoder as `bert`; its forward maps PackedSequences to one tensor."""
-
-    def loss_sum(self, output: torch.Tensor, rows: IntArray, packed: PackedSequences, /) -> torch.Tensor:
-        """Loss of training rows, summed over its terms; `rows` are in packed order."""
-
-    def num_loss_terms(self, rows: IntArray) -> int:
-        """How many terms `loss_sum` adds up for these rows."""
-
-    def evaluate(self, forward: Forward) -> dict[str, float]:
-        """Scores on the development rows."""
-
-    def finish(self, forward: Forward, directory: str) -> dict[str, Any]:
-        """With the best weights in place: write predictions into a directory; more statistics for the manifest."""
-
-    def huggingface(self) -> tuple[str, dict[str, Any]]:
-        """The class of `transformers` that loads the model, and further keys of its config.json."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pipelines.contract import storage
 from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
-from training.finetuning.loop import Forward
+from training.finetuning.problem import Forward
 from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.metrics import Values, constant_baseline, majority_baseline, scores
 from training.glue.reading import LabelledText, read_examples, read_test
 from training.glue.submission import write_predictions
 from training.settings.glue import CONSTANT_BASELINE, TASKS, Task, task_files
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 
 class GlueProblem:

@@ -8,8 +8,10 @@ import torch
 
 from training.bert.heads import PreTrainingOutput
 from training.bert.losses import MLM_DENOMINATOR_EPS
+from training.data.arrow_examples import ArrowExamples
+from training.data.batches import MicroBatch
 from training.data.dynamic_masking import DynamicMasking
-from training.data.step_reader import ArrowExamples, MicroBatch, heldout_batches
+from training.data.step_reader import heldout_batches
 from training.engine.training_engine import TrainingEngine
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 
 from training.bert.flops import step_flops
-from training.data.step_reader import StepBatch
+from training.data.batches import StepBatch
 from training.pretraining.alarms import Alarms
 from training.pretraining.evaluation import accuracies_in_words, metrics_from_sums
-from training.resuming.checkpoints import Progress
-from training.settings.pretraining import ModelConfig
+from training.resuming.progress import Progress
+from training.settings.model import ModelConfig
 from training.tracking.tracker import Tracker
 
 

@@ -37,30 +37,29 @@ from training.bert.huggingface import huggingface_config, write_model
 from training.bert.losses import pretraining_loss
 from training.bert.modeling import compile_layers, initialize_weights, parameter_count
 from training.bert.sizes import disk_bytes_pretraining
+from training.data.arrow_examples import ArrowExamples
+from training.data.batches import StepBatch
 from training.data.dynamic_masking import DynamicMasking, masking_of
 from training.data.ordering import GlobalOrder, keyed_seed
-from training.data.step_reader import ArrowExamples, StepBatch, StepReader
+from training.data.step_reader import StepReader
 from training.engine.optimizer import build_optimizer
+from training.engine.precision import TORCH_TYPES, resolved_precision, seed_dropout
+from training.engine.processes import Processes
 from training.engine.schedule import learning_rate_at
-from training.engine.training_engine import (
-    TORCH_TYPES,
-    EngineSettings,
-    Processes,
-    TrainingEngine,
-    resolved_precision,
-    seed_dropout,
-)
+from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.pretraining.alarms import Alarms
 from training.pretraining.curves import CURVES_NAME, draw_curves
 from training.pretraining.evaluation import accuracies_in_words, batch_sums, evaluate, metrics_from_sums
 from training.pretraining.meter import FlopsOfSteps, LargestGradient, Meter
 from training.pretraining.throughput import measured_peak_flops
+from training.pretraining.unigram_baseline import UnigramBaseline, baseline_warning, unigram_baseline
 from training.resuming.checkpoint_writer import CheckpointWriter
 from training.resuming.checkpointed_stage import begin, complete, lock_of_ranks, on_first
-from training.resuming.checkpoints import CheckpointStore, Progress, Retention
+from training.resuming.checkpoints import CheckpointStore, Retention
 from training.resuming.process_end import StopRequest
+from training.resuming.progress import Progress
 from training.resuming.recovery import Limits, Verdict, judge
-from training.resuming.result_checks import UnigramBaseline, baseline_warning, require_finite, unigram_baseline
+from training.resuming.result_checks import require_finite
 from training.settings.fidelity import deviations, in_words
 from training.settings.pretraining import PhaseConfig
 from training.stages.pretraining import PretrainingInputs, verify_inputs

@@ -21,7 +21,7 @@ from pipelines.results.marks import building_directory, is_resumable, mark_as_bu
 from training.resuming.checkpoints import checkpoint_names, refuse_foreign_checkpoints
 
 if TYPE_CHECKING:
-    from training.engine.training_engine import Processes
+    from training.engine.processes import Processes
 
 ResultT = TypeVar("ResultT")
 

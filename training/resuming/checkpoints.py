@@ -14,46 +14,23 @@ import glob
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, failure_line
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, verify_file, write_manifest
 from pipelines.contract.workspace import code_version
-from training.resuming.recovery import Health
+from training.resuming.progress import Progress
 
 if TYPE_CHECKING:
-    from training.engine.training_engine import Processes, TrainingEngine
+    from training.engine.processes import Processes
+    from training.engine.training_engine import TrainingEngine
     from training.resuming.checkpoint_writer import CheckpointWriter
 
 _PREFIX = "step-"
 _INCOMPLETE = "incomplete-"
 LATEST_NAME = "latest"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: everything beside weights and optimizer that a resumed run needs.
-
-    step: finished optimizer steps over all phases. phase, phase_step: the next step's place. position: next sample of
-    the phase's global order, whatever the number of ranks. health: bad steps so far (training/resuming/recovery.py).
-    """
-
-    step: int = 0
-    phase: int = 0
-    phase_step: int = 0
-    position: int = 0
-    tokens: int = 0
-    sequences: int = 0
-    seconds: float = 0.0
-    world_size: int = 1
-    statistics: dict[str, Any] = field(default_factory=dict)
-    health: Health = field(default_factory=Health)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Progress:
-        return cls(**{**values, "health": Health.from_json(values["health"])})
 
 
 def checkpoint_names(directory: str) -> list[str]:

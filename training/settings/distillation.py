@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.contract.bounds import Bounded, Count, Seed, SequenceLength, UserPath
 from pipelines.contract.recipe import OPERATIONAL
-from training.settings.pretraining import BatchSize, LearningRate, OptimizerConfig, Rate
+from training.settings.optimization import BatchSize, LearningRate, OptimizerConfig, Rate
 
 Weight = Annotated[float, Bounded(0.0, 1e6, "a loss below 0 would teach the opposite")]
 Layer = Annotated[int, Bounded(0, 999, "layers are counted from 0")]

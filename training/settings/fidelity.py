@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from training.settings.pretraining import ModelConfig, PretrainingConfig
+from training.settings.model import ModelConfig
+from training.settings.pretraining import PretrainingConfig
 
 FAITHFUL: dict[str, dict[str, Any]] = {
     "model": {  # paper, section A.2; released code, modeling.py

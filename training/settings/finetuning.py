@@ -9,17 +9,11 @@ from pydantic import Field, model_validator
 from pipelines.contract.bounds import Bounded, Seed, Text, UserPath
 from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.recipe import OPERATIONAL, Section
-from training.settings.fitting import FittingConfig
-from training.settings.pretraining import OptimizerConfig, Rate
+from training.settings.glue import GLUE_TASK_NAMES, MNLI, SQUAD, TAGGING, WORD_ORDER
+from training.settings.optimization import FittingConfig, OptimizerConfig, Rate
 from training.settings.squad import SquadConfig
 from training.settings.sweep import SweepConfig
 from training.settings.tagging import TaggingConfig
-
-GLUE_TASK_NAMES = ("cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli")
-WORD_ORDER, SQUAD, TAGGING, MNLI = "word-order", "squad", "tagging", "mnli"
-BEGIN_FROM_MNLI = ("mrpc", "rte", "sts-b")
-"""Small tasks that later systems begin from an MNLI-tuned encoder (RoBERTa, section 5.1); BERT itself did not."""
-
 
 Rows = Annotated[int, Bounded(2, 100_000_000, "half of them stay in order, half do not, and all are held in memory")]
 Words = Annotated[int, Bounded(3, 10_000, "a sentence needs some words for an order, and is a row of at most so many")]

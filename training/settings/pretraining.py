@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,75 +10,11 @@ from pipelines.contract.bounds import Bounded, Count, CountOrNone, Seed, Sequenc
 from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import OPERATIONAL, Section
+from training.settings.model import ModelConfig
+from training.settings.optimization import BatchSize, LearningRate, OptimizerConfig, Schedule
 
-Rate = Annotated[float, Bounded(0.0, 1.0, "it is a share, and something must be left", below_high=True)]
-LearningRate = Annotated[
-    float,
-    Bounded(1e-10, 10.0, "weights of about 0.02 do not move at smaller rates and are thrown about at larger ones"),
-]
-BatchSize = Annotated[int, Bounded(1, 1 << 24, "gradients of so many rows are added up in one step")]
 Deviations = Annotated[float, Bounded(0.0, 1e6, "it counts robust standard deviations, and 0 looks for no spike")]
-WeightDecay = Annotated[float, Bounded(0.0, 10.0, "it is a share of each weight; BERT has 0.01")]
-Epsilon = Annotated[float, Bounded(1e-30, 0.1, "it only keeps a division from 0: smaller is 0 to the hardware")]
-Spread = Annotated[float, Bounded(1e-6, 10.0, "it is the standard deviation of new weights; BERT has 0.02")]
-Norm = Annotated[float, Bounded(0.0, 1e6, "it limits the gradient's norm, which is about 1; 0 turns that off")]
-_WIDTH = "each layer has matrices of this width, and all are held in memory"
 _STEP_TOKENS = "gradients of so many tokens are added up in one step"
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Optimizer = Literal["adam", "adamw", "lamb"]
-Schedule = Literal["linear", "cosine", "warmup_stable_decay"]
-
-SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
-    "small": {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048},
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-}
-"""`model.size`: base and large as in the paper, section 3; tiny and small as in Turc et al., 2019, table 1."""
-
-
-class ModelConfig(Section):
-    """`[model]`: the encoder's architecture; its vocabulary's size comes from the vocabulary stage.
-
-    The defaults are BERT-base of the paper, section 3; names are those of the released code's bert_config.json.
-    """
-
-    size: Literal["tiny", "small", "base", "large"] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """A name for the four numbers of SHAPES; a number given beside it takes precedence."""
-    hidden_size: Annotated[int, Bounded(1, 65_536, _WIDTH)] = 768
-    num_hidden_layers: Annotated[int, Bounded(1, 1_000, "BERT-large has 24, and all are held in memory")] = 12
-    num_attention_heads: Annotated[int, Bounded(1, 4_096, "heads share hidden_size among them")] = 12
-    intermediate_size: Annotated[int, Bounded(1, 1 << 20, _WIDTH)] = 3072
-    max_position_embeddings: SequenceLength = 512
-    type_vocab_size: Annotated[int, Bounded(2, 1_024, "a row has two segments")] = 2
-    hidden_act: Literal["gelu", "gelu_new"] = "gelu"
-    """`gelu` is the exact one (erf), with which the paper's models were trained; `gelu_new` its tanh approximation, in
-    the released code since February 2019. Both are Hugging Face's names."""
-    hidden_dropout_prob: Rate = 0.1
-    attention_probs_dropout_prob: Rate = 0.1
-    layer_norm_eps: Epsilon = 1e-12
-    initializer_range: Spread = 0.02
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_size(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("size"), str):
-            return {**SHAPES.get(values["size"], {}), **values}
-        return values
-
-    @model_validator(mode="after")
-    def _heads_divide_hidden(self) -> ModelConfig:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size = {self.hidden_size} is not a multiple of num_attention_heads = "
-                f"{self.num_attention_heads}; change one so that every head has the same size"
-            )
-        return self
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
 
 
 class PhaseConfig(Section):
@@ -116,39 +52,6 @@ class PhaseConfig(Section):
             if self.global_batch_tokens is None
             else self.global_batch_tokens // self.max_seq_length
         )
-
-
-class OptimizerConfig(Section):
-    """What pre-training and fine-tuning share: BERT's Adam with the paper's settings, clipping, precision."""
-
-    optimizer: Optimizer = "adam"
-    """`adam` is that of the released code, `adamw` PyTorch's own fused one, `lamb` for very large batches."""
-    weight_decay: WeightDecay = 0.01
-    adam_beta1: Rate = 0.9
-    adam_beta2: Rate = 0.999
-    adam_eps: Epsilon = 1e-6
-    adam_bias_correction: bool = False
-    """Left out, it is as the optimizer's source has it: off in BERT's Adam, on in AdamW and LAMB."""
-    max_grad_norm: Norm = 1.0
-    """Gradients are clipped to this global norm; 0 turns clipping off."""
-    precision: Precision = "auto"
-    """`auto` is bf16 on a GPU that has it, fp32 elsewhere; fp16, with dynamic loss scaling, needs a GPU."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _correct_bias_as_the_source(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("optimizer") in ("adamw", "lamb"):
-            return {"adam_bias_correction": True, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _adamw_corrects_bias(self) -> OptimizerConfig:
-        if self.optimizer == "adamw" and not self.adam_bias_correction:
-            raise ValueError(
-                "optimizer = 'adamw' is Adam with bias correction, but adam_bias_correction = false; "
-                "leave that out, or use optimizer = 'adam'"
-            )
-        return self
 
 
 class PretrainingConfig(OptimizerConfig):

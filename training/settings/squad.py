@@ -9,8 +9,7 @@ from pydantic import model_validator
 from pipelines.contract import storage
 from pipelines.contract.bounds import MAX_SEQ_LENGTH_LIMIT, Bounded, SequenceLength, UserPath
 from pipelines.contract.errors import InputError
-from training.settings.fitting import FittingConfig
-from training.settings.pretraining import BatchSize, LearningRate
+from training.settings.optimization import BatchSize, FittingConfig, LearningRate
 
 Tokens = Annotated[int, Bounded(1, MAX_SEQ_LENGTH_LIMIT, "a row has no more tokens")]
 Answers = Annotated[int, Bounded(1, 10_000, "so many answers are compared for each question")]

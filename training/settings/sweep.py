@@ -9,8 +9,7 @@ from pydantic import Field, field_validator
 
 from pipelines.contract.bounds import Bounded, Processes
 from pipelines.contract.recipe import OPERATIONAL, Section
-from training.settings.fitting import Epochs, FittingConfig
-from training.settings.pretraining import BatchSize, LearningRate
+from training.settings.optimization import BatchSize, Epochs, FittingConfig, LearningRate
 
 Seeds = Annotated[int, Bounded(1, 10_000, "each is a training run of its own")]
 Restarts = Annotated[int, Bounded(0, 10_000, "each is a training run of its own")]

@@ -9,8 +9,7 @@ from pydantic import model_validator
 from pipelines.contract import storage
 from pipelines.contract.bounds import Bounded, SequenceLength, UserPath
 from pipelines.contract.errors import InputError
-from training.settings.fitting import FittingConfig
-from training.settings.pretraining import LearningRate
+from training.settings.optimization import FittingConfig, LearningRate
 
 Column = Annotated[int, Bounded(-1_000, 1_000, "it counts columns of a file, below 0 from the last")]
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from training.bert.modeling import BertModel
 from training.bert.packing import PackedSequences
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 
 
 class BertForQuestionAnswering(nn.Module):

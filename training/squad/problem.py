@@ -13,9 +13,9 @@ from torch import nn
 
 from pipelines.contract import storage
 from training.bert.packing import IntArray, PackedSequences
-from training.finetuning.loop import Forward
+from training.finetuning.problem import Forward
 from training.settings.glue import CONSTANT_BASELINE
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.settings.squad import SquadConfig, data_files
 from training.squad.answers import Logits, QuestionAnswers, WindowLogits, answer_question
 from training.squad.heads import BertForQuestionAnswering, span_loss_sum

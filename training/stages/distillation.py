@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import Manifest, StageKey, read_manifest, require_manifest
+from pipelines.contract.manifest import Manifest, StageKey, require_manifest
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import (
     DISTILLATION,
     ENCODER_DIRECTORY,
     EXAMPLES,
     PRETRAINING,
-    VOCABULARY,
     length_directory,
     workspace_of,
 )
@@ -84,15 +83,10 @@ def verify_inputs(inputs: DistillationInputs) -> None:
     """Compare what a run will read, the examples and a teacher of this workspace, with the manifests.
 
     Raises:
-        InputError: a file is missing or damaged, or the teacher's tokenizer gives other ids than the examples hold.
+        InputError: a file is missing or damaged.
     """
-    from training.tokenizing.checks import require_same_tokenizer  # imports the tokenizers library; keys are light
-
     directory = length_directory(inputs.config.max_seq_length)
     verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory)
-    vocabulary = storage.join(inputs.workspace, VOCABULARY)
-    if read_manifest(vocabulary) is not None:
-        require_same_tokenizer(inputs.teacher_directory, vocabulary, inputs.examples_directory)
     if inputs.config.teacher is None:
         workspace = inputs.teacher_directory.removesuffix(f"/{PRETRAINING}/{ENCODER_DIRECTORY}")
         require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {inputs.recipe.path}")

@@ -16,9 +16,9 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences
-from training.finetuning.loop import Forward
+from training.finetuning.problem import Forward
 from training.finetuning.text import TextEncoder
-from training.settings.pretraining import ModelConfig
+from training.settings.model import ModelConfig
 from training.settings.tagging import TaggingConfig, data_files
 from training.tagging.encoding import TaggingRows, encode_words
 from training.tagging.reading import DOCUMENT_START, TaggedText, read_conll

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.contract.manifest import StageKey, digest_of
 from training.tracking.flattening import flatten, numbers_of
+from training.tracking.mlflow_sender import MLFLOW_ENVIRONMENT, say
 from training.tracking.patience import Patience, first_line
-from training.tracking.tracker import MLFLOW_ENVIRONMENT, say
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

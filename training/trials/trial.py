@@ -12,13 +12,15 @@ from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_versi
 from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
 from pipelines.results.marks import building_directory
 from training.bert.huggingface import huggingface_config, read_config, write_model
-from training.engine.training_engine import Processes
-from training.finetuning.loop import Beginning, Fitted, Fitting, Problem
+from training.engine.processes import Processes
+from training.finetuning.loop import Beginning, Fitted, Fitting
+from training.finetuning.problem import Problem
 from training.finetuning.text import TextEncoder
 from training.resuming.checkpointed_stage import lock_of_ranks, on_first
 from training.resuming.result_checks import require_finite
-from training.settings.finetuning import SQUAD, TAGGING, FinetuningConfig
-from training.settings.pretraining import ModelConfig
+from training.settings.finetuning import FinetuningConfig
+from training.settings.glue import SQUAD, TAGGING
+from training.settings.model import ModelConfig
 from training.tracking.tracker import Tracker
 
 PREDICTIONS_DIRECTORY = "predictions"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.running.stage_run import FlowOutcome
+from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import Manifest, read_manifest
 from training.tracking.flattening import numbers_of
 

@@ -1,0 +1,124 @@
+"""Parameters of the flows, as forms on Prefect's page and as requests in code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flows.parameters.deployed_request import completed
+from flows.parameters.forms import SectionForm, form_of, toml_value
+from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.contract.recipe import lists_as_tuples, read_recipe
+from pipelines.settings.documents import DocumentsConfig
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.vocabulary import VocabularyConfig
+from training.settings.distillation import DistillationConfig
+from training.settings.finetuning import FinetuningConfig
+from training.settings.model import ModelConfig
+from training.settings.pretraining import PretrainingConfig
+
+if TYPE_CHECKING:
+    # Generated at run time; a type checker knows what they have in common.
+    DocumentsForm: TypeAlias = SectionForm
+    VocabularyForm: TypeAlias = SectionForm
+    ExamplesForm: TypeAlias = SectionForm
+    ModelForm: TypeAlias = SectionForm
+    PretrainingForm: TypeAlias = SectionForm
+    DistillationForm: TypeAlias = SectionForm
+    FinetuningForm: TypeAlias = SectionForm
+else:
+    DocumentsForm, VocabularyForm, ExamplesForm = map(form_of, (DocumentsConfig, VocabularyConfig, ExamplesConfig))
+    ModelForm, PretrainingForm, FinetuningForm = map(form_of, (ModelConfig, PretrainingConfig, FinetuningConfig))
+    DistillationForm = form_of(DistillationConfig)
+
+
+class BaseRequest(BaseModel):
+    """Parameters that all flows share: which recipe, what to change in it, and how its stages are run.
+
+    A setting in a form goes before the recipe's, one in `overrides` before both. In a run of a deployment `recipe` may
+    be left out: what is given then changes the deployment's request, key by key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    recipe: str = Field(min_length=1, description="path of the recipe file (TOML), such as flows/recipes/demo.toml")
+    workspace: str | None = Field(
+        default=None, min_length=1, description="directory of the run, instead of the recipe's"
+    )
+    overrides: tuple[str, ...] = Field(
+        default=(),
+        description="settings to override, each as section.key=value, such as pretraining.seed=7; they go before those "
+        "of a section's form",
+    )
+    stage_retries: int = Field(
+        default=0, ge=0, le=10, description="attempts after a stage has failed; a mistake in the recipe gets none"
+    )
+    stage_timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="end a stage that takes longer; pre-training writes its checkpoint first",
+    )
+    rebuild: bool = Field(
+        default=False,
+        description="build every stage anew; trainings that are there are kept under a numbered name",
+    )
+    parent_run_id: str | None = Field(
+        default=None, description="MLflow run to nest this flow's runs under; none starts one"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completed_with_tuples(cls, values: Any) -> Any:
+        return lists_as_tuples(completed(values))
+
+    def read(self) -> WholeRecipe:
+        """Read and check the recipe.
+
+        Raises:
+            RecipeError: a mistake in the file, in a form or in an override.
+        """
+        return WholeRecipe.check(read_recipe(self.recipe, self.all_overrides()))
+
+    def all_overrides(self) -> tuple[str, ...]:
+        """What the forms, the workspace and `overrides` change, in the order in which it is applied."""
+        found: list[str] = []
+        for name in type(self).model_fields:
+            form = getattr(self, name)
+            if isinstance(form, SectionForm):
+                found += form.overrides(name)
+        if self.workspace is not None:
+            found.append(f"run.workspace={toml_value(self.workspace)}")
+        return (*found, *self.overrides)
+
+
+class PreprocessRequest(BaseRequest):
+    """Parameters of the flow that turns text into examples."""
+
+    documents: DocumentsForm | None = None
+    vocabulary: VocabularyForm | None = None
+    examples: ExamplesForm | None = None
+
+
+class PretrainRequest(BaseRequest):
+    """Parameters of the flow that pre-trains the encoder."""
+
+    model: ModelForm | None = None
+    pretraining: PretrainingForm | None = None
+
+
+class DistillRequest(BaseRequest):
+    """Parameters of the flow that distils the encoder."""
+
+    distillation: DistillationForm | None = None
+
+
+class FinetuneRequest(BaseRequest):
+    """Parameters of the flow that fine-tunes the encoder."""
+
+    finetuning: FinetuningForm | None = None
+
+
+class RunRequest(PreprocessRequest, PretrainRequest, FinetuneRequest):
+    """Parameters of the whole chain; each of its flows takes it too."""

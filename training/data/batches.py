@@ -1,0 +1,49 @@
+"""Batches of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from training.bert.packing import PackedSequences
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass of the pre-training model reads; suffixes as in training/bert/modeling.py.
+
+    masked_lm_positions_M (flat, among T tokens), masked_lm_ids_M: [M] int64. next_sentence_label_B: [B] int64.
+    """
+
+    sequences: PackedSequences
+    masked_lm_positions_M: torch.Tensor
+    masked_lm_ids_M: torch.Tensor
+    next_sentence_label_B: torch.Tensor
+
+    def to(self, device: torch.device) -> MicroBatch:
+        if self.masked_lm_ids_M.device == device:
+            return self
+        return replace(
+            self,
+            sequences=self.sequences.to(device),
+            masked_lm_positions_M=self.masked_lm_positions_M.to(device, non_blocking=True),
+            masked_lm_ids_M=self.masked_lm_ids_M.to(device, non_blocking=True),
+            next_sentence_label_B=self.next_sentence_label_B.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's part of one optimizer step, with the sizes of the whole step over all ranks.
+
+    global_squared_tokens: squares of the rows' lengths, summed: what attention's cost goes by.
+    next_position: where in the global order the next step begins; with it a checkpoint resumes.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
+    global_masked_tokens: int
+    global_sequences: int
+    global_tokens: int
+    global_squared_tokens: int
+    next_position: int

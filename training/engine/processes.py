@@ -1,0 +1,168 @@
+"""The processes of a run: started, met, watched and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+import torch.distributed
+
+from training.engine.communication_op import extensions_directory, load_communication_operator
+from training.engine.peers import Peers, watch_peers
+from training.engine.rendezvous import LOOPBACK, all_ranks_are_here, meeting_store, stay_on_loopback
+from training.engine.shared_memory import forget_own_buffer, remove_abandoned_buffers
+
+_peers: Peers | None = None
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    peers: Peers | None = None
+    """The other ranks of this machine, which are watched; None where there are none."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all ranks, in place."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def count(self, value: bool) -> int:
+        """On how many ranks a condition holds."""
+        return int(self.sum(torch.tensor(int(value), device=self.device)))
+
+    def reached(self, step: int) -> None:
+        """Note the step that this rank has completed, for its peers to name if it dies."""
+        if self.peers is not None:
+            self.peers.reached(step)
+
+    def explain_deaths_by(self, describe: Callable[[], str]) -> None:
+        """`describe` is called when a rank has died: what to do, such as which checkpoint is resumed."""
+        if self.peers is not None:
+            self.peers.explain_by(describe)
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def from_first(self, value: Any) -> Any:
+        """The value that rank 0 has, on every rank; it travels as a pickle between our own processes."""
+        values = [value]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+def start_processes() -> Processes:
+    """Join the launcher's process group or, without a launcher, make a group of one; peers are watched from then on.
+
+    Where all ranks are on this machine nothing listens but on the loopback interface.
+    """
+    global _peers
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+    extensions_directory()
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": "0"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if all_ranks_are_here() or os.environ["MASTER_ADDR"] == LOOPBACK:
+        stay_on_loopback()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        peers = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        torch.set_num_threads(max(1, _available_cores() // peers))
+
+    # DeepSpeed talks on standard output while it loads; that stream carries our own lines only. What it says there,
+    # as that an operator was built which was only loaded, is of use if it fails.
+    with _told_on_failure():
+        with _without_mlflow():
+            import deepspeed
+            from deepspeed.accelerator import get_accelerator
+            from deepspeed.constants import default_pg_timeout
+            from deepspeed.utils import logger
+
+        logger.setLevel(logging.WARNING)
+        # It warns of every optimizer but its own; ours are tested under each stage.
+        logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+        if not on_gpu:
+            load_communication_operator()
+        if not torch.distributed.is_initialized():
+            if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+                remove_abandoned_buffers()
+            store = meeting_store(rank, world_size, default_pg_timeout)
+            torch.distributed.init_process_group(
+                get_accelerator().communication_backend_name(),
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                timeout=default_pg_timeout,
+                # As DeepSpeed does where it makes the group; with a single rank there is no peer to reach.
+                device_id=device if on_gpu and world_size > 1 else None,
+            )
+            _peers = watch_peers(store, rank, world_size)
+            deepspeed.init_distributed(verbose=False)
+            torch.distributed.barrier()
+            forget_own_buffer()
+    return Processes(rank, world_size, device, _peers)
+
+
+def stop_processes() -> None:
+    """Leave the process group; a later `start_processes` of this process makes a new one."""
+    global _peers
+    if _peers is not None:
+        _peers.leave(failed=sys.exc_info()[0] is not None)
+        _peers = None
+    if torch.distributed.is_initialized():
+        from deepspeed import comm
+
+        # DeepSpeed keeps groups of its own in module globals, and a backend that believes itself initialised.
+        comm.destroy_process_group()
+        comm.comm.cdb = None
+
+
+@contextlib.contextmanager
+def _told_on_failure() -> Iterator[None]:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    except BaseException:
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+@contextlib.contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """Keep DeepSpeed's autotuner, which we never use, from importing MLflow: half of DeepSpeed's own import time."""
+    missing = "mlflow" not in sys.modules
+    if missing:
+        sys.modules["mlflow"] = cast(ModuleType, None)  # what makes `import mlflow` raise ImportError
+    try:
+        yield
+    finally:
+        if missing:
+            del sys.modules["mlflow"]
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

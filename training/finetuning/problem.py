@@ -1,0 +1,49 @@
+"""What a trial learns: rows, a head on the encoder, a loss and a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from training.bert.packing import PackedSequences
+from training.data.ordering import IntArray
+from training.finetuning.text import EncodedText
+from training.settings.model import ModelConfig
+
+Batches = Iterator[tuple[IntArray, PackedSequences, torch.Tensor]]
+
+
+Forward = Callable[[EncodedText], Batches]
+"""Runs the model over all rows of a text, without gradients and dropout, longest rows first; yields the row numbers in
+packed order, the packed batch, and the model's output as fp32 on the CPU."""
+
+
+class Problem(Protocol):
+    """What a trial learns."""
+
+    metric: str
+    """Which of the results of `evaluate` chooses the best epoch; more is better."""
+    train_text: EncodedText
+    head_prefixes: tuple[str, ...]
+    """Parameters under these names begin from fresh values."""
+
+    def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
+        """A model with the encoder as `bert`; its forward maps PackedSequences to one tensor."""
+
+    def loss_sum(self, output: torch.Tensor, rows: IntArray, packed: PackedSequences, /) -> torch.Tensor:
+        """Loss of training rows, summed over its terms; `rows` are in packed order."""
+
+    def num_loss_terms(self, rows: IntArray) -> int:
+        """How many terms `loss_sum` adds up for these rows."""
+
+    def evaluate(self, forward: Forward) -> dict[str, float]:
+        """Scores on the development rows."""
+
+    def finish(self, forward: Forward, directory: str) -> dict[str, Any]:
+        """With the best weights in place: write predictions into a directory; more statistics for the manifest."""
+
+    def huggingface(self) -> tuple[str, dict[str, Any]]:
+        """The class of `transformers` that loads the model, and further keys of its config.json."""

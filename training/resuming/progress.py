@@ -1,0 +1,35 @@
+"""How far a run is, as a checkpoint stores it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from training.resuming.recovery import Health
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: everything beside weights and optimizer that a resumed run needs.
+
+    step: finished optimizer steps over all phases. phase, phase_step: the next step's place. position: next sample of
+    the phase's global order, whatever the number of ranks. health: bad steps so far (training/resuming/recovery.py).
+    """
+
+    step: int = 0
+    phase: int = 0
+    phase_step: int = 0
+    position: int = 0
+    tokens: int = 0
+    sequences: int = 0
+    seconds: float = 0.0
+    world_size: int = 1
+    statistics: dict[str, Any] = field(default_factory=dict)
+    health: Health = field(default_factory=Health)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        return cls(**{**values, "health": Health.from_json(values["health"])})

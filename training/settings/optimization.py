@@ -1,0 +1,91 @@
+"""Types of settings and the settings of an optimizer, shared by all that trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.contract.bounds import Bounded, Count, Seed, SequenceLength
+from pipelines.contract.recipe import OPERATIONAL, Section
+
+Rate = Annotated[float, Bounded(0.0, 1.0, "it is a share, and something must be left", below_high=True)]
+
+
+LearningRate = Annotated[
+    float,
+    Bounded(1e-10, 10.0, "weights of about 0.02 do not move at smaller rates and are thrown about at larger ones"),
+]
+
+
+BatchSize = Annotated[int, Bounded(1, 1 << 24, "gradients of so many rows are added up in one step")]
+
+
+WeightDecay = Annotated[float, Bounded(0.0, 10.0, "it is a share of each weight; BERT has 0.01")]
+
+
+Epsilon = Annotated[float, Bounded(1e-30, 0.1, "it only keeps a division from 0: smaller is 0 to the hardware")]
+
+
+Norm = Annotated[float, Bounded(0.0, 1e6, "it limits the gradient's norm, which is about 1; 0 turns that off")]
+
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+Optimizer = Literal["adam", "adamw", "lamb"]
+
+
+Schedule = Literal["linear", "cosine", "warmup_stable_decay"]
+
+
+class OptimizerConfig(Section):
+    """What pre-training and fine-tuning share: BERT's Adam with the paper's settings, clipping, precision."""
+
+    optimizer: Optimizer = "adam"
+    """`adam` is that of the released code, `adamw` PyTorch's own fused one, `lamb` for very large batches."""
+    weight_decay: WeightDecay = 0.01
+    adam_beta1: Rate = 0.9
+    adam_beta2: Rate = 0.999
+    adam_eps: Epsilon = 1e-6
+    adam_bias_correction: bool = False
+    """Left out, it is as the optimizer's source has it: off in BERT's Adam, on in AdamW and LAMB."""
+    max_grad_norm: Norm = 1.0
+    """Gradients are clipped to this global norm; 0 turns clipping off."""
+    precision: Precision = "auto"
+    """`auto` is bf16 on a GPU that has it, fp32 elsewhere; fp16, with dynamic loss scaling, needs a GPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _correct_bias_as_the_source(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("optimizer") in ("adamw", "lamb"):
+            return {"adam_bias_correction": True, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _adamw_corrects_bias(self) -> OptimizerConfig:
+        if self.optimizer == "adamw" and not self.adam_bias_correction:
+            raise ValueError(
+                "optimizer = 'adamw' is Adam with bias correction, but adam_bias_correction = false; "
+                "leave that out, or use optimizer = 'adam'"
+            )
+        return self
+
+
+Epochs = Annotated[int, Bounded(1, 10_000, "each epoch reads all training rows once")]
+EpochsOrNone = Annotated[int, Bounded(0, 10_000, "it counts epochs, and 0 trains them all")]
+
+
+class FittingConfig(Section):
+    """What every task's fine-tuning has, with the paper's settings for GLUE (section 4.1) as defaults."""
+
+    batch_size: BatchSize = 32
+    """Rows of one optimizer step, over all ranks."""
+    learning_rate: LearningRate = 2e-5
+    num_train_epochs: Epochs = 3
+    warmup_proportion: Rate = 0.1
+    max_seq_length: SequenceLength = 128
+    early_stopping_epochs: EpochsOrNone = 0
+    """Stop after so many epochs in a row without a better score on the development rows; 0 trains all epochs."""
+    seed: Seed = 12_345
+    log_every_steps: Count = Field(default=50, json_schema_extra=OPERATIONAL)

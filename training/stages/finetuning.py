@@ -1,0 +1,106 @@
+"""What decides the output of a fine-tuning trial."""
+
+from __future__ import annotations
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import StageKey, digest_of, read_manifest
+from pipelines.contract.recipe import Recipe
+from pipelines.contract.workspace import (
+    DOCUMENTS,
+    ENCODER_DIRECTORY,
+    FINETUNING,
+    PRETRAINED,
+    PRETRAINING,
+    RANDOM,
+    VOCABULARY,
+    workspace_of,
+)
+from training.settings.finetuning import FinetuningConfig
+from training.settings.glue import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, WORD_ORDER, prediction_files, task_files
+from training.settings.model import ModelConfig
+from training.settings.optimization import OptimizerConfig
+from training.settings.squad import data_files as squad_files
+from training.settings.tagging import data_files as tagging_files
+
+FINETUNING_VERSION = 2
+
+
+def finetuning_directory(recipe: Recipe, task: str, start: str) -> str:
+    """Directory of one fine-tuning trial; `start` tells which weights it begins from."""
+    return storage.join(workspace_of(recipe), FINETUNING, task, start)
+
+
+def finetuning_key(recipe: Recipe, task: str, start: str, config: FinetuningConfig | None = None) -> StageKey:
+    """Key of one fine-tuning trial: the settings that its task depends on, and the digests of what it reads.
+
+    Args:
+        recipe: with the sections [model] and [finetuning].
+        task: a name that `finetuning.tasks` takes.
+        start: RANDOM, or another word for a trial that begins from an encoder.
+        config: settings of this trial, instead of the recipe's own section.
+
+    Raises:
+        InputError: a section is wrong, or a file of the task is missing.
+    """
+    config = config or recipe.section("finetuning", FinetuningConfig)
+    workspace = workspace_of(recipe)
+    settings = {name: config.identity()[name] for name in (*OptimizerConfig.model_fields, "dropout")}
+    settings |= config.fitting(task).identity()
+    for name in _NOT_OF_A_TRIAL:
+        settings.pop(name, None)
+    inputs: dict[str, str] = {}
+    if task == WORD_ORDER:
+        settings["word_order"] = config.word_order.identity()
+        inputs[DOCUMENTS] = _digest(workspace, DOCUMENTS)
+    else:
+        inputs["data"] = digest_of({path: storage.sha256_of(path) for path in _data_files(task, config)})
+    if start == RANDOM:
+        inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
+        settings["model"] = recipe.section("model", ModelConfig).identity()
+    elif config.mnli_first and task in BEGIN_FROM_MNLI:
+        inputs[MNLI] = _digest(workspace, storage.join(FINETUNING, MNLI, PRETRAINED))
+    elif config.encoder is not None:
+        inputs[ENCODER_DIRECTORY] = _encoder_digest(config.encoder)
+    else:
+        inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
+        inputs[PRETRAINING] = _digest(workspace, PRETRAINING)
+    return StageKey(FINETUNING, FINETUNING_VERSION, {"task": task, "start": start, **settings}, inputs)
+
+
+# What names places, or belongs to other tasks; a trial's data and encoder enter its key by their digests.
+_NOT_OF_A_TRIAL = (
+    "tasks", "encoder", "glue_dir", "compare_with_random", "mnli_first", "word_order", "squad", "tagging", "sweep",
+    "train_file", "dev_file", "test_file",
+)  # fmt: skip
+
+
+def require_task_data(config: FinetuningConfig) -> None:
+    """Look for the files of all tasks; to be called before a long training, not after it.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for task in config.tasks:
+        if task != WORD_ORDER:  # made from documents
+            _data_files(task, config)
+
+
+def _data_files(task: str, config: FinetuningConfig) -> list[str]:
+    if task == SQUAD:
+        return squad_files(config.squad)
+    if task == TAGGING:
+        return tagging_files(config.tagging)
+    assert config.glue_dir is not None
+    return task_files(task, config.glue_dir) + prediction_files(task, config.glue_dir)
+
+
+def _encoder_digest(source: str) -> str:
+    """Hash of what a trial begins from; a registered model is fetched for it, since an alias may have moved."""
+    from training.stages.encoders import encoder_digest, encoder_directory  # they know this module's names
+
+    return encoder_digest(encoder_directory(source))
+
+
+def _digest(workspace: str, stage: str) -> str:
+    manifest = read_manifest(storage.join(workspace, stage))
+    return manifest.digest if manifest else ""

@@ -1,0 +1,242 @@
+"""Sends the lines of metrics.jsonl to MLflow, from a thread of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from training.tracking.patience import first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+TIME_KEY = "timestamp_ms"
+
+
+BY_TOKENS = ("mlm_loss", "nsp_loss", "heldout_mlm_loss")
+"""Curves that MLflow also gets over tokens, as by_tokens/...: runs of other batch sizes are compared there."""
+
+
+_ROUND_SECONDS = 3.0
+
+
+_LONGEST_PAUSE_SECONDS = 60.0
+
+
+_PAUSE_AT_CLOSE_SECONDS = 1.0
+
+
+_LAST_SEND_SECONDS = 120.0
+
+
+_BATCH_METRICS = 1_000
+"""What MLflow takes in one call."""
+
+
+_CHUNK_BYTES = 1 << 18
+
+
+_SYSTEM_POINTS = 40_000
+"""About ten hours at MLflow's usual ten seconds; older ones are dropped while it is away."""
+
+
+MLFLOW_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The sender tries again by itself; MLflow's own seven tries of two minutes each would keep it from noticing.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+class Point(NamedTuple):
+    """One value of one curve, as MLflow takes it."""
+
+    name: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
+def points_of(lines: bytes, tokens: int, prefix: str) -> tuple[list[Point], int]:
+    """What MLflow gets of some lines of metrics.jsonl.
+
+    Args:
+        lines: whole ones.
+        tokens: that the run had seen before them.
+
+    Returns:
+        The points, and the tokens seen after the last line. A line without a count of tokens stands at the last one.
+    """
+    points: list[Point] = []
+    for line in lines.splitlines():
+        values = json.loads(line)
+        step, timestamp_ms = values.pop("step"), values.pop(TIME_KEY)
+        tokens = int(values.get("tokens", tokens))
+        points += [Point(prefix + name, value, timestamp_ms, step) for name, value in values.items()]
+        # MLflow's x axis is a whole number named step, of 64 bits.
+        points += [
+            Point(f"by_tokens/{prefix}{name}", values[name], timestamp_ms, tokens)
+            for name in BY_TOKENS
+            if name in values
+        ]
+    return points, tokens
+
+
+class MlflowSender:
+    """A thread that sends metrics.jsonl from its first line on, as it grows.
+
+    The file is the queue: nothing is lost while MLflow is away, and memory holds a piece of it at most. A point that
+    MLflow already has, with the same time, step and value, is not entered twice; so whatever failed in between is sent
+    again, and a resumed run sends what its killed predecessor could not.
+    """
+
+    waited_seconds = 0.0
+    """By all senders of this process, at their ends, for a server that did not take everything."""
+
+    def __init__(self, run_id: str, prefix: str, parameters: Mapping[str, str], path: str) -> None:
+        self.step = 0
+        """Last step that was logged; samples of the machine are entered there."""
+        self._run_id, self._prefix, self._path = run_id, prefix, path
+        self._parameters = {prefix + name: value for name, value in parameters.items()}
+        self._offset_bytes, self._tokens = 0, 0
+        self._samples: deque[Point] = deque(maxlen=_SYSTEM_POINTS)
+        self._client: MlflowClient | None = None
+        self._system: SystemMetricsMonitor | None = None
+        self._next_sample = 0.0
+        self._refusals: set[str] = set()
+        self._closing, self._gave_up = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Send what is left, within a limit; metrics.jsonl is closed by now."""
+        self._closing.set()
+        started = time.monotonic()
+        self._thread.join(max(_LAST_SEND_SECONDS - MlflowSender.waited_seconds, _PAUSE_AT_CLOSE_SECONDS))
+        if self._thread.is_alive():
+            MlflowSender.waited_seconds += time.monotonic() - started
+            self._gave_up.set()
+            say(
+                f"MLflow has not taken everything within {_LAST_SEND_SECONDS:.0f} s; {self._lines_left()} lines are "
+                f"only in {self._path}"
+            )
+
+    def _lines_left(self) -> int:
+        with open(self._path, "rb") as stream:
+            stream.seek(self._offset_bytes)
+            return sum(1 for _ in stream)
+
+    def _work(self) -> None:
+        for name, value in MLFLOW_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        pause_seconds, next_try, is_away = 0.0, 0.0, False
+        while not self._gave_up.is_set():
+            try:
+                # Asked before sending: once it is closing, nothing more is written, so this round has all of it.
+                is_last = self._closing.is_set()
+                if is_last or time.monotonic() >= next_try:
+                    self._send()
+                    if is_away:
+                        say("MLflow is back and has what it missed")
+                    pause_seconds, is_away = 0.0, False
+                    if is_last:
+                        return
+            except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
+                if not is_away:
+                    say(f"MLflow is away ({first_line(error)}); training goes on, and it gets later what it misses")
+                is_away = True
+                pause_seconds = min(max(2 * pause_seconds, _ROUND_SECONDS), _LONGEST_PAUSE_SECONDS)
+                next_try = time.monotonic() + pause_seconds
+            if self._closing.wait(_ROUND_SECONDS) and is_away:
+                self._gave_up.wait(_PAUSE_AT_CLOSE_SECONDS)
+            self._sample_system()
+
+    def _send(self) -> None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        if self._client is None:
+            # What MLflow and its HTTP client tell of each failure is told here, once. Importing it sets its level.
+            for name in ("mlflow", "alembic", "urllib3"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+            # Named, because a URI that code of this process has set for MLflow at large would go before the variable.
+            self._client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+            self._system = self._system_monitor()
+        for name in list(self._parameters):
+            try:
+                self._client.log_param(self._run_id, name, self._parameters[name])
+            except MlflowException as error:
+                self._tell_refusal(error)
+            del self._parameters[name]
+        while lines := self._next_lines():
+            points, tokens = points_of(lines, self._tokens, self._prefix)
+            self._log(points)
+            self._offset_bytes, self._tokens = self._offset_bytes + len(lines), tokens
+        self._log(list(self._samples))
+        self._samples.clear()
+
+    def _next_lines(self) -> bytes:
+        with open(self._path, "rb") as stream:
+            stream.seek(self._offset_bytes)
+            piece = stream.read(_CHUNK_BYTES)
+        return piece[: piece.rfind(b"\n") + 1]
+
+    def _log(self, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        assert self._client is not None
+        for start in range(0, len(points), _BATCH_METRICS):
+            batch = [Metric(*point) for point in points[start : start + _BATCH_METRICS]]
+            try:
+                self._client.log_batch(self._run_id, metrics=batch)
+            except MlflowException as error:
+                self._tell_refusal(error)
+
+    def _tell_refusal(self, error: MlflowException) -> None:
+        """Step over what MLflow will never take, as a parameter that has another value; raise every other error."""
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise error
+        reason = first_line(error)
+        if reason not in self._refusals:
+            say(f"MLflow refuses some of what it is sent ({reason})")
+        self._refusals.add(reason)
+
+    def _system_monitor(self) -> SystemMetricsMonitor | None:
+        """MLflow's probes of the machine, without its thread, which ends for good at the first failed request."""
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            return SystemMetricsMonitor(self._run_id)  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001 - psutil is absent, or a driver that does not answer
+            say(f"system metrics are left out ({first_line(error)})")
+            return None
+
+    def _sample_system(self) -> None:
+        if self._system is None or time.monotonic() < self._next_sample:
+            return
+        self._next_sample = time.monotonic() + self._system.sampling_interval
+        try:
+            self._system.collect_metrics()  # type: ignore[no-untyped-call]
+            values: dict[str, float] = self._system.aggregate_metrics()  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001 - a probe that fails ends no training
+            say(f"system metrics end here ({first_line(error)})")
+            self._system = None
+            return
+        for monitor in self._system.monitors:
+            monitor.clear_metrics()  # type: ignore[no-untyped-call]
+        timestamp_ms = time.time_ns() // 1_000_000
+        self._samples.extend(Point(f"system/{name}", value, timestamp_ms, self.step) for name, value in values.items())
+
+
+def say(line: str) -> None:
+    """A line about tracking, among those that the stage prints."""
+    print(f"tracking: {line}", flush=True)

@@ -1,0 +1,174 @@
+"""Trials as child processes, several at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO
+
+from pipelines.commands.lifeline import LIFELINE_VARIABLE
+from pipelines.contract import storage
+from pipelines.contract.workspace import FINETUNING
+from training.trials.sweep_plan import SweepTrial
+
+CORES_PER_TRIAL = 4
+"""On a CPU; it leaves a trial the memory of four cores, of which BERT-base needs about 3 GB."""
+
+
+_LOCK_NAME = "sweep.lock"
+
+
+_END_SECONDS = 20.0
+
+
+_MOST_DEATHS_IN_A_ROW = 3
+"""What keeps a sweep from starting process after process on a machine where none lives."""
+
+
+_LAUNCHER_VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+"""A worker is a process group of one; with the port of ours it could not meet itself."""
+
+
+@contextlib.contextmanager
+def sole_sweep(workspace: str) -> Iterator[int]:
+    """Wait until no process of another sweep works in this workspace; yields the lock, for workers to inherit.
+
+    The kernel releases it with the last process that has it: so a sweep that was killed and starts again does not
+    meet a worker that has not noticed yet.
+    """
+    directory = storage.join(workspace, FINETUNING)
+    storage.make_directory(directory)
+    with open(storage.join(directory, _LOCK_NAME), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"sweep: waiting for another sweep in {workspace} to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+def worker_environments(num_trials: int, side_by_side: int, gpus: Sequence[str], cores: int) -> list[dict[str, str]]:
+    """What each worker's environment has beside ours: its GPU, or its share of the cores.
+
+    Args:
+        num_trials: that are to be trained; there are no more workers.
+        side_by_side: the setting; 0 is one per GPU or, without, per four cores.
+        gpus: as CUDA_VISIBLE_DEVICES names them.
+        cores: of this machine.
+    """
+    count = min(num_trials, side_by_side or len(gpus) or max(1, cores // CORES_PER_TRIAL))
+    # A number that somebody has set is theirs.
+    is_set = "OMP_NUM_THREADS" in os.environ
+    threads = {} if is_set else {"OMP_NUM_THREADS": str(max(1, cores // max(1, count)))}
+    if gpus:
+        return [threads | {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(count)]
+    return [dict(threads) for _ in range(count)]
+
+
+def run_side_by_side(
+    trials: Sequence[SweepTrial],
+    environments: Sequence[Mapping[str, str]],
+    command: Sequence[str],
+    lock: int,
+    on_end: Callable[[SweepTrial, str | None], None],
+) -> None:
+    """Train each trial once, in as many processes as there are environments.
+
+    A worker reads labels of trials from its standard input, one at a time, and answers each with a line of JSON: None,
+    or what was wrong. A worker that dies loses its trial only; a new one goes on.
+
+    Args:
+        trials: to train.
+        environments: what each worker's has beside ours.
+        command: of a worker; it gets the number of the file for its answers as last argument.
+        lock: a file that workers inherit.
+        on_end: told of each trial and what was wrong with it, None if nothing.
+    """
+    waiting = deque(trials)
+    workers: dict[int, _Worker] = {}
+    deaths_in_a_row = 0
+    try:
+        while waiting or any(worker.trial is not None for worker in workers.values()):
+            for slot, environment in enumerate(environments):
+                if waiting and (slot not in workers or workers[slot].trial is None):
+                    if slot not in workers:
+                        workers[slot] = _start(command, environment, lock)
+                    workers[slot].begin(waiting.popleft())
+            by_file = {worker.answers: slot for slot, worker in workers.items()}
+            for file in select.select(list(by_file), [], [])[0]:
+                worker = workers[by_file[file]]
+                answer, trial, worker.trial = worker.answers.readline(), worker.trial, None
+                if answer:
+                    problem, deaths_in_a_row = json.loads(answer), 0
+                else:
+                    problem, deaths_in_a_row = _ending(worker.process.wait()), deaths_in_a_row + 1
+                    workers.pop(by_file[file]).close()
+                if trial is not None:
+                    on_end(trial, problem)
+            if deaths_in_a_row >= _MOST_DEATHS_IN_A_ROW:
+                for trial in waiting:
+                    on_end(trial, f"not begun, because {deaths_in_a_row} processes in a row had died")
+                waiting.clear()
+    finally:
+        for worker in workers.values():
+            worker.end()
+
+
+class _Worker:
+    """A process that trains one trial after the other, and the one that it has now."""
+
+    def __init__(self, process: subprocess.Popen[bytes], answers: IO[bytes]) -> None:
+        self.process, self.answers = process, answers
+        self.trial: SweepTrial | None = None
+
+    def begin(self, trial: SweepTrial) -> None:
+        self.trial = trial
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # It has died; the end of its answers tells so.
+            self.process.stdin.write(trial.label.encode() + b"\n")
+            self.process.stdin.flush()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.answers.close()
+        with contextlib.suppress(BrokenPipeError):  # A label that a dead worker did not read.
+            self.process.stdin.close()
+
+    def end(self) -> None:
+        """An idle one leaves by itself when its input ends; one at work is stopped."""
+        if self.trial is not None:
+            self.process.terminate()
+        self.close()
+        try:
+            self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str], lock: int) -> _Worker:
+    inherited = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
+    reading, writing = os.pipe()
+    process = subprocess.Popen(  # noqa: S603  # no shell
+        [*command, str(writing)],
+        env={**inherited, **environment, LIFELINE_VARIABLE: str(os.getpid())},
+        stdin=subprocess.PIPE,
+        pass_fds=(writing, lock),
+    )
+    os.close(writing)
+    return _Worker(process, os.fdopen(reading, "rb", buffering=0))
+
+
+def _ending(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"its process was ended by {signal.Signals(-exit_code).name}"
+    return f"its process ended with exit code {exit_code}"
