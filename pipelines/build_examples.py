@@ -22,6 +22,8 @@ from pipelines.contract.schemas import SPLITS
 from pipelines.contract.workspace import (
     DOCUMENTS,
     EXAMPLES,
+    FILES_GROUP,
+    ROWS_GROUP,
     VOCABULARY,
     VOCABULARY_NAME,
     length_directory,
@@ -29,8 +31,6 @@ from pipelines.contract.workspace import (
 )
 from pipelines.examples.planning import ShardNumber
 from pipelines.examples.transforms import (
-    FILES_GROUP,
-    ROWS_GROUP,
     BalanceShard,
     BuildShard,
     CompleteExamples,

@@ -17,11 +17,11 @@ from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, StageKey
-from pipelines.contract.workspace import DOCUMENTS, stage_directory
+from pipelines.contract.workspace import DOCUMENTS, PARTS_GROUP, SHARDS_GROUP, stage_directory
 from pipelines.documents.document import CorpusPart, PartSummary, plan_parts, shards_of
 from pipelines.documents.near_duplicates import ChooseDocuments, EmitBands, MeetInBands, num_buckets
-from pipelines.documents.parts import PARTS_GROUP, ReadPart
-from pipelines.documents.shards import SHARDS_GROUP, CollectShard, CompleteDocuments, ShardSummary
+from pipelines.documents.parts import ReadPart
+from pipelines.documents.shards import CollectShard, CompleteDocuments, ShardSummary
 from pipelines.documents.summary import closing_lines
 from pipelines.jobs.runner import Progress, parse_job, run_pipeline
 from pipelines.jobs.sizes import disk_bytes_documents

@@ -229,7 +229,7 @@ def _gpu() -> Finding:
 
 
 def _deepspeed_operator() -> Finding:
-    # As training/build_ops.py has it, which needs pydantic.
+    # `doctor` imports the standard library only; training.engine.communication_op has the same default.
     directory = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.join(sys.prefix, "torch_extensions")
     built = glob.glob(os.path.join(glob.escape(directory), "**", "deepspeed_shm_comm.so"), recursive=True)
     found = built[0] if built else f"not in {directory}"

@@ -22,7 +22,7 @@ from flows.running.timings import earlier_seconds
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, METRICS_NAME, PRETRAINING, VOCABULARY
 from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
@@ -179,7 +179,7 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
     """Tokens/s over all progress lines of a finished run, and the arithmetic that they were."""
     directory = storage.join(workspace, PRETRAINING)
     manifest = read_manifest(directory)
-    path = storage.local_path(storage.join(directory, "metrics.jsonl")) if storage.is_local(directory) else ""
+    path = storage.local_path(storage.join(directory, METRICS_NAME)) if storage.is_local(directory) else ""
     if manifest is None or not os.path.exists(path):
         return None
     try:

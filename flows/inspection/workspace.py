@@ -22,16 +22,25 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest
 from pipelines.contract.workspace import (
+    BUILDING_SUFFIX,
+    CHECKPOINT_PREFIX,
+    CHECKPOINTS_DIRECTORY,
     DISTILLATION,
     DOCUMENTS,
     EXAMPLES,
+    FILES_GROUP,
     FINETUNING,
     MANIFEST_NAME,
+    METRICS_NAME,
+    PARTS_GROUP,
     PRETRAINING,
+    ROWS_GROUP,
+    SHARDS_GROUP,
+    TRASH_DIRECTORY,
     VOCABULARY,
 )
-from pipelines.results.kept import TRASH_DIRECTORY, kept_directories
-from pipelines.results.marks import BUILDING_SUFFIX, building_directory, is_open
+from pipelines.results.kept import kept_directories
+from pipelines.results.marks import building_directory, is_open
 from pipelines.results.unfinished import count_finished
 from training.settings.pretraining import PhaseConfig, PretrainingConfig
 
@@ -40,11 +49,8 @@ State = Literal["complete", "stale", "unfinished", "missing", "kept"]
 NEW = " (new)"
 """Ends the name of the row for a build that will replace a result."""
 
-CHECKPOINTS_DIRECTORY, CHECKPOINT_PREFIX, METRICS_NAME = "checkpoints", "step-", "metrics.jsonl"
-"""As training/resuming/checkpoints.py and training/tracking/tracker.py have them; the first imports DeepSpeed."""
-
-UNITS = {DOCUMENTS: ("parts", "shards"), EXAMPLES: ("rows", "files")}
-"""Groups of finished units that two jobs record, in rooms that import Beam."""
+UNITS = {DOCUMENTS: (PARTS_GROUP, SHARDS_GROUP), EXAMPLES: (ROWS_GROUP, FILES_GROUP)}
+"""Groups of finished units that two jobs record."""
 
 _UNITS_IN_WORDS = {"parts": "parts", "shards": "shards", "rows": "shards cut into rows", "files": "sets of files"}
 _CHAIN = (DOCUMENTS, VOCABULARY, EXAMPLES, PRETRAINING)

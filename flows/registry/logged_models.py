@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.schemas import MASK
+from pipelines.contract.workspace import CONFIG_NAME
 from training.bert.model_readme import (
     FILL_MASK,
     PIPELINE_TASKS,
@@ -66,7 +67,7 @@ class ModelFiles:
         Raises:
             InputError: it is not one that can be registered.
         """
-        path = storage.join(self.directory, "config.json")
+        path = storage.join(self.directory, CONFIG_NAME)
         names = json.loads(storage.read_bytes(path)).get("architectures") or [""]
         if names[0] not in PIPELINE_TASKS:
             raise InputError(
@@ -149,7 +150,7 @@ def _load_pipeline(files: ModelFiles, task: str) -> Any:
     # A pre-training checkpoint also holds the next-sentence head, which the masked-language model leaves out.
     model = model_type.from_pretrained(directory, local_files_only=True)
     with tempfile.TemporaryDirectory() as scratch:
-        shutil.copyfile(os.path.join(directory, "config.json"), os.path.join(scratch, "config.json"))
+        shutil.copyfile(os.path.join(directory, CONFIG_NAME), os.path.join(scratch, CONFIG_NAME))
         _write_tokenizer(files, scratch)
         tokenizer = transformers.AutoTokenizer.from_pretrained(scratch, local_files_only=True)
     tokenizer.model_max_length = files.settings.get("max_seq_length", model.config.max_position_embeddings)
@@ -163,7 +164,7 @@ def _write_tokenizer(files: ModelFiles, directory: str) -> None:
     """Write a model's tokenizer as exports have it: releases before this one left tokenizer_config.json out."""
     from training.tokenizing.export import write_tokenizer  # seconds to import
 
-    path = storage.join(files.directory, "config.json")
+    path = storage.join(files.directory, CONFIG_NAME)
     positions = int(json.loads(storage.read_bytes(path))["max_position_embeddings"])
     write_tokenizer(directory, files.directory, positions)
 

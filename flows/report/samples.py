@@ -22,13 +22,11 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.schemas import MASK, SPECIAL_TOKENS
-from pipelines.contract.workspace import VOCABULARY_NAME, length_directory
+from pipelines.contract.workspace import METRICS_NAME, REJECTS_NAME, VOCABULARY_NAME, length_directory
 
 Facts = dict[str, Any]
 ItemT = TypeVar("ItemT")
 
-REJECTS_NAME, METRICS_NAME = "rejected.jsonl.gz", "metrics.jsonl"
-"""As pipelines.documents.rejects and training.tracking.tracker name them, whose modules take long to import."""
 CURVES = ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "tokens_per_second")
 CONTINUES = "##"
 TEXT_CHARACTERS = 160

@@ -1,4 +1,14 @@
-"""Every name in a workspace: directories of stages and their files."""
+"""Every name in a workspace: directories of stages and their files.
+
+    documents/       train-00000-of-00008.arrow ... rejected.jsonl.gz
+    vocabulary/      vocab.txt, tokenizer.json, tokenizer_config.json
+    examples/        length128/train-00000-of-00008.arrow ...
+    pretraining/     encoder/, checkpoints/step-.../, metrics.jsonl
+    finetuning/      TASK/pretrained/model/, TASK/random/model/
+    distillation/    encoder/, metrics.jsonl
+
+Each complete stage has a `manifest.json`; while it is built, it is in `<stage>.building/` with a mark in `scratch/`.
+"""
 
 from __future__ import annotations
 
@@ -9,65 +19,37 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import Recipe, RunConfig
 from pipelines.contract.schemas import LengthBin, Split
 
-MANIFEST_NAME = "manifest.json"
-
-
-VOCABULARY_NAME = "vocab.txt"
-
-
-TOKENIZER_NAME = "tokenizer.json"
-
-
-def length_label(length: int, max_seq_length: int) -> str:
-    """A length with so many digits as the maximum has, so that names are in order."""
-    return f"{length:0{len(str(max_seq_length))}d}"
-
-
-def shard_name(split: Split, index: int, count: int) -> str:
-    """File name of one shard, such as `train-00003-of-00016.arrow`."""
-    return f"{split}-{_number(index, count)}"
-
-
-def _number(index: int, count: int) -> str:
-    return f"{index:05d}-of-{count:05d}.arrow"
-
-
-def length_directory(max_seq_length: int) -> str:
-    """Directory of the examples of one maximum length, below the stage's own."""
-    return f"length{max_seq_length}"
-
-
-def examples_name(max_seq_length: int, length_bin: LengthBin, split: Split, index: int, count: int) -> str:
-    """Name of one file of examples, such as `length128/train-00003-of-00016.arrow`."""
-    return examples_prefix(max_seq_length, length_bin, split) + _number(index, count)
-
-
-def examples_prefix(max_seq_length: int, length_bin: LengthBin, split: Split) -> str:
-    """How the names of a bin's files begin: `length128/train-`, or `length128/train-bin064-` for one bin of several."""
-    is_whole = length_bin == (0, max_seq_length)
-    infix = "" if is_whole else f"bin{length_label(length_bin.up_to, max_seq_length)}-"
-    return f"{length_directory(max_seq_length)}/{split}-{infix}"
-
-
 DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
-
-
+PRETRAINING, FINETUNING, DISTILLATION = "pretraining", "finetuning", "distillation"
 CORPUS_INPUT = "corpus"
+"""Name of the documents stage's input in its key."""
+
+MANIFEST_NAME = "manifest.json"
+REJECTS_NAME = "rejected.jsonl.gz"
+METRICS_NAME = "metrics.jsonl"
+
+VOCABULARY_NAME, TOKENIZER_NAME = "vocab.txt", "tokenizer.json"
+TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_MAP_NAME = "tokenizer_config.json", "special_tokens_map.json"
+CONFIG_NAME, ADDED_TOKENS_NAME = "config.json", "added_tokens.json"
+"""Files of a Hugging Face directory, next to those of its tokenizer."""
+
+ENCODER_DIRECTORY, MODEL_DIRECTORY, DATA_DIRECTORY = "encoder", "model", "data"
+PRETRAINED, RANDOM = "pretrained", "random"
+"""Trials of a fine-tuning task, by the weights that they are initialized from."""
+CHECKPOINTS_DIRECTORY, CHECKPOINT_PREFIX = "checkpoints", "step-"
+
+BUILDING_SUFFIX, SCRATCH_DIRECTORY, KEY_NAME = ".building", "scratch", "key.json"
+PARTS_GROUP, SHARDS_GROUP = "parts", "shards"
+"""Groups of finished units that the documents job records in its scratch directory."""
+ROWS_GROUP, FILES_GROUP = "rows", "files"
+"""Those of the examples job."""
+TRASH_DIRECTORY = ".clozeworks-trash"
+"""What is deleted is first moved here by rename, so a kill never leaves a directory that is half deleted."""
 
 
 def stage_directory(recipe: Recipe, stage: str) -> str:
     """The directory of a stage in the recipe's workspace."""
     return storage.join(recipe.section("run", RunConfig).workspace, stage)
-
-
-PRETRAINING, FINETUNING = "pretraining", "finetuning"
-
-
-ENCODER_DIRECTORY, MODEL_DIRECTORY = "encoder", "model"
-
-
-PRETRAINED, RANDOM = "pretrained", "random"
-"""Trials of a fine-tuning task, by the weights that they begin from."""
 
 
 def workspace_of(recipe: Recipe) -> str:
@@ -85,6 +67,37 @@ def workspace_of(recipe: Recipe) -> str:
     return storage.local_path(workspace)
 
 
+def length_directory(max_seq_length: int) -> str:
+    """Directory of the examples of one maximum length, below the stage's own."""
+    return f"length{max_seq_length}"
+
+
+def length_label(length: int, max_seq_length: int) -> str:
+    """A length with so many digits as the maximum has, so that names are in order."""
+    return f"{length:0{len(str(max_seq_length))}d}"
+
+
+def shard_name(split: Split, index: int, count: int) -> str:
+    """File name of one shard, such as `train-00003-of-00016.arrow`."""
+    return f"{split}-{_number(index, count)}"
+
+
+def examples_name(max_seq_length: int, length_bin: LengthBin, split: Split, index: int, count: int) -> str:
+    """Name of one file of examples, such as `length128/train-00003-of-00016.arrow`."""
+    return examples_prefix(max_seq_length, length_bin, split) + _number(index, count)
+
+
+def examples_prefix(max_seq_length: int, length_bin: LengthBin, split: Split) -> str:
+    """How the names of a bin's files begin: `length128/train-`, or `length128/train-bin064-` for one bin of several."""
+    is_whole = length_bin == (0, max_seq_length)
+    infix = "" if is_whole else f"bin{length_label(length_bin.up_to, max_seq_length)}-"
+    return f"{length_directory(max_seq_length)}/{split}-{infix}"
+
+
+def _number(index: int, count: int) -> str:
+    return f"{index:05d}-of-{count:05d}.arrow"
+
+
 def code_version() -> str:
     """Version of the installed distribution, for manifests."""
     try:
@@ -95,16 +108,4 @@ def code_version() -> str:
 
 def vocabulary_size(directory: str) -> int:
     """Number of entries of a vocabulary stage's vocab.txt."""
-    return len(storage.read_bytes(storage.join(directory, "vocab.txt")).decode().split("\n")) - 1
-
-
-DISTILLATION = "distillation"
-
-
-DATA_DIRECTORY = "data"
-
-
-METRICS_NAME = "metrics.jsonl"
-
-
-CHECKPOINTS_DIRECTORY = "checkpoints"
+    return len(storage.read_bytes(storage.join(directory, VOCABULARY_NAME)).decode().split("\n")) - 1

@@ -20,7 +20,7 @@ from apache_beam.metrics import Metrics
 
 from pipelines.contract import storage
 from pipelines.contract.schemas import DOCUMENT_ID_BYTES, Split
-from pipelines.contract.workspace import DOCUMENTS
+from pipelines.contract.workspace import DOCUMENTS, PARTS_GROUP
 from pipelines.documents.document import CorpusPart, Document, DocumentReader, PartSummary, shard_number, shards_of
 from pipelines.documents.near_duplicates import SignatureFile, signatures_name, use_one_thread
 from pipelines.documents.rejects import first_of_each_reason, write_rejects
@@ -33,7 +33,6 @@ from pipelines.settings.documents import DocumentsConfig
 ROUND_CHARACTERS = 32 << 20
 RETRY_PAUSES_SECONDS = (1.0, 4.0)
 """A network file system that comes back does so within seconds; one that does not is for a person to see to."""
-PARTS_GROUP = "parts"
 
 PART_SCHEMA = pa.schema(
     [

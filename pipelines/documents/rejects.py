@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pipelines.contract import storage
 from pipelines.reading.source import Reject
 
-REJECTS_NAME = "rejected.jsonl.gz"
 REJECTS_SHOWN = 3
 _EXAMPLE_CHARACTERS = 300
 

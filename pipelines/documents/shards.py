@@ -23,12 +23,12 @@ from pipelines.contract.manifest import (
     write_manifest,
 )
 from pipelines.contract.schemas import DOCUMENTS_SCHEMA
-from pipelines.contract.workspace import DOCUMENTS, shard_name
+from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME, SHARDS_GROUP, shard_name
 from pipelines.documents.cleaning import CLEANING_COUNTS
 from pipelines.documents.document import PartSummary, shards_of
 from pipelines.documents.near_duplicates import read_choices
 from pipelines.documents.parts import PART_SCHEMA, part_name, part_rejects_name
-from pipelines.documents.rejects import REJECTS_NAME, REJECTS_SHOWN, first_of_each_reason, write_rejects
+from pipelines.documents.rejects import REJECTS_SHOWN, first_of_each_reason, write_rejects
 from pipelines.documents.summary import require_documents
 from pipelines.jobs.arrow_files import DOCUMENTS_PER_BATCH, open_arrow, write_table
 from pipelines.jobs.runner import limit_worker_threads
@@ -37,8 +37,6 @@ from pipelines.results.builds import install_build
 from pipelines.results.marks import building_directory, is_open
 from pipelines.results.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.settings.documents import DocumentsConfig
-
-SHARDS_GROUP = "shards"
 
 
 class ShardSummary(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.shown_text import shown
-from pipelines.contract.workspace import DOCUMENTS
-from pipelines.documents.rejects import REJECTS_NAME, REJECTS_SHOWN
+from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME
+from pipelines.documents.rejects import REJECTS_SHOWN
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.sentence_languages import rules_of
 

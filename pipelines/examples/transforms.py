@@ -26,6 +26,8 @@ from pipelines.contract.schemas import MASK, SPLITS, UNK, LengthBin, examples_sc
 from pipelines.contract.workspace import (
     DOCUMENTS,
     EXAMPLES,
+    FILES_GROUP,
+    ROWS_GROUP,
     VOCABULARY,
     VOCABULARY_NAME,
     examples_name,
@@ -56,9 +58,6 @@ from pipelines.settings.examples import ExampleLengthConfig, ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.token_counts import TokenCounts, added, shares_of
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
-
-ROWS_GROUP = "rows"
-FILES_GROUP = "files"
 
 
 class ShardRows(NamedTuple):

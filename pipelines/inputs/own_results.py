@@ -8,11 +8,19 @@ import re
 from collections.abc import Collection
 
 from pipelines.contract import storage
-from pipelines.contract.workspace import MANIFEST_NAME
-from pipelines.results.marks import BUILDING_SUFFIX, is_open
+from pipelines.contract.workspace import (
+    BUILDING_SUFFIX,
+    DISTILLATION,
+    DOCUMENTS,
+    EXAMPLES,
+    MANIFEST_NAME,
+    PRETRAINING,
+    VOCABULARY,
+)
+from pipelines.results.marks import is_open
 
 _MANIFEST_KEYS = {"schema_version", "stage", "stage_version", "files"}
-_STAGES = ("documents", "vocabulary", "examples", "pretraining", "distillation")
+_STAGES = (DOCUMENTS, VOCABULARY, EXAMPLES, PRETRAINING, DISTILLATION)
 # What else lies in a workspace: stages that are being built or were kept, tasks, and what shows them.
 _OTHER_RESULTS = re.compile(
     rf"(?:{'|'.join(_STAGES)})\.(?:building|\d+)|finetuning|prefect|mlartifacts|mlflow\.db.*|timings\.json"

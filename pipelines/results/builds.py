@@ -15,11 +15,10 @@ import os
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest, StageKey, read_manifest
-from pipelines.contract.workspace import MANIFEST_NAME
+from pipelines.contract.workspace import MANIFEST_NAME, METRICS_NAME, SCRATCH_DIRECTORY
 from pipelines.results.kept import delete_directory, next_kept_directory
 from pipelines.results.marks import (
     EARLIER_SCRATCH_DIRECTORY,
-    SCRATCH_DIRECTORY,
     building_directory,
     is_open,
     is_resumable,
@@ -31,7 +30,7 @@ from pipelines.results.marks import (
 )
 
 _OWN_DIRECTORIES = (f"{SCRATCH_DIRECTORY}/", f"{EARLIER_SCRATCH_DIRECTORY}/")
-_OWN_NAMES = ("metrics.jsonl", MANIFEST_NAME)
+_OWN_NAMES = (METRICS_NAME, MANIFEST_NAME)
 
 
 def open_build(directory: str, key: StageKey, restart: str | None = None) -> bool:

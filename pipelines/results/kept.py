@@ -11,15 +11,13 @@ import uuid
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest
+from pipelines.contract.workspace import TRASH_DIRECTORY
 from pipelines.results.marks import (
     building_directory,
     place_of,
     read_mark,
     refuse_foreign,
 )
-
-TRASH_DIRECTORY = ".clozeworks-trash"
-"""What is deleted goes here first, by rename, so that a kill never leaves a directory that is half deleted."""
 
 
 def delete_directory(directory: str) -> None:

@@ -9,15 +9,7 @@ from typing import Any
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest
-
-SCRATCH_DIRECTORY = "scratch"
-
-
-KEY_NAME = "key.json"
-
-
-BUILDING_SUFFIX = ".building"
-
+from pipelines.contract.workspace import BUILDING_SUFFIX, KEY_NAME, SCRATCH_DIRECTORY
 
 EARLIER_SCRATCH_DIRECTORY = "building"
 """Where releases before build directories kept their mark, inside the stage's own directory."""

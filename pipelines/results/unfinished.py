@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipelines.contract import storage
-from pipelines.results.marks import KEY_NAME, SCRATCH_DIRECTORY
+from pipelines.contract.workspace import KEY_NAME, SCRATCH_DIRECTORY
 
 _RECORD_SUFFIX = ".json"
 

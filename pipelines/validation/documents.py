@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.schemas import DOCUMENTS_SCHEMA
-from pipelines.contract.workspace import shard_name
+from pipelines.contract.workspace import REJECTS_NAME, shard_name
 from pipelines.documents.document import document_id, shard_number, shards_of
-from pipelines.documents.rejects import REJECTS_NAME
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.validation.faults import FaultError, compare, compare_names, config_of, table_of
 

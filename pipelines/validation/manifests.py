@@ -7,8 +7,15 @@ import re
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import SCHEMA_VERSION, FileRecord, Manifest, read_manifest
-from pipelines.contract.workspace import CORPUS_INPUT, DOCUMENTS, EXAMPLES, MANIFEST_NAME, VOCABULARY
-from pipelines.results.marks import BUILDING_SUFFIX, SCRATCH_DIRECTORY
+from pipelines.contract.workspace import (
+    BUILDING_SUFFIX,
+    CORPUS_INPUT,
+    DOCUMENTS,
+    EXAMPLES,
+    MANIFEST_NAME,
+    SCRATCH_DIRECTORY,
+    VOCABULARY,
+)
 from pipelines.stage_keys import DOCUMENTS_VERSION, EXAMPLES_VERSION, VOCABULARY_VERSION
 from pipelines.validation.faults import FaultError
 

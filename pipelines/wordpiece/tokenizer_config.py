@@ -12,8 +12,6 @@ from typing import Any
 
 from pipelines.contract.schemas import CLS, MASK, PAD, SEP, UNK
 
-TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_MAP_NAME = "tokenizer_config.json", "special_tokens_map.json"
-
 BERT_TOKENIZER, ANY_TOKENIZER = "BertTokenizer", "PreTrainedTokenizerFast"
 """Classes of `transformers`: the first is made from settings, the second from tokenizer.json as it is."""
 

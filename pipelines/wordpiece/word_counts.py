@@ -15,7 +15,7 @@ from pipelines import __version__
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, record_of, require_manifest, write_manifest
-from pipelines.contract.workspace import TOKENIZER_NAME, VOCABULARY, VOCABULARY_NAME
+from pipelines.contract.workspace import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, VOCABULARY, VOCABULARY_NAME
 from pipelines.jobs.arrow_files import read_table
 from pipelines.jobs.runner import limit_worker_threads
 from pipelines.results.builds import install_build
@@ -24,14 +24,7 @@ from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.chunk_table import ChunkTable
 from pipelines.wordpiece.reference_tokenizer import build_normalizer, build_tokenizer
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, statistics_of, unk_remedy
-from pipelines.wordpiece.tokenizer_config import (
-    BERT_TOKENIZER,
-    ROLES,
-    TOKENIZER_CONFIG_NAME,
-    as_file,
-    bert_settings,
-    tokenizer_config,
-)
+from pipelines.wordpiece.tokenizer_config import BERT_TOKENIZER, ROLES, as_file, bert_settings, tokenizer_config
 from pipelines.wordpiece.trainer import train
 
 _SCHEMA = pa.schema([("word", pa.string()), ("count", pa.int64())])

@@ -14,12 +14,13 @@ from torch import nn
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
+from pipelines.contract.workspace import CONFIG_NAME
 from training.bert.model_readme import README_NAME, readme
 from training.settings.model import ModelConfig
 from training.tokenizing.export import write_tokenizer
 from training.tokenizing.loading import load_tokenizer
 
-CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
+WEIGHTS_NAME, OLD_WEIGHTS_NAME = "model.safetensors", "pytorch_model.bin"
 
 _DECODER = "cls.predictions.decoder"
 _TIED = f"{_DECODER}.weight"

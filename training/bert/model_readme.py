@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pipelines.contract import storage
-from pipelines.wordpiece.tokenizer_config import TOKENIZER_CONFIG_NAME
+from pipelines.contract.workspace import CONFIG_NAME, TOKENIZER_CONFIG_NAME
 
 README_NAME = "README.md"
 
@@ -25,7 +25,7 @@ PIPELINE_TASKS = {
 
 def readme(directory: str) -> str:
     """README.md of a Hugging Face directory, with the front matter that Hugging Face's tools read."""
-    config, tokenizer = (_read(directory, name) for name in ("config.json", TOKENIZER_CONFIG_NAME))
+    config, tokenizer = (_read(directory, name) for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME))
     (architecture,) = config["architectures"]
     task = PIPELINE_TASKS.get(architecture)
     tag = f"pipeline_tag: {task}\n" if task else ""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, failure_line
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, verify_file, write_manifest
-from pipelines.contract.workspace import code_version
+from pipelines.contract.workspace import CHECKPOINT_PREFIX, code_version
 from training.resuming.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from training.engine.training_engine import TrainingEngine
     from training.resuming.checkpoint_writer import CheckpointWriter
 
-_PREFIX = "step-"
 _INCOMPLETE = "incomplete-"
 LATEST_NAME = "latest"
 
@@ -37,7 +36,7 @@ def checkpoint_names(directory: str) -> list[str]:
     """Finished checkpoints below a directory, oldest first."""
     if not os.path.isdir(directory):
         return []
-    return sorted(name for name in os.listdir(directory) if name.startswith(_PREFIX))
+    return sorted(name for name in os.listdir(directory) if name.startswith(CHECKPOINT_PREFIX))
 
 
 def require_same_run(checkpoint: str, key: StageKey) -> None:
@@ -84,7 +83,7 @@ class Retention:
         return [name for name in names[: -self.newest] if not self._is_permanent(name)]
 
     def _is_permanent(self, name: str) -> bool:
-        return bool(self.every_n_steps) and int(name.removeprefix(_PREFIX)) % self.every_n_steps == 0
+        return bool(self.every_n_steps) and int(name.removeprefix(CHECKPOINT_PREFIX)) % self.every_n_steps == 0
 
 
 class CheckpointStore:
@@ -173,7 +172,7 @@ class CheckpointStore:
             InputError: the one before could not be written.
         """
         self.wait()
-        final = f"{_PREFIX}{progress.step:010d}"
+        final = f"{CHECKPOINT_PREFIX}{progress.step:010d}"
         temporary = f"{_INCOMPLETE}{progress.step:010d}"
         if self._processes.is_first:
             self._remove_incomplete()

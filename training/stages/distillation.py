@@ -13,6 +13,7 @@ from pipelines.contract.workspace import (
     ENCODER_DIRECTORY,
     EXAMPLES,
     PRETRAINING,
+    VOCABULARY_NAME,
     length_directory,
     workspace_of,
 )
@@ -103,7 +104,7 @@ def _require_examples(inputs: DistillationInputs) -> None:
         )
     uri = storage.join(inputs.examples_directory, files[0].name)
     found = shard_metadata(uri).get("clozeworks.vocabulary_sha256")
-    vocabulary = storage.join(inputs.teacher_directory, "vocab.txt")
+    vocabulary = storage.join(inputs.teacher_directory, VOCABULARY_NAME)
     if storage.file_size_bytes(vocabulary) is None or storage.sha256_of(vocabulary) != found:
         raise InputError(
             f"{vocabulary}: missing, or another vocabulary than that of {uri} (sha256 {str(found)[:12]}); a teacher "

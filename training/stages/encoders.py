@@ -14,7 +14,16 @@ from contextlib import contextmanager
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import digest_of, read_manifest, verify_file
-from pipelines.contract.workspace import ENCODER_DIRECTORY, PRETRAINING
+from pipelines.contract.workspace import (
+    ADDED_TOKENS_NAME,
+    CONFIG_NAME,
+    ENCODER_DIRECTORY,
+    PRETRAINING,
+    SPECIAL_TOKENS_MAP_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    VOCABULARY_NAME,
+)
 
 CACHE_VARIABLE = "CLOZEWORKS_CACHE"
 """Environment variable: the directory for downloaded models; by default ~/.cache/clozeworks."""
@@ -24,14 +33,12 @@ _ADDRESS = "MLFLOW_TRACKING_URI"
 _MLMODEL = "MLmodel"
 # What mlflow.transformers writes: weights and configuration in one folder, the tokenizer in another.
 _MODEL_FOLDER, _TOKENIZER_FOLDER = "model", "components/tokenizer"
-# These names are also in modules that import torch or tokenizers.
-_CONFIG = "config.json"
 _TOKENIZER_FILES = (
-    "vocab.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    VOCABULARY_NAME,
+    TOKENIZER_NAME,
+    TOKENIZER_CONFIG_NAME,
+    SPECIAL_TOKENS_MAP_NAME,
+    ADDED_TOKENS_NAME,
 )
 _VOCABULARY_FILES = _TOKENIZER_FILES[:2]
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
@@ -65,7 +72,7 @@ def encoder_directory(source: str) -> str:
     if not os.path.isdir(directory):
         raise InputError(f"{source}: no such directory; {_ACCEPTED}")
     pretraining = storage.join(directory, PRETRAINING)
-    if not os.path.isfile(storage.join(directory, _CONFIG)) and os.path.isdir(pretraining):
+    if not os.path.isfile(storage.join(directory, CONFIG_NAME)) and os.path.isdir(pretraining):
         if read_manifest(pretraining) is None:
             raise InputError(f"{source}: pre-training in this workspace is not complete; finish it, or {_ACCEPTED}")
         directory = storage.join(pretraining, ENCODER_DIRECTORY)
@@ -79,7 +86,7 @@ def encoder_digest(directory: str) -> str:
     names = [
         name
         for name in sorted(os.listdir(directory))
-        if name == _CONFIG or name in _TOKENIZER_FILES or name.endswith(_WEIGHT_SUFFIXES)
+        if name == CONFIG_NAME or name in _TOKENIZER_FILES or name.endswith(_WEIGHT_SUFFIXES)
     ]
     return digest_of({name: storage.sha256_of(storage.join(directory, name)) for name in names})
 
@@ -92,12 +99,14 @@ def cache_directory() -> str:
 
 def _require_encoder(directory: str, source: str) -> None:
     names = os.listdir(directory)
-    if _CONFIG not in names:
-        raise InputError(f"{source}: neither {_CONFIG} nor {PRETRAINING}/ in it; {_ACCEPTED}")
+    if CONFIG_NAME not in names:
+        raise InputError(f"{source}: neither {CONFIG_NAME} nor {PRETRAINING}/ in it; {_ACCEPTED}")
     if not any(name.endswith(_WEIGHT_SUFFIXES) for name in names):
-        raise InputError(f"{source}: no weights (model.safetensors) beside {_CONFIG}; {_ACCEPTED}")
+        raise InputError(f"{source}: no weights (model.safetensors) beside {CONFIG_NAME}; {_ACCEPTED}")
     if not any(name in names for name in _VOCABULARY_FILES):
-        raise InputError(f"{source}: neither {' nor '.join(_VOCABULARY_FILES)} beside {_CONFIG}; add its vocabulary")
+        raise InputError(
+            f"{source}: neither {' nor '.join(_VOCABULARY_FILES)} beside {CONFIG_NAME}; add its vocabulary"
+        )
 
 
 def _require_undamaged(directory: str) -> None:
@@ -113,7 +122,7 @@ def _require_undamaged(directory: str) -> None:
         return  # a file of that name that is not ours, next to an encoder from elsewhere
     for file in manifest.files if manifest else ():
         own = file.name.removeprefix(f"{name}/")
-        if own != file.name and (own in (_CONFIG, *_TOKENIZER_FILES) or own.endswith(_WEIGHT_SUFFIXES)):
+        if own != file.name and (own in (CONFIG_NAME, *_TOKENIZER_FILES) or own.endswith(_WEIGHT_SUFFIXES)):
             verify_file(stage, file)
 
 
@@ -171,8 +180,8 @@ def _download(uri: str, destination: str, shown: str) -> str:
 def _installed(whole: str, scratch: str, root: str, uri: str) -> str:
     """Join the folders of a downloaded model in one directory and move it into the cache."""
     model, tokenizer = (storage.join(whole, folder) for folder in (_MODEL_FOLDER, _TOKENIZER_FOLDER))
-    if not os.path.isfile(storage.join(model, _CONFIG)):
-        raise InputError(f"{uri}: not logged by mlflow.transformers, there is no {_MODEL_FOLDER}/{_CONFIG} in it")
+    if not os.path.isfile(storage.join(model, CONFIG_NAME)):
+        raise InputError(f"{uri}: not logged by mlflow.transformers, there is no {_MODEL_FOLDER}/{CONFIG_NAME} in it")
     assembled = storage.join(scratch, "assembled")
     shutil.copytree(model, assembled)
     for name in _TOKENIZER_FILES:

@@ -14,6 +14,7 @@ from pipelines.contract.workspace import (
     EXAMPLES,
     PRETRAINING,
     VOCABULARY,
+    VOCABULARY_NAME,
     length_directory,
     workspace_of,
 )
@@ -99,7 +100,7 @@ def verify_inputs(inputs: PretrainingInputs) -> None:
 
 
 def _require_same_vocabulary(inputs: PretrainingInputs) -> None:
-    expected = storage.sha256_of(storage.join(inputs.vocabulary_directory, "vocab.txt"))
+    expected = storage.sha256_of(storage.join(inputs.vocabulary_directory, VOCABULARY_NAME))
     for phase in inputs.pretraining.phases:
         files = inputs.examples.files_of("train", length_directory(phase.max_seq_length))
         if not files:

@@ -13,9 +13,8 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest
 from pipelines.contract.schemas import CLS, SEP, SPLITS, UNK
-from pipelines.contract.workspace import EXAMPLES, VOCABULARY, VOCABULARY_NAME
+from pipelines.contract.workspace import EXAMPLES, TOKENIZER_CONFIG_NAME, VOCABULARY, VOCABULARY_NAME
 from pipelines.settings.vocabulary import VocabularyConfig
-from pipelines.wordpiece.tokenizer_config import TOKENIZER_CONFIG_NAME
 from training.tokenizing.loading import load_tokenizer
 
 SAMPLE_ROWS, SAMPLE_TEXTS = 256, 1024

@@ -7,12 +7,10 @@ from typing import Any
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.workspace import TOKENIZER_NAME, VOCABULARY_NAME
+from pipelines.contract.workspace import SPECIAL_TOKENS_MAP_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.wordpiece.tokenizer_config import (
     ANY_TOKENIZER,
     BERT_TOKENIZER,
-    SPECIAL_TOKENS_MAP_NAME,
-    TOKENIZER_CONFIG_NAME,
     as_file,
     bert_settings,
     special_tokens_map,

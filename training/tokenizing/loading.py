@@ -18,10 +18,15 @@ from tokenizers import Tokenizer
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.workspace import MANIFEST_NAME, TOKENIZER_NAME, VOCABULARY_NAME
-from pipelines.wordpiece.tokenizer_config import ROLES, TOKENIZER_CONFIG_NAME
+from pipelines.contract.workspace import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    VOCABULARY_NAME,
+)
+from pipelines.wordpiece.tokenizer_config import ROLES
 
-_CONFIG_NAME = "config.json"
 _TOKENIZER_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens")
 """The sections of tokenizer.json that decide the ids of a text."""
 
@@ -88,7 +93,7 @@ def _by_transformers(directory: str) -> LoadedTokenizer:
     from transformers import AutoTokenizer, BertConfig
 
     # The class comes from config.json; a folder with a vocabulary alone is taken for BERT's.
-    config = {} if _has(directory, _CONFIG_NAME) else {"config": BertConfig()}
+    config = {} if _has(directory, CONFIG_NAME) else {"config": BertConfig()}
     try:
         with _quiet_transformers():
             loaded = AutoTokenizer.from_pretrained(
@@ -118,7 +123,7 @@ def _by_tokenizer_json(directory: str) -> LoadedTokenizer:
     except Exception as error:  # the library raises Exception itself
         raise InputError(f"{path}: not a tokenizer ({error}); fetch or build it again") from error
     own = _uncut(LoadedTokenizer(backend, ROLES))
-    if not _has(directory, _CONFIG_NAME) or _is_own(directory):
+    if not _has(directory, CONFIG_NAME) or _is_own(directory):
         return own
     by_transformers = _by_transformers(directory)
     ours, theirs = (parts_of(each.backend) for each in (own, by_transformers))
@@ -148,9 +153,9 @@ def _require_bert(directory: str, tokenizer: LoadedTokenizer) -> None:
     for role in ("cls_token", "sep_token"):
         if tokenizer.roles[role] not in vocabulary:
             raise InputError(f"{directory}: the vocabulary lacks {tokenizer.roles[role]}; it is not a BERT vocabulary")
-    if not _has(directory, _CONFIG_NAME):
+    if not _has(directory, CONFIG_NAME):
         return
-    config = json.loads(storage.read_bytes(storage.join(directory, _CONFIG_NAME)))
+    config = json.loads(storage.read_bytes(storage.join(directory, CONFIG_NAME)))
     size = config.get("vocab_size") if isinstance(config, dict) else None
     highest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
     if isinstance(size, int) and highest >= size:
