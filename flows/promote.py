@@ -88,7 +88,7 @@ def _open(uri: str | None) -> MlflowClient:
     path = uri.removeprefix("sqlite:///")
     if path != uri and not os.path.exists(path):
         raise InputError(f"--tracking-uri {uri}: no such database; the workspace of a run holds mlflow.db")
-    from flows.tracking.runs import open_registry
+    from flows.tracking.stores import open_registry
 
     return open_registry(uri)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.tracking.runs import tracking_uri
+from flows.tracking.stores import tracking_uri
 from pipelines import stage_keys as preprocessing
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, digest_of, read_manifest

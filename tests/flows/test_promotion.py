@@ -17,7 +17,7 @@ from flows.promote import EXIT_KEPT, main
 from flows.registry import promotion
 from flows.registry.promotion import CHALLENGER, CHAMPION, Evaluation, verdict
 from flows.registry.registration import enter_contest
-from flows.tracking.runs import open_registry
+from flows.tracking.stores import open_registry
 from pipelines.contract.errors import InputError
 from training.glue.metrics import constant_baseline
 from training.settings.glue import TASKS
