@@ -25,6 +25,7 @@ from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import FINETUNING, PRETRAINING, VOCABULARY
 from pipelines.reading.unpacking import codec_of
+from pipelines.settings.formats import FORMATS
 from pipelines.sources.formats import find_inputs
 
 UTILIZATION = 0.5
@@ -32,7 +33,6 @@ UTILIZATION = 0.5
 RANKS = 8
 
 _NOT_GIVEN = "not given"
-_PLAIN_FORMATS = ("text", "jsonl")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,7 +107,7 @@ def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:
     notes = []
     for index, (source, files) in enumerate(zip(whole.documents.sources, found, strict=True)):
         packed = any(codec_of(file.name) is not None for file in files)
-        if packed or source.format not in _PLAIN_FORMATS:
+        if packed or not FORMATS[source.format].is_plain:
             what = "compressed" if packed else f"format {source.format}"
             notes.append(
                 f"documents.sources.{index}: {what}, so its bytes are not those of its text; give these with "

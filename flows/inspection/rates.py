@@ -25,6 +25,7 @@ from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, METRICS_NAME, PRETRAINING, VOCABULARY
 from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
 from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.formats import FORMATS
 from pipelines.settings.vocabulary import VocabularyConfig
 from training.bert.flops import step_flops
 from training.settings.model import ModelConfig
@@ -42,8 +43,7 @@ MERGES_SECONDS = 6.2
 NEAR_DUPLICATES_SECONDS_PER_MEGABYTE = 1 / 8 - 1 / 18
 MOJIBAKE_SECONDS_PER_MEGABYTE = 1 / 12 - 1 / 18
 LANGUAGES_SECONDS_PER_MEGABYTE = 1 / 14.5 - 1 / 18
-READING_SECONDS_PER_MEGABYTE = {"wikiextractor": 1 / 57, "mediawiki": 1 / 4.5, "python-docstrings": 1 / 4.8}
-"""The last four: pipelines/README.md, MB/s of job 1 with and without, and of the readers that are slow."""
+"""The last three: pipelines/README.md, MB/s of job 1 with and without."""
 
 _DOCUMENT_OVERHEAD_BYTES = 24
 _SENTENCE_OVERHEAD_BYTES = 4
@@ -90,7 +90,7 @@ def default_rates(whole: WholeRecipe) -> Rates:
     seconds += NEAR_DUPLICATES_SECONDS_PER_MEGABYTE if documents.near_duplicates is not None else 0.0
     seconds += MOJIBAKE_SECONDS_PER_MEGABYTE if documents.cleaning.fix_mojibake else 0.0
     seconds += LANGUAGES_SECONDS_PER_MEGABYTE if documents.languages else 0.0
-    seconds += max(READING_SECONDS_PER_MEGABYTE.get(source.format, 0.0) for source in documents.sources)
+    seconds += max(FORMATS[source.format].seconds_per_megabyte for source in documents.sources)
     return Rates(
         seconds,
         VOCABULARY_SECONDS_PER_MEGABYTE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,16 +15,12 @@ from pipelines.contract.bounds import (
     UserPath,
 )
 from pipelines.contract.recipe import OPERATIONAL, Section
+from pipelines.settings.formats import FORMATS, SETTINGS_OF_SOME_FORMATS, formats_with
 from pipelines.settings.languages import LANGUAGES
 from pipelines.settings.sentence_languages import SENTENCE_LANGUAGES, nearest_languages
 
 _ASCII_LINE = '<page title="{}">\r\n'
 _ESCAPING_ENCODINGS = ("utf-7", "idna", "raw-unicode-escape")
-_SETTINGS_OF_FORMATS = {
-    "document_separator": ("text",),
-    "text_field": ("jsonl", "parquet", "arrow"),
-    "encoding": ("text", "jsonl", "wikiextractor", "mediawiki"),
-}
 
 _IN_MEMORY = "a record is held in memory as a whole"
 _SHINGLES = "word n-grams tell documents apart by a few words"
@@ -32,11 +28,16 @@ _HASHES = "fewer hash functions estimate badly, more only cost time"
 _SHARE_HELD_OUT = "what is held out is not trained on, so something must remain"
 _SIMILARITY = "at 0 all documents are alike, and equal ones are removed in any case"
 
+if TYPE_CHECKING:
+    FormatName: TypeAlias = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
+
 
 class SourceConfig(Section):
     """`[[documents.sources]]`: texts of one kind."""
 
-    format: Literal["text", "jsonl", "parquet", "arrow", "wikiextractor", "mediawiki", "python-docstrings"] = "text"
+    format: FormatName = "text"
     inputs: tuple[UserPath, ...] = Field(min_length=1)
     """Paths or globs. For `python-docstrings`: `stdlib` and names of installed distributions."""
     document_separator: Literal["file", "blank-line", "google-bert"] = "file"
@@ -93,7 +94,8 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _settings_fit_the_format(self) -> SourceConfig:
-        for setting, formats in _SETTINGS_OF_FORMATS.items():
+        for setting in SETTINGS_OF_SOME_FORMATS:
+            formats = formats_with(setting)
             # A manifest names every setting, so only one that was changed tells a mistake.
             is_changed = getattr(self, setting) != type(self).model_fields[setting].default
             if is_changed and self.format not in formats:

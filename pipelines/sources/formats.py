@@ -1,38 +1,21 @@
-"""The table of input formats, and the files that a recipe names in them."""
+"""The reader of each input format, and the files that a recipe names."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
-from typing import NamedTuple, cast
+from typing import cast
 
 from pipelines.reading.source import InputFile, Source
 from pipelines.reading.unpacking import codec_of
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
-
-
-class _Format(NamedTuple):
-    module: str
-    reader: str
-    is_splittable: bool
-
-
-# Readers are imported when first asked for: asking whether a stage is complete shall not load every parser.
-_FORMATS = {
-    "text": _Format("plain_text", "PlainText", is_splittable=True),
-    "jsonl": _Format("json_lines", "JsonLines", is_splittable=True),
-    "parquet": _Format("parquet", "Parquet", is_splittable=True),
-    "arrow": _Format("arrow_ipc", "ArrowIpc", is_splittable=True),
-    "wikiextractor": _Format("wikiextractor", "WikiExtractor", is_splittable=True),
-    "mediawiki": _Format("mediawiki", "MediaWiki", is_splittable=True),
-    "python-docstrings": _Format("python_docstrings", "PythonDocstrings", is_splittable=False),
-}
+from pipelines.settings.formats import FORMATS
 
 
 def source_of(config: SourceConfig) -> Source:
     """The reader of a source's format."""
-    entry = _FORMATS[config.format]
-    return cast(Source, getattr(import_module(f"pipelines.sources.{entry.module}"), entry.reader)())
+    module, _, reader = FORMATS[config.format].reader.partition(":")
+    return cast(Source, getattr(import_module(f"pipelines.sources.{module}"), reader)())
 
 
 def is_splittable(file: InputFile, config: SourceConfig) -> bool:
@@ -40,7 +23,7 @@ def is_splittable(file: InputFile, config: SourceConfig) -> bool:
     if config.format == "text" and config.document_separator == "file":
         return False
     # A bz2 file may hold many streams; of one that holds a single stream, the other ranges are empty.
-    return _FORMATS[config.format].is_splittable and codec_of(file.name) in (None, "bz2")
+    return FORMATS[config.format].is_splittable and codec_of(file.name) in (None, "bz2")
 
 
 def split_file(file: InputFile, config: SourceConfig, range_bytes: int) -> list[InputFile]:

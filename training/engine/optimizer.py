@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.settings.optimization import OptimizerConfig
+from training.settings.optimization import OPTIMIZERS, OptimizerConfig
 
 NO_DECAY = ("LayerNorm.weight", "bias")
 """Ends of the names of parameters without weight decay (exclude_from_weight_decay in the released code)."""
@@ -126,11 +126,32 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer of a recipe; its rate is 0 until the schedule sets it before each step."""
-    groups = decay_groups(model, config.weight_decay)
-    betas = (config.adam_beta1, config.adam_beta2)
-    # The rate is 0 because DeepSpeed may call step() while it sets up.
-    if config.optimizer == "adamw":
-        # The fused form is one kernel over all parameters, on CUDA and on a CPU alike.
-        return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.adam_eps, fused=True)
-    kind = Lamb if config.optimizer == "lamb" else BertAdam
-    return kind(groups, lr=0.0, betas=betas, eps=config.adam_eps, bias_correction=config.adam_bias_correction)
+    return _BUILDERS[config.optimizer](decay_groups(model, config.weight_decay), config)
+
+
+# The rate is 0 because DeepSpeed may call step() while it sets up.
+def _bert_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    return BertAdam(
+        groups, lr=0.0, betas=_betas(config), eps=config.adam_eps, bias_correction=config.adam_bias_correction
+    )
+
+
+def _fused_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    # The fused form is one kernel over all parameters, on CUDA and on a CPU alike.
+    return torch.optim.AdamW(groups, lr=0.0, betas=_betas(config), eps=config.adam_eps, fused=True)
+
+
+def _lamb(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    return Lamb(groups, lr=0.0, betas=_betas(config), eps=config.adam_eps, bias_correction=config.adam_bias_correction)
+
+
+def _betas(config: OptimizerConfig) -> tuple[float, float]:
+    return config.adam_beta1, config.adam_beta2
+
+
+_BUILDERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]] = {
+    "adam": _bert_adam,
+    "adamw": _fused_adamw,
+    "lamb": _lamb,
+}
+assert _BUILDERS.keys() == OPTIMIZERS.keys()

@@ -57,8 +57,7 @@ class DistillationConfig(OptimizerConfig):
     def _something_is_learnt(self) -> DistillationConfig:
         if not self.soft_target_weight + self.mlm_weight + self.cosine_weight:
             raise ValueError("soft_target_weight, mlm_weight and cosine_weight are all 0; raise one")
-        if self.optimizer == "lamb":
-            raise ValueError("optimizer = 'lamb' is for very large batches; distil with 'adam' or 'adamw'")
+        self.refuse_large_batch_optimizer("distil")
         return self
 
     @model_validator(mode="after")

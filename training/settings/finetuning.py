@@ -68,8 +68,7 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
 
     @model_validator(mode="after")
     def _batches_are_small(self) -> FinetuningConfig:
-        if self.optimizer == "lamb":
-            raise ValueError("optimizer = 'lamb' is for very large batches; fine-tune with 'adam' or 'adamw'")
+        self.refuse_large_batch_optimizer("fine-tune")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -33,7 +33,28 @@ Norm = Annotated[float, Bounded(0.0, 1e6, "it limits the gradient's norm, which 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-Optimizer = Literal["adam", "adamw", "lamb"]
+class OptimizerFacts(NamedTuple):
+    """What the settings have to know about an optimizer; `training.engine.optimizer` has its class."""
+
+    corrects_bias: bool
+    """Default of `adam_bias_correction`: as the optimizer's source has it."""
+    always_corrects_bias: bool = False
+    works_under_zero: bool = True
+    """Does it treat each weight by itself, so that ZeRO may cut matrices into flat pieces?"""
+    for_large_batches_only: bool = False
+
+
+OPTIMIZERS = {
+    "adam": OptimizerFacts(corrects_bias=False),
+    "adamw": OptimizerFacts(corrects_bias=True, always_corrects_bias=True),
+    "lamb": OptimizerFacts(corrects_bias=True, works_under_zero=False, for_large_batches_only=True),
+}
+"""A new optimizer is one builder in `training.engine.optimizer` and one row here."""
+
+if TYPE_CHECKING:
+    Optimizer: TypeAlias = str
+else:
+    Optimizer = Literal[tuple(OPTIMIZERS)]
 
 
 Schedule = Literal["linear", "cosine", "warmup_stable_decay"]
@@ -58,18 +79,27 @@ class OptimizerConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _correct_bias_as_the_source(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("optimizer") in ("adamw", "lamb"):
-            return {"adam_bias_correction": True, **values}
-        return values
+        facts = OPTIMIZERS.get(str(values.get("optimizer"))) if isinstance(values, dict) else None
+        return {"adam_bias_correction": True, **values} if facts is not None and facts.corrects_bias else values
 
     @model_validator(mode="after")
-    def _adamw_corrects_bias(self) -> OptimizerConfig:
-        if self.optimizer == "adamw" and not self.adam_bias_correction:
+    def _bias_is_corrected(self) -> OptimizerConfig:
+        if OPTIMIZERS[self.optimizer].always_corrects_bias and not self.adam_bias_correction:
             raise ValueError(
-                "optimizer = 'adamw' is Adam with bias correction, but adam_bias_correction = false; "
+                f"optimizer = {self.optimizer!r} is Adam with bias correction, but adam_bias_correction = false; "
                 "leave that out, or use optimizer = 'adam'"
             )
         return self
+
+    def refuse_large_batch_optimizer(self, verb: str) -> None:
+        """Refuse an optimizer that is made for very large batches.
+
+        Raises:
+            ValueError: the recipe names one.
+        """
+        if OPTIMIZERS[self.optimizer].for_large_batches_only:
+            others = " or ".join(repr(name) for name, facts in OPTIMIZERS.items() if not facts.for_large_batches_only)
+            raise ValueError(f"optimizer = {self.optimizer!r} is for very large batches; {verb} with {others}")
 
 
 Epochs = Annotated[int, Bounded(1, 10_000, "each epoch reads all training rows once")]

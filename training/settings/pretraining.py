@@ -11,7 +11,7 @@ from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import OPERATIONAL, Section
 from training.settings.model import ModelConfig
-from training.settings.optimization import BatchSize, LearningRate, OptimizerConfig, Schedule
+from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, OptimizerConfig, Schedule
 
 Deviations = Annotated[float, Bounded(0.0, 1e6, "it counts robust standard deviations, and 0 looks for no spike")]
 _STEP_TOKENS = "gradients of so many tokens are added up in one step"
@@ -115,10 +115,11 @@ class PretrainingConfig(OptimizerConfig):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> PretrainingConfig:
-        if self.optimizer == "lamb" and self.zero_stage:
+        if self.zero_stage and not OPTIMIZERS[self.optimizer].works_under_zero:
             raise ValueError(
-                f"optimizer = 'lamb' with zero_stage = {self.zero_stage}: LAMB scales each matrix's update by that "  # noqa: S608  # no SQL: a message
-                "matrix's norm, and ZeRO 1-3 cut all matrices into flat pieces; set zero_stage = 0, or use 'adamw'"
+                f"optimizer = {self.optimizer!r} with zero_stage = {self.zero_stage}: {self.optimizer.upper()} scales "
+                "each matrix's change by that matrix's norm, and ZeRO 1-3 cut all matrices into flat pieces; set "
+                "zero_stage = 0, or use 'adamw'"
             )
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError(

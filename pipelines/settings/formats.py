@@ -1,0 +1,41 @@
+"""The table of input formats. A new format is one module of `pipelines.sources` and one row here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Format(NamedTuple):
+    """One input format; its reader is imported only when it is used."""
+
+    reader: str
+    """Module and class below `pipelines.sources`."""
+    settings: tuple[str, ...] = ()
+    """Settings of `[[documents.sources]]` that apply to some formats only, and to this one."""
+    is_splittable: bool = True
+    """Can ranges of a file be read independently?"""
+    is_plain: bool = False
+    """Are the bytes of a file about those of its text?"""
+    seconds_per_megabyte: float = 0.0
+    """CPU time of reading, where it is more than that of all that follows; measured (flows/COSTS.md)."""
+
+
+FORMATS = {
+    "text": Format("plain_text:PlainText", ("document_separator", "encoding"), is_plain=True),
+    "jsonl": Format("json_lines:JsonLines", ("text_field", "encoding"), is_plain=True),
+    "parquet": Format("parquet:Parquet", ("text_field",)),
+    "arrow": Format("arrow_ipc:ArrowIpc", ("text_field",)),
+    "wikiextractor": Format("wikiextractor:WikiExtractor", ("encoding",), seconds_per_megabyte=1 / 57),
+    "mediawiki": Format("mediawiki:MediaWiki", ("encoding",), seconds_per_megabyte=1 / 4.5),
+    "python-docstrings": Format(
+        "python_docstrings:PythonDocstrings", is_splittable=False, seconds_per_megabyte=1 / 4.8
+    ),
+}
+
+
+def formats_with(setting: str) -> tuple[str, ...]:
+    """The formats that a setting applies to; empty where it applies to all."""
+    return tuple(name for name, entry in FORMATS.items() if setting in entry.settings)
+
+
+SETTINGS_OF_SOME_FORMATS = tuple(sorted({setting for entry in FORMATS.values() for setting in entry.settings}))
