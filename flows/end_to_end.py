@@ -10,7 +10,8 @@ from flows.finetune import finetune
 from flows.parameters.requests import RunRequest
 from flows.preprocess import preprocess
 from flows.pretrain import pretrain
-from flows.report.facts import MARKDOWN_NAME, gather, show, write_report
+from flows.report.facts import gather
+from flows.report.files import MARKDOWN_NAME, show, write_report
 from flows.report.prefect_artifacts import tell_report
 from flows.running import plan as stages
 from flows.running.command import run_as_command

@@ -140,12 +140,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from finished_workspace import write_workspace
 
         from flows.parameters.requests import RunRequest
-        from flows.report import facts as report
+        from flows.report.facts import gather
+        from flows.report.files import write_report
 
         recipe = str(REPOSITORY / "flows" / "recipes" / "demo.toml")
         whole = RunRequest(recipe=recipe, workspace=str(folder / DEMO)).read()
         with contextlib.redirect_stdout(io.StringIO()):
-            report.write_report(whole, report.gather(whole, write_workspace(whole), "sqlite:///mlflow.db", None))
+            write_report(whole, gather(whole, write_workspace(whole), "sqlite:///mlflow.db", None))
     finally:
         sys.path.remove(str(REPOSITORY / "tests" / "flows"))
     return folder

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.report import facts as report
+from flows.report import files as report_files
+from flows.report.facts import gather
 from flows.running import timings
 from flows.running.outcomes import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
 from pipelines.contract import storage
@@ -59,10 +60,10 @@ def outcome_of(whole: WholeRecipe, statistics: dict[str, dict[str, Any]]) -> Flo
 
 
 def written(whole: WholeRecipe, outcome: FlowOutcome) -> tuple[dict[str, Any], str, str]:
-    facts = report.gather(whole, outcome, "sqlite:////ws dir/mlflow.db", "/ws dir/prefect")
-    report.write_report(whole, facts)
+    facts = gather(whole, outcome, "sqlite:////ws dir/mlflow.db", "/ws dir/prefect")
+    report_files.write_report(whole, facts)
     screen = StringIO()
-    report.show(facts, Console(file=screen, width=100, highlight=False))
+    report_files.show(facts, Console(file=screen, width=100, highlight=False))
     page = storage.read_bytes(storage.join(whole.run.workspace, "report.md")).decode()
     return json.loads(storage.read_bytes(storage.join(whole.run.workspace, "report.json"))), page, screen.getvalue()
 

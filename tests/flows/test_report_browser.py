@@ -13,7 +13,8 @@ from finished_workspace import write_workspace
 from headless_chromium import PACKAGES, Page, browser_page, find_chromium
 
 from flows.parameters.requests import RunRequest
-from flows.report import facts as report
+from flows.report.facts import gather
+from flows.report.files import write_report
 from flows.report.page import SECTIONS
 from flows.running.outcomes import FlowOutcome
 
@@ -93,7 +94,7 @@ def browser() -> Iterator[Page]:
 def report_path(write_recipe: Callable[..., str]) -> str:
     """A report of everything there can be, texts that mean harm included."""
     whole = RunRequest(recipe=write_recipe()).read()
-    report.write_report(whole, report.gather(whole, write_workspace(whole), "sqlite:////ws/mlflow.db", "/ws/prefect"))
+    write_report(whole, gather(whole, write_workspace(whole), "sqlite:////ws/mlflow.db", "/ws/prefect"))
     return os.path.join(whole.run.workspace, "report.html")
 
 
@@ -183,7 +184,7 @@ def test_the_dark_page_is_dark(browser: Page, report_path: str) -> None:
 
 def test_the_page_of_an_empty_workspace_is_whole_too(browser: Page, write_recipe: Callable[..., str]) -> None:
     whole = RunRequest(recipe=write_recipe()).read()
-    report.write_report(whole, report.gather(whole, FlowOutcome(), "http://127.0.0.1:5000", None))
+    write_report(whole, gather(whole, FlowOutcome(), "http://127.0.0.1:5000", None))
     browser.open(f"file://{whole.run.workspace}/report.html", PHONE)
     assert browser.complaints == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= PHONE

@@ -22,9 +22,10 @@ from rich.console import Console
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import charts as report_charts
-from flows.report import facts as report
+from flows.report import files as report_files
 from flows.report import result_sections as report_results
 from flows.report import samples as report_samples
+from flows.report.facts import gather
 from flows.report.page import SECTIONS, html_page
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import read_manifest
@@ -36,7 +37,7 @@ def whole(write_recipe: Callable[..., str]) -> WholeRecipe:
 
 
 def facts_of(whole: WholeRecipe, outcome: FlowOutcome) -> dict[str, Any]:
-    return report.gather(whole, outcome, "sqlite:////ws/mlflow.db", "/ws/prefect")
+    return gather(whole, outcome, "sqlite:////ws/mlflow.db", "/ws/prefect")
 
 
 class Outline(HTMLParser):
@@ -65,7 +66,7 @@ class Outline(HTMLParser):
 
 def test_the_page_tells_the_run_from_its_result_to_its_origin(whole: WholeRecipe) -> None:
     facts = facts_of(whole, write_workspace(whole))
-    contents = report.write_report(whole, facts)
+    contents = report_files.write_report(whole, facts)
     assert set(contents) == {"report.json", "report.md", "report.html"}
     page = contents["report.html"]
     with open(os.path.join(whole.run.workspace, "report.html"), encoding="utf-8") as stream:
@@ -103,7 +104,9 @@ def test_warnings_of_stages_stand_at_the_top(whole: WholeRecipe) -> None:
     text = Outline(page).text
     assert "[UNK] among all tokens vocabulary 9.7 %" in text
     assert "pieces a word vocabulary 1.23" in text
-    (line,) = (line for line in report.markdown(facts).splitlines() if line.startswith("Warning, vocabulary: 9.7 %"))
+    (line,) = (
+        line for line in report_files.markdown(facts).splitlines() if line.startswith("Warning, vocabulary: 9.7 %")
+    )
     assert "\x1b" not in line
     assert '<aside class="warnings"' not in html_page(facts | {"warnings": []})
 
@@ -113,10 +116,10 @@ def test_names_of_files_with_control_characters_are_shown_escaped(
 ) -> None:
     """Names of files and recipes reach the page, the Markdown and the terminal, and control none of them."""
     facts = facts_of(whole, write_workspace(whole)) | {"recipe": FORGED_NAME, "overrides": [FORGED_NAME]}
-    page, told = html_page(facts), report.markdown(facts)
+    page, told = html_page(facts), report_files.markdown(facts)
     assert r"a\x1b]0;title\x07\nerror: forged\r&lt;script&gt;alert(2)&lt;/script&gt;.txt" in page
     assert r"a\x1b]0;title\x07\nerror: forged\r" in told
-    report.show(facts, Console(width=200))
+    report_files.show(facts, Console(width=200))
     shown = capsys.readouterr().out
     for output in (page, told, shown):
         assert not any(unicodedata.category(each) == "Cc" and each != "\n" for each in output)
@@ -126,8 +129,8 @@ def test_names_of_files_with_control_characters_are_shown_escaped(
 
 def test_equal_facts_give_equal_bytes_from_memory_and_from_the_file(whole: WholeRecipe) -> None:
     outcome = write_workspace(whole)
-    contents = report.write_report(whole, facts_of(whole, outcome))
-    assert report.write_report(whole, facts_of(whole, outcome)) == contents
+    contents = report_files.write_report(whole, facts_of(whole, outcome))
+    assert report_files.write_report(whole, facts_of(whole, outcome)) == contents
     assert html_page(json.loads(contents["report.json"])) == contents["report.html"]
 
 
