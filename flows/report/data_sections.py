@@ -12,11 +12,11 @@ from flows.report.html import (
     count,
     figure,
     foreign,
+    joined,
     large,
     paragraph,
     percent,
     problem,
-    section,
     table,
     text,
 )
@@ -39,7 +39,7 @@ def corpus(facts: Facts) -> str:
     """What was read, what was kept, and why texts were rejected, with one of each."""
     found = facts["corpus"]
     if found["documents_read"] is None:
-        return section("corpus", "Corpus")
+        return ""
     sources = [
         paragraph(
             f"Source {code(source.get('format'))}:",
@@ -66,7 +66,7 @@ def corpus(facts: Facts) -> str:
         ],
         numbers=(1, 2),
     )
-    return section("corpus", "Corpus", *sources, counts, _rejected(found, facts["rejects"]), _cleaning(found))
+    return joined(*sources, counts, _rejected(found, facts["rejects"]), _cleaning(found))
 
 
 def _share(part: int | None, whole: int | None) -> str:
@@ -102,9 +102,9 @@ def vocabulary(facts: Facts) -> str:
     """Sizes and samples of the vocabulary."""
     found, sample, examples = facts["corpus"], facts["vocabulary"], facts["examples"]
     if not sample:
-        return section("vocabulary", "Vocabulary")
+        return ""
     if "problem" in sample:
-        return section("vocabulary", "Vocabulary", problem(sample))
+        return problem(sample)
     distinct = found["distinct_words"]
     lead = paragraph(
         f"{count(sample['entries'])} entries"
@@ -128,7 +128,7 @@ def vocabulary(facts: Facts) -> str:
     parts.append(_text_figures(found.get("text_figures", [])))
     if rows := examples.get("rows_counted"):
         parts.append(paragraph(f"Frequencies are those of {count(rows)} training examples.", css="small"))
-    return section("vocabulary", "Vocabulary", lead, *parts)
+    return joined(lead, *parts)
 
 
 def _text_figures(figures: Sequence[Facts]) -> str:
@@ -158,7 +158,7 @@ def examples(facts: Facts) -> str:
     found, sample = facts["corpus"], facts["examples"]
     lengths = dict(sorted(found["lengths"].items(), key=lambda item: int(item[0])))
     if not lengths and not sample:
-        return section("examples", "Examples")
+        return ""
     lead = paragraph(f"{count(found['examples'])} examples with {large(found['example_tokens'])} tokens.")
     rows = [
         (
@@ -172,9 +172,7 @@ def examples(facts: Facts) -> str:
     ]
     header = ("maximum length", "examples", "tokens", "to predict", "B is random")
     charts = [_length_chart(length, each) for length, each in lengths.items()]
-    return section(
-        "examples",
-        "Examples",
+    return joined(
         lead,
         table("Examples by maximum length", header, rows, numbers=range(1, 5)) if rows else "",
         f'<div class="figures">{"".join(charts)}</div>' if any(charts) else "",

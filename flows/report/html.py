@@ -86,9 +86,14 @@ def key(colour: str, label: str, dotted: bool = False) -> str:
     return f'<span class="key"><i class="{colour}{" dotted" if dotted else ""}"></i>{text(label)}</span>'
 
 
-def section(identifier: str, heading: str, *parts: str) -> str:
+def joined(*parts: str) -> str:
+    """Parts of a section, one below the other; empty ones are left out."""
+    return "\n".join(part for part in parts if part)
+
+
+def section(identifier: str, heading: str, content: str) -> str:
     """A section with its heading; one without any content says so."""
-    content = "\n".join(part for part in parts if part) or paragraph("The workspace tells nothing of this.", css="note")
+    content = content or paragraph("The workspace tells nothing of this.", css="note")
     opening = f'<section id="{identifier}" aria-labelledby="{identifier}-heading">'
     return f'{opening}\n<h2 id="{identifier}-heading">{heading}</h2>\n{content}\n</section>'
 

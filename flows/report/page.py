@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from flows.report import data_sections as report_data
-from flows.report import result_sections as report_results
-from flows.report.html import (
-    UNKNOWN,
-    block,
-    code,
-    count,
-    foreign,
-    large,
-    paragraph,
-    percent,
-    problem,
-    score,
-    section,
-    table,
-    text,
-)
+from flows.report import data_sections, origin_sections, result_sections
+from flows.report.html import UNKNOWN, count, foreign, large, paragraph, percent, score, section, text
 from flows.report.style import STYLE
-from pipelines.contract.schemas import MASK
 
 Facts = dict[str, Any]
 
+
+class Section(NamedTuple):
+    """A part of the page, below its heading and in the list of links."""
+
+    identifier: str
+    title: str
+    content: Callable[[Facts], str]
+    """Facts to HTML; empty where the workspace tells nothing of this."""
+
+
 SECTIONS = (
-    ("corpus", "Corpus"),
-    ("vocabulary", "Vocabulary"),
-    ("examples", "Examples"),
-    ("training", "Pre-training"),
-    ("tasks", "Tasks"),
-    ("timings", "Timings"),
-    ("models", "Models"),
-    ("reproduce", "Reproduce"),
+    Section("corpus", "Corpus", data_sections.corpus),
+    Section("vocabulary", "Vocabulary", data_sections.vocabulary),
+    Section("examples", "Examples", data_sections.examples),
+    Section("training", "Pre-training", result_sections.training),
+    Section("tasks", "Tasks", result_sections.tasks),
+    Section("timings", "Timings", result_sections.timings),
+    Section("models", "Models", origin_sections.models),
+    Section("reproduce", "Reproduce", origin_sections.reproduce),
 )
+"""The sections in the order of the page; a new one is a function and a row here."""
 
 # The page may fetch nothing, whatever a corpus might smuggle into it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -61,23 +56,14 @@ def html_page(facts: Facts) -> str:
         f"<title>{text(title)}</title>",
         f"<style>{STYLE}</style>",
     ]
-    sections = [
-        report_data.corpus(facts),
-        report_data.vocabulary(facts),
-        report_data.examples(facts),
-        report_results.training(facts),
-        report_results.tasks(facts),
-        report_results.timings(facts),
-        _models(facts),
-        _reproduce(facts),
-    ]
+    sections = [section(each.identifier, each.title, each.content(facts)) for each in SECTIONS]
     body = ["<header>", *_header(facts), "</header>", "<main>", *sections, "</main>"]
     lines = ['<!doctype html>\n<html lang="en">\n<head>', *head, "</head>\n<body>", *body, "</body>\n</html>"]
     return "\n".join(lines) + "\n"
 
 
 def _header(facts: Facts) -> list[str]:
-    links = "".join(f'<a href="#{identifier}">{name}</a>' for identifier, name in SECTIONS)
+    links = "".join(f'<a href="#{identifier}">{name}</a>' for identifier, name, _ in SECTIONS)
     return [
         '<p class="kicker">Clozeworks report</p>',
         f"<h1>{text(facts['run'])}</h1>",
@@ -128,7 +114,7 @@ def _task_card(task: Facts) -> str:
     metric = task["metric"]
     compared = []
     if task["random"] is not None:
-        compared.append(f"{score(metric, task['random'])} from random weights ({report_results.gain(task)})")
+        compared.append(f"{score(metric, task['random'])} from random weights ({result_sections.gain(task)})")
     if task["majority_baseline"] is not None:
         compared.append(f"{score(metric, task['majority_baseline'])} majority")
     return _card(f"{task['task']}, {metric or UNKNOWN}", score(metric, task["pretrained"]), ", ".join(compared))
@@ -137,80 +123,3 @@ def _task_card(task: Facts) -> str:
 def _card(label: str, value: str, compared: str) -> str:
     details = f'<dd class="before">{text(compared)}</dd>' if compared else ""
     return f'<div><dt>{text(label)}</dt><dd class="value">{text(value)}</dd>{details}</div>'
-
-
-def _models(facts: Facts) -> str:
-    models = facts["models"]
-    if not models:
-        return section("models", "Models", paragraph("No model has been registered.", css="note"))
-    rows = [
-        (code(model["uri"]), text(model["version"]), "registered now" if model["new"] else "registered before")
-        for model in models
-    ]
-    return section(
-        "models",
-        "Models",
-        table("Registered models", ("URI", "version", ""), rows, numbers=(1,)),
-        "<h3>Load one</h3>",
-        block(_loading(facts["tracking_uri"], models[0]["uri"])),
-        paragraph(f"The same weights, with tokeniser, are plain Hugging Face files in {code(facts['workspace'])}:"),
-        block(_loading_files(facts["workspace"])),
-        _commands(facts["commands"]),
-    )
-
-
-def _loading(tracking_uri: str, uri: str) -> str:
-    return (
-        "import mlflow\n\n"
-        f"mlflow.set_tracking_uri({tracking_uri!r})\n"
-        f"model = mlflow.transformers.load_model({uri!r})\n"
-        f'model("It returns the {MASK} of the list.")'
-    )
-
-
-def _loading_files(workspace: str) -> str:
-    directory = f"{workspace.rstrip('/')}/pretraining/encoder"
-    return (
-        "from transformers import pipeline\n\n"
-        f'model = pipeline("fill-mask", model={directory!r})\n'
-        f'model("It returns the {MASK} of the list.")'
-    )
-
-
-def _commands(commands: Facts) -> str:
-    if not commands:
-        return ""
-    return "<h3>Open the run in MLflow and Prefect</h3>" + block("\n".join(commands.values()))
-
-
-def _reproduce(facts: Facts) -> str:
-    origin = facts["origin"]
-    seeds = [(code(name), text(value)) for name, value in origin["seeds"].items()]
-    digests = [(text(stage), code(digest)) for stage, digest in origin["digests"].items()]
-    versions = [(text(name), text(version)) for name, version in facts["versions"].items()]
-    return section(
-        "reproduce",
-        "Reproduce",
-        block(origin["command"]),
-        paragraph(
-            "The same command in the same workspace builds only what is missing. With the same input files, documents, "
-            "vocabulary and examples have these digests on any machine; models have them where libraries, "
-            "processor and number of ranks are the same too."
-        ),
-        table("Digests of what was built", ("built", "digest of its files"), digests) if digests else "",
-        "<h3>Seeds</h3>" + table("Seeds", ("setting", "value"), seeds, numbers=(1,)) if seeds else "",
-        "<h3>Versions</h3>",
-        paragraph(
-            "Of the environment that wrote this page; a stage that was complete already may be older.", css="small"
-        ),
-        table("Versions", ("", "version"), versions),
-        _recipe(facts, origin),
-    )
-
-
-def _recipe(facts: Facts, origin: Facts) -> str:
-    found = origin["recipe_text"]
-    if "problem" in found:
-        return problem(found)
-    summary = f"<summary>The recipe, {foreign(facts['recipe'])}</summary>"
-    return f"<details>{summary}{block(found['text'])}</details>"

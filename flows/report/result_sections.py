@@ -13,12 +13,12 @@ from flows.report.html import (
     count,
     figure,
     foreign,
+    joined,
     key,
     paragraph,
     percent,
     problem,
     score,
-    section,
     table,
     text,
 )
@@ -43,7 +43,7 @@ def training(facts: Facts) -> str:
     """Curves of pre-training, held-out scores before and after, phases, deviations from BERT."""
     found, series = facts["pretraining"], facts["curves"]
     if not found and not series:
-        return section("training", "Pre-training")
+        return ""
     bands = _bands(facts["phases"])
     losses = [] if "problem" in series else _lines(series, _LOSSES)
     accuracies = [] if "problem" in series else _lines(series, _ACCURACIES)
@@ -55,9 +55,7 @@ def training(facts: Facts) -> str:
             _keys(accuracies, bands),
         ),
     ]
-    return section(
-        "training",
-        "Pre-training",
+    return joined(
         _model_line(facts),
         f'<div class="figures">{"".join(charts)}</div>' if any(charts) else "",
         problem(series),
@@ -153,7 +151,7 @@ def tasks(facts: Facts) -> str:
     """Scores of every task from the pre-trained encoder, from random weights, and of the majority class."""
     found = facts["tasks"]
     if not found:
-        return section("tasks", "Tasks", paragraph("The recipe names no task.", css="note"))
+        return paragraph("The recipe names no task.", css="note")
     groups, rows = [], []
     for task in found:
         metric = task["metric"]
@@ -181,7 +179,7 @@ def tasks(facts: Facts) -> str:
     ]
     chart = horizontal_bars("Scores by task and start", [group for group in groups if group.bars])
     table_html = table("Scores by task", header, rows, numbers=range(2, 8))
-    return section("tasks", "Tasks", figure(chart, "Scores on the dev set", ""), table_html, *notes, *problems)
+    return joined(figure(chart, "Scores on the dev set", ""), table_html, *notes, *problems)
 
 
 def _share(value: Any) -> float | None:
@@ -220,7 +218,7 @@ def timings(facts: Facts) -> str:
     """How long each stage took when it was last built."""
     stages = facts["stages"]
     if not stages:
-        return section("timings", "Timings")
+        return ""
     known = [stage["seconds"] for stage in stages if stage["seconds"] is not None]
     bars = [
         Bar(stage["stage"], stage["seconds"], _took(stage), "s1" if stage["built"] else "quiet") for stage in stages
@@ -229,7 +227,7 @@ def timings(facts: Facts) -> str:
     total = f"Together {shown_seconds(sum(known))}." if known else ""
     skipped = any(not stage["built"] for stage in stages)
     keys = key("s1", "built in this run") + key("quiet", "complete already: time of its build") if skipped else ""
-    return section("timings", "Timings", paragraph(text(total)) if total else "", figure(chart, "Stages", keys))
+    return joined(paragraph(text(total)) if total else "", figure(chart, "Stages", keys))
 
 
 def _took(stage: Facts) -> str:

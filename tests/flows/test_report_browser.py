@@ -104,7 +104,7 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(browser: Page, repor
     assert browser.requests == [url]
     assert browser.complaints == []
     assert browser.evaluate("[...document.querySelectorAll('main > section')].map(each => each.id)") == [
-        identifier for identifier, _ in SECTIONS
+        section.identifier for section in SECTIONS
     ]
     assert browser.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
     assert browser.evaluate("document.scripts.length + document.images.length") == 0

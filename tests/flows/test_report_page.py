@@ -71,7 +71,7 @@ def test_the_page_tells_the_run_from_its_result_to_its_origin(whole: WholeRecipe
     page = contents["report.html"]
     with open(os.path.join(whole.run.workspace, "report.html"), encoding="utf-8") as stream:
         assert stream.read() == page
-    assert re.findall(r'<section id="([\w-]+)"', page) == [identifier for identifier, _ in SECTIONS]
+    assert re.findall(r'<section id="([\w-]+)"', page) == [section.identifier for section in SECTIONS]
     text = Outline(page).text
     for told in (
         "1.5 million parameters, pre-trained from raw text on 2.34 million tokens in 2,200 steps.",
@@ -270,7 +270,7 @@ def test_examples_without_masks_or_without_pairs(
 
 def test_a_workspace_without_anything_still_gives_a_page(whole: WholeRecipe) -> None:
     page = html_page(facts_of(whole, FlowOutcome()))
-    assert [identifier for identifier, _ in SECTIONS] == re.findall(r'<section id="([\w-]+)"', page)
+    assert [section.identifier for section in SECTIONS] == re.findall(r'<section id="([\w-]+)"', page)
     assert page.count("The workspace tells nothing of this.") == 5
     assert "Nothing has been pre-trained" in page
 
