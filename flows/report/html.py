@@ -91,13 +91,6 @@ def joined(*parts: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def section(identifier: str, heading: str, content: str) -> str:
-    """A section with its heading; one without any content says so."""
-    content = content or paragraph("The workspace tells nothing of this.", css="note")
-    opening = f'<section id="{identifier}" aria-labelledby="{identifier}-heading">'
-    return f'{opening}\n<h2 id="{identifier}-heading">{heading}</h2>\n{content}\n</section>'
-
-
 def problem(facts: Any) -> str:
     """Why a part of the workspace could not be shown; nothing where it could."""
     if not isinstance(facts, dict) or "problem" not in facts:

@@ -23,6 +23,7 @@ from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import charts as report_charts
 from flows.report import files as report_files
+from flows.report import page as report_page
 from flows.report import result_sections as report_results
 from flows.report import samples as report_samples
 from flows.report.facts import gather
@@ -266,6 +267,14 @@ def test_examples_without_masks_or_without_pairs(
     assert told in page
     assert untold not in page
     assert "<bdi>long</bdi><bdi>est</bdi><bdi>ation</bdi>" in page
+
+
+def test_a_section_is_a_row(whole: WholeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = report_page.Section("more", "More <of it>", lambda facts: f"<p>{len(facts['tasks'])} tasks</p>")
+    monkeypatch.setattr(report_page, "SECTIONS", (*SECTIONS, more))
+    page = html_page(facts_of(whole, FlowOutcome()))
+    assert '<a href="#more">More &lt;of it&gt;</a></nav>' in page
+    assert re.search(r'<h2 id="more-heading">More &lt;of it&gt;</h2>\n<p>\d+ tasks</p>\n</section>\n</main>', page)
 
 
 def test_a_workspace_without_anything_still_gives_a_page(whole: WholeRecipe) -> None:
