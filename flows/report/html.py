@@ -1,4 +1,4 @@
-"""The report's HTML by small functions: text is escaped here and nowhere else, numbers are written for people."""
+"""The report's HTML by small functions: texts are escaped here, for the template too; numbers are for people."""
 
 from __future__ import annotations
 

@@ -174,6 +174,7 @@ def _facts(texts: list[str]) -> dict[str, Any]:
         "recipe": "recipe.toml",
         "overrides": [],
         "workspace": "ws",
+        "warnings": [{"stage": "vocabulary", "text": detail}],
         "corpus": {
             "sources": [{"format": "text", "inputs": [source]}],
             "documents_read": 2,
