@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows.report.html import block, code, foreign, joined, paragraph, problem, table, text
-from pipelines.contract.manifest import MASK
+from pipelines.contract.schemas import MASK
 
 Facts = dict[str, Any]
 

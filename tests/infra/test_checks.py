@@ -96,7 +96,7 @@ def test_a_fault_is_found(one_of_each: Path, name: str, old: str, new: str, told
 
 
 def test_the_requeued_exit_code_is_the_one_that_training_ends_with() -> None:
-    source = (REPOSITORY / "training" / "pretraining.py").read_text()
+    source = (REPOSITORY / "training" / "pretraining" / "run.py").read_text()
     entry_point = (REPOSITORY / "infra" / "docker" / "entrypoints" / "train.sh").read_text()
     assert re.findall(r"^EXIT_INTERRUPTED = (\d+)$", source, re.M) == ["75"]
     assert re.findall(r"^interrupted=(\d+)", entry_point, re.M) == ["75"]

@@ -15,7 +15,8 @@ import pytest
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
-from pipelines.results import builds
+from pipelines.contract.workspace import KEY_NAME, SCRATCH_DIRECTORY, TRASH_DIRECTORY
+from pipelines.results import kept
 from pipelines.results.builds import finish_exchange, install_build, open_build
 from pipelines.results.kept import kept_directories
 from pipelines.results.marks import building_directory
@@ -29,7 +30,7 @@ def fill(directory: str, value: int) -> None:
     """What a job does between `open_build` and `install_build`."""
     building = building_directory(directory)
     storage.write_bytes(storage.join(building, "train.arrow"), str(value).encode())
-    storage.write_bytes(storage.join(building, builds.SCRATCH_DIRECTORY, "parts/1"), b"scratch")
+    storage.write_bytes(storage.join(building, SCRATCH_DIRECTORY, "parts/1"), b"scratch")
     record = record_of(building, "train.arrow", 1)
     write_manifest(building, key_of(value).manifest([record], {}, "1"))
 
@@ -66,9 +67,9 @@ def test_an_earlier_result_may_be_kept_under_a_number(directory: str) -> None:
     assert build(directory, 3, keep_earlier=True) == f"{directory}.2"
     assert kept_directories(directory) == [f"{directory}.1", f"{directory}.2"]
     assert key_of(1).difference(f"{directory}.1") is None
-    assert builds.kept_result(directory, key_of(1)) == f"{directory}.1"
-    assert builds.kept_result(directory, key_of(7)) is None
-    assert builds.restore_kept(directory, f"{directory}.1") == f"{directory}.1"
+    assert kept.kept_result(directory, key_of(1)) == f"{directory}.1"
+    assert kept.kept_result(directory, key_of(7)) is None
+    assert kept.restore_kept(directory, f"{directory}.1") == f"{directory}.1"
     assert key_of(1).difference(directory) is None
     assert key_of(3).difference(f"{directory}.1") is None
 
@@ -170,8 +171,8 @@ def test_a_crash_at_any_step_loses_no_complete_result(
 
 
 def test_an_interrupted_deletion_is_out_of_sight_and_finished_later(directory: str, tmp_path: Path) -> None:
-    (tmp_path / builds.TRASH_DIRECTORY / "old").mkdir(parents=True)
-    (tmp_path / builds.TRASH_DIRECTORY / "old/train.arrow").write_text("half deleted")
+    (tmp_path / TRASH_DIRECTORY / "old").mkdir(parents=True)
+    (tmp_path / TRASH_DIRECTORY / "old/train.arrow").write_text("half deleted")
     build(directory, 1)
     build(directory, 2)
     assert sorted(os.listdir(tmp_path)) == ["documents"]
@@ -236,8 +237,8 @@ def test_a_stage_that_is_linked_to_another_disk_stays_there(
     os.symlink("disk/texts", directory)
     build(directory, 1)
     assert build(directory, 2, keep_earlier=True) == f"{target}.1"
-    assert builds.kept_directories(directory) == [f"{target}.1"]
-    assert builds.restore_kept(directory, f"{target}.1") == f"{target}.1"
+    assert kept.kept_directories(directory) == [f"{target}.1"]
+    assert kept.restore_kept(directory, f"{target}.1") == f"{target}.1"
     assert os.readlink(directory) == "disk/texts"
     assert key_of(1).difference(str(target)) is None
     assert sorted(os.listdir(target.parent)) == ["texts", "texts.1"]
@@ -255,7 +256,7 @@ def test_who_deletes_at_the_same_time_hinders_no_deletion(
 
     def move(source: str, target: str) -> None:
         if next(failures):
-            os.rmdir(tmp_path / builds.TRASH_DIRECTORY)
+            os.rmdir(tmp_path / TRASH_DIRECTORY)
         original(source, target)
 
     monkeypatch.setattr(storage, "move_directory", move)
@@ -265,7 +266,7 @@ def test_who_deletes_at_the_same_time_hinders_no_deletion(
 
 
 def test_a_kill_while_the_mark_is_written_leaves_a_directory_of_ours(directory: str) -> None:
-    half = f"{building_directory(directory)}/{builds.SCRATCH_DIRECTORY}/{builds.KEY_NAME}.0f{storage.TEMPORARY_SUFFIX}"
+    half = f"{building_directory(directory)}/{SCRATCH_DIRECTORY}/{KEY_NAME}.0f{storage.TEMPORARY_SUFFIX}"
     storage.write_bytes(half, b'{"sta')
     build(directory, 1)
     assert storage.list_files(directory) == ["manifest.json", "train.arrow"]

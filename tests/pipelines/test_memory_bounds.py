@@ -30,7 +30,7 @@ READ = """
 import json, resource, sys
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
 from pipelines.documents.document import DocumentReader, Reject
-from pipelines.sources import find_inputs
+from pipelines.sources.formats import find_inputs
 source = SourceConfig(**json.loads(sys.argv[1]))
 config = DocumentsConfig(sources=(source,))
 reader = DocumentReader(config)

@@ -89,7 +89,7 @@ DIVERGING = """
 import math, sys
 import torch
 import training.engine.training_engine, training.pretraining.run
-from pipelines.contract.recipe import exit_code_of
+from pipelines.contract.errors import exit_code_of
 from training.pretrain import main
 
 whole = training.engine.training_engine.TrainingEngine.full_precision_state

@@ -240,7 +240,7 @@ def test_rows_are_looked_at_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
         looked.append(len(rows.segment_b_start))
         assert row_fault(rows, rules) is None
 
-    monkeypatch.setattr("training.data.step_reader.row_fault", counting)
+    monkeypatch.setattr("training.data.arrow_examples.row_fault", counting)
     with tempfile.TemporaryDirectory() as directory:
         examples = ArrowExamples(directory, write(directory, [sound_row(row) for row in range(25)]), "train", LENGTH)
         reader = StepReader(examples, GlobalOrder(25, 1, block_rows=4, window_blocks=2), 5, 1, 0, 1)

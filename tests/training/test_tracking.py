@@ -16,6 +16,7 @@ import pytest
 from mlflow_server import Server
 
 from pipelines.contract.workspace import METRICS_NAME
+from training.tracking import mlflow_sender
 from training.tracking import tracker as tracking
 from training.tracking.mlflow_sender import points_of
 from training.tracking.tracker import Tracker
@@ -35,9 +36,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_ROUND_SECONDS", ROUND_SECONDS)
-    monkeypatch.setattr(tracking, "_LONGEST_PAUSE_SECONDS", 1.0)
-    monkeypatch.setattr(tracking, "_LAST_SEND_SECONDS", ARRIVAL_SECONDS)
+    monkeypatch.setattr(mlflow_sender, "_ROUND_SECONDS", ROUND_SECONDS)
+    monkeypatch.setattr(mlflow_sender, "_LONGEST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(mlflow_sender, "_LAST_SEND_SECONDS", ARRIVAL_SECONDS)
     monkeypatch.setattr(tracking.MlflowSender, "waited_seconds", 0.0)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_DISABLE_TELEMETRY"):
@@ -114,7 +115,7 @@ def test_curves_by_step_and_by_tokens_parameters_and_the_machine(
     assert new_run.parameters() == {"pretraining.deviations_from_bert": "none"}
     assert {name for name in new_run.metric_names() if not name.startswith("system/")} == {
         *(f"pretraining.{name}" for name in [*line_of(1), "heldout_mlm_loss"]),
-        *(f"by_tokens/pretraining.{name}" for name in tracking.BY_TOKENS),
+        *(f"by_tokens/pretraining.{name}" for name in mlflow_sender.BY_TOKENS),
     }
     assert said_lines(capsys) == []
 
@@ -218,8 +219,9 @@ def test_a_server_that_never_answers_holds_no_process_beyond_the_limit(silent_se
     """
     program = f"""
 import time
+from training.tracking import mlflow_sender
 from training.tracking import tracker as tracking
-tracking._LAST_SEND_SECONDS = 1.0
+mlflow_sender._LAST_SEND_SECONDS = 1.0
 with tracking.Tracker({str(tmp_path)!r}, True) as tracker:
     tracker.log(1, {{"loss": 1.0}})
     tracker.log(2, {{"loss": 2.0}})
