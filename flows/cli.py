@@ -1,0 +1,153 @@
+"""The command `clozeworks`: one verb for each thing that can be done. A verb's module is loaded when it is chosen."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import runpy
+import sys
+from typing import NamedTuple
+
+import pipelines
+from pipelines.commands.command_line import CommandParser
+from pipelines.contract.errors import InputError, exit_code_of
+
+PROGRAM = "clozeworks"
+
+EXTRAS = {
+    "": (),
+    "pipelines": ("apache_beam", "numba", "tokenizers", "sentencex", "mwxml", "mwparserfromhell", "ftfy", "rensa"),
+    "training": ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "sklearn", "scipy", "mlflow"),
+    "flows": ("prefect", "mlflow", "transformers", "torch", "rich", "yaml"),
+}
+"""What an installation with this extra can import."""
+
+
+class Verb(NamedTuple):
+    """The module that runs as a verb, one line about it, and the extra that it needs."""
+
+    module: str
+    line: str
+    extra: str
+
+
+GROUPS = {
+    "run": {
+        "run": Verb(
+            "flows.end_to_end", "raw text to registered models, by Prefect and MLflow (--only FLOW: a part)", "flows"
+        ),
+    },
+    "stages, one at a time and here": {
+        "documents": Verb("pipelines.shard_corpus", "read and clean a corpus, write documents", "pipelines"),
+        "vocabulary": Verb("pipelines.train_vocabulary", "train a WordPiece vocabulary on them", "pipelines"),
+        "examples": Verb("pipelines.build_examples", "write masked next-sentence examples", "pipelines"),
+        "pretrain": Verb("training.pretrain", "pre-train an encoder with DeepSpeed", "training"),
+        "finetune": Verb("training.finetune", "fine-tune it: GLUE, SQuAD, tagging, word order", "training"),
+        "sweep": Verb("training.sweep", "fine-tune with many settings and seeds, and compare", "training"),
+        "distill": Verb("training.distill", "distil it into an encoder of half its depth", "training"),
+    },
+    "models": {
+        "features": Verb("training.extract_features", "write hidden states of each line of a text", "training"),
+        "probe": Verb("training.probe", "score an encoder by linear models on its features", "training"),
+        "glue fetch": Verb("training.glue.fetch", "download GLUE's archives and verify them", ""),
+        "glue submit": Verb("training.glue.submission", "zip predictions for GLUE's server, check a zip", ""),
+    },
+    "look": {
+        "validate": Verb("pipelines.validate", "check all that preprocessing wrote", "pipelines"),
+        "status": Verb("flows.status", "what is complete, what comes next", "flows"),
+        "estimate": Verb("flows.estimate", "what a recipe will cost, before it starts", "flows"),
+        "doctor": Verb("flows.doctor", "what this machine has and lacks", ""),
+        "ui": Verb("flows.ui", "show a workspace's pages of MLflow and Prefect", "flows"),
+    },
+    "operate": {
+        "deploy": Verb("flows.deploy", "put deployments and schedules on a Prefect server", "flows"),
+        "promote": Verb("flows.promote", "judge a registered model at the promotion gate", "flows"),
+        "remove": Verb("flows.remove", "delete an earlier result that was kept", "flows"),
+    },
+}
+VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
+FLOWS = ("preprocess", "pretrain", "finetune", "distill")
+_ONLY = f" With --only {'|'.join(FLOWS)}: this flow alone."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; its exit code, or 2 where there is no such verb or its extra is not installed."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return exit_code_of(lambda: _main(words))
+
+
+def _main(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(PROGRAM, pipelines.__version__)
+        return 0
+    length = 2 if " ".join(words[:2]) in VERBS else 1
+    name, rest = " ".join(words[:length]), words[length:]
+    if name not in VERBS:
+        raise InputError(f"{unknown(name)}; see {PROGRAM} --help")
+    verb = VERBS[name]
+    CommandParser.command = f"{PROGRAM} {name}"
+    if name == "run":
+        verb, rest = _flow(verb, rest)
+    _run(name, verb, rest)
+    return 0
+
+
+def help_text() -> str:
+    """All verbs in their groups."""
+    lines = [f"usage: {PROGRAM} VERB ...", "", "Raw text in, a GLUE-scored, registered BERT out."]
+    for title, verbs in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:12} {verb.line}" for name, verb in verbs.items())]
+    lines += ["", f"{PROGRAM} VERB --help tells what a verb takes; {PROGRAM} --version tells the version."]
+    return "\n".join([*lines, f"example: {PROGRAM} run flows/recipes/demo.toml"])
+
+
+def unknown(name: str) -> str:
+    """Say that there is no such verb, and which one was meant: by its name, or by that of its module."""
+    if name.startswith("-"):
+        return f"{name}: options stand after the verb"
+    if longer := [verb for verb in VERBS if verb.startswith(f"{name} ")]:
+        return f"{name}: say {' or '.join(longer)}"
+    meant = {name: name for name in VERBS} | {verb.module.rpartition(".")[2]: name for name, verb in VERBS.items()}
+    nearest = difflib.get_close_matches(name, meant, n=1)
+    return f"{name}: no such verb" + "".join(f", the nearest is {PROGRAM} {meant[near]}" for near in nearest)
+
+
+def _flow(verb: Verb, words: list[str]) -> tuple[Verb, list[str]]:
+    """The flow that `--only` names, and the words without it."""
+    parser = CommandParser(prog=f"{PROGRAM} run", add_help=False, allow_abbrev=False)
+    parser.add_argument("--only", choices=FLOWS)
+    parsed, rest = parser.parse_known_args(words)
+    if parsed.only is None:
+        CommandParser.note = _ONLY
+        return verb, rest
+    CommandParser.command = f"{PROGRAM} run --only {parsed.only}"
+    return verb._replace(module=f"flows.{parsed.only}"), rest
+
+
+def _run(name: str, verb: Verb, words: list[str]) -> None:
+    """Run a module as `python -m` does: it ends the process, and what it starts finds the same `__main__`.
+
+    Raises:
+        InputError: a package of the verb's extra is not installed.
+    """
+    imported = EXTRAS[verb.extra]
+    try:
+        if not {"-h", "--help"} & set(words):
+            for package in imported:
+                if importlib.util.find_spec(package) is None:
+                    raise ModuleNotFoundError(name=package)
+        sys.argv[1:] = words
+        runpy.run_module(verb.module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in imported:
+            raise
+        remedy = f"install it with pip install '{PROGRAM}[{verb.extra}]'"
+        raise InputError(f"{PROGRAM} {name}: {package} is not installed; {remedy}") from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
