@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,12 @@ def test_help_names_every_verb_and_loads_nothing_heavy(repository: Path) -> None
     named = {line[2:14].strip() for line in result.stdout.splitlines() if line.startswith("  ")}
     assert named == set(cli.VERBS)
     assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_the_page_names_verbs_that_are_there(repository: Path) -> None:
+    named = re.findall(r"^    \.venv/bin/clozeworks ([a-z]+)", (repository / "README.md").read_text(), re.MULTILINE)
+    assert named
+    assert set(named) <= set(cli.VERBS)
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["help"]])
