@@ -1,4 +1,4 @@
-"""Tell what this machine has of what Clozeworks needs, and what to do about what it lacks.
+"""Show what this machine has of what Clozeworks needs, and what to do about what it lacks.
 
 python -m flows.doctor
 """
@@ -21,7 +21,7 @@ _STYLES = {"ok": "green", "missing": "bold red", "optional": "yellow"}
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m flows.doctor",
-        description="Tell what is here, and what to do about what is not. Exit code 0 where all that is required is "
+        description="Show what is here, and what to do about what is not. Exit code 0 where all that is required is "
         "here, 1 where something is missing; what is optional does not count.",
         epilog="example: python -m flows.doctor --workspace /data/workspaces",
     )

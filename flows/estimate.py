@@ -1,4 +1,4 @@
-"""Tell what a recipe will cost before it starts: examples, disk of each stage, CPU and GPU time, operations, memory.
+"""Show what a recipe will cost before it starts: examples, disk of each stage, CPU and GPU time, operations, memory.
 
 python -m flows.estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100
 """
@@ -38,7 +38,7 @@ _NOT_GIVEN = "not given"
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m flows.estimate",
-        description="Tell what a recipe will cost before it starts.",
+        description="Show what a recipe will cost before it starts.",
         epilog="example: python -m flows.estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100",
     )
     add_recipe_arguments(parser)

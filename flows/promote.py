@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--tracking-uri", metavar="URI", help=f"MLflow's store or server; default: {TRACKING_VARIABLE} says it"
     )
-    parser.add_argument("--alias", default="champion", help="alias that is given away (default: champion)")
+    parser.add_argument("--alias", default="champion", help="alias assigned to the winner (default: champion)")
     parser.add_argument("--margin", type=float, default=0.0, help="by how much to be better (default: %(default)g)")
     parser.add_argument(
         "--chance-margin",

@@ -1,4 +1,4 @@
-"""Tell how far a run is: each stage's state and progress, and the command that goes on.
+"""Show how far a run is: each stage's state and progress, and the command that resumes it.
 
 python -m flows.status workspaces/demo
 python -m flows.status flows/recipes/demo.toml --watch 10
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="override one setting of the recipe; may be repeated",
     )
     parser.add_argument("--workspace", help="directory of the run; overrides run.workspace of the recipe")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="tell again every so many seconds, until Ctrl-C")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="refresh every SECONDS seconds, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parsed = parser.parse_args(arguments)
     if parsed.watch is not None and not parsed.watch > 0:

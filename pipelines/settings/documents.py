@@ -96,7 +96,7 @@ class SourceConfig(Section):
     def _settings_fit_the_format(self) -> SourceConfig:
         for setting in SETTINGS_OF_SOME_FORMATS:
             formats = formats_with(setting)
-            # A manifest names every setting, so only one that was changed tells a mistake.
+            # Manifests record every setting, so reject a value only if it differs from the default.
             is_changed = getattr(self, setting) != type(self).model_fields[setting].default
             if is_changed and self.format not in formats:
                 known = ", ".join(formats)

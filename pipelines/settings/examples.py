@@ -73,7 +73,7 @@ class ExamplesConfig(Section):
 
     @model_validator(mode="after")
     def _settings_fit_the_task(self) -> ExamplesConfig:
-        # A manifest names every setting, so only one that was changed tells a mistake.
+        # Manifests record every setting, so reject a value only if it differs from the default.
         default = type(self).model_fields["short_seq_prob"].default
         if not self.next_sentence and self.short_seq_prob != default:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""How a training process ends: by a signal, which it may finish a step for, and without being torn down."""
+"""Shut down: finish the current step on SIGTERM, then exit without interpreter teardown."""
 
 from __future__ import annotations
 

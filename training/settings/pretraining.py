@@ -31,7 +31,7 @@ class PhaseConfig(Section):
     def _one_batch_size(self) -> PhaseConfig:
         if self.global_batch_tokens is None:
             return self
-        # A manifest names every setting, so only one that was changed tells a mistake.
+        # Manifests record every setting, so reject a value only if it differs from the default.
         if self.global_batch_size != type(self).model_fields["global_batch_size"].default:
             raise ValueError(
                 f"global_batch_size = {self.global_batch_size} and global_batch_tokens = {self.global_batch_tokens}: "

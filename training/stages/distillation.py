@@ -1,4 +1,4 @@
-"""What decides the output of the distillation stage; no torch, so asking is quick."""
+"""What decides the output of the distillation stage. Must not import torch: `status` reads this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides the output of each training stage, and whether its inputs fit together; no torch, so asking is quick."""
+"""What decides the output of pre-training, and whether its inputs fit together. Must not import torch: see `status`."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class MlflowSender:
                         return
             except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
                 if not is_away:
-                    say(f"MLflow is away ({first_line(error)}); training goes on, and it gets later what it misses")
+                    say(f"MLflow is away ({first_line(error)}); training continues, metrics are sent once it is back")
                 is_away = True
                 pause_seconds = min(max(2 * pause_seconds, _ROUND_SECONDS), _LONGEST_PAUSE_SECONDS)
                 next_try = time.monotonic() + pause_seconds
