@@ -61,7 +61,7 @@ bench: setup
 	$(BIN)/python tests/benchmarks/$(NAME).py
 
 lock:
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --all-extras pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -18,6 +18,7 @@ from flows.console.tables import print_table
 from flows.inspection.workspace import NEW, StageStatus, statuses_of_recipe, statuses_of_workspace
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.recipe_arguments import add_override_arguments, overrides_from_arguments
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.recipe import read_recipe
 
@@ -39,28 +40,18 @@ _ANY_RECIPE = "RECIPE.toml"
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m flows.status",
-        description="Tell each stage's state and progress, and the next command. A recipe tells more than a workspace: "
+        description="Show each stage's state and progress, and the next command. A recipe shows more than a workspace: "
         "whether what is there still matches its settings.",
         epilog="example: python -m flows.status workspaces/demo --watch 10",
     )
     parser.add_argument("target", help="directory of a run, or a recipe file (.toml)")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        help="override one setting of the recipe; may be repeated",
-    )
-    parser.add_argument("--workspace", help="directory of the run; overrides run.workspace of the recipe")
+    add_override_arguments(parser)
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="refresh every SECONDS seconds, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parsed = parser.parse_args(arguments)
     if parsed.watch is not None and not parsed.watch > 0:
         raise InputError(f"--watch {parsed.watch:g}: give seconds above 0")
-    overrides = list(parsed.overrides)
-    if parsed.workspace is not None:
-        overrides.append(f"run.workspace={json.dumps(parsed.workspace)}")
+    overrides = overrides_from_arguments(parsed)
     try:
         while True:
             statuses, following = _look(parsed.target, overrides)

@@ -1,10 +1,4 @@
-"""Compile DeepSpeed's CPU communication operator ahead of the first run: `python -m training.build_ops`.
-
-DeepSpeed compiles it on first use, which takes minutes on a cold start, and a process killed in between may leave a
-`lock` file on which every later run waits forever. So the compiled operators lie in a directory of this installation,
-one process at a time loads or builds them under a lock that the kernel releases when its holder dies, and whoever
-holds that lock may remove what a dead process left.
-"""
+"""Compile DeepSpeed's CPU communication operator ahead of the first run: `python -m training.build_ops`."""
 
 from __future__ import annotations
 

@@ -6,14 +6,17 @@ import argparse
 import json
 
 from pipelines.contract.recipe import Recipe, read_recipe
-from pipelines.results.marks import (
-    RESTART,
-)
+from pipelines.results.marks import RESTART
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every stage's command shares: the recipe's path, `--set` and `--workspace`."""
     parser.add_argument("recipe", help="recipe file (TOML), such as flows/recipes/demo.toml")
+    add_override_arguments(parser)
+
+
+def add_override_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--set` and `--workspace`, which change what a recipe says."""
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -27,10 +30,15 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
     """Read the recipe that `add_recipe_arguments` asked for, overrides applied."""
+    return read_recipe(arguments.recipe, overrides_from_arguments(arguments))
+
+
+def overrides_from_arguments(arguments: argparse.Namespace) -> list[str]:
+    """What `add_override_arguments` asked for, as `section.key=value`, the workspace last."""
     overrides = list(arguments.overrides)
     if arguments.workspace is not None:
         overrides.append(f"run.workspace={json.dumps(arguments.workspace, ensure_ascii=False)}")
-    return read_recipe(arguments.recipe, overrides)
+    return overrides
 
 
 def add_restart_argument(parser: argparse.ArgumentParser, help_text: str) -> None:

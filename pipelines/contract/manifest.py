@@ -1,4 +1,4 @@
-"""The data contract between the stages: Arrow schemas, special tokens, file names and manifests.
+"""Manifests: what a stage wrote, from what, with which settings; and keys, which decide what it will write.
 
 Every stage writes its own directory under the workspace and, last of all, a `manifest.json` there. Its presence means
 that the stage is complete. A manifest holds no clock time and no machine name, so equal recipes on equal input give

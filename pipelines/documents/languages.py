@@ -1,4 +1,4 @@
-"""Which language a text is in, told by py3langid's naive Bayes over byte n-grams (Lui and Baldwin, 2012)."""
+"""Which language a text is in, identified by py3langid's naive Bayes over byte n-grams (Lui and Baldwin, 2012)."""
 
 from __future__ import annotations
 

@@ -13,11 +13,7 @@ import os
 import sys
 
 import grpc
-from apache_beam.portability.api import (
-    beam_provision_api_pb2,
-    beam_provision_api_pb2_grpc,
-    beam_runner_api_pb2,
-)
+from apache_beam.portability.api import beam_provision_api_pb2, beam_provision_api_pb2_grpc, beam_runner_api_pb2
 from apache_beam.runners.worker import sdk_worker_main
 from apache_beam.runners.worker.worker_id_interceptor import WorkerIdInterceptor
 from google.protobuf import json_format, text_format

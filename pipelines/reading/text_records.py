@@ -30,14 +30,7 @@ from pipelines.reading.encodings import (
     to_utf8,
 )
 from pipelines.reading.source import InputFile, Reject
-from pipelines.reading.unpacking import (
-    BLOCK_BYTES,
-    UnreadableError,
-    blocks_from,
-    codec_of,
-    open_file,
-    unpacked_blocks,
-)
+from pipelines.reading.unpacking import BLOCK_BYTES, UnreadableError, blocks_from, codec_of, open_file, unpacked_blocks
 from pipelines.settings.documents import SourceConfig
 
 _LINE_END_BYTE = re.compile(rb"[\r\n]")

@@ -1,4 +1,4 @@
-"""How a stage's result is replaced: built in a directory of its own, and exchanged by rename when it is complete.
+"""How a stage's result is replaced: it is built in a directory of its own, and exchanged by rename when it is complete.
 
     documents/            the result: its manifest names every file
     documents.building/   what will take its place; `scratch/key.json` there marks it as ours from the first moment

@@ -12,12 +12,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest
 from pipelines.contract.workspace import TRASH_DIRECTORY
-from pipelines.results.marks import (
-    building_directory,
-    place_of,
-    read_mark,
-    refuse_foreign,
-)
+from pipelines.results.marks import building_directory, place_of, read_mark, refuse_foreign
 
 
 def delete_directory(directory: str) -> None:

@@ -1,4 +1,4 @@
-"""Recipe sections of the run itself and of the three preprocessing jobs."""
+"""Recipe section `[documents]`: sources, cleaning, near-duplicates."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.contract.bounds import (
-    Bounded,
-    Count,
-    Probability,
-    Text,
-    UserPath,
-)
+from pipelines.contract.bounds import Bounded, Count, Probability, Text, UserPath
 from pipelines.contract.recipe import OPERATIONAL, Section
 from pipelines.settings.formats import FORMATS, SETTINGS_OF_SOME_FORMATS, formats_with
 from pipelines.settings.languages import LANGUAGES

@@ -6,13 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from pipelines.contract.bounds import (
-    MAX_SEQ_LENGTH_LIMIT,
-    Bounded,
-    Probability,
-    Seed,
-    SequenceLength,
-)
+from pipelines.contract.bounds import MAX_SEQ_LENGTH_LIMIT, Bounded, Probability, Seed, SequenceLength
 from pipelines.contract.recipe import Section
 
 _MASKED = "tokens are learnt from those that stay"

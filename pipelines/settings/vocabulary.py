@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from pipelines.contract.bounds import (
-    Bounded,
-    Count,
-)
+from pipelines.contract.bounds import Bounded, Count
 from pipelines.contract.recipe import Section
 
 RESERVED_TOKENS = {"compact": 5, "bert": 999}

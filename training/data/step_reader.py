@@ -1,4 +1,4 @@
-"""Pre-training examples: memory-mapped Arrow files in, packed batches out, without a Python loop over rows.
+"""The batches of each step, gathered from memory-mapped examples without a Python loop over rows.
 
 One window of the global order (training/data/ordering.py) is copied into memory block by block, which is sequential
 reading; batches are then gathered from it. Every rank goes through the same windows and is dealt its part of each

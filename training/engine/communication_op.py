@@ -1,4 +1,10 @@
-"""DeepSpeed's CPU communication operator, compiled once by one process."""
+"""DeepSpeed's CPU communication operator, compiled once by one process.
+
+DeepSpeed compiles it on first use, which takes minutes on a cold start, and a process killed in between may leave a
+`lock` file on which every later run waits forever. So the compiled operators are stored in a directory of this
+installation, one process at a time loads or builds them under a lock that the kernel releases when its holder dies,
+and whoever holds that lock may remove what a dead process left.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place that knows DeepSpeed: processes, its generated JSON, and a thin engine for a training step.
+"""A thin engine for a training step on DeepSpeed, with its generated JSON.
 
 Losses are scaled here, not by DeepSpeed: each micro-batch carries its part of the global batch's loss, so a step gives
 the same gradients for any number of ranks and micro-batches, also when their sizes differ.

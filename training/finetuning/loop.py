@@ -1,6 +1,6 @@
 """The one loop of fine-tuning: epochs over a problem's rows, its score after each, the best epoch kept.
 
-What is learnt is a `Problem`: rows, a head on the encoder, a loss and a score. Tensor suffixes as in
+What is learnt is a `Problem`. Tensor suffixes as in
 training/bert/modeling.py. Batches are drawn at random, as the paper's were, and not by length: packed rows have no
 padding that grouping by length could save.
 """

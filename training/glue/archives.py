@@ -15,6 +15,9 @@ from training.settings.glue import Task
 
 BASE_URL = "https://dl.fbaipublicfiles.com"
 
+UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What zipfile raises for a file that is damaged, encrypted (RuntimeError) or packed in a way that it does not know."""
+
 _BLOCK_BYTES = 1 << 20
 
 
@@ -103,8 +106,7 @@ def _extract(task: Task, archive: str, folder: str) -> list[str]:
                 if not _has_bytes_of(path, info):
                     with opened.open(info) as source, storage.atomic_output(path) as target:
                         shutil.copyfileobj(source, target, _BLOCK_BYTES)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # RuntimeError is zipfile's for an encrypted member.
+    except UNREADABLE_ZIP as error:
         raise InputError(f"{archive}: damaged archive ({error}); delete it and run the command again") from error
     return list(members)
 

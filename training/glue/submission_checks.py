@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Callable
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
+from training.glue.archives import UNREADABLE_ZIP
 from training.settings.glue import GLUE_TASKS, MAX_SCORE, Task
 
 HEADER = "index\tprediction"
@@ -50,8 +50,7 @@ def archive_problems(path: str) -> list[str]:
                     problems += table_problems(name, file, archive.read(file))
                 else:
                     problems.append(f"{path}: holds no {file}, and the server needs all {len(wanted)} files")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # RuntimeError is zipfile's for an encrypted member.
+    except UNREADABLE_ZIP as error:
         raise InputError(f"{path}: not a readable zip ({error})") from error
     return problems
 

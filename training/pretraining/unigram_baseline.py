@@ -1,4 +1,7 @@
-"""The masked-LM loss of a model that knows only how frequent each token is."""
+"""The masked-LM loss of a model that knows only how frequent each token is.
+
+A model that is no better is a warning, not an error: a short trial may well be meant.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What a trained model has to be before its stage counts as complete, and a warning where it is no better than chance.
+"""What a trained model has to be before its stage counts as complete.
 
-A run can end without an error and with a model of NaN, or with one that knows only how frequent words are. The first
-is refused, the second is a warning: a short trial may well be meant.
+A run can end without an error and with a model of NaN; such a model is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recipe section `[model]`."""
+"""Recipe section `[model]`; light to import, without torch."""
 
 from __future__ import annotations
 

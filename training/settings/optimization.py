@@ -1,4 +1,4 @@
-"""Types of settings and the settings of an optimizer, shared by all that trains."""
+"""Settings of optimizer and loop that several sections share, with the table of optimizers; light, without torch."""
 
 from __future__ import annotations
 

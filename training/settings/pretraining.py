@@ -1,4 +1,4 @@
-"""Recipe sections `[model]` and `[pretraining]`, and the optimizer's settings; light to import, without torch."""
+"""Recipe section `[pretraining]`; light to import, without torch."""
 
 from __future__ import annotations
 

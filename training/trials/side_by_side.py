@@ -1,4 +1,4 @@
-"""Trials as child processes, several at a time."""
+"""Trials as child processes, several at a time, and one sweep at a time in a workspace."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A sweep of fine-tuning: which trials it has, how they run side by side, and what comes of them.
+"""Which trials a sweep of fine-tuning has.
 
 A trial of a sweep is an ordinary one with settings of its own, in <workspace>/finetuning/<task>/sweep/<name>. Its
-manifest says that it is complete, so a sweep that goes on after a kill repeats nothing. Without torch.
+manifest says that it is complete, so a sweep that is run again after a kill repeats nothing. Without torch.
 """
 
 from __future__ import annotations
