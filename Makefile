@@ -20,7 +20,7 @@ test-spark: setup
 
 # The fault suite in its long form: 30 kills of training, 200 sequences of operator actions, 3,000 wrong recipes, ...
 # (tests/faults/README.md); `make test` has the short form of each.
-FAULTS := tests/faults tests/training/test_faults.py tests/training/test_replacing.py tests/pipelines/test_builds.py tests/pipelines/test_locks.py
+FAULTS := tests/faults tests/training/resuming/test_faults.py tests/training/resuming/test_replacing.py tests/pipelines/results/test_builds.py tests/pipelines/results/test_locks.py
 test-faults: setup
 	CLOZEWORKS_FAULTS=long CLOZEWORKS_FAULT_KILLS=30 $(BIN)/python -m pytest $(FAULTS)
 
@@ -58,7 +58,7 @@ doctor:
 
 bench: setup
 	@test -f "tests/benchmarks/$(NAME).py" || { echo "NAME=$(NAME): no such benchmark; there are: $$(cd tests/benchmarks && ls *.py | sed 's/\.py//' | xargs)" >&2; exit 2; }
-	$(BIN)/python tests/benchmarks/$(NAME).py
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/$(NAME).py
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --all-extras pyproject.toml --output-file requirements.lock

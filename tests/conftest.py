@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.support import REPOSITORY
 
 
 @pytest.fixture(scope="session")

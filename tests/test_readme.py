@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support import REPOSITORY
 
 from pipelines.contract.recipe import read_recipe
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHON = ".venv/bin/python"
 DEMO = "workspaces/demo"
 OWN_FILES = ("/data/",)
@@ -135,20 +135,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("flows", "pipelines", "training", "README.md", "requirements.lock", "pyproject.toml"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / ".venv").symlink_to(Path(sys.prefix))
-    sys.path.insert(0, str(REPOSITORY / "tests" / "flows"))
-    try:
-        from finished_workspace import write_workspace
+    from tests.support.flows.finished_workspace import write_workspace
 
-        from flows.parameters.requests import RunRequest
-        from flows.report.facts import gather
-        from flows.report.files import write_report
+    from flows.parameters.requests import RunRequest
+    from flows.report.facts import gather
+    from flows.report.files import write_report
 
-        recipe = str(REPOSITORY / "flows" / "recipes" / "demo.toml")
-        whole = RunRequest(recipe=recipe, workspace=str(folder / DEMO)).read()
-        with contextlib.redirect_stdout(io.StringIO()):
-            write_report(whole, gather(whole, write_workspace(whole), "sqlite:///mlflow.db", None))
-    finally:
-        sys.path.remove(str(REPOSITORY / "tests" / "flows"))
+    recipe = str(REPOSITORY / "flows" / "recipes" / "demo.toml")
+    whole = RunRequest(recipe=recipe, workspace=str(folder / DEMO)).read()
+    with contextlib.redirect_stdout(io.StringIO()):
+        write_report(whole, gather(whole, write_workspace(whole), "sqlite:///mlflow.db", None))
     return folder
 
 

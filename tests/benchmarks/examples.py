@@ -15,7 +15,8 @@ import types
 from typing import Any
 
 import pyarrow as pa
-from measuring import REPOSITORY, cpu_seconds, english_paragraphs, medians, report
+from tests.support import REPOSITORY
+from tests.support.measuring import cpu_seconds, english_paragraphs, medians, report
 from transformers import BertTokenizerFast
 
 from pipelines.contract.schemas import DOCUMENTS_SCHEMA, examples_schema

@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measuring import REPOSITORY, cpu_seconds, report
-from real_weights import fetch_real_encoder
-from side_by_side import SideBySide
+from tests.support import REPOSITORY
+from tests.support.measuring import cpu_seconds, report
+from tests.support.training.real_weights import fetch_real_encoder
+from tests.support.training.side_by_side import SideBySide
 
 from pipelines.contract.workspace import METRICS_NAME
 from training.engine.processes import Processes, start_processes, stop_processes

@@ -1,8 +1,9 @@
 """Development scores of fine-tuning real weights: ours beside a plain `transformers` loop, over several seeds.
 
-    PYTHONPATH=. python tests/benchmarks/finetuning_scores.py                                   # minutes, on a CPU
-    PYTHONPATH=. python tests/benchmarks/finetuning_scores.py --rows 0 --dev-rows 0 --max-seq-length 128 --epochs 3 \\
-        --seeds 5 --encoder bert-base-uncased/                                                  # in full, on a GPU
+    export PYTHONPATH=.
+    python tests/benchmarks/finetuning_scores.py                                            # minutes, on a CPU
+    python tests/benchmarks/finetuning_scores.py --rows 0 --dev-rows 0 --max-seq-length 128 --epochs 3 \\
+        --seeds 5 --encoder bert-base-uncased/                                              # complete, on a GPU
 
 With dropout, so the two draw different numbers and only their distributions can agree. Told are means and standard
 deviations, and the difference of the means in units of its standard error.
@@ -17,9 +18,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measuring import REPOSITORY
-from real_weights import fetch_real_encoder
-from side_by_side import SideBySide
+from tests.support import REPOSITORY
+from tests.support.training.real_weights import fetch_real_encoder
+from tests.support.training.side_by_side import SideBySide
 
 from training.engine.processes import start_processes, stop_processes
 from training.settings.finetuning import FinetuningConfig

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from measuring import REPOSITORY, english_paragraphs, report
+from tests.support import REPOSITORY
+from tests.support.measuring import english_paragraphs, report
 
 JOBS = ("shard_corpus", "train_vocabulary", "build_examples")
 PARAGRAPHS_PER_DOCUMENT = 40

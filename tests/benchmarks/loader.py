@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from measuring import cpu_seconds, report
 from numpy.typing import NDArray
+from tests.support.measuring import cpu_seconds, report
 from torch.utils.data import DataLoader
 from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 

@@ -9,7 +9,7 @@ import statistics
 
 import numpy as np
 import pyarrow as pa
-from measuring import cpu_seconds, english_paragraphs, report
+from tests.support.measuring import cpu_seconds, english_paragraphs, report
 
 from pipelines.wordpiece.reference_tokenizer import build_tokenizer
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from length_mix import Batch, make_batch, our_loss, peer_loss
-from measuring import cpu_seconds, report
+from tests.support.measuring import cpu_seconds, report
 
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config

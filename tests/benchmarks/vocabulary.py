@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from measuring import cpu_seconds, english_paragraphs, report
+from tests.support.measuring import cpu_seconds, english_paragraphs, report
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from pipelines.contract.schemas import SPECIAL_TOKENS

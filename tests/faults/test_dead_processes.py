@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import random
 import re
@@ -16,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import failing_steps
 import psutil
 import pytest
-from scale import rounds
-from small_run import RECIPE, run_all, write_corpus
+from tests.support import REPOSITORY
+from tests.support.faults import failing_steps
+from tests.support.faults.scale import rounds
+from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
+from tests.support.training.synthetic_run import Workspace, write_workspace
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
@@ -30,15 +31,14 @@ from pipelines.jobs.worker_processes import WorkerDiedError
 
 pytestmark = pytest.mark.timeout(900)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = ("shard_corpus", "train_vocabulary", "build_examples")
 PATIENCE_SECONDS = 240.0
 
 
 @pytest.fixture
 def local_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A job on two worker processes, which import the steps of this folder."""
-    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{Path(__file__).parent}")
+    """A job on two worker processes, which import the steps of tests/support."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     recipe = tmp_path / "empty.toml"
     recipe.write_text("")
     return Job(read_recipe(str(recipe)), pipeline_options([]), names_runner=False, workers=2)
@@ -110,11 +110,9 @@ def test_a_fault_of_the_program_keeps_its_traceback(local_job: Job) -> None:
 @contextlib.contextmanager
 def command(*arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
     """A command that is gone, with all that it started, at the end of the block."""
-    # Modules of this folder are commands, too.
-    path = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
-        env={**os.environ, **settings, "PYTHONPATH": path},
+        env={**os.environ, **settings, "PYTHONPATH": str(REPOSITORY)},
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -227,7 +225,7 @@ def test_a_flow_outlives_its_private_prefect_server(tmp_path: Path) -> None:
     recipe, go = tmp_path / "recipe.toml", tmp_path / "go"
     recipe.write_text(FLOW_RECIPE.format(folder=tmp_path))
     settings = {"STAND_IN_WAITS": "documents", "STAND_IN_WAITS_FOR": str(go)}
-    with command("preprocess_with_stand_ins", str(recipe), **settings) as process:
+    with command("tests.support.flows.preprocess_with_stand_ins", str(recipe), **settings) as process:
         assert process.stdout is not None
         lines = []
         while "step 3/" not in (line := process.stdout.readline()):
@@ -253,22 +251,13 @@ def ranks_of(process: subprocess.Popen[str], module: str) -> list[psutil.Process
 
 
 @pytest.fixture(scope="module")
-def training_workspace(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def training_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A synthetic workspace of the training tests, ready for pre-training."""
-    # Their own conftest, which pytest may have imported under another name.
-    specification = importlib.util.spec_from_file_location(
-        "training_conftest", REPOSITORY / "tests" / "training" / "conftest.py"
-    )
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module.write_workspace(str(tmp_path_factory.mktemp("training")), num_documents=60, rows=400)
+    return write_workspace(str(tmp_path_factory.mktemp("training")), num_documents=60, rows=400)
 
 
 @pytest.mark.parametrize("victim", [1, 0][: rounds(1, 2)])
-def test_the_death_of_a_rank_is_said_by_the_others(victim: int, training_workspace: Any) -> None:
+def test_the_death_of_a_rank_is_said_by_the_others(victim: int, training_workspace: Workspace) -> None:
     steps = ("--set", "pretraining.phases.0.steps=4000", "--set", "pretraining.checkpoint_every_steps=2")
     process = training_workspace.start("training.pretrain", *steps, ranks=2)
     output = ""

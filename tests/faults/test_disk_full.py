@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from scale import rounds
-from small_disk import SmallDisk, error_lines, small_disk
-from small_run import RECIPE, run_all, write_corpus
+from tests.support.faults.scale import rounds
+from tests.support.faults.small_disk import SmallDisk, error_lines, small_disk
+from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
 
 pytestmark = pytest.mark.timeout(1_800)
 

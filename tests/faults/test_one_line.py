@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scale import rounds
-from small_disk import error_lines
+from tests.support import REPOSITORY
+from tests.support.faults.scale import rounds
+from tests.support.faults.small_disk import error_lines
 
 pytestmark = pytest.mark.timeout(1_800)
 
-DEMO = str(Path(__file__).resolve().parents[2] / "flows" / "recipes" / "demo.toml")
+DEMO = str(REPOSITORY / "flows" / "recipes" / "demo.toml")
 LIGHT = ("pipelines.shard_corpus", "training.pretrain")
 ALL = (
     *(*LIGHT, "pipelines.train_vocabulary", "pipelines.build_examples", "training.finetune", "training.distill"),

@@ -14,9 +14,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from operated_workspace import REFUSED, STAGES, TRAINING_STEPS, Fault, OperatedWorkspace, state_of, trained
-from scale import rounds
-from small_run import write_corpus
+from tests.support.faults.operated_workspace import (
+    REFUSED,
+    STAGES,
+    TRAINING_STEPS,
+    Fault,
+    OperatedWorkspace,
+    state_of,
+    trained,
+)
+from tests.support.faults.scale import rounds
+from tests.support.preprocessing.small_run import write_corpus
 
 from pipelines.contract.manifest import read_manifest
 from pipelines.results.kept import kept_directories

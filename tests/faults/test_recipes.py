@@ -16,7 +16,8 @@ from typing import Any, get_args
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scale import rounds
+from tests.support import REPOSITORY
+from tests.support.faults.scale import rounds
 
 from flows.parameters.forms import form_of, toml_value
 from flows.parameters.requests import RunRequest
@@ -34,7 +35,7 @@ from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
 
-RECIPES = Path(__file__).resolve().parents[2] / "flows" / "recipes"
+RECIPES = REPOSITORY / "flows" / "recipes"
 SECTIONS: tuple[type[Section], ...] = (
     *(RunConfig, DocumentsConfig, VocabularyConfig, ExamplesConfig, ModelConfig, PretrainingConfig),
     *(DistillationConfig, FinetuningConfig, TrackingConfig),

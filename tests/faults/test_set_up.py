@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from scale import rounds
+from tests.support.faults.scale import rounds
 
 from flows.servers.databases import BUILDING_SUFFIX, KEPT_SUFFIX
 from flows.servers.mlflow_database import DATABASE_NAME, set_up_mlflow

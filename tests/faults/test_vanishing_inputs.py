@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scale import rounds
-from small_run import RECIPE, write_corpus
+from tests.support.faults.scale import rounds
+from tests.support.preprocessing.small_run import RECIPE, write_corpus
 
 from pipelines import shard_corpus
 from pipelines.contract.errors import InputError

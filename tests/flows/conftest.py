@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)  # stand_in.py also runs as a script, where it is found the same way
 
 RECIPE = """
 [run]
@@ -69,6 +64,6 @@ def prefect_server() -> Iterator[None]:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the plan of every flow by stages that run stand_in.py."""
-    import chain_of_stand_ins
+    from tests.support.flows import chain_of_stand_ins
 
     chain_of_stand_ins.install(monkeypatch.setattr)

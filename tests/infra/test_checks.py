@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 JOB = "kubernetes/training.yaml"
 IMAGE = "docker/training.Dockerfile"
 

@@ -6,13 +6,11 @@ import importlib.metadata
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support import REPOSITORY
 
 
 def selected(*arguments: str) -> subprocess.CompletedProcess[str]:

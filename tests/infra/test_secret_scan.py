@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SCAN = REPOSITORY / "infra" / "secret_scan.py"
 
 # In two pieces each, so that the scan of this very file finds none.

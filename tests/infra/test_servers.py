@@ -13,8 +13,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from tests.support import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ENTRY_POINTS = REPOSITORY / "infra" / "docker" / "entrypoints"
 HEALTH = REPOSITORY / "infra" / "docker" / "health.py"
 PROGRAMS = os.path.dirname(sys.executable)

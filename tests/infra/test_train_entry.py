@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import small_run
+from tests.support import REPOSITORY
+from tests.support.preprocessing import small_run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ENTRY_POINT = REPOSITORY / "infra" / "docker" / "entrypoints" / "train.sh"
 TRAINING = """
 [model]

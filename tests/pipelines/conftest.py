@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import RECIPE, run_all, write_corpus
+from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,418 @@
+"""The page of the report: its parts from a finished workspace, harmful texts, missing parts, charts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import unicodedata
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from tests.support.flows import finished_workspace
+from tests.support.flows.finished_workspace import FORGED_NAME, PICTURE, PLAIN, TURNED, VOCABULARY, write_workspace
+
+from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.report import charts as report_charts
+from flows.report import files as report_files
+from flows.report import page as report_page
+from flows.report import result_sections as report_results
+from flows.report import samples as report_samples
+from flows.report.facts import gather
+from flows.report.page import SECTIONS, html_page
+from flows.running.outcomes import FlowOutcome
+from pipelines.contract.manifest import read_manifest
+
+
+@pytest.fixture
+def whole(write_recipe: Callable[..., str]) -> WholeRecipe:
+    return RunRequest(recipe=write_recipe()).read()
+
+
+def facts_of(whole: WholeRecipe, outcome: FlowOutcome) -> dict[str, Any]:
+    return gather(whole, outcome, "sqlite:////ws/mlflow.db", "/ws/prefect")
+
+
+class Outline(HTMLParser):
+    """Elements with their attributes' names, in order, and the text of the page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements: list[tuple[str, ...]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, *(name for name, _ in attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.elements.append((f"/{tag}",))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_tells_the_run_from_its_result_to_its_origin(whole: WholeRecipe) -> None:
+    facts = facts_of(whole, write_workspace(whole))
+    contents = report_files.write_report(whole, facts)
+    assert set(contents) == {"report.json", "report.md", "report.html"}
+    page = contents["report.html"]
+    with open(os.path.join(whole.run.workspace, "report.html"), encoding="utf-8") as stream:
+        assert stream.read() == page
+    assert re.findall(r'<section id="([\w-]+)"', page) == [section.identifier for section in SECTIONS]
+    text = Outline(page).text
+    for told in (
+        "1.5 million parameters, pre-trained from raw text on 2.34 million tokens in 2,200 steps.",
+        "18.0 % 0.0 % before training",
+        "57.3 % 51.3 % from random weights (+6.0 ± 2.2), 50.0 % majority",
+        "documents kept 1,100 91.7 %",
+        "the same text as document 0f0f",
+        "unseen 100 -",
+        f"{len(VOCABULARY)} entries learnt from 43,210 distinct words",
+        "B continues A (IsNext), 11 tokens",
+        "B is from another document (NotNext), 9 tokens",
+        "adam_beta2 0.98 (BERT: 0.999)",
+        "squad * f1 81.2 %",
+        "complete already, time not known",
+        "models:/trial-cola@champion 3 registered now",
+        "mlflow.set_tracking_uri('sqlite:////ws/mlflow.db')",
+        "-m flows.end_to_end",
+        "examples.seed 12345",
+    ):
+        assert told in text, told
+    assert facts["origin"]["digests"]["examples"] in text
+    assert 'name = "trial"' in text
+    assert facts["versions"]["torch"] in text
+
+
+def test_warnings_of_stages_stand_at_the_top(whole: WholeRecipe) -> None:
+    facts = facts_of(whole, write_workspace(whole))
+    page = html_page(facts)
+    assert page.index("9.7 % of all tokens are [UNK]") < page.index('<dl class="results">') < page.index("<main>")
+    text = Outline(page).text
+    assert "[UNK] among all tokens vocabulary 9.7 %" in text
+    assert "pieces a word vocabulary 1.23" in text
+    (line,) = (
+        line for line in report_files.markdown(facts).splitlines() if line.startswith("Warning, vocabulary: 9.7 %")
+    )
+    assert "\x1b" not in line
+    assert '<aside class="warnings"' not in html_page(facts | {"warnings": []})
+
+
+def test_names_of_files_with_control_characters_are_shown_escaped(
+    whole: WholeRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of files and recipes reach the page, the Markdown and the terminal, and control none of them."""
+    facts = facts_of(whole, write_workspace(whole)) | {"recipe": FORGED_NAME, "overrides": [FORGED_NAME]}
+    page, told = html_page(facts), report_files.markdown(facts)
+    assert r"a\x1b]0;title\x07\nerror: forged\r&lt;script&gt;alert(2)&lt;/script&gt;.txt" in page
+    assert r"a\x1b]0;title\x07\nerror: forged\r" in told
+    report_files.show(facts, Console(width=200))
+    shown = capsys.readouterr().out
+    for output in (page, told, shown):
+        assert not any(unicodedata.category(each) == "Cc" and each != "\n" for each in output)
+        assert not any(line.startswith("error:") for line in output.splitlines())
+    assert "<script" not in page
+
+
+def test_equal_facts_give_equal_bytes_from_memory_and_from_the_file(whole: WholeRecipe) -> None:
+    outcome = write_workspace(whole)
+    contents = report_files.write_report(whole, facts_of(whole, outcome))
+    assert report_files.write_report(whole, facts_of(whole, outcome)) == contents
+    assert html_page(json.loads(contents["report.json"])) == contents["report.html"]
+
+
+def test_a_page_fetches_nothing_and_runs_nothing(whole: WholeRecipe) -> None:
+    page = html_page(facts_of(whole, write_workspace(whole)))
+    outline = Outline(page)
+    tags = {element[0] for element in outline.elements}
+    assert tags.isdisjoint({"script", "img", "iframe", "object", "form", "base"})
+    assert not [name for element in outline.elements for name in element[1:] if name.startswith("on")]
+    assert set(re.findall(r'(?:href|src)="([^"#]*)', page)) == {"", "data:,"}
+    assert "@import" not in page
+    assert "url(" not in page
+    # What meant harm is there to be read.
+    assert "</script></td><script>alert(1)</script>" in outline.text
+    assert PICTURE in outline.text
+    assert page.encode().decode() == page
+
+
+# Letters alone would seldom make an element.
+HARMFUL = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_categories=()), min_size=1),
+        st.sampled_from(["<b>", "</bdi>", "</script>", '"><i>', "'", "<!--", "]]>", "&lt;", "\u202e", "\ud800"]),
+    ),
+    min_size=1,
+    max_size=5,
+).map("".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(HARMFUL, min_size=6, max_size=6))
+def test_no_text_of_a_corpus_changes_the_page_around_it(texts: list[str]) -> None:
+    assert Outline(html_page(_facts(texts))).elements == Outline(html_page(_facts(["x"] * 6))).elements
+
+
+def _facts(texts: list[str]) -> dict[str, Any]:
+    source, detail, word, piece, token, original = map(report_samples.printable, texts)
+    return {
+        "run": "trial",
+        "recipe": "recipe.toml",
+        "overrides": [],
+        "workspace": "ws",
+        "warnings": [{"stage": "vocabulary", "text": detail}],
+        "corpus": {
+            "sources": [{"format": "text", "inputs": [source]}],
+            "documents_read": 2,
+            "documents_kept": 1,
+            "documents_rejected": 1,
+            "rejected_by_reason": {"too-short": 1},
+            "heldout_documents": None,
+            "sentences": None,
+            "characters": None,
+            "cleaning": {},
+            "vocabulary_size": 2,
+            "distinct_words": None,
+            "examples": 1,
+            "example_tokens": 2,
+            "lengths": {},
+        },
+        "rejects": {"too-short": {"source": source, "detail": detail}},
+        "vocabulary": {
+            **dict.fromkeys(("entries", "special", "characters", "words", "pieces"), 1),
+            **{name: [word] for name in ("longest", "pieces_learnt_first", "learnt_last")},
+        },
+        "examples": {
+            "masking": "static",
+            "next_sentence": True,
+            "frequent_words": [word],
+            "split_words": [[piece, piece, piece]],
+            "examples": [
+                # Letters in front: a special token or a continuing piece is written in another way.
+                {
+                    "tokens": [["[CLS]", None], [f"a{token}", None], [f"b{token}", f"c{original}"]],
+                    "segment_b_start": 2,
+                    "next_sentence_label": 1,
+                }
+            ],
+        },
+        "curves": {"problem": detail},
+        "model": {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2},
+        "phases": [],
+        "pretraining": {},
+        "tasks": [],
+        "stages": [],
+        "models": [],
+        "commands": {},
+        "tracking_uri": "sqlite:///mlflow.db",
+        "origin": {"command": "python", "seeds": {}, "digests": {}, "recipe_text": {"text": source}},
+        "versions": {},
+    }
+
+
+@given(st.text(st.characters(exclude_categories=())), st.integers(1, 40))
+def test_foreign_text_is_made_printable(text: str, characters: int) -> None:
+    shown = report_samples.printable(text, characters)
+    assert not [each for each in shown if unicodedata.category(each) in ("Cc", "Cs")]
+    assert shown.encode().decode() == shown
+    assert len(shown) == min(len(text), characters + 1)
+    assert shown.endswith("…") or len(text) <= characters
+
+
+def test_a_masked_example_is_shown_as_text(whole: WholeRecipe) -> None:
+    facts = facts_of(whole, write_workspace(whole))
+    is_next, not_next = facts["examples"]["examples"]
+    assert [part for part in is_next["tokens"] if part[1] is not None] == [
+        ["[MASK]", "cat"],
+        ["<b>", "the"],
+        ["mat", "mat"],
+    ]
+    page = html_page(facts)
+    rubies = re.findall(r'<ruby class="(\w+)".*?<bdi>(.*?)</bdi><rt><bdi>(.*?)</bdi>', page)
+    assert rubies[:3] == [("mask", "[MASK]", "cat"), ("random", "&lt;b&gt;", "the"), ("kept", "mat", "mat")]
+    # The piece is joined to the word that is to be predicted; B begins behind the first [SEP].
+    assert "<rt><bdi>mat</bdi></rt></ruby><bdi>s</bdi> <bdi>.</bdi>" in page
+    assert re.search(r'<div class="segment s4"><b>B</b> <bdi>on</bdi>', page)
+    assert not_next["segment_b_start"] == 5
+    assert facts["examples"]["split_words"] == [["long", "est", "ation"]]
+    # "mat" is the head of "mats", so the words that stand alone are these; the masked ones are counted too.
+    assert facts["examples"]["frequent_words"] == ["the", "cat", "sat", "on", VOCABULARY[20]]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told", "untold"),
+    [
+        ({"masking": "dynamic"}, "dynamic masking", "beneath each token"),
+        ({"next_sentence": "false"}, "no next-sentence task", "IsNext"),
+    ],
+)
+def test_examples_without_masks_or_without_pairs(
+    whole: WholeRecipe, metadata: dict[str, str], told: str, untold: str
+) -> None:
+    outcome = write_workspace(whole, [PLAIN], metadata)
+    page = html_page(facts_of(whole, outcome))
+    assert told in page
+    assert untold not in page
+    assert "<bdi>long</bdi><bdi>est</bdi><bdi>ation</bdi>" in page
+
+
+def test_a_section_is_a_row(whole: WholeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = report_page.Section("more", "More <of it>", lambda facts: f"<p>{len(facts['tasks'])} tasks</p>")
+    monkeypatch.setattr(report_page, "SECTIONS", (*SECTIONS, more))
+    page = html_page(facts_of(whole, FlowOutcome()))
+    assert '<a href="#more">More &lt;of it&gt;</a></nav>' in page
+    assert re.search(r'<h2 id="more-heading">More &lt;of it&gt;</h2>\n<p>\d+ tasks</p>\n</section>\n</main>', page)
+
+
+def test_a_workspace_without_anything_still_gives_a_page(whole: WholeRecipe) -> None:
+    page = html_page(facts_of(whole, FlowOutcome()))
+    assert [section.identifier for section in SECTIONS] == re.findall(r'<section id="([\w-]+)"', page)
+    assert page.count("The workspace tells nothing of this.") == 5
+    assert "Nothing has been pre-trained" in page
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["documents/rejected.jsonl.gz", "vocabulary/vocab.txt", "examples/length32/train-00000-of-00001.arrow"],
+)
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe not this\n", None])
+def test_a_damaged_file_is_told_and_the_rest_shown(whole: WholeRecipe, name: str, damage: bytes | None) -> None:
+    outcome = write_workspace(whole)
+    path = os.path.join(whole.run.workspace, name)
+    if damage is None:
+        os.remove(path)
+    else:
+        with open(path, "wb") as stream:
+            stream.write(damage)
+    page = html_page(facts_of(whole, outcome))
+    assert "This part could not be read:" in page or (name.endswith(("gz", "txt")) and damage == b"")
+    assert "adam_beta2 0.98" in page
+    assert "+6.0" in page
+
+
+def test_a_trial_of_another_version_is_told(whole: WholeRecipe) -> None:
+    outcome = write_workspace(whole)
+    path = os.path.join(whole.run.workspace, "finetuning", "squad", "pretrained", "manifest.json")
+    with open(path, "w") as stream:
+        stream.write("{}")
+    assert re.search(r"squad: <bdi>.*damaged, or no manifest of ours", html_page(facts_of(whole, outcome)))
+
+
+def test_rejects_are_read_until_each_reason_is_seen(
+    whole: WholeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    write_workspace(whole)
+    found = report_samples.reject_samples(f"{whole.run.workspace}/documents", ["duplicate", "not-utf-8", "too-short"])
+    assert list(found) == ["duplicate", "not-utf-8", "too-short"]
+    assert found["too-short"] == {"source": finished_workspace.SCRIPT, "detail": PICTURE}
+    assert found["not-utf-8"]["source"] == TURNED
+
+    lines = [json.dumps({"source": str(number), "reason": "often", "detail": ""}) + "\n" for number in range(1000)]
+    lines.append(json.dumps({"source": "last", "reason": "rare", "detail": ""}) + "\n")
+    members = [gzip.compress("".join(lines[begin : begin + 100]).encode()) for begin in range(0, len(lines), 100)]
+    with open(f"{tmp_path}/rejected.jsonl.gz", "wb") as stream:
+        stream.write(b"".join(members))
+    assert list(report_samples.reject_samples(str(tmp_path), ["often", "rare"])) == ["often", "rare"]
+    monkeypatch.setattr(report_samples, "_REJECTS_BYTES", 10_000)
+    assert list(report_samples.reject_samples(str(tmp_path), ["often", "rare"])) == ["often"]
+
+
+def test_long_curves_are_thinned_and_long_files_sampled(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = [[step, step / 8] for step in range(1, 20_001)]
+    text = "".join(json.dumps({"step": step, "mlm_loss": value, "other": 1}) + "\n" for step, value in truth)
+    with open(f"{tmp_path}/metrics.jsonl", "w") as stream:
+        stream.write(text)
+    for limit_bytes in (8 << 20, 100_000):
+        monkeypatch.setattr(report_samples, "_METRICS_BYTES", limit_bytes)
+        (name, points), *more = report_samples.curves(str(tmp_path)).items()
+        assert (name, more) == ("mlm_loss", [])
+        assert len(points) == 240
+        assert points[0] == truth[0]
+        assert points[-1] == truth[-1]
+        assert points == sorted(points)
+        assert all(value == pytest.approx(step / 8, rel=1e-5) for step, value in points)
+
+
+def test_examples_are_read_from_a_length_that_is_a_pleasure_to_read(whole: WholeRecipe) -> None:
+    write_workspace(whole)
+    directory = f"{whole.run.workspace}/examples"
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    facts = report_samples.example_samples(directory, manifest, VOCABULARY)
+    assert (facts["max_seq_length"], facts["rows_counted"]) == (32, 2)
+    with pytest.raises(ValueError, match=r"holds id \d+, the vocabulary only 5 entries"):
+        report_samples.example_samples(directory, manifest, VOCABULARY[:5])
+
+
+def test_the_standard_error_of_an_accuracy() -> None:
+    assert report_results.standard_error("accuracy", 0.5, 100) == pytest.approx(0.05)
+    assert report_results.standard_error("matthews_correlation", 0.5, 100) is None
+    task = {"metric": "matthews_correlation", "pretrained": 0.125, "random": 0.25, "dev_rows": 1043}
+    assert report_results.gain(task) == "-0.125"
+    assert report_results.gain({**task, "random": None}) == "-"
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-5, 1e3), st.integers(2, 8))
+def test_ticks_are_round_and_cover_the_data(low: float, width: float, count: int) -> None:
+    high = low + width * max(abs(low), 1)
+    found = report_charts.ticks(low, high, count)
+    step = found[1] - found[0]
+    slack = step * 1e-4
+    assert found[0] <= low + slack
+    assert found[-1] >= high - slack
+    assert 2 <= len(found) <= count + 2
+    assert float(f"{step:.0e}") == pytest.approx(step, rel=1e-3)
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e3, 1e6)), min_size=1, max_size=30)
+
+
+@settings(deadline=None)
+@given(st.lists(POINTS, min_size=1, max_size=3), st.booleans())
+def test_curves_lie_inside_their_chart(curves: list[list[tuple[int, float]]], percent: bool) -> None:
+    lines = [report_charts.Line(f"<{number}>", points, "s1", dotted=True) for number, points in enumerate(curves)]
+    bands = [report_charts.Band("first", 0, 10), report_charts.Band("second", 10, 20)]
+    chart = report_charts.line_chart("a & b", "step", lines, bands, percent)
+    assert chart == report_charts.line_chart("a & b", "step", lines, bands, percent)
+    root = ElementTree.fromstring(chart)
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    dots = list(root.iter("circle"))
+    assert len(dots) == sum(map(len, curves))
+    for dot in dots:
+        assert 0 <= float(dot.attrib["cx"]) <= width
+        assert 0 <= float(dot.attrib["cy"]) <= height
+
+
+def test_the_bars_of_a_histogram_are_as_high_as_their_counts() -> None:
+    root = ElementTree.fromstring(report_charts.histogram("lengths", "tokens", [("8", 10), ("16", 0), ("24", 40)]))
+    heights = [float(bar.attrib["height"]) for bar in root.iter("rect")]
+    assert heights == [37.5, 0, 150]
+    assert [bar.findtext("title") for bar in root.iter("rect")] == ["8: 10", "16: 0", "24: 40"]
+
+
+def test_a_negative_score_goes_to_the_left_of_zero() -> None:
+    bars = [report_charts.Bar("low", -0.5, "-0.5", "s1"), report_charts.Bar("high", 1.0, "1.0", "s2")]
+    root = ElementTree.fromstring(report_charts.horizontal_bars("scores", [report_charts.Group("", bars, -0.5, 1.0)]))
+    low, high = ({key: float(bar.attrib[key]) for key in ("x", "width")} for bar in root.iter("rect"))
+    assert low["x"] + low["width"] == pytest.approx(high["x"], abs=0.2)
+    assert high["width"] == pytest.approx(2 * low["width"], abs=0.2)
+
+
+def test_a_chart_without_values_is_no_chart() -> None:
+    assert report_charts.line_chart("none", "step", [report_charts.Line("none", [], "s1")]) == ""
+    assert report_charts.histogram("none", "tokens", []) == ""
+    assert report_charts.horizontal_bars("none", []) == ""

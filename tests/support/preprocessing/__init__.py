@@ -1,0 +1,1 @@
+"""Corpora, recipes and slow references for the tests of preprocessing."""
