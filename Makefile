@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: demo test test-spark test-faults check setup bench ui doctor lock clean
 
 demo: setup
-	$(BIN)/python -m flows.end_to_end flows/recipes/demo.toml
+	$(BIN)/clozeworks run flows/recipes/demo.toml
 
 test: setup
 	$(BIN)/python -m pytest
@@ -51,7 +51,7 @@ $(STAMP): requirements.lock pyproject.toml
 # MLflow and Prefect of a workspace, on loopback.
 WORKSPACE ?= workspaces/demo
 ui: setup
-	$(BIN)/python -m flows.ui $(WORKSPACE)
+	$(BIN)/clozeworks ui $(WORKSPACE)
 
 doctor:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.doctor; else $(PYTHON) -m flows.doctor; fi

@@ -88,7 +88,6 @@ def _main(words: list[str]) -> int:
     if name not in VERBS:
         raise InputError(f"{unknown(name)}; see {PROGRAM} --help")
     verb = VERBS[name]
-    CommandParser.command = f"{PROGRAM} {name}"
     if name == "run":
         verb, rest = _flow(verb, rest)
     _run(name, verb, rest)
@@ -100,7 +99,7 @@ def help_text() -> str:
     lines = [f"usage: {PROGRAM} VERB ...", "", "Raw text in, a GLUE-scored, registered BERT out."]
     for title, verbs in GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:12} {verb.line}" for name, verb in verbs.items())]
-    lines += ["", f"{PROGRAM} VERB --help tells what a verb takes; {PROGRAM} --version tells the version."]
+    lines += ["", f"{PROGRAM} VERB --help shows the arguments of a verb; {PROGRAM} --version shows the version."]
     return "\n".join([*lines, f"example: {PROGRAM} run flows/recipes/demo.toml"])
 
 
@@ -123,7 +122,6 @@ def _flow(verb: Verb, words: list[str]) -> tuple[Verb, list[str]]:
     if parsed.only is None:
         CommandParser.note = _ONLY
         return verb, rest
-    CommandParser.command = f"{PROGRAM} run --only {parsed.only}"
     return verb._replace(module=f"flows.{parsed.only}"), rest
 
 

@@ -1,9 +1,9 @@
 """Deploy the flows to a Prefect server: make the work pools that are absent, then what flows/prefect.yaml lists.
 
-    python -m flows.deploy                                   # machines with a checkout, type process
-    CLOZEWORKS_IMAGE=registry/clozeworks:1 python -m flows.deploy --types docker kubernetes
+    clozeworks deploy                                   # machines with a checkout, type process
+    CLOZEWORKS_IMAGE=registry/clozeworks:1 clozeworks deploy --types docker kubernetes
 
-    python -m flows.deploy --reset pretrain                  # undo what was set on the page for this one
+    clozeworks deploy --reset pretrain                  # undo what was set on the page for this one
 
 The server is the one that PREFECT_API_URL names. Pools and the automation stay as they are where they exist.
 Deployments are brought up to date, but for what people set on Prefect's page: schedules (switched on or off, changed,
@@ -51,9 +51,9 @@ _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m flows.deploy",
+        prog="clozeworks deploy",
         description=(__doc__ or "").splitlines()[0],
-        epilog="example: python -m flows.deploy --types process docker",
+        epilog="example: clozeworks deploy --types process docker",
     )
     parser.add_argument("--types", nargs="+", choices=("process", "docker", "kubernetes"), default=["process"])
     parser.add_argument(
@@ -104,7 +104,7 @@ def _deploy(
     for edit in done.edits:
         print(f"    left alone: {shown(edit)}")
     if done.edits:
-        print(f"    to take all of it from prefect.yaml: python -m flows.deploy --reset {listed['name']}")
+        print(f"    to take all of it from prefect.yaml: clozeworks deploy --reset {listed['name']}")
     if done.note:
         print(f"    {shown(done.note)}")
     return None

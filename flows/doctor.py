@@ -1,6 +1,6 @@
 """Show what this machine has of what Clozeworks needs, and what to do about what it lacks.
 
-python -m flows.doctor
+clozeworks doctor
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _STYLES = {"ok": "green", "missing": "bold red", "optional": "yellow"}
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m flows.doctor",
+        prog="clozeworks doctor",
         description="Show what is here, and what to do about what is not. Exit code 0 where all that is required is "
         "here, 1 where something is missing; what is optional does not count.",
-        epilog="example: python -m flows.doctor --workspace /data/workspaces",
+        epilog="example: clozeworks doctor --workspace /data/workspaces",
     )
     parser.add_argument("--workspace", default=".", help="directory whose disk a run would fill; default: this one")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

@@ -1,6 +1,6 @@
 """Show what a recipe will cost before it starts: examples, disk of each stage, CPU and GPU time, operations, memory.
 
-python -m flows.estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100
+clozeworks estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _NOT_GIVEN = "not given"
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m flows.estimate",
+        prog="clozeworks estimate",
         description="Show what a recipe will cost before it starts.",
-        epilog="example: python -m flows.estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100",
+        epilog="example: clozeworks estimate flows/recipes/bert-base.toml --corpus-bytes 16e9 --gpu h100",
     )
     add_recipe_arguments(parser)
     parser.add_argument(

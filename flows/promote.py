@@ -1,9 +1,9 @@
 """Judge a registered version at the promotion gate, list the versions, or take a promotion back.
 
-    python -m flows.promote NAME --tracking-uri URI [--margin 0.002]     the challenger against the champion
-    python -m flows.promote NAME --version N --force "reason"            whatever the comparison says
-    python -m flows.promote NAME --rollback                              the champion before this one
-    python -m flows.promote NAME --list
+    clozeworks promote NAME --tracking-uri URI [--margin 0.002]     the challenger against the champion
+    clozeworks promote NAME --version N --force "reason"            whatever the comparison says
+    clozeworks promote NAME --rollback                              the champion before this one
+    clozeworks promote NAME --list
 
 Exit codes: 0 done as asked, 1 the gate kept the champion, 2 a mistake in what was given.
 """
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 EXIT_KEPT = 1
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
-_EXAMPLE = "example: python -m flows.promote demo-word-order --tracking-uri sqlite:///workspaces/demo/mlflow.db --list"
+_EXAMPLE = "example: clozeworks promote demo-word-order --tracking-uri sqlite:///workspaces/demo/mlflow.db --list"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m flows.promote", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="clozeworks promote", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     parser.add_argument("name", help="registered model, such as demo-encoder")
     parser.add_argument(

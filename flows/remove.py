@@ -1,7 +1,7 @@
-"""Remove an earlier result that was kept: python -m flows.remove workspaces/demo pretraining.1
+"""Remove an earlier result that was kept: clozeworks remove workspaces/demo pretraining.1
 
 Finished pre-trainings and distillations are never deleted by a run: they are kept under a numbered name, which
-`python -m flows.status` lists. This command deletes one of them, after asking.
+`clozeworks status` lists. This command deletes one of them, after asking.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _NAME = re.compile(rf"({'|'.join(_STAGES)})\.\d+")
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m flows.remove",
+        prog="clozeworks remove",
         description="Delete an earlier result that was kept under a numbered name.",
-        epilog="example: python -m flows.remove workspaces/demo pretraining.1",
+        epilog="example: clozeworks remove workspaces/demo pretraining.1",
     )
     parser.add_argument("workspace", help="directory of the run")
     parser.add_argument("name", help="name of the kept result, as flows.status lists it")

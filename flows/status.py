@@ -1,7 +1,7 @@
 """Show how far a run is: each stage's state and progress, and the command that resumes it.
 
-python -m flows.status workspaces/demo
-python -m flows.status flows/recipes/demo.toml --watch 10
+clozeworks status workspaces/demo
+clozeworks status flows/recipes/demo.toml --watch 10
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from pipelines.commands.command_line import CommandParser
 from pipelines.commands.recipe_arguments import add_override_arguments, overrides_from_arguments
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.recipe import read_recipe
+from pipelines.contract.workspace import DISTILLATION, DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 
 DETAIL_WIDTH = 160
 """Characters of a detail that are shown: a changed list of sources would fill the screen; --json has all."""
 
 _COMMANDS = {
-    "documents": "pipelines.shard_corpus",
-    "vocabulary": "pipelines.train_vocabulary",
-    "examples": "pipelines.build_examples",
-    "pretraining": "flows.pretrain",
-    "distillation": "flows.distill",
-    "finetuning": "flows.finetune",
+    DOCUMENTS: "documents",
+    VOCABULARY: "vocabulary",
+    EXAMPLES: "examples",
+    PRETRAINING: "run --only pretrain",
+    DISTILLATION: "run --only distill",
+    FINETUNING: "run --only finetune",
 }
 _STYLES = {"complete": "green", "stale": "yellow", "unfinished": "cyan", "missing": "dim", "kept": "blue"}
 _ANY_RECIPE = "RECIPE.toml"
@@ -39,10 +40,10 @@ _ANY_RECIPE = "RECIPE.toml"
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m flows.status",
+        prog="clozeworks status",
         description="Show each stage's state and progress, and the next command. A recipe shows more than a workspace: "
         "whether what is there still matches its settings.",
-        epilog="example: python -m flows.status workspaces/demo --watch 10",
+        epilog="example: clozeworks status workspaces/demo --watch 10",
     )
     parser.add_argument("target", help="directory of a run, or a recipe file (.toml)")
     add_override_arguments(parser)
@@ -88,8 +89,8 @@ def next_command(statuses: list[StageStatus], workspace: str, recipe: str) -> st
     needed = [status for index, status in enumerate(statuses) if status.state != "missing" or index > last]
     for status in needed:
         if status.state not in ("complete", "kept"):
-            return f"python -m {_COMMANDS[status.name.removesuffix(NEW).split('/')[0]]} {recipe}"
-    return f"python -m flows.ui {shlex.quote(workspace)}"
+            return f"clozeworks {_COMMANDS[status.name.removesuffix(NEW).split('/')[0]]} {recipe}"
+    return f"clozeworks ui {shlex.quote(workspace)}"
 
 
 def _show(statuses: list[StageStatus], following: str, clear: bool) -> None:

@@ -1,6 +1,6 @@
 """Show a workspace's pages: MLflow's and Prefect's servers on loopback, until Ctrl-C or SIGTERM.
 
-python -m flows.ui workspaces/demo
+clozeworks ui workspaces/demo
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Page(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m flows.ui",
+        prog="clozeworks ui",
         description="Show a workspace's runs, models and flows in a browser, until Ctrl-C.",
-        epilog="example: python -m flows.ui workspaces/demo",
+        epilog="example: clozeworks ui workspaces/demo",
     )
     parser.add_argument("workspace", help="directory of a run, such as workspaces/demo")
     free = "0 takes any free one, as does a port that is in use"

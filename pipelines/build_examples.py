@@ -1,6 +1,6 @@
 """Job 3: tokenise the documents and write rows with masked tokens, for every length that the recipe names.
 
-    python -m pipelines.build_examples flows/recipes/demo.toml --set examples.passes=2
+    clozeworks examples flows/recipes/demo.toml --set examples.passes=2
 
 What a shard of documents gives and what a file of examples holds is fixed before the job starts, so a retry or another
 runner writes the same bytes, and a run that was killed goes on with what is not written yet. Random next sentences come
@@ -78,11 +78,11 @@ def build(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
-    job = parse_job("pipelines.build_examples", __doc__, argv)
+    job = parse_job(EXAMPLES, __doc__, argv)
     config = job.recipe.section("examples", ExamplesConfig)
     directories = {stage: stage_directory(job.recipe, stage) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
-    documents = require_manifest(directories[DOCUMENTS], DOCUMENTS, "python -m pipelines.shard_corpus")
-    vocabulary = require_manifest(directories[VOCABULARY], VOCABULARY, "python -m pipelines.train_vocabulary")
+    documents = require_manifest(directories[DOCUMENTS], DOCUMENTS, "clozeworks documents")
+    vocabulary = require_manifest(directories[VOCABULARY], VOCABULARY, "clozeworks vocabulary")
     key = examples_key(job.recipe)
     with job.build_of(key, directories[EXAMPLES]) as is_needed:
         if is_needed:

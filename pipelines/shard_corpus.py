@@ -1,6 +1,6 @@
 """Job 1: read a corpus, clean it, split it into sentences, and write documents in shards.
 
-    python -m pipelines.shard_corpus flows/recipes/demo.toml --set documents.num_shards=4
+    clozeworks documents flows/recipes/demo.toml --set documents.num_shards=4
 
 A document belongs to a shard by the hash of its text, so a shard is a random sample of the corpus, and equal texts
 meet in one shard, where all but one are dropped. Options that this command does not know go to Beam (--runner,
@@ -89,7 +89,7 @@ def _choose_documents(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
-    job = parse_job("pipelines.shard_corpus", __doc__, argv)
+    job = parse_job(DOCUMENTS, __doc__, argv)
     config = job.recipe.section("documents", DocumentsConfig)
     directory = stage_directory(job.recipe, DOCUMENTS)
     key = documents_key(job.recipe)

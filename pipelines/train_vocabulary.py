@@ -1,6 +1,6 @@
 """Job 2: count the words of the training documents and train a WordPiece vocabulary from the counts.
 
-    python -m pipelines.train_vocabulary flows/recipes/demo.toml --set vocabulary.size=4096
+    clozeworks vocabulary flows/recipes/demo.toml --set vocabulary.size=4096
 
 Each worker counts the words of one shard; counts are merged as Arrow tables, and one node trains. Held-out documents
 are not read. Options that this command does not know go to Beam (--runner, --direct_num_workers, ...).
@@ -46,10 +46,10 @@ def build(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
-    job = parse_job("pipelines.train_vocabulary", __doc__, argv)
+    job = parse_job(VOCABULARY, __doc__, argv)
     config = job.recipe.section("vocabulary", VocabularyConfig)
     documents_directory, directory = stage_directory(job.recipe, DOCUMENTS), stage_directory(job.recipe, VOCABULARY)
-    documents = require_manifest(documents_directory, DOCUMENTS, "python -m pipelines.shard_corpus")
+    documents = require_manifest(documents_directory, DOCUMENTS, "clozeworks documents")
     key = vocabulary_key(job.recipe)
     with job.build_of(key, directory) as is_needed:
         if not is_needed:

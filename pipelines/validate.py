@@ -1,7 +1,7 @@
 """Check finished stages against their manifests: checksums, schemas, every row, and the statistics recomputed.
 
-    python -m pipelines.validate workspaces/demo/examples
-    python -m pipelines.validate workspaces/demo
+    clozeworks validate workspaces/demo/examples
+    clozeworks validate workspaces/demo
 
 Works on the directories of documents, vocabulary and examples, and on a workspace with all three. Where the stages that
 a stage was made from lie next to it, they have to be the ones that its manifest names, and its statistics are computed
@@ -21,9 +21,9 @@ from pipelines.validation.workspace import validate
 
 def main() -> int:
     parser = CommandParser(
-        prog="python -m pipelines.validate",
+        prog="clozeworks validate",
         description=__doc__,
-        epilog="example: python -m pipelines.validate workspaces/demo",
+        epilog="example: clozeworks validate workspaces/demo",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", help="a finished stage, such as workspaces/demo/examples, or a workspace")

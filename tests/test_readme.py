@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from tests.support import REPOSITORY
 
+from flows.cli import VERBS
 from pipelines.contract.recipe import read_recipe
 
-PYTHON = ".venv/bin/python"
+COMMAND = ".venv/bin/clozeworks"
 DEMO = "workspaces/demo"
 OWN_FILES = ("/data/",)
 """Where the page puts files of the reader's own."""
@@ -48,21 +49,36 @@ def printed_commands(page: str) -> list[str]:
     """Command lines of the blocks, continued lines joined and comments taken off, and those within sentences."""
     found = []
     for block in blocks(page):
-        if re.match(r"(\S*python -m|make|[a-z]+/\S+\.sh|export|source|prefect) ", block):
+        if re.match(r"(\S*clozeworks|make|[a-z]+/\S+\.sh|export|source|prefect) ", block):
             found += [shlex.join(shlex.split(line, comments=True)) for line in block.replace("\\\n", "").splitlines()]
     sentences = "\n".join(line for line in page.splitlines() if not line.startswith("    "))
-    inline = [code for code in sentences.split("`")[1::2] if "python -m " in code]
+    inline = [code for code in sentences.split("`")[1::2] if "bin/clozeworks " in code]
     return [line for line in found + [" ".join(line.split()) for line in inline] if line]
 
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line) for line in printed_commands(README)]
-MODULE_COMMANDS = [words for words in COMMANDS if "-m" in words]
+OUR_COMMANDS = [words for words in COMMANDS if words[0].endswith("clozeworks")]
+
+
+def verb_of(words: list[str]) -> tuple[str, list[str]]:
+    """The verb of a command, and its arguments; a flow of `run --only` is a verb of its own."""
+    length = 2 if " ".join(words[1:3]) in VERBS else 1
+    verb, arguments = " ".join(words[1 : 1 + length]), words[1 + length :]
+    if verb == "run" and "--only" in arguments:
+        place = arguments.index("--only")
+        verb, arguments = f"run --only {arguments[place + 1]}", arguments[:place] + arguments[place + 2 :]
+    return verb, arguments
+
+
+def module_of(verb: str) -> str:
+    _, is_flow, flow = verb.partition("run --only ")
+    return f"flows.{flow}" if is_flow else VERBS[verb].module
 
 
 @pytest.fixture(scope="module")
 def help_of() -> dict[str, str]:
-    modules = sorted({words[2] for words in MODULE_COMMANDS})
+    modules = sorted({module_of(verb_of(words)[0]) for words in OUR_COMMANDS if not words[1].startswith("-")})
     command = [sys.executable, "-W", "ignore", "-c", ASK_FOR_HELP, *modules]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stderr
@@ -71,18 +87,18 @@ def help_of() -> dict[str, str]:
 
 
 def test_the_page_has_commands() -> None:
-    assert len(MODULE_COMMANDS) > 12
-    assert {words[2] for words in MODULE_COMMANDS} >= {"flows.end_to_end", "flows.status", "flows.deploy"}
+    assert len(OUR_COMMANDS) > 12
+    assert {verb_of(words)[0] for words in OUR_COMMANDS} >= {"run", "status", "deploy"}
 
 
-def test_every_command_names_the_python_that_make_installs() -> None:
-    assert [shlex.join(words) for words in MODULE_COMMANDS if words[:2] != [PYTHON, "-m"]] == []
+def test_every_command_is_the_one_that_make_installs() -> None:
+    assert [shlex.join(words) for words in OUR_COMMANDS if words[0] != COMMAND] == []
 
 
-@pytest.mark.parametrize("words", MODULE_COMMANDS, ids=shlex.join)
+@pytest.mark.parametrize("words", [words for words in OUR_COMMANDS if not words[1].startswith("-")], ids=shlex.join)
 def test_a_command_parses_as_printed(words: list[str], help_of: dict[str, str]) -> None:
-    module, arguments = words[2], words[3:]
-    known = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", help_of[module]))
+    verb, arguments = verb_of(words)
+    known = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", help_of[module_of(verb)]))
     flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     assert [flag for flag in flags if flag not in known] == []
     recipes = [word for word in arguments if word.endswith(".toml")]
@@ -117,7 +133,7 @@ def test_models_that_the_pages_name_are_those_of_the_demo() -> None:
     assert {"demo-encoder", "demo-encoder-distilled", *(f"demo-{task}" for task in tasks)} == DEMO_MODELS
     for page in ("README.md", "flows/README.md", "flows/promote.py"):
         text = (REPOSITORY / page).read_text()
-        named = set(re.findall(r"(?:models:/|flows\.promote )(demo-[a-z-]+)", text))
+        named = set(re.findall(r"(?:models:/|clozeworks promote )(demo-[a-z-]+)", text))
         assert named <= DEMO_MODELS, page
 
 
@@ -149,7 +165,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CHEAP = [
-    words for words in MODULE_COMMANDS if words[2] in ("flows.estimate", "flows.status") and "--watch" not in words
+    words for words in OUR_COMMANDS if verb_of(words)[0] in ("--help", "estimate", "status") and "--watch" not in words
 ]
 
 
@@ -170,4 +186,4 @@ def test_there_are_cheap_commands_and_the_report_lies_where_the_page_says(checko
 def test_placeholders_are_few() -> None:
     """What a reader has to fill in is a name after `promote`; everything else runs as it stands."""
     filled_in = [shlex.join(words) for words in COMMANDS if PLACEHOLDER.search(shlex.join(words))]
-    assert filled_in == [f"{PYTHON} -m flows.promote NAME --rollback"]
+    assert filled_in == [f"{COMMAND} promote NAME --rollback"]

@@ -1,6 +1,6 @@
 """Distil an encoder into one of half its depth, by DistilBERT's recipe.
 
-    python -m training.distill recipe.toml
+    clozeworks distill recipe.toml
     deepspeed --num_accelerators 2 --module training.distill recipe.toml
 
 Reads <workspace>/examples and pretraining/encoder (or distillation.teacher), writes <workspace>/distillation:
@@ -22,9 +22,9 @@ from training.stages.distillation import distillation_inputs
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m training.distill",
+        prog="clozeworks distill",
         description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="example: python -m training.distill flows/recipes/demo.toml",
+        epilog="example: clozeworks distill flows/recipes/demo.toml",
     )
     add_recipe_arguments(parser)
     add_restart_argument(parser, "begin anew; what an earlier run left is kept under a numbered name")

@@ -1,6 +1,6 @@
 """Write BERT's hidden states for each line of a text as Arrow: its feature-based use (paper, section 5.3).
 
-    python -m training.extract_features --model models:/NAME@champion --input text.txt --output features.arrow
+    clozeworks features --model models:/NAME@champion --input text.txt --output features.arrow
 
 The input has one text a line; a line may have any length, nothing is cut off. --pool says what a row is:
 
@@ -38,10 +38,10 @@ _BLOCK_BYTES = 1 << 18
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m training.extract_features",
+        prog="clozeworks features",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m training.extract_features --model models:/NAME@champion --input text.txt "
+        epilog="example: clozeworks features --model models:/NAME@champion --input text.txt "
         "--pool tokens --output features.arrow",
     )
     add_encoder_arguments(parser, layers="-1,-2,-3,-4")

@@ -1,6 +1,6 @@
 """Fine-tune an encoder: on GLUE, SQuAD, sequence tagging, and the word-order task made from held-out documents.
 
-    python -m training.finetune recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
+    clozeworks finetune recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
 
 One process, or several under DeepSpeed's launcher. Each trial writes <workspace>/finetuning/<task>/<start>: model/ (a
 Hugging Face directory), predictions/, metrics.jsonl and, last of all, manifest.json with the scores. Complete trials
@@ -24,12 +24,12 @@ from training.trials.trial_plan import PlannedTrial, data_directory, planned_tri
 if TYPE_CHECKING:
     pass
 
-_EXAMPLE = "example: python -m training.finetune recipe.toml --tasks rte --set finetuning.glue_dir=glue"
+_EXAMPLE = "example: clozeworks finetune recipe.toml --tasks rte --set finetuning.glue_dir=glue"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m training.finetune", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="clozeworks finetune", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to train, instead of finetuning.tasks")

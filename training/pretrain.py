@@ -1,7 +1,7 @@
 """Pre-train BERT: masked LM and next sentence, under DeepSpeed ZeRO.
 
     deepspeed --num_accelerators 2 --module training.pretrain recipe.toml
-    python -m training.pretrain recipe.toml
+    clozeworks pretrain recipe.toml
 
 Reads <workspace>/vocabulary and <workspace>/examples, writes <workspace>/pretraining: encoder/ (a Hugging Face
 directory), checkpoints/, metrics.jsonl, deepspeed.json and, last of all, manifest.json. That manifest is what success
@@ -19,12 +19,15 @@ from training.resuming.checkpointed_stage import is_to_run
 from training.resuming.process_end import StopRequest, exit_code_of_rank, run_and_leave
 from training.stages.pretraining import pretraining_inputs
 
-_EXAMPLE = "example: deepspeed --num_accelerators 2 --module training.pretrain recipe.toml --set pretraining.seed=7"
+_EXAMPLE = (
+    "example: clozeworks pretrain recipe.toml --set pretraining.seed=7; on two ranks: "
+    "deepspeed --num_accelerators 2 --module training.pretrain recipe.toml"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m training.pretrain", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="clozeworks pretrain", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)
     add_restart_argument(parser, "begin anew; what an earlier run left is kept under a numbered name")

@@ -1,6 +1,6 @@
 """Score an encoder cheaply: a linear model on its frozen sentence features for each task, minutes instead of hours.
 
-    python -m training.probe --model models:/NAME@champion --glue-dir DIR --tasks cola sst-2 rte
+    clozeworks probe --model models:/NAME@champion --glue-dir DIR --tasks cola sst-2 rte
 
 A sentence is the mean over its sub-tokens, a pair (u, v) is [u, v, |u - v|, u * v]; logistic regression, or ridge
 regression for scores, is fitted on the training rows, with a fifth of them held out to choose its regularisation, and
@@ -31,10 +31,10 @@ _COLUMNS = "{:<11} {:<20} {:>6} {:>6} {:>9} {:>8} {:>8} {:>8}"
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m training.probe",
+        prog="clozeworks probe",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m training.probe --model workspaces/demo --glue-dir glue --tasks cola sst-2",
+        epilog="example: clozeworks probe --model workspaces/demo --glue-dir glue --tasks cola sst-2",
     )
     add_encoder_arguments(parser, layers="-1")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """Fine-tune with many settings and seeds, side by side, and compare them: the grids of the BERT paper, or others.
 
-    python -m training.sweep recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
+    clozeworks sweep recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
 
 Each trial writes <workspace>/finetuning/<task>/sweep/<name> as training.finetune does, beside them summary.json (each
 point of the grid: median, mean, standard deviation, best) and best.json (the best trial and its model). Complete
@@ -32,13 +32,13 @@ from training.trials.sweep_plan import SWEEP_DIRECTORY, SweepTrial, plan
 from training.trials.sweep_results import TaskSweep, comparison, table_of
 from training.trials.trial_plan import data_directory, require_inputs, trial_of
 
-_EXAMPLE = "example: python -m training.sweep recipe.toml --tasks rte --set finetuning.sweep.seeds=5"
+_EXAMPLE = "example: clozeworks sweep recipe.toml --tasks rte --set finetuning.sweep.seeds=5"
 _NOT_ALL_COMPLETE = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m training.sweep", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="clozeworks sweep", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to sweep, instead of finetuning.tasks")

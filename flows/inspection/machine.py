@@ -28,7 +28,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 OLDEST_PYTHON, PYTHON_TOO_NEW = (3, 11), (3, 14)
 EXTRAS = ("pipelines", "training", "flows")
 MIN_DISK_BYTES = 2 << 30
-"""The demonstration's workspace takes 0.2 GB; checkpoints and examples of larger runs: `python -m flows.estimate`."""
+"""The demonstration's workspace takes 0.2 GB; checkpoints and examples of larger runs: `clozeworks estimate`."""
 MIN_MEMORY_BYTES = 4 << 30
 """Two workers of 0.6 GB each (`make bench NAME=growth`), or two ranks with torch and DeepSpeed; the page cache."""
 SHARED_MEMORY_BYTES_A_RANK = 66 << 20
@@ -294,7 +294,7 @@ def _port(server: str, port: int) -> Finding:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            remedy = "perhaps your own server; python -m flows.ui takes another port"
+            remedy = "perhaps your own server; clozeworks ui takes another port"
             return _finding(f"port {port} ({server})", False, "in use", remedy, required=False)
     return Finding(f"port {port} ({server})", "ok", "free")
 

@@ -2,7 +2,7 @@
 
 How many rows a megabyte of text gives depends on the texts: articles are shorter than books, and the last row of a
 document is rarely full. So the defaults mix both as BERT's corpus did, and a trial on a part of one's own corpus is
-better: `python -m flows.preprocess recipe.toml --set documents.sources.0.max_input_bytes=50_000_000`, then
+better: `clozeworks run --only preprocess recipe.toml --set documents.sources.0.max_input_bytes=50_000_000`, then
 `--from-workspace`.
 """
 
@@ -115,7 +115,7 @@ def measured_rates(whole: WholeRecipe, workspace: str) -> Rates:
     documents, vocabulary, examples = (manifests[stage] for stage in (DOCUMENTS, VOCABULARY, EXAMPLES))
     if documents is None or vocabulary is None or examples is None:
         absent = ", ".join(stage for stage, manifest in manifests.items() if manifest is None)
-        raise InputError(f"{workspace}: {absent} not finished there; run python -m flows.preprocess on it first")
+        raise InputError(f"{workspace}: {absent} not finished there; run clozeworks run --only preprocess on it first")
     made = ExamplesConfig.model_validate(examples.config)
     if made.next_sentence != whole.examples.next_sentence:
         raise InputError(

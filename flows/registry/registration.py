@@ -107,7 +107,7 @@ def _manifest_of(directory: str) -> Manifest:
     """The manifest of a stage of the workspace, whose files are verified: what is registered is what was trained."""
     manifest = read_manifest(directory)
     stage = manifest.stage if manifest is not None else os.path.basename(directory)
-    manifest = require_manifest(directory, stage, "python -m flows.end_to_end")
+    manifest = require_manifest(directory, stage, "clozeworks run")
     for file in manifest.files:
         verify_file(directory, file)
     return manifest

@@ -37,8 +37,6 @@ DRAIN_TIMEOUT_SECONDS = 5.0
 MOST_RETRIES = 3
 """Of one request to Prefect's server; their pauses add up to about 14 seconds."""
 
-_EXAMPLE = "example: python -m flows.{name} flows/recipes/demo.toml --set pretraining.seed=7"
-
 
 def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
     """Run a flow on the recipe that the command line names.
@@ -46,10 +44,11 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
     Returns the exit code: 0 complete, 1 a stage failed, 2 a mistake in what the person gave us, 130 interrupted.
     """
     name = flow.fn.__name__
+    command = "clozeworks run" if name == "end_to_end" else f"clozeworks run --only {name}"
     parser = CommandParser(
-        prog=f"python -m flows.{name}",
+        prog=command,
         description=(flow.fn.__doc__ or "").splitlines()[0],
-        epilog=_EXAMPLE.format(name=name),
+        epilog=f"example: {command} flows/recipes/demo.toml --set pretraining.seed=7",
     )
     add_recipe_arguments(parser)
     parser.add_argument(

@@ -14,17 +14,11 @@ from pipelines.contract.shown_text import shown
 class CommandParser(argparse.ArgumentParser):
     """argparse, with one line where it would print the usage first, and with `--debug`."""
 
-    command: ClassVar[str | None] = None
-    """The person's name for a module that was not started by `python -m`; all that parsers print says it."""
     note: ClassVar[str] = ""
-    """What `command` takes beyond the module, for the end of its description."""
+    """What `clozeworks` accepts for a verb in addition to its module; appended to the description."""
 
     def __init__(self, *arguments: Any, **settings: Any):
-        prog = str(settings.get("prog", ""))
-        if self.command is not None and prog.startswith("python -m "):
-            for name in ("prog", "description", "epilog"):
-                settings[name] = (settings.get(name) or "").replace(prog, self.command)
-            settings["description"] += self.note
+        settings["description"] = (settings.get("description") or "") + self.note
         super().__init__(*arguments, **settings)
         text = "show the traceback of a failure, here and in child processes"
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)

@@ -110,12 +110,12 @@ class Job(NamedTuple):
         return is_done
 
 
-def parse_job(module: str, description: str | None, argv: list[str] | None) -> Job:
+def parse_job(stage: str, description: str | None, argv: list[str] | None) -> Job:
     """Parse the command line that all three jobs share: recipe, `--set`, `--workspace`; the rest is Beam's."""
     parser = CommandParser(
-        prog=f"python -m {module}",
+        prog=f"clozeworks {stage}",
         description=description,
-        epilog=f"example: python -m {module} flows/recipes/demo.toml --set run.workers=2",
+        epilog=f"example: clozeworks {stage} flows/recipes/demo.toml --set run.workers=2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_recipe_arguments(parser)

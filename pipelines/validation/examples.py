@@ -40,7 +40,7 @@ def validate_examples(directory: str, manifest: Manifest) -> None:
     """
     config = config_of(directory, manifest, ExamplesConfig)
     vocabulary_directory = sibling(directory, VOCABULARY)
-    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "python -m pipelines.train_vocabulary")
+    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
     casing = config_of(vocabulary_directory, vocabulary, VocabularyConfig)
     tokens = tokens_of(vocabulary_directory)
     for token in SPECIAL_TOKENS:

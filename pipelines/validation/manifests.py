@@ -19,8 +19,8 @@ from pipelines.contract.workspace import (
 from pipelines.stage_keys import DOCUMENTS_VERSION, EXAMPLES_VERSION, VOCABULARY_VERSION
 from pipelines.validation.faults import FaultError
 
-COMMANDS = {DOCUMENTS: "shard_corpus", VOCABULARY: "train_vocabulary", EXAMPLES: "build_examples"}
 _VERSIONS = {DOCUMENTS: DOCUMENTS_VERSION, VOCABULARY: VOCABULARY_VERSION, EXAMPLES: EXAMPLES_VERSION}
+STAGES = tuple(_VERSIONS)
 _INPUTS: dict[str, tuple[str, ...]] = {
     DOCUMENTS: (CORPUS_INPUT,),
     VOCABULARY: (DOCUMENTS,),
@@ -60,7 +60,7 @@ def check_manifest(directory: str, manifest: Manifest) -> None:
         if found != known:
             raise FaultError(
                 f"{where}: {name} is {found}, this release writes {known}: the files may mean something else; "
-                f"run python -m pipelines.{COMMANDS[manifest.stage]} again, or use the release that wrote them"
+                f"run clozeworks {manifest.stage} again, or use the release that wrote them"
             )
     if not manifest.files:
         raise FaultError(f"{where}: names no file")
@@ -129,5 +129,5 @@ def check_inputs(directory: str, manifest: Manifest) -> None:
         if found is not None and found.digest != digest:
             raise FaultError(
                 f"{directory}: made from other {name} (digest {digest[:12]}) than those in {source} "
-                f"({found.digest[:12]}); run python -m pipelines.{COMMANDS[manifest.stage]} again"
+                f"({found.digest[:12]}); run clozeworks {manifest.stage} again"
             )

@@ -12,7 +12,7 @@ from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, VOCABULARY
 from pipelines.validation.documents import validate_documents
 from pipelines.validation.examples import validate_examples
 from pipelines.validation.faults import FaultError
-from pipelines.validation.manifests import COMMANDS, check_inputs, check_manifest, check_strays, stated
+from pipelines.validation.manifests import STAGES, check_inputs, check_manifest, check_strays, stated
 from pipelines.validation.vocabulary import validate_vocabulary
 
 
@@ -29,7 +29,7 @@ def validate(directory: str) -> list[str]:
     if manifest is not None:
         return [_validate_stage(directory, manifest)]
     lines = []
-    stages = {stage: storage.join(directory, stage) for stage in COMMANDS}
+    stages = {stage: storage.join(directory, stage) for stage in STAGES}
     manifests = {stage: stated(uri) for stage, uri in stages.items()}
     if not any(manifests.values()):
         if storage.is_local(directory) and not os.path.isdir(storage.local_path(directory)):
@@ -38,10 +38,7 @@ def validate(directory: str) -> list[str]:
     for stage, uri in stages.items():
         manifest = manifests[stage]
         if manifest is None:
-            raise InputError(
-                f"{uri}: no manifest.json, so this stage is not complete; run python -m pipelines.{COMMANDS[stage]} "
-                "first"
-            )
+            raise InputError(f"{uri}: no manifest.json, so this stage is not complete; run clozeworks {stage} first")
         if manifest.stage != stage:
             raise FaultError(f"{uri}: holds the stage {manifest.stage!r}, not {stage!r}")
         lines.append(_validate_stage(uri, manifest))

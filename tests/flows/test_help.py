@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.cli import FLOWS, VERBS
+
 PACKAGES = ("pipelines", "training", "flows")
 TAKES_ARGUMENTS = ("CommandParser(", "parse_job(", "run_as_command(")
 MAIN = 'if __name__ == "__main__":'
@@ -49,3 +51,6 @@ def test_every_command_has_help_with_an_example(repository: Path) -> None:
     told = json.loads(result.stdout.splitlines()[-1])
     without = [module for module in modules if "example:" not in told[module]]
     assert not without, f"--help without an example: {', '.join(without)}"
+    flows = {f"flows.{flow}": f"run --only {flow}" for flow in FLOWS}
+    for module, verb in {**{verb.module: name for name, verb in VERBS.items()}, **flows}.items():
+        assert told[module].startswith(f"usage: clozeworks {verb} "), module

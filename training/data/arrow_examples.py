@@ -94,7 +94,7 @@ class ArrowExamples:
         """The error for a row that cannot be trained on, by its number among all rows."""
         uri, first_row = next(file for file in reversed(self._files) if file[1] <= row)
         return InputError(
-            f"{uri}, row {row - first_row}: {what}; run python -m pipelines.validate on the workspace, and rebuild the "
+            f"{uri}, row {row - first_row}: {what}; run clozeworks validate on the workspace, and rebuild the "
             "examples stage"
         )
 

@@ -1,6 +1,6 @@
 """Download GLUE's official archives, verify them, and lay out the folders that fine-tuning reads.
 
-    python -m training.glue.fetch --output DIR [--tasks cola rte ...] [--base-url URL] [--checksums FILE]
+    clozeworks glue fetch --output DIR [--tasks cola rte ...] [--base-url URL] [--checksums FILE]
 
 DIR gets CoLA/, SST-2/ ... with GLUE's own TSV files, and archives/ with the downloads and their SHA256SUMS. A broken
 download goes on where it stopped; what is there and verified is not fetched again.
@@ -24,12 +24,12 @@ from training.glue.transfer import PART_SUFFIX, download_part
 from training.settings.glue import TASKS, Task
 
 ARCHIVES_DIRECTORY, CHECKSUMS_FILE = "archives", "SHA256SUMS"
-_EXAMPLE = "example: python -m training.glue.fetch --output glue --tasks cola rte"
+_EXAMPLE = "example: clozeworks glue fetch --output glue --tasks cola rte"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m training.glue.fetch", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
+        prog="clozeworks glue fetch", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that gets CoLA/, SST-2/ ...")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", default=list(SOURCES), help="default: all of GLUE")

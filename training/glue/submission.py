@@ -1,8 +1,8 @@
 """Zip the trials' predictions for gluebenchmark.com, or check such a zip.
 
-    python -m training.glue.submission --predictions WORKSPACE/finetuning [--output submission.zip]
+    clozeworks glue submit --predictions WORKSPACE/finetuning [--output submission.zip]
                                        [--wnli-majority] [--fill-missing]
-    python -m training.glue.submission --check submission.zip
+    clozeworks glue submit --check submission.zip
 
 Predictions lie where fine-tuning writes them, in <task>/pretrained/predictions/. The server wants all eleven files;
 equal predictions give an equal zip, byte for byte.
@@ -28,12 +28,12 @@ from training.settings.glue import GLUE_TASKS, MAX_SCORE, Task
 _TRIAL, _PREDICTIONS = "pretrained", "predictions"
 _EARLIEST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
-_EXAMPLE = "example: python -m training.glue.submission --predictions workspaces/base/finetuning --wnli-majority"
+_EXAMPLE = "example: clozeworks glue submit --predictions workspaces/base/finetuning --wnli-majority"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
-        prog="python -m training.glue.submission",
+        prog="clozeworks glue submit",
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=_EXAMPLE,
     )

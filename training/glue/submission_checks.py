@@ -34,7 +34,7 @@ def archive_problems(path: str) -> list[str]:
         InputError: it is missing or is not a readable zip.
     """
     if storage.file_size_bytes(path) is None:
-        raise InputError(f"{path}: missing; python -m training.glue.submission --predictions DIR makes one")
+        raise InputError(f"{path}: missing; clozeworks glue submit --predictions DIR makes one")
     problems = []
     try:
         with zipfile.ZipFile(io.BytesIO(storage.read_bytes(path))) as archive:

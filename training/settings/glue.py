@@ -181,7 +181,7 @@ def task_files(name: str, glue_dir: str) -> list[str]:
         if storage.file_size_bytes(path) is None:
             raise InputError(
                 f"{path}: missing; finetuning.glue_dir = {glue_dir} must hold GLUE's own folders, such as "
-                f"{task.folder}; python -m training.glue.fetch --output {glue_dir} downloads them"
+                f"{task.folder}; clozeworks glue fetch --output {glue_dir} downloads them"
             )
     return paths
 

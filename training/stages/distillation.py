@@ -65,9 +65,7 @@ def distillation_inputs(recipe: Recipe) -> DistillationInputs:
     """
     config = recipe.section("distillation", DistillationConfig)
     workspace = workspace_of(recipe)
-    examples = require_manifest(
-        storage.join(workspace, EXAMPLES), EXAMPLES, f"python -m pipelines.build_examples {recipe.path}"
-    )
+    examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
     if config.teacher is None:
         stage = storage.join(workspace, PRETRAINING)
         digest = require_manifest(stage, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}").digest

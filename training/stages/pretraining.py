@@ -78,11 +78,9 @@ def pretraining_inputs(recipe: Recipe) -> PretrainingInputs:
     require_lengths_fit(model, pretraining, recipe.path)
     workspace = workspace_of(recipe)
     vocabulary = require_manifest(
-        storage.join(workspace, VOCABULARY), VOCABULARY, f"python -m pipelines.train_vocabulary {recipe.path}"
+        storage.join(workspace, VOCABULARY), VOCABULARY, f"clozeworks vocabulary {recipe.path}"
     )
-    examples = require_manifest(
-        storage.join(workspace, EXAMPLES), EXAMPLES, f"python -m pipelines.build_examples {recipe.path}"
-    )
+    examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
     inputs = PretrainingInputs(recipe, workspace, model, pretraining, vocabulary, examples)
     _require_same_vocabulary(inputs)
     return inputs

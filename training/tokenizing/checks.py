@@ -39,7 +39,7 @@ def require_same_tokenizer(
         InputError: some text gets other ids, or a stage cannot be read.
     """
     tokenizer = load_tokenizer(directory).for_texts()
-    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "python -m pipelines.train_vocabulary")
+    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
     tokens = _tokens_of(vocabulary_directory)
     reference = _reference(tokens, VocabularyConfig.model_validate(vocabulary.config))
     pair = _Pair(directory, tokenizer, reference)
@@ -122,7 +122,7 @@ def _spelt(ids: Sequence[int], tokens: Sequence[str]) -> str:
 
 def _rows(examples_directory: str) -> Iterator[npt.NDArray[Any]]:
     """Some rows of each length without their masks."""
-    examples = require_manifest(examples_directory, EXAMPLES, "python -m pipelines.build_examples")
+    examples = require_manifest(examples_directory, EXAMPLES, "clozeworks examples")
     for directory in sorted({file.name.rpartition("/")[0] for file in examples.files}):
         names = [file.name for file in examples.files_of("train", directory) if file.rows]
         for row in _first_rows(storage.join(examples_directory, names[0]), SAMPLE_ROWS) if names else []:

@@ -92,7 +92,7 @@ def plan(recipe: Recipe, config: FinetuningConfig, task: str, glue_dir: str | No
     """
     if config.mnli_first and task in BEGIN_FROM_MNLI:
         directory = finetuning_directory(recipe, MNLI, PRETRAINED)
-        require_manifest(directory, FINETUNING, f"python -m training.finetune {recipe.path} --tasks {MNLI}")
+        require_manifest(directory, FINETUNING, f"clozeworks finetune {recipe.path} --tasks {MNLI}")
     own = config.fitting(task)
     # Data and encoder are hashed once, not for each trial.
     key = finetuning_key(recipe, task, PRETRAINED, config)

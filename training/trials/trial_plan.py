@@ -67,14 +67,14 @@ def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
     """
     workspace = workspace_of(recipe)
     if config.encoder is None or config.compare_with_random:
-        require_stage(workspace, VOCABULARY, f"python -m pipelines.train_vocabulary {recipe.path}")
+        require_stage(workspace, VOCABULARY, f"clozeworks vocabulary {recipe.path}")
     if config.encoder is None:
         require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}")
     if WORD_ORDER in config.tasks:
         require_stage(
             workspace,
             DOCUMENTS,
-            f"python -m pipelines.shard_corpus {recipe.path}",
+            f"clozeworks documents {recipe.path}",
             lambda file: file.name.startswith("heldout-"),
         )
 
@@ -87,7 +87,7 @@ def data_directory(recipe: Recipe, config: FinetuningConfig, task: str) -> str |
 
     workspace = workspace_of(recipe)
     documents = storage.join(workspace, DOCUMENTS)
-    manifest = require_manifest(documents, DOCUMENTS, f"python -m pipelines.shard_corpus {recipe.path}")
+    manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {recipe.path}")
     target = storage.join(workspace, FINETUNING, DATA_DIRECTORY)
     prepare_word_order(target, documents, manifest, config.word_order, code_version())
     return target

@@ -64,7 +64,7 @@ def test_stages_become_complete_one_by_one_and_the_next_command_goes_on(whole: W
             *("complete", "complete", "missing", "missing")
         ]
         command = status.next_command(statuses, workspace, "r.toml")
-        assert command == "python -m pipelines.build_examples r.toml"
+        assert command == "clozeworks examples r.toml"
     assert "finetuning/cola/random" in states(statuses_of_recipe(whole))
 
 
@@ -198,11 +198,11 @@ def test_trials_are_found_and_task_data_is_no_trial(tmp_path: Path) -> None:
 def test_the_command_tells_a_table_and_json(whole: WholeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = whole.run.workspace
     assert status.main([workspace]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "next: python -m pipelines.shard_corpus RECIPE.toml"
+    assert capsys.readouterr().out.splitlines()[-1] == "next: clozeworks documents RECIPE.toml"
     capsys.readouterr()
     assert status.main([whole.recipe.path, "--json", "--set", "pretraining.seed=7"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["next"] == f"python -m pipelines.shard_corpus {whole.recipe.path} --set pretraining.seed=7"
+    assert told["next"] == f"clozeworks documents {whole.recipe.path} --set pretraining.seed=7"
     assert {stage["state"] for stage in told["stages"]} == {"missing"}
     with pytest.raises(InputError, match="no such directory"):
         status.main([f"{workspace}/nowhere"])
@@ -222,4 +222,4 @@ def test_of_a_workspace_too_what_is_missing_after_the_last_result_comes_next(who
     complete(f"{workspace}/documents", documents_key(whole.recipe))
     complete(f"{workspace}/vocabulary", vocabulary_key(whole.recipe))
     command = status.next_command(statuses_of_workspace(workspace), workspace, "RECIPE.toml")
-    assert command == "python -m pipelines.build_examples RECIPE.toml"
+    assert command == "clozeworks examples RECIPE.toml"

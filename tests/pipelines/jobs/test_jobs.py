@@ -95,7 +95,7 @@ def test_a_complete_stage_is_skipped_and_a_changed_one_rebuilt(
 
 def test_a_job_out_of_order_names_the_command_to_run(built: tuple[Path, str], tmp_path: Path) -> None:
     _, recipe = built
-    with pytest.raises(InputError, match=r"run python -m pipelines\.shard_corpus first"):
+    with pytest.raises(InputError, match=r"run clozeworks documents first"):
         train_vocabulary.run([recipe, "--workspace", str(tmp_path)])
 
 

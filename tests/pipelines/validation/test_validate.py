@@ -325,7 +325,7 @@ def test_the_command_exits_with_0_1_and_2(
     assert result.stderr.startswith("fault: ")
     (workspace / "examples" / "manifest.json").unlink()
     assert exit_code_of(main) == 2
-    assert "run python -m pipelines.build_examples first" in capsys.readouterr().err
+    assert "run clozeworks examples first" in capsys.readouterr().err
     (workspace / "nothing").mkdir()
     with pytest.raises(InputError, match="neither a complete stage nor a workspace with one"):
         validate(str(workspace / "nothing"))

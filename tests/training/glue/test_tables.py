@@ -130,7 +130,7 @@ def test_bad_test_files_are_one_line(tmp_path: Path) -> None:
     path.write_text("index\tsentence\n")
     with pytest.raises(InputError, match=r"test\.tsv: holds no rows"):
         read_test(TASKS["cola"], str(path))
-    with pytest.raises(InputError, match=r"CoLA/train\.tsv: missing; .* python -m training\.glue\.fetch"):
+    with pytest.raises(InputError, match=r"CoLA/train\.tsv: missing; .* clozeworks glue fetch"):
         task_files("cola", str(tmp_path))
     with pytest.raises(InputError, match=r"CoLA/train\.tsv: missing"):
         require_task_data(FinetuningConfig(tasks=("word-order", "cola"), glue_dir=str(tmp_path)))

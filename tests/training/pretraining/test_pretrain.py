@@ -124,4 +124,4 @@ def test_mistakes_give_one_line(make_workspace: Callable[[str], Any], capsys: py
         stream.write("another\n")
     assert "made with another vocabulary" in line()
     os.remove(os.path.join(workspace.path, "examples", "manifest.json"))
-    assert "run python -m pipelines.build_examples" in line()
+    assert "run clozeworks examples" in line()
