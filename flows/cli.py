@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib.util
+import os
 import runpy
 import sys
 from typing import NamedTuple
@@ -72,6 +74,8 @@ _ONLY = f" With --only {'|'.join(FLOWS)}: this flow alone."
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; its exit code, or 2 where there is no such verb or its extra is not installed."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     words = sys.argv[1:] if arguments is None else arguments
     return exit_code_of(lambda: _main(words))
 
@@ -101,6 +105,25 @@ def help_text() -> str:
         lines += ["", f"{title}:", *(f"  {name:12} {verb.line}" for name, verb in verbs.items())]
     lines += ["", f"{PROGRAM} VERB --help shows the arguments of a verb; {PROGRAM} --version shows the version."]
     return "\n".join([*lines, f"example: {PROGRAM} run flows/recipes/demo.toml"])
+
+
+def _complete() -> None:
+    """Answer the shell's request for completions, by argcomplete: verbs, then files. Ends the process.
+
+    Options are left out: to know them is to load the verb's module, which takes seconds.
+    """
+    import argcomplete
+
+    parser = argparse.ArgumentParser(PROGRAM)
+    verbs = parser.add_subparsers()
+    groups = {}
+    for name in VERBS:
+        first, _, second = name.partition(" ")
+        if second and first not in groups:
+            groups[first] = verbs.add_parser(first).add_subparsers()
+        leaf = (groups[first] if second else verbs).add_parser(second or first)
+        leaf.add_argument("files", nargs="*").completer = argcomplete.FilesCompleter()  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def unknown(name: str) -> str:

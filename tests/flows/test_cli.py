@@ -73,6 +73,25 @@ def test_no_verb_prints_the_map(words: list[str], capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"{cli.help_text()}\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("clozeworks pre", {"pretrain"}),
+        ("clozeworks glue ", {"fetch", "submit"}),
+        ("clozeworks run rec", {"recipe.toml"}),
+        ("clozeworks x", set()),
+    ],
+)
+def test_a_shell_completes_verbs_and_files(line: str, expected: set[str], repository: Path, tmp_path: Path) -> None:
+    """As argcomplete's function for bash and zsh asks: the line in variables, the answer on descriptor 8."""
+    (tmp_path / "recipe.toml").touch()
+    settings = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    environment = {**os.environ, "PYTHONPATH": str(repository), **settings}
+    shell = " ".join([*COMMAND, "8>&1 9>&2 >/dev/null 2>&1"])
+    result = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert set(result.stdout.decode().replace("\x0b", "\n").split()) == expected
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("clozeworks ")
