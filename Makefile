@@ -6,13 +6,20 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-spark test-faults check setup bench ui doctor lock clean
+.PHONY: demo test test-fast test-spark test-faults check setup bench ui doctor lock clean
 
 demo: setup
 	$(BIN)/clozeworks run flows/recipes/demo.toml
 
+# Files of tests run next to one another; WORKERS=0 runs them one after another, in this process.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# What a contributor runs while working: no ranks, servers, jobs or browser.
+test-fast: setup
+	$(PYTEST) -m 'not slow and not spark'
 
 # A real Spark of two executors from Maven Central; skips, and says why, where that cannot be.
 test-spark: setup

@@ -1,11 +1,30 @@
-"""What all tests share: where real data may lie beside the checkout."""
+"""What all tests share: one thread a process, the slow marker of expensive fixtures, and where real data may be."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 
-import pytest
-from tests.support import REPOSITORY
+# Before torch and numba are imported, here and in what tests start: tests run next to one another.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+import pytest  # noqa: E402
+from tests.support import REPOSITORY  # noqa: E402
+
+SLOW_FIXTURES = {"built", "consumer", "found", "prefect_server", "real_encoder", "site", "undisturbed"}
+"""A test that needs one of these starts servers, jobs or ranks, or downloads, whatever it does itself."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests with expensive fixtures as slow, and run the files with most slow tests first."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    # The sort is stable: the order within a file stays. Long files start first: no worker waits at the end.
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
