@@ -16,9 +16,8 @@ from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
 from pipelines.contract.errors import InputError
-from pipelines.contract.recipe import Recipe
 from training.resuming.process_end import exit_code_of_rank, run_and_leave
-from training.settings.finetuning import FinetuningConfig
+from training.stages.sections import FinetuningSections
 from training.trials.trial_plan import PlannedTrial, data_directory, planned_trials, require_inputs, trial_of
 
 if TYPE_CHECKING:
@@ -42,20 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.encoder:
         parsed.overrides.append(f"finetuning.encoder={parsed.encoder!r}")
     follow_lifeline()
-    recipe = recipe_from_arguments(parsed)
-    config = recipe.section("finetuning", FinetuningConfig)
-    if not config.tasks:
-        raise InputError(f"{recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
-    require_inputs(recipe, config)
-    planned = planned_trials(recipe, config, parsed.restart is not None)
+    sections = FinetuningSections.of(recipe_from_arguments(parsed))
+    if not sections.finetuning.tasks:
+        raise InputError(f"{sections.recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
+    require_inputs(sections)
+    planned = planned_trials(sections, parsed.restart is not None)
     if all(trial.difference() is None for trial in planned):
         print("finetuning: all trials are complete and up to date", flush=True)
         return 0
-    _run(recipe, config, planned)
+    _run(sections, planned)
     return 0
 
 
-def _run(recipe: Recipe, config: FinetuningConfig, planned: list[PlannedTrial]) -> None:
+def _run(sections: FinetuningSections, planned: list[PlannedTrial]) -> None:
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
     from training.engine.processes import start_processes, stop_processes
     from training.finetuning.problem import Problem
@@ -73,15 +71,15 @@ def _run(recipe: Recipe, config: FinetuningConfig, planned: list[PlannedTrial]) 
                 continue
             if processes.is_first:
                 print(f"finetuning: {each.task}/{each.start}: {difference}", flush=True)
-                data_directory(recipe, config, each.task)
+                data_directory(sections, each.task)
             processes.barrier()
-            trial = trial_of(recipe, config, each.task, each.start, each.directory, each.key)
+            trial = trial_of(sections, each.task, each.start, each.directory, each.key)
             read = (each.task, trial.vocabulary_directory)
             if read not in problems:
-                folder = data_directory(recipe, config, each.task)
-                problems = {read: open_problem(each.task, config, folder, trial.vocabulary_directory)}
+                folder = data_directory(sections, each.task)
+                problems = {read: open_problem(each.task, sections.finetuning, folder, trial.vocabulary_directory)}
             with runs.trial(f"{each.task}/{each.start}", trial.directory, trial.key) as run:
-                statistics = run_trial(trial, config, problems[read], processes, run.run_id)
+                statistics = run_trial(trial, sections.finetuning, problems[read], processes, run.run_id)
                 run.scores = numbers_of(statistics)
     finally:
         stop_processes()

@@ -32,7 +32,6 @@ from flows.tracking.runs import CODE_VERSION_TAG, DIGEST_TAG, Tracker
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
 from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
-from training.settings.distillation import DistillationConfig
 from training.settings.glue import TASKS
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def register_distilled(whole: WholeRecipe, tracker: Tracker, outcome: StageOutco
     (directory,) = outcome.directories.values()
     manifest = _manifest_of(directory)
     files = _encoder_files(whole, DISTILLED_SUFFIX, directory)
-    config = whole.recipe.section("distillation", DistillationConfig)
+    config = whole.distillation
     evaluation = distilled_evaluation(whole, manifest, config.eval_examples)
     data = f"held-out examples of length {config.max_seq_length}"
     return _register(whole, tracker, outcome, Made(files, manifest, evaluation, data))

@@ -12,13 +12,13 @@ from typing import Any
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, read_manifest, require_manifest, write_manifest
-from pipelines.contract.recipe import Recipe
-from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, PRETRAINED, workspace_of
+from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, PRETRAINED
 from training.glue.reading import read_examples
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, TASKS, task_files
 from training.settings.sweep import SMALL_TASK_ROWS, Cell
 from training.stages.finetuning import finetuning_directory, finetuning_key
+from training.stages.sections import FinetuningSections
 
 SWEEP_DIRECTORY = "sweep"
 
@@ -78,28 +78,28 @@ class SweepTrial:
         return config.model_copy(update={section: config.fitting(self.task).model_copy(update=settings)})
 
 
-def plan(recipe: Recipe, config: FinetuningConfig, task: str, glue_dir: str | None) -> list[SweepTrial]:
+def plan(sections: FinetuningSections, task: str, glue_dir: str | None) -> list[SweepTrial]:
     """All trials of a task: each point of the grid with the first seed, then with the next.
 
     Args:
-        recipe: of the run.
-        config: its section [finetuning].
+        sections: of the run's recipe.
         task: a name that `finetuning.tasks` takes.
         glue_dir: folder that holds the task's own; not asked for by SQuAD and tagging.
 
     Raises:
         InputError: a file of the task is missing or has a bad row, or the MNLI model that it begins from is missing.
     """
+    config, workspace = sections.finetuning, sections.workspace
     if config.mnli_first and task in BEGIN_FROM_MNLI:
-        directory = finetuning_directory(recipe, MNLI, PRETRAINED)
-        require_manifest(directory, FINETUNING, f"clozeworks finetune {recipe.path} --tasks {MNLI}")
+        directory = finetuning_directory(workspace, MNLI, PRETRAINED)
+        require_manifest(directory, FINETUNING, f"clozeworks finetune {sections.recipe.path} --tasks {MNLI}")
     own = config.fitting(task)
     # Data and encoder are hashed once, not for each trial.
-    key = finetuning_key(recipe, task, PRETRAINED, config)
+    key = finetuning_key(sections, task, PRETRAINED)
     trials = []
     for seed in range(own.seed, own.seed + config.sweep.num_seeds(_is_small(task, glue_dir))):
         for cell in config.sweep.cells(own):
-            directory = storage.join(workspace_of(recipe), FINETUNING, task, SWEEP_DIRECTORY, f"{cell.name}-seed{seed}")
+            directory = storage.join(workspace, FINETUNING, task, SWEEP_DIRECTORY, f"{cell.name}-seed{seed}")
             settings = {**key.config, **cell._asdict(), "seed": seed}
             trials.append(
                 SweepTrial(task, cell, seed, directory, StageKey(key.stage, key.stage_version, settings, key.inputs))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, require_manifest
-from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import (
     DATA_DIRECTORY,
     DOCUMENTS,
@@ -20,13 +19,11 @@ from pipelines.contract.workspace import (
     VOCABULARY,
     code_version,
     vocabulary_size,
-    workspace_of,
 )
 from pipelines.results.verification import require_stage
-from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import BEGIN_FROM_MNLI, MNLI, WORD_ORDER
-from training.settings.model import ModelConfig
 from training.stages.finetuning import finetuning_directory, finetuning_key
+from training.stages.sections import FinetuningSections
 
 if TYPE_CHECKING:
     from training.trials.trial import Trial
@@ -34,38 +31,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    recipe: Recipe
+    sections: FinetuningSections
     task: str
     start: str
     restart: bool = False
 
     @property
     def directory(self) -> str:
-        return finetuning_directory(self.recipe, self.task, self.start)
+        return finetuning_directory(self.sections.workspace, self.task, self.start)
 
     @property
     def key(self) -> StageKey:
         """Asked for when the trial's turn comes: it may begin from what an earlier trial writes."""
-        return finetuning_key(self.recipe, self.task, self.start)
+        return finetuning_key(self.sections, self.task, self.start)
 
     def difference(self) -> str | None:
         return self.key.difference(self.directory) or ("--restart" if self.restart else None)
 
 
-def planned_trials(recipe: Recipe, config: FinetuningConfig, restart: bool) -> list[PlannedTrial]:
+def planned_trials(sections: FinetuningSections, restart: bool) -> list[PlannedTrial]:
     """All trials of the recipe, MNLI's first where others begin from it."""
+    config = sections.finetuning
     tasks = sorted(config.tasks, key=lambda task: task != MNLI) if config.mnli_first else config.tasks
     starts = (PRETRAINED, RANDOM) if config.compare_with_random else (PRETRAINED,)
-    return [PlannedTrial(recipe, task, start, restart) for task in tasks for start in starts]
+    return [PlannedTrial(sections, task, start, restart) for task in tasks for start in starts]
 
 
-def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
+def require_inputs(sections: FinetuningSections) -> None:
     """Check that the stages which fine-tuning reads are complete, and that their files are what the manifests state.
 
     Raises:
         InputError: one is missing, and the message names its command; or a file is damaged.
     """
-    workspace = workspace_of(recipe)
+    recipe, workspace, config = sections.recipe, sections.workspace, sections.finetuning
     if config.encoder is None or config.compare_with_random:
         require_stage(workspace, VOCABULARY, f"clozeworks vocabulary {recipe.path}")
     if config.encoder is None:
@@ -79,21 +77,21 @@ def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
         )
 
 
-def data_directory(recipe: Recipe, config: FinetuningConfig, task: str) -> str | None:
+def data_directory(sections: FinetuningSections, task: str) -> str | None:
     """The folder that a task's own folder lies in; the word-order task's is made here where it is not there yet."""
     if task != WORD_ORDER:
-        return config.glue_dir
+        return sections.finetuning.glue_dir
     from training.glue.word_order import prepare_word_order
 
-    workspace = workspace_of(recipe)
+    workspace = sections.workspace
     documents = storage.join(workspace, DOCUMENTS)
-    manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {recipe.path}")
+    manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {sections.recipe.path}")
     target = storage.join(workspace, FINETUNING, DATA_DIRECTORY)
-    prepare_word_order(target, documents, manifest, config.word_order, code_version())
+    prepare_word_order(target, documents, manifest, sections.finetuning.word_order, code_version())
     return target
 
 
-def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, directory: str, key: StageKey) -> Trial:
+def trial_of(sections: FinetuningSections, task: str, start: str, directory: str, key: StageKey) -> Trial:
     """Find the weights and the vocabulary that a trial begins from.
 
     Raises:
@@ -101,13 +99,12 @@ def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, di
     """
     from training.trials.trial import Trial, architecture_of
 
-    workspace = workspace_of(recipe)
+    workspace, config = sections.workspace, sections.finetuning
     if start == RANDOM:
         vocabulary = storage.join(workspace, VOCABULARY)
-        model = recipe.section("model", ModelConfig)
-        return Trial(task, start, directory, key, model, vocabulary_size(vocabulary), None, vocabulary)
+        return Trial(task, start, directory, key, sections.model, vocabulary_size(vocabulary), None, vocabulary)
     if config.mnli_first and task in BEGIN_FROM_MNLI:
-        source = storage.join(finetuning_directory(recipe, MNLI, PRETRAINED), MODEL_DIRECTORY)
+        source = storage.join(finetuning_directory(workspace, MNLI, PRETRAINED), MODEL_DIRECTORY)
     elif config.encoder is not None:
         from training.stages.encoders import encoder_directory
 

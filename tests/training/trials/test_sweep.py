@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from training.settings.finetuning import FinetuningConfig
 from training.settings.optimization import FittingConfig
 from training.settings.sweep import Cell, SweepConfig
 from training.stages.finetuning import finetuning_key
+from training.stages.sections import FinetuningSections
 from training.trials.side_by_side import run_side_by_side, sole_sweep, worker_environments
 from training.trials.sweep_plan import SweepTrial, plan
 from training.trials.sweep_results import CellScores, TaskSweep, chosen_of, comparison, table_of
@@ -87,8 +89,9 @@ small_task_restarts = 1
 @pytest.mark.parametrize(("train_rows", "seeds"), [(9_999, 3), (10_000, 2)])
 def test_names_and_keys_of_trials_and_more_seeds_for_small_tasks(tmp_path: Path, train_rows: int, seeds: int) -> None:
     recipe = rte_recipe(tmp_path, train_rows)
-    config = recipe.section("finetuning", FinetuningConfig)
-    trials = plan(recipe, config, "rte", config.glue_dir)
+    sections = FinetuningSections.of(recipe)
+    config = sections.finetuning
+    trials = plan(sections, "rte", config.glue_dir)
     rates = ("5e-05", "4e-05", "3e-05", "2e-05")
     assert [trial.label for trial in trials] == [
         f"rte/batch32-lr{rate}-epochs3-seed{12_345 + number}" for number in range(seeds) for rate in rates
@@ -96,7 +99,7 @@ def test_names_and_keys_of_trials_and_more_seeds_for_small_tasks(tmp_path: Path,
     assert trials[0].directory == str(tmp_path / "workspace" / "finetuning" / "rte" / "sweep" / trials[0].name)
     for trial in trials:
         # The quick way to a key, without reading the data again, is the long one's.
-        key = finetuning_key(recipe, "rte", PRETRAINED, trial.config(config))
+        key = finetuning_key(replace(sections, finetuning=trial.config(config)), "rte", PRETRAINED)
         assert (trial.key.config, trial.key.inputs) == (key.config, key.inputs)
     assert len({json.dumps(trial.key.config) for trial in trials}) == len(trials)
 
@@ -113,9 +116,9 @@ def test_a_task_with_a_section_of_its_own_is_swept_in_that_section(tmp_path: Pat
 def test_beginning_from_mnli_asks_for_that_model(tmp_path: Path) -> None:
     recipe = rte_recipe(tmp_path, 3, "mnli_first = true")
     recipe.tables["finetuning"]["tasks"] = ["rte", "mnli"]
-    checked = recipe.section("finetuning", FinetuningConfig)
+    sections = FinetuningSections.of(recipe)
     with pytest.raises(InputError, match=r"mnli/pretrained: no manifest\.json.*training\.finetune .* --tasks mnli"):
-        plan(recipe, checked, "rte", checked.glue_dir)
+        plan(sections, "rte", sections.finetuning.glue_dir)
 
 
 def complete(directory: str, score: float, key: StageKey) -> None:
@@ -311,9 +314,9 @@ def test_killed_and_resumed_side_by_side_equals_one_after_the_other(
     recipe = read_recipe(
         workspace.recipe, [*SETTINGS, f"run.workspace={workspace.path!r}", f"finetuning.encoder={encoder!r}"]
     )
-    config = recipe.section("finetuning", FinetuningConfig)
-    folder = data_directory(recipe, config, "word-order")
-    trials = plan(recipe, config, "word-order", folder)
+    sections = FinetuningSections.of(recipe)
+    folder = data_directory(sections, "word-order")
+    trials = plan(sections, "word-order", folder)
     assert len(trials) == 6
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "sweeps"}
     client = new_store(store, tmp_path)
@@ -345,7 +348,7 @@ def test_killed_and_resumed_side_by_side_equals_one_after_the_other(
     assert best is not None
     assert [trial for trial in trials if trial.has_model()] == [best]
 
-    reference = reference_trials(recipe, config, trials, folder, single_process, tmp_path)
+    reference = reference_trials(sections, trials, folder, single_process, tmp_path)
     for trial in trials:
         assert losses_of(trial.directory) == losses_of(reference[trial]), trial.label
         manifest, alone = read_manifest(trial.directory), read_manifest(reference[trial])
@@ -368,21 +371,22 @@ def new_store(store: Mapping[str, str], tmp_path: Path) -> Any:
 
 
 def reference_trials(
-    recipe: Recipe,
-    config: FinetuningConfig,
+    sections: FinetuningSections,
     trials: list[SweepTrial],
     folder: str | None,
     processes: Processes,
     tmp_path: Path,
 ) -> dict[SweepTrial, str]:
     """The same trials without a sweep; their directories."""
+    config = sections.finetuning
     problem, directories = open_problem("word-order", config, folder, str(config.encoder)), {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Another number adds up in another order.
     try:
         for each in trials:
             directory = directories[each] = str(tmp_path / "alone" / each.name)
-            trial = trial_of(recipe, each.config(config), "word-order", PRETRAINED, directory, each.key)
+            own = replace(sections, finetuning=each.config(config))
+            trial = trial_of(own, "word-order", PRETRAINED, directory, each.key)
             run_trial(trial, each.config(config), problem, processes)
     finally:
         torch.set_num_threads(threads)
