@@ -80,7 +80,7 @@ def _run(sections: FinetuningSections, planned: list[PlannedTrial]) -> None:
                 problems = {read: open_problem(each.task, sections.finetuning, folder, trial.vocabulary_directory)}
             with runs.trial(f"{each.task}/{each.start}", trial.directory, trial.key) as run:
                 statistics = run_trial(trial, sections.finetuning, problems[read], processes, run.run_id)
-                run.scores = numbers_of(statistics)
+                run.scores = numbers_of(statistics.to_json())
     finally:
         stop_processes()
 

@@ -164,7 +164,8 @@ def _work(sections: FinetuningSections, tasks: tuple[str, ...], answers: int) ->
             pattern, learnt = opened[each.task]
             trial = dataclasses.replace(pattern, directory=each.directory, key=each.key, name=each.label)
             with runs.trial(each.label, each.directory, each.key, {"mnli_first": config.mnli_first}) as run:
-                run.scores = numbers_of(run_trial(trial, each.config(config), learnt, processes, run.run_id))
+                statistics = run_trial(trial, each.config(config), learnt, processes, run.run_id)
+                run.scores = numbers_of(statistics.to_json())
         except InputError as error:
             problem = str(error)
         os.write(answers, json.dumps(problem).encode() + b"\n")

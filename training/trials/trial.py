@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
+from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_version
 from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
 from pipelines.results.marks import building_directory
@@ -78,7 +78,7 @@ def open_problem(task: str, config: FinetuningConfig, glue_dir: str | None, voca
 
 def run_trial(
     trial: Trial, config: FinetuningConfig, problem: Problem, processes: Processes, run_id: str | None = None
-) -> dict[str, Any]:
+) -> TrialStatistics:
     """Train a trial and write its directory, the manifest last.
 
     Args:
@@ -102,7 +102,7 @@ def run_trial(
 
 def _run_locked(
     trial: Trial, config: FinetuningConfig, problem: Problem, processes: Processes, run_id: str | None
-) -> dict[str, Any]:
+) -> TrialStatistics:
     model = trial.model if config.dropout is None else _with_dropout(trial.model, config.dropout)
     beginning = Beginning(model, trial.vocab_size, trial.encoder_directory)
     say = trial.say if processes.is_first else _silent
@@ -119,27 +119,27 @@ def _run_locked(
     prefix = f"{trial.task}.{trial.start}." if run_id is None else ""
     with Tracker(building, processes.is_first, prefix, -1, run_id=run_id) as tracker:
         fitted = fitting.run(tracker, storage.join(building, PREDICTIONS_DIRECTORY))
-    statistics = {
-        "task": trial.task,
-        "start": trial.start,
-        "metric": problem.metric,
-        "score": fitted.metrics[problem.metric],
-        "dev": fitted.metrics,
-        "best_epoch": fitted.epoch,
-        "seconds": round(time.monotonic() - started, 1),
+    statistics = TrialStatistics(
+        task=trial.task,
+        start=trial.start,
+        metric=problem.metric,
+        score=fitted.metrics[problem.metric],
+        dev=fitted.metrics,
+        best_epoch=fitted.epoch,
+        seconds=round(time.monotonic() - started, 1),
         **fitted.more,
-    }
+    )
 
     def write() -> None:
         require_finite(fitted.state, fitted.metrics, f"{trial.task}/{trial.start}")
         _write(trial, model, problem, fitted, statistics)
 
     on_first(processes, write)
-    say(f"complete: best epoch {fitted.epoch}, {problem.metric} {statistics['score']:.4f}, {statistics['seconds']} s")
+    say(f"complete: best epoch {fitted.epoch}, {problem.metric} {statistics.score:.4f}, {statistics.seconds} s")
     return statistics
 
 
-def _write(trial: Trial, model: ModelConfig, problem: Problem, fitted: Fitted, statistics: dict[str, Any]) -> None:
+def _write(trial: Trial, model: ModelConfig, problem: Problem, fitted: Fitted, statistics: TrialStatistics) -> None:
     architecture, more = problem.huggingface()
     config = huggingface_config(model, trial.vocab_size, architecture, **more)
     building = building_directory(trial.directory)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from tests.support import REPOSITORY
+from tests.support.statistics import statistics_with
 from transformers import BertConfig, BertModel
 
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
@@ -26,6 +27,7 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
 from pipelines.contract.recipe import Recipe, read_recipe
 from pipelines.contract.recipe_text import RecipeError
+from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import METRICS_NAME, MODEL_DIRECTORY, PRETRAINED
 from training.engine.processes import Processes
 from training.settings.finetuning import FinetuningConfig
@@ -125,7 +127,9 @@ def complete(directory: str, score: float, key: StageKey) -> None:
     storage.write_bytes(storage.join(directory, MODEL_DIRECTORY, "model.safetensors"), b"weights")
     storage.write_bytes(storage.join(directory, "predictions", "RTE.tsv"), b"rows")
     files = [record_of(directory, name, 0) for name in (f"{MODEL_DIRECTORY}/model.safetensors", "predictions/RTE.tsv")]
-    write_manifest(directory, key.manifest(files, {"metric": "accuracy", "score": score}, "test"))
+    write_manifest(
+        directory, key.manifest(files, statistics_with(TrialStatistics, metric="accuracy", score=score), "test")
+    )
 
 
 def planned(
