@@ -31,6 +31,7 @@ from flows.running.outcomes import RegisteredModel, StageOutcome, shown_seconds
 from flows.tracking.runs import CODE_VERSION_TAG, DIGEST_TAG, Tracker
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
+from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
 from training.settings.glue import TASKS
 
@@ -95,7 +96,7 @@ def _finetuned(whole: WholeRecipe, name: str, directory: str) -> Made:
         storage.join(directory, MODEL_DIRECTORY),
         manifest.config,
         takes_pairs=name in TASKS and TASKS[name].sentence_b is not None,
-        null_threshold=manifest.statistics.get("dev", {}).get("null_threshold"),
+        null_threshold=manifest.statistics_as(TrialStatistics).null_threshold,
     )
     # The folder too, for GLUE has a dev.tsv in each of its tasks'.
     names = [shown("/".join(path.split("/")[-2:])) for path in dev_files(whole, name)]

@@ -21,6 +21,12 @@ class Statistics(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
+class StageWarnings(Statistics):
+    """Lines for the person who runs a stage, each with the setting that changes it; any manifest reads as this."""
+
+    warnings: list[str] = []
+
+
 class DocumentsStatistics(Statistics):
     """What became of a corpus; characters and sentences are those of all documents that were kept."""
 
@@ -52,7 +58,7 @@ class TextFit(Statistics):
     unk_characters_share: float
 
 
-class VocabularyStatistics(TextFit):
+class VocabularyStatistics(TextFit, StageWarnings):
     """A vocabulary, and how well it fits the documents that it was trained on."""
 
     size: int
@@ -64,7 +70,6 @@ class VocabularyStatistics(TextFit):
     marks_stripped: int
     """Accents and vowel signs that lower-casing takes away."""
     marks_stripped_share: float
-    warnings: list[str]
 
 
 class SplitRows(Statistics):
@@ -143,12 +148,11 @@ class ExamplesText(TextFit):
     heldout_documents: int
 
 
-class ExamplesStatistics(Statistics):
+class ExamplesStatistics(StageWarnings):
     """The examples of all lengths; `lengths` has the maximum length as text, as JSON wants it."""
 
     lengths: dict[str, LengthStatistics]
     text: ExamplesText
-    warnings: list[str]
 
     def of_length(self, max_seq_length: int) -> LengthStatistics | None:
         """None where no examples of this length were made."""

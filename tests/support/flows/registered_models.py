@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.support.statistics import statistics_with
 
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.logged_models import ModelFiles
@@ -21,6 +22,7 @@ from flows.tracking.runs import Tracker
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, record_of
 from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.contract.statistics import Statistics, TrialStatistics
 from pipelines.wordpiece.word_counts import tokenizer_files
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model
@@ -157,7 +159,7 @@ INPUTS: dict[str, list[Any]] = {
 }
 
 
-def manifest_of(directory: str, stage: str, config: dict[str, Any], statistics: dict[str, Any]) -> Manifest:
+def manifest_of(directory: str, stage: str, config: dict[str, Any], statistics: Statistics) -> Manifest:
     key = StageKey(stage, 1, config, {"vocabulary": "0" * 64})
     records = [record_of(directory, name, rows=0) for name in storage.list_files(directory)]
     return key.manifest(records, statistics, "0.1.0")
@@ -264,7 +266,7 @@ def register(tracker: Tracker, whole: WholeRecipe, run_id: str, variant: Variant
         takes_pairs=kind in ("pair", "regression"),
         null_threshold=written.null_threshold,
     )
-    statistics = {"metric": "f1", "score": 0.5, "dev": {"accuracy": 0.75}, "train_rows": 7}
+    statistics = statistics_with(TrialStatistics, metric="f1", score=0.5, dev={"accuracy": 0.75}, train_rows=7)
     manifest = manifest_of(written.directory, "finetuning", settings, statistics)
     card = card_facts(whole, files.name, files.pipeline_task, files.takes_pairs, manifest)
     number = log_version(tracker, run_id, Made(files, manifest, None), card)
