@@ -119,7 +119,7 @@ def test_beginning_from_mnli_asks_for_that_model(tmp_path: Path) -> None:
     recipe = rte_recipe(tmp_path, 3, "mnli_first = true")
     recipe.tables["finetuning"]["tasks"] = ["rte", "mnli"]
     sections = FinetuningSections.of(recipe)
-    with pytest.raises(InputError, match=r"mnli/pretrained: no manifest\.json.*training\.finetune .* --tasks mnli"):
+    with pytest.raises(InputError, match=r"mnli/pretrained: no manifest\.json.*clozeworks finetune .* --tasks mnli"):
         plan(sections, "rte", sections.finetuning.glue_dir)
 
 
