@@ -10,7 +10,6 @@ are skipped.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
@@ -19,9 +18,6 @@ from pipelines.contract.errors import InputError
 from training.resuming.process_end import exit_code_of_rank, run_and_leave
 from training.stages.sections import FinetuningSections
 from training.trials.trial_plan import PlannedTrial, data_directory, planned_trials, require_inputs, trial_of
-
-if TYPE_CHECKING:
-    pass
 
 _EXAMPLE = "example: clozeworks finetune recipe.toml --tasks rte --set finetuning.glue_dir=glue"
 

@@ -13,19 +13,14 @@ from typing import Any
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import samples as report_samples
 from flows.report.html import UNKNOWN
-from flows.report.manifest_facts import CorpusFacts, corpus_facts, task_facts, unreadable
+from flows.report.manifest_facts import CorpusFacts, corpus_facts, task_facts
 from flows.report.samples import sampled
 from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import LOOPBACK
 from pipelines.contract.credentials import redacted
 from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.statistics import StageWarnings
-from pipelines.contract.workspace import (
-    DOCUMENTS,
-    EXAMPLES,
-    PRETRAINING,
-    VOCABULARY,
-)
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
 from training.tracking.flattening import flatten
 
 WARNING_CHARACTERS = 600
@@ -52,13 +47,13 @@ def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_
     """
     directories = {name: directory for stage in outcome.stages for name, directory in stage.directories.items()}
     manifests = _manifests(directories)
-    corpus = corpus_facts(manifests)
+    corpus, left_out = corpus_facts(manifests)
     return {
         "run": whole.run.name,
         "recipe": whole.recipe.path,
         "overrides": list(whole.recipe.overrides),
         "workspace": whole.run.workspace,
-        "warnings": _warnings(manifests),
+        "warnings": _warnings(manifests, left_out),
         "corpus": corpus.model_dump(),
         **_samples(directories, manifests, corpus),
         "model": whole.model.identity(),
@@ -111,9 +106,8 @@ def _manifests(directories: Mapping[str, str]) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _warnings(manifests: Mapping[str, Manifest]) -> list[Facts]:
-    """What the stages' manifests warn of, in the order of the stages; texts may quote a corpus."""
-    left_out = unreadable(manifests)
+def _warnings(manifests: Mapping[str, Manifest], left_out: Mapping[str, str]) -> list[Facts]:
+    """What the stages' manifests warn of, or why they cannot, in the order of the stages; texts may quote a corpus."""
     return [
         {"stage": stage, "text": report_samples.printable(warning, WARNING_CHARACTERS)}
         for stage, manifest in manifests.items()

@@ -15,7 +15,6 @@ from pipelines.contract.statistics import (
     DocumentsStatistics,
     ExamplesStatistics,
     LengthStatistics,
-    Statistics,
     StatisticsT,
     TrialStatistics,
     VocabularyStatistics,
@@ -83,11 +82,23 @@ class TaskFacts(_Facts):
         return self.model_dump(exclude=None if self.problem else {"problem"})
 
 
-def corpus_facts(manifests: Mapping[str, Manifest]) -> CorpusFacts:
-    """What documents, vocabulary and examples state; nothing of a stage whose statistics another version wrote."""
-    documents = _stated(manifests, DOCUMENTS, DocumentsStatistics)
-    vocabulary = _stated(manifests, VOCABULARY, VocabularyStatistics)
-    examples = _stated(manifests, EXAMPLES, ExamplesStatistics)
+def corpus_facts(manifests: Mapping[str, Manifest]) -> tuple[CorpusFacts, dict[str, str]]:
+    """What documents, vocabulary and examples state; and, by stage, why its statistics are left out.
+
+    Statistics that another release wrote may lack something, and a report of a finished run must not fail it.
+    """
+    problems: dict[str, str] = {}
+
+    def stated(stage: str, model: type[StatisticsT]) -> StatisticsT | None:
+        try:
+            return manifests[stage].statistics_as(model) if stage in manifests else None
+        except InputError as error:
+            problems[stage] = str(error)
+            return None
+
+    documents = stated(DOCUMENTS, DocumentsStatistics)
+    vocabulary = stated(VOCABULARY, VocabularyStatistics)
+    examples = stated(EXAMPLES, ExamplesStatistics)
     config = manifests[DOCUMENTS].config if DOCUMENTS in manifests else {}
     found: dict[str, Any] = {
         "sources": [
@@ -110,31 +121,7 @@ def corpus_facts(manifests: Mapping[str, Manifest]) -> CorpusFacts:
             "example_tokens": sum(length.tokens for length in lengths),
             "lengths": examples.lengths,
         }
-    return CorpusFacts.model_validate(found)
-
-
-def _stated(manifests: Mapping[str, Manifest], stage: str, model: type[StatisticsT]) -> StatisticsT | None:
-    try:
-        return manifests[stage].statistics_as(model) if stage in manifests else None
-    except InputError:
-        # `unreadable` gives the reason; a report of a finished run must not fail it.
-        return None
-
-
-def unreadable(manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    """Why the statistics of a stage are left out, by stage."""
-    models: dict[str, type[Statistics]] = {
-        DOCUMENTS: DocumentsStatistics,
-        VOCABULARY: VocabularyStatistics,
-        EXAMPLES: ExamplesStatistics,
-    }
-    found = {}
-    for stage, model in models.items():
-        try:
-            _ = manifests[stage].statistics_as(model) if stage in manifests else None
-        except InputError as error:
-            found[stage] = str(error)
-    return found
+    return CorpusFacts.model_validate(found), problems
 
 
 def task_facts(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> list[TaskFacts]:

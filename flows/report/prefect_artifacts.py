@@ -21,13 +21,14 @@ from prefect.artifacts import (
 
 from flows.console.tables import shown
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.report.manifest_facts import corpus_facts
 from flows.running.outcomes import FlowOutcome
 from flows.running.progress_bar import artifact_key
 from flows.servers.artifact_calls import told_to_prefect
 from flows.tracking.mlflow_pages import run_page
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import ExamplesStatistics, StageWarnings, TrialStatistics
+from pipelines.contract.statistics import StageWarnings, TrialStatistics
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 
 MAX_PICTURE_BYTES = 1 << 20
@@ -50,8 +51,8 @@ def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
         for stage, manifest in manifests.items()
         for warning in manifest.statistics_as(StageWarnings).warnings
     ]
-    lengths = manifests[EXAMPLES].statistics_as(ExamplesStatistics).lengths if EXAMPLES in manifests else {}
-    for length, facts in sorted(lengths.items(), key=lambda item: int(item[0])):
+    corpus, _ = corpus_facts(manifests)
+    for length, facts in sorted(corpus.lengths.items(), key=lambda item: int(item[0])):
         values = {
             "examples": facts.examples,
             "tokens": facts.tokens,
