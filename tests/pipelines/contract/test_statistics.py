@@ -84,12 +84,13 @@ def test_what_another_version_added_is_ignored(tmp_path: Path) -> None:
 
 
 def test_a_trial_keeps_metrics_of_its_own_and_leaves_out_what_its_family_does_not_state() -> None:
-    squad = statistics_with(TrialStatistics, metric="f1", score=0.8, dev={"f1": 0.8}, dev_questions=7, HasAns_f1=0.9)
-    assert squad.to_json()["HasAns_f1"] == 0.9
+    own = {"f1": 0.8, "HasAns_f1": 0.9, "null_threshold": -1.5}
+    squad = statistics_with(TrialStatistics, metric="f1", score=0.8, dev=own, dev_questions=7, **own)
+    assert own.items() <= squad.to_json().items()
     assert not {"dev_rows", "majority_baseline", "mismatched"} & squad.to_json().keys()
-    assert (squad.num_dev_rows, squad.chance, squad.null_threshold) == (7, 0.0, None)
+    assert (squad.num_dev_rows, squad.chance, squad.null_threshold) == (7, 0.0, -1.5)
     glue = statistics_with(TrialStatistics, dev_rows=9, majority_baseline=0.5, constant_baseline=0.7)
-    assert (glue.num_dev_rows, glue.chance) == (9, 0.7)
+    assert (glue.num_dev_rows, glue.chance, glue.null_threshold) == (9, 0.7, None)
 
 
 def test_manifests_are_equal_wherever_they_are_stored(tmp_path: Path) -> None:
