@@ -159,13 +159,45 @@ class ExamplesStatistics(StageWarnings):
         return self.lengths.get(str(max_seq_length))
 
 
-class TrialStatistics(Statistics):
-    """A fine-tuning trial; what only one family of tasks states is None, or empty, for the others.
+class FamilyStatistics(Statistics):
+    """What a family of fine-tuning tasks states of a trial: None for the others.
 
     A family's own metrics may stand next to these, under their names: they are kept.
     """
 
     model_config = ConfigDict(extra="allow")
+
+    constant_baseline: float | None = None
+    """Score of the best answer that is always the same."""
+    majority_baseline: float | None = None
+    """Score of the most frequent training class as the only answer."""
+    mismatched: dict[str, float] | None = None
+    """Metrics on MNLI's second development file."""
+    train_rows: int | None = None
+    dev_rows: int | None = None
+
+    version: str | None = None
+    """Of SQuAD."""
+    train_questions: int | None = None
+    train_windows: int | None = None
+    train_answers_inside_tokens: int | None = None
+    """Answers that begin or end within a token."""
+    dev_questions: int | None = None
+    dev_windows: int | None = None
+
+    labels: list[str] | None = None
+    """Of tagging, by id."""
+    schemes: dict[str, str] | None = None
+    """How each file spells its spans."""
+    train_sentences: int | None = None
+    dev_sentences: int | None = None
+    test: dict[str, float] | None = None
+    dev_by_type: dict[str, dict[str, int | float]] | None = None
+    test_by_type: dict[str, dict[str, int | float]] | None = None
+
+
+class TrialStatistics(FamilyStatistics):
+    """A fine-tuning trial."""
 
     task: str
     start: str
@@ -177,19 +209,6 @@ class TrialStatistics(Statistics):
     """All metrics of that epoch on the development rows."""
     best_epoch: int
     seconds: float
-
-    constant_baseline: float | None = None
-    """Score of the best answer that is always the same."""
-    majority_baseline: float | None = None
-    """Score of the most frequent training class as the only answer."""
-    mismatched: dict[str, float] | None = None
-    """Metrics on MNLI's second development file."""
-    train_rows: int | None = None
-    dev_rows: int | None = None
-    train_questions: int | None = None
-    dev_questions: int | None = None
-    train_sentences: int | None = None
-    dev_sentences: int | None = None
 
     @property
     def num_dev_rows(self) -> int | None:

@@ -127,7 +127,7 @@ def _run_locked(
         dev=fitted.metrics,
         best_epoch=fitted.epoch,
         seconds=round(time.monotonic() - started, 1),
-        **fitted.more,
+        **fitted.more.to_json(),
     )
 
     def write() -> None:
