@@ -2,10 +2,10 @@
 
     clozeworks examples flows/recipes/demo.toml --set examples.passes=2
 
-What a shard of documents gives and what a file of examples holds is fixed before the job starts, so a retry or another
-runner writes the same bytes, and a run that was killed goes on with what is not written yet. Random next sentences come
-from the documents of the shard, which is a random sample of the corpus. Options that this command does not know go to
-Beam (--runner, --direct_num_workers, ...).
+The rows of each shard and the contents of each file are fixed before the job starts, so a retry or another runner
+writes the same bytes, and a killed run resumes with what is not written yet. Random next sentences come from the
+documents of the same shard, which is a random sample of the corpus. Other options are passed to Beam (--runner,
+--direct_num_workers, ...).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def build(
     balance_shard: BalanceShard,
     complete_stage: CompleteExamples,
 ) -> beam.PCollection[Manifest]:
-    """Construct the job; its one output element is the manifest."""
+    """Construct the job; its single output element is the manifest."""
     shard_rows = (
         pipeline
         | "Shards" >> beam.Create(shards).with_output_types(ShardNumber)
@@ -76,7 +76,7 @@ def build(
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
+    """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
     job = parse_job(EXAMPLES, __doc__, argv)
     config = job.recipe.section("examples", ExamplesConfig)
     directories = {stage: storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
@@ -116,7 +116,7 @@ def _run(
         )
     vocabulary_uri = storage.join(directories[VOCABULARY], VOCABULARY_NAME)
     tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
-    # The casing is that of the vocabulary in the workspace, whatever the recipe says meanwhile.
+    # Take the casing from the vocabulary in the workspace: the recipe may have changed since.
     casing = VocabularyConfig.model_validate(vocabulary.config)
     balance_shard = BalanceShard(building, config, casing, tokens, storage.sha256_of(vocabulary_uri))
     # A shard's rows of the last length are written last.
@@ -138,7 +138,7 @@ def _run(
 
 
 def _needed_bytes(documents: Manifest, vocabulary: Manifest, config: ExamplesConfig) -> float:
-    """An estimate: rows are written to temporary files and then to their own."""
+    """Estimate of the disk space: rows are written to temporary files and then to the final ones."""
     text_bytes = sum(file.size_bytes for file in documents.files) / DOCUMENTS_BYTES_A_TEXT_BYTE
     return 2 * disk_bytes_examples(config, vocabulary.files[0].rows, text_bytes)
 

@@ -1,6 +1,6 @@
-"""Compile the numba loops ahead, so that the first job does not wait for them: `python -m pipelines.compile_loops`.
+"""Compile the numba loops ahead of time: `python -m pipelines.compile_loops`.
 
-numba keeps the machine code beside the source; a worker image runs this once when it is built.
+numba caches the machine code next to the source; a worker image runs this once when it is built.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Counter-based random numbers, so that no choice depends on a runner, a worker or what was drawn before.
+"""Counter-based random numbers: no draw depends on the runner, the worker or earlier draws.
 
-A stream is named by a key, mixed from the seed and from what the choice is about (purpose, pass, document). Its n-th
+A stream is named by a key, mixed from the seed and the subject of the choice (purpose, pass, document). Its n-th
 number is SplitMix64's output function at `key + n * gamma` (Steele, Lea and Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014). Compiled code keeps `(key, counter)` in a two-element uint64 array and draws from it.
 """
@@ -20,7 +20,7 @@ _UNIT = 1.0 / (1 << 53)
 
 @numba.njit(cache=True, inline="always")
 def mix(value: np.uint64) -> np.uint64:
-    """SplitMix64's finaliser: a bijection of 64 bits in which every input bit moves every output bit."""
+    """SplitMix64's finaliser: a bijection of 64 bits in which every input bit affects every output bit."""
     value = np.uint64(value)
     value = (value ^ (value >> np.uint64(30))) * _MIX_1
     value = (value ^ (value >> np.uint64(27))) * _MIX_2
@@ -48,12 +48,12 @@ def next_uniform(stream: NDArray[np.uint64]) -> float:
 
 @numba.njit(cache=True, inline="always")
 def next_below(stream: NDArray[np.uint64], bound: int) -> np.int64:
-    """A whole number in [0, bound), for bounds below 2**31; its bias is under 2**-32 times the bound."""
+    """An integer in [0, bound), for bounds below 2**31; its bias is under 2**-32 times the bound."""
     return np.int64(((next_bits(stream) >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
 def key_of(seed: int, *parts: int) -> np.uint64:
-    """The key of the stream named by a seed and any number of whole numbers."""
+    """The key of the stream named by a seed and any number of integers."""
     key = np.uint64(mix(np.uint64(seed)))
     for part in parts:
         key = np.uint64(derive_key(key, part))

@@ -2,9 +2,9 @@
 
     clozeworks documents flows/recipes/demo.toml --set documents.num_shards=4
 
-A document belongs to a shard by the hash of its text, so a shard is a random sample of the corpus, and equal texts
-meet in one shard, where all but one are dropped. Options that this command does not know go to Beam (--runner,
---direct_num_workers, ...).
+A document is assigned to a shard by the hash of its text, so a shard is a random sample of the corpus, and equal texts
+end up in one shard, where all but one are dropped. Other options are passed to Beam (--runner, --direct_num_workers,
+...).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from pipelines.stage_keys import documents_key
 def build(
     pipeline: beam.Pipeline, directory: str, config: DocumentsConfig, plan: list[CorpusPart], key: StageKey
 ) -> beam.PCollection[Manifest]:
-    """Construct the job; its one output element is the manifest.
+    """Construct the job; its single output element is the manifest.
 
     Args:
         pipeline: to add the job to.
-        directory: of the stage; it is built in the build directory that belongs to it.
+        directory: of the stage; files are written to its build directory.
         config: the section [documents].
         plan: parts of the corpus.
-        key: what decides the result.
+        key: of the stage.
     """
     building = building_directory(directory)
     parts = (
@@ -73,7 +73,7 @@ def build(
 def _choose_documents(
     parts: beam.PCollection[PartSummary], directory: str, config: DocumentsConfig, num_parts: int
 ) -> beam.PCollection[int]:
-    """Find near-duplicates and write which of them go; the one output element counts them."""
+    """Find near-duplicates and write which of them to drop; the single output element is their number."""
     assert config.near_duplicates is not None
     emit_bands = EmitBands(directory, config.near_duplicates, num_buckets(num_parts))
     return (
@@ -88,7 +88,7 @@ def _choose_documents(
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
+    """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
     job = parse_job(DOCUMENTS, __doc__, argv)
     config = job.recipe.section("documents", DocumentsConfig)
     directory = storage.join(job.workspace, DOCUMENTS)
@@ -116,7 +116,7 @@ def run(argv: list[str] | None = None) -> None:
 
 
 def _needed_bytes(config: DocumentsConfig, workspace: str) -> float:
-    """An estimate: packed sources unpack to about four times, and texts are written to parts and then to shards."""
+    """Estimate of the disk space: packed sources expand fourfold; texts are written to parts and then to shards."""
     text_bytes = sum(
         file.range_bytes * (1 if codec_of(file.name) is None else 4)
         for files in find_inputs(config, workspace)

@@ -3,7 +3,7 @@
     clozeworks vocabulary flows/recipes/demo.toml --set vocabulary.size=4096
 
 Each worker counts the words of one shard; counts are merged as Arrow tables, and one node trains. Held-out documents
-are not read. Options that this command does not know go to Beam (--runner, --direct_num_workers, ...).
+are not read. Other options are passed to Beam (--runner, --direct_num_workers, ...).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def build(
     train_vocabulary: TrainVocabulary,
     config: VocabularyConfig,
 ) -> beam.PCollection[Manifest]:
-    """Construct the job; its one output element is the manifest."""
+    """Construct the job; its single output element is the manifest."""
     return (
         pipeline
         | "Shards" >> beam.Create(names).with_output_types(str)
@@ -46,7 +46,7 @@ def build(
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
+    """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
     job = parse_job(VOCABULARY, __doc__, argv)
     config = job.recipe.section("vocabulary", VocabularyConfig)
     documents_directory, directory = (storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY))

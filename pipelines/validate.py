@@ -3,9 +3,9 @@
     clozeworks validate workspaces/demo/examples
     clozeworks validate workspaces/demo
 
-Works on the directories of documents, vocabulary and examples, and on a workspace with all three. Where the stages that
-a stage was made from lie next to it, they have to be the ones that its manifest names, and its statistics are computed
-from them again. Exits with 1 at the first fault and names the file and the row; with 2 where there is nothing to check.
+Works on the directories of documents, vocabulary and examples, and on a workspace with all three. If the inputs of a
+stage are next to it, they must be the ones that its manifest names, and its statistics are recomputed from them. Exits
+with 1 at the first fault, naming the file and the row, and with 2 if there is nothing to check.
 """
 
 from __future__ import annotations

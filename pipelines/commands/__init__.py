@@ -1,1 +1,1 @@
-"""What all commands share: their arguments, their error lines, and their end."""
+"""What all commands share: arguments, error lines and shutdown."""

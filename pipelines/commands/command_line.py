@@ -1,4 +1,4 @@
-"""The argument parser of all commands: a mistake is one line with exit code 2, and `--debug` shows tracebacks."""
+"""The argument parser of all commands: a usage error is one line with exit code 2, and `--debug` shows tracebacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.contract.shown_text import shown
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse, with one line where it would print the usage first, and with `--debug`."""
+    """argparse with one-line errors, without the usage text, and with `--debug`."""
 
     note: ClassVar[str] = ""
     """What `clozeworks` accepts for a verb in addition to its module; appended to the description."""
@@ -24,13 +24,13 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse does; `--debug` is set in the environment, which all that the command starts inherits."""
+        """As argparse; `--debug` is set in the environment, which child processes inherit."""
         parsed, left = super().parse_known_args(args, namespace)
         if getattr(parsed, "debug", False):
             os.environ[DEBUG_VARIABLE] = "1"
         return parsed, left
 
     def error(self, message: str) -> NoReturn:
-        """Print the mistake and its remedy, and leave."""
+        """Print the error and a hint, and exit."""
         print(f"error: {shown(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT)

@@ -1,7 +1,7 @@
-"""Let a child process end with the process that it works for.
+"""End a child process when the process that it works for ends.
 
-Whoever starts a stage puts its own process id into `CLOZEWORKS_LIFELINE_PID`. Every process of that stage, however
-many launchers lie between, watches it: SIGKILL runs no `finally` block, so a killed parent cannot stop its children.
+The process that starts a stage puts its own id into `CLOZEWORKS_LIFELINE_PID`. Every process of that stage, through
+any number of launchers, watches it: SIGKILL runs no `finally` block, so a killed parent cannot stop its children.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _GRACE_SECONDS = 20.0
 def follow_lifeline() -> None:
     """Start a daemon thread that ends this process when the lifeline process is gone; without one, do nothing.
 
-    A rank that a person's own launcher has started (LOCAL_RANK says so) follows that launcher, its parent. The process
-    first gets SIGTERM, so that training can write its checkpoint, and is ended outright 20 seconds later.
+    A rank started by another launcher (LOCAL_RANK is set) follows that launcher, its parent. The process first gets
+    SIGTERM, so that training can write its checkpoint, and exits 20 seconds later.
     """
     text = os.environ.get(LIFELINE_VARIABLE) or (str(os.getppid()) if "LOCAL_RANK" in os.environ else "")
     if text:
@@ -38,9 +38,9 @@ def _watch(pid: int) -> None:
 
 
 def _wait_for_end(pid: int) -> None:
-    """Return when a process has ended, which need not be a child of ours."""
+    """Return when a process, not necessarily a child, has ended."""
     with contextlib.suppress(AttributeError, OSError):
-        # A handle on that very process: another one that gets its number later is not mistaken for it.
+        # A pidfd refers to one process, even if another one gets the same number later.
         handle = os.pidfd_open(pid)
         try:
             readiness = select.poll()
@@ -49,7 +49,7 @@ def _wait_for_end(pid: int) -> None:
             return
         finally:
             os.close(handle)
-    # No Linux, or an old one.
+    # Not Linux, or an old kernel.
     while _alive(pid):
         time.sleep(_POLL_SECONDS)
 
@@ -61,7 +61,7 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    # In a container whose first process reaps nothing, a killed parent stays a zombie for ever.
+    # In a container whose first process reaps nothing, a killed parent stays a zombie.
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:
             return stream.read().rpartition(b")")[2].split()[0] != b"Z"

@@ -10,13 +10,13 @@ from pipelines.results.marks import RESTART
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every stage's command shares: the recipe's path, `--set` and `--workspace`."""
+    """Add the arguments of every stage's command: the recipe's path, `--set` and `--workspace`."""
     parser.add_argument("recipe", help="recipe file (TOML), such as flows/recipes/demo.toml")
     add_override_arguments(parser)
 
 
 def add_override_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--set` and `--workspace`, which change what a recipe says."""
+    """Add `--set` and `--workspace`, which override a recipe's settings."""
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -29,12 +29,12 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
-    """Read the recipe that `add_recipe_arguments` asked for, overrides applied."""
+    """Read the recipe given by the arguments of `add_recipe_arguments`, overrides applied."""
     return read_recipe(arguments.recipe, overrides_from_arguments(arguments))
 
 
 def overrides_from_arguments(arguments: argparse.Namespace) -> list[str]:
-    """What `add_override_arguments` asked for, as `section.key=value`, the workspace last."""
+    """The arguments of `add_override_arguments` as `section.key=value`, the workspace last."""
     overrides = list(arguments.overrides)
     if arguments.workspace is not None:
         overrides.append(f"run.workspace={json.dumps(arguments.workspace, ensure_ascii=False)}")
@@ -42,6 +42,6 @@ def overrides_from_arguments(arguments: argparse.Namespace) -> list[str]:
 
 
 def add_restart_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
-    """Add `--restart`; with a name, the same command given again resumes the build that it began."""
-    explained = "with a NAME, the same command given again resumes what it began"
+    """Add `--restart`; with a name, repeating the same command resumes the build that it started."""
+    explained = "with a NAME, repeating the same command resumes the build that it started"
     parser.add_argument("--restart", nargs="?", const=RESTART, metavar="NAME", help=f"{help_text}; {explained}")

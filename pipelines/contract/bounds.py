@@ -1,7 +1,7 @@
-"""Types of settings: numbers with bounds and the reason for them, text, paths; light to import.
+"""Types of settings: numbers with bounds and the reason for them, text, paths; cheap to import.
 
-A bound is there to catch a slip of the pen (a key too many, a wrong unit) before it costs hours, so it lies well beyond
-what anybody uses. `tests/faults/test_recipes.py` holds that every number of every section has both.
+A bound catches a typing error (an extra digit, a wrong unit) before it costs hours, so it is well beyond any useful
+value. `tests/faults/test_recipes.py` checks that every number of every section has both bounds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PATH_CHARACTERS = 4_096
 
 @dataclass(frozen=True)
 class Bounded(annotated_types.GroupedMetadata):
-    """Both bounds of a number, and why: the reason completes "must be from low to high: ..." in a message."""
+    """Both bounds of a number, and the reason, which completes "must be from low to high: ..." in a message."""
 
     low: float
     high: float
@@ -62,7 +62,7 @@ def _bounds_in(parts: tuple[Any, ...]) -> Iterator[Bounded]:
 
 
 def expanded(path: str) -> str:
-    """A path with `~` replaced by the home directory it stands for.
+    """Replace `~` in a path by the home directory.
 
     Raises:
         ValueError: there is no such user.
@@ -75,17 +75,13 @@ def expanded(path: str) -> str:
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024)]
 UserPath = Annotated[str, StringConstraints(min_length=1, max_length=_PATH_CHARACTERS), AfterValidator(expanded)]
-"""A path, glob or URI as a person writes it: `~` is the home directory, in every setting that names a place."""
+"""A path, glob or URI as the user writes it: `~` is the home directory, in every setting that is a path."""
 
 Seed = Annotated[int, Bounded(0, (1 << 63) - 1, "seeds are stored in 63 bits")]
-Probability = Annotated[float, Bounded(0.0, 1.0, "it is a share of all")]
+Probability = Annotated[float, Bounded(0.0, 1.0, "it is a fraction")]
 SequenceLength = Annotated[
     int, Bounded(8, MAX_SEQ_LENGTH_LIMIT, "a row needs its special tokens and some text, and positions have 16 bits")
 ]
-Count = Annotated[int, Bounded(1, 1_000_000_000, "it counts something, and no run has a billion of it")]
-CountOrNone = Annotated[
-    int, Bounded(0, 1_000_000_000, "it counts something, 0 is none, and no run has a billion of it")
-]
-Processes = Annotated[
-    int, Bounded(0, 4_096, "each is a process of this machine, and 0 chooses as many as it has room for")
-]
+Count = Annotated[int, Bounded(1, 1_000_000_000, "it is a count, and no run reaches a billion")]
+CountOrNone = Annotated[int, Bounded(0, 1_000_000_000, "it is a count, 0 means none, and no run reaches a billion")]
+Processes = Annotated[int, Bounded(0, 4_096, "each is a process on this machine, and 0 chooses a number that fits")]

@@ -1,6 +1,6 @@
 """Find credentials in a recipe: it is logged, copied into manifests and published with its models.
 
-They belong into the environment, where MLflow, Arrow and the clouds' own tools look for them.
+They belong in the environment, where MLflow, Arrow and the cloud tools look for them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _PASSWORD = re.compile(r"://[^/?#\s@:]*:(?!\d+(?:/|$))[^?#\s]*@")
-"""`scheme://user:password@host`; a port is no password, and a slash that should have been escaped does not hide one."""
+"""`scheme://user:password@host`; a port is not a password, and an unescaped slash does not hide one."""
 _TOKEN_AS_USER = re.compile(r"^https?://[^/?#\s@]+@")
 _KEY_PARAMETER = re.compile(
     r"[?&;](?:[A-Za-z0-9_.-]*[_.-])?"
@@ -29,28 +29,28 @@ _REMEDIES = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS",
     "postgresql": "set PGUSER and PGPASSWORD, or PGPASSFILE,",
 }
-_OTHERWISE = "give them to its client library"
+_OTHERWISE = "pass them to its client library"
 
 
 def refusal(tables: Mapping[str, Any]) -> str | None:
-    """Why a recipe is refused: the first key whose text carries credentials, never the text; None where there is none.
+    """Why a recipe is refused: the first key whose value holds credentials, never the value; None if there is none.
 
     Args:
-        tables: the whole recipe, overrides applied.
+        tables: the complete recipe, overrides applied.
     """
     for key, text in _texts("", tables):
         if holds_credentials(text):
             scheme = text.partition("://")[0].partition("+")[0].lower()
             remedy = _REMEDIES.get(scheme, _OTHERWISE)
             return (
-                f"{key} holds credentials, and a recipe is logged and published with its models; take them out and "
+                f"{key} holds credentials, but a recipe is logged and published with its models; remove them and "
                 f"{remedy} in the environment"
             )
     return None
 
 
 def holds_credentials(text: str) -> bool:
-    """Does a URI carry a password, a token or a key?"""
+    """Whether a URI holds a password, a token or a key."""
     if "://" not in text:
         return False
     return any(pattern.search(text) for pattern in (_PASSWORD, _TOKEN_AS_USER, _KEY_PARAMETER))

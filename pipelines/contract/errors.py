@@ -1,7 +1,7 @@
-"""Turn what went wrong into one line for a person: which path, what is the matter, what to do. Every command uses it.
+"""Turn an exception into one line for the user: path, problem, remedy. Every command uses it.
 
-Exit codes: 0 complete; 1 a failure that may not happen again when the command is run again (a connection), or a bug;
-2 a person has to change something first: recipe, data, disk, permissions, memory; 130 interrupted. `--debug`, or
+Exit codes: 0 complete; 1 a failure that may not recur when the command is run again (a connection), or a bug; 2 the
+user has to change something first: recipe, data, disk, permissions, memory; 130 interrupted. `--debug`, or
 CLOZEWORKS_DEBUG=1 in the environment, which child processes inherit, shows tracebacks too.
 """
 
@@ -42,31 +42,31 @@ _SQLITE = {
     "disk I/O error": errno.EIO,
 }
 _REMEDIES = {
-    errno.EACCES: "give this user the right to it, or name another place",
-    errno.EPERM: "give this user the right to it, or name another place",
-    errno.EROFS: "name a place that can be written, or mount this one for writing",
-    errno.ENOTDIR: "a part of this path is a file; name another place",
-    errno.EISDIR: "name a file",
-    errno.ENAMETOOLONG: "name a shorter path",
-    errno.ELOOP: "a symbolic link in this path leads back to itself; mend it",
+    errno.EACCES: "grant this user access, or choose another path",
+    errno.EPERM: "grant this user access, or choose another path",
+    errno.EROFS: "choose a writable path, or mount this one for writing",
+    errno.ENOTDIR: "a part of this path is a file; choose another path",
+    errno.EISDIR: "choose a file",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "a symbolic link in this path leads back to itself; fix it",
     errno.ENOENT: "it was removed meanwhile, or the path is mistyped",
     errno.EMFILE: "raise the limit with `ulimit -n 65536`",
     errno.ENFILE: "close other programs, or raise the system's limit fs.file-max",
-    errno.EFBIG: "a file may not become so large here; raise `ulimit -f`, or name another disk",
-    errno.EIO: "the disk or the network drive fails; look at the system's log",
-    errno.ENODEV: "the disk or the network drive is gone; connect it again",
-    errno.ESTALE: f"the network drive was exchanged; mount it again {_AGAIN}",
+    errno.EFBIG: "the file size limit is reached; raise `ulimit -f`, or choose another disk",
+    errno.EIO: "the disk or the network drive is failing; check the system log",
+    errno.ENODEV: "the disk or the network drive is gone; reconnect it",
+    errno.ESTALE: f"the network drive was replaced; remount it {_AGAIN}",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _OF_WRITING = (*_FULL, errno.EFBIG, errno.EIO, errno.EROFS)
 _QUOTED_PATH = re.compile(r"'(/[^'\n]*)'")
 """Arrow names the path only in its message."""
 _BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
-"""Where one of these is raised while another error is handled, it is what has to be mended, not that error."""
+"""Raised while another error is handled, one of these is the bug to fix, not that error."""
 
 
 class InputError(ValueError):
-    """A mistake in what a person gave us (recipe, path, data): shown as one line, without a traceback.
+    """User error (recipe, path, data): shown as one line, without a traceback.
 
     Control characters of names and values are escaped, so a message is one line and cannot act on a terminal.
     """
@@ -76,15 +76,15 @@ class InputError(ValueError):
 
 
 def is_debug() -> bool:
-    """Does a person want to see tracebacks?"""
+    """Whether to show tracebacks."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
 @contextmanager
 def writing(path: str, needed_bytes: int | None = None) -> Iterator[None]:
-    """Give what the disk refuses the path that was written, and the bytes that were to be written where they are known.
+    """Add to errors of a full or failing disk the path that was written and, if known, the number of bytes.
 
-    Arrow's errors, and those of a file that is open, know no path.
+    Arrow's errors, and those of an open file, hold no path.
     """
     try:
         yield
@@ -97,9 +97,9 @@ def writing(path: str, needed_bytes: int | None = None) -> Iterator[None]:
 
 
 def exit_code_of(main: Callable[[], int | None]) -> int:
-    """Run a command's main; its exit code, after one line on stderr where it failed."""
+    """Run a command's main and return its exit code; on failure, print one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
-        # A file's name need not be UTF-8, and must not end a command that only prints it.
+        # A file name need not be UTF-8, and must not abort a command that only prints it.
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
     try:
@@ -108,13 +108,13 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - shown to the person, bugs with their traceback
+    except Exception as error:  # noqa: BLE001 - shown to the user, bugs with their traceback
         return report(error)
     return exit_code
 
 
 def report(error: BaseException) -> int:
-    """Print the line of a failure on stderr, for a bug its traceback too; the exit code that belongs to it."""
+    """Print the line of a failure on stderr, for a bug its traceback too; return the exit code."""
     if (closed := _closed_output(error)) is not None:
         print(f"error: {closed}", file=sys.stderr, flush=True)
         return EXIT_FAILED
@@ -131,7 +131,7 @@ def report(error: BaseException) -> int:
 
 
 def failure_line(error: BaseException) -> str | None:
-    """One line about the first cause of an error; None where it is neither a person's mistake nor the machine's."""
+    """One line about the first cause of an error; None if it is neither a user error nor a system error."""
     cause = first_cause(error)
     if cause is None:
         return None
@@ -142,7 +142,7 @@ def failure_line(error: BaseException) -> str | None:
 
 
 def first_cause(error: BaseException) -> InputError | OSError | MemoryError | None:
-    """The error that began it, as far as it is one to show in a line: an InputError before one of the system's."""
+    """The error that started it, if it can be shown in one line: an InputError first, then a system error."""
     found: list[InputError | OSError | MemoryError] = []
     current: BaseException | None = error
     seen: set[int] = set()
@@ -154,14 +154,14 @@ def first_cause(error: BaseException) -> InputError | OSError | MemoryError | No
     found.reverse()
     first = next((cause for cause in found if isinstance(cause, InputError)), found[0] if found else None)
     if isinstance(first, OSError) and not _path_of(first):
-        # What wraps it may know where it happened.
+        # An error that wraps it may hold the path.
         same = (cause for cause in found if isinstance(cause, OSError) and cause.errno == first.errno)
         first = next(filter(_path_of, same), first)
     return first
 
 
 def _path_of(error: OSError) -> str:
-    """The path that an error names; empty where it names none."""
+    """The path that an error names; empty if it names none."""
     if isinstance(error.filename, str | bytes):
         return os.fsdecode(error.filename)
     quoted = _QUOTED_PATH.search(str(error))
@@ -169,7 +169,7 @@ def _path_of(error: OSError) -> str:
 
 
 def _explainable(error: BaseException) -> list[InputError | OSError | MemoryError]:
-    """An error, or what it quotes, as one that a line can be made of; outermost first."""
+    """An error, or the one that it quotes, if it can be shown in one line; outermost first."""
     if isinstance(error, InputError | MemoryError):
         return [error]
     text = str(error)
@@ -202,7 +202,7 @@ def _memory_line(error: MemoryError) -> str:
     detail = f" ({first})" if (first := next(iter(str(error).splitlines()), "")) else ""
     return (
         f"memory ran out{detail}; use fewer processes (run.workers, ranks), smaller batches (micro_batch_size, "
-        "max_record_bytes), or a machine with more"
+        "max_record_bytes), or a machine with more memory"
     )
 
 
@@ -217,13 +217,13 @@ def _system_line(error: OSError) -> str:
     if error.errno in _FULL:
         return f"{start}{what}{_space(path, error)}; free space there {_AGAIN}{_where(path)}"
     if isinstance(error, ConnectionError | TimeoutError):
-        return f"{start}{what}; look whether the other side runs and can be reached, {_AGAIN}{_where(path)}"
+        return f"{start}{what}; check that the other side is running and reachable, {_AGAIN}{_where(path)}"
     target = f" (to {os.fsdecode(error.filename2)})" if isinstance(error.filename2, str | bytes) else ""
-    return f"{start}{what}{target}; {_REMEDIES.get(error.errno, f'mend that {_AGAIN}')}{_where(path)}"
+    return f"{start}{what}{target}; {_REMEDIES.get(error.errno, f'fix this {_AGAIN}')}{_where(path)}"
 
 
 def _space(path: str, error: OSError) -> str:
-    """Bytes that are free where a path lies, and those that were needed where it is known."""
+    """Free bytes at a path, and the bytes that were needed, if known."""
     needed = "".join(f", {note}" for note in getattr(error, "__notes__", []))
     place = os.path.abspath(path) if path and "://" not in path else ""
     while place and not os.path.exists(place) and place != os.path.dirname(place):
@@ -238,7 +238,7 @@ def _where(path: str) -> str:
 
 
 def _closed_output(error: BaseException) -> str | None:
-    """Why standard output takes nothing more, where that is what failed; it is then left for good."""
+    """Why standard output accepts nothing more, if that is what failed; it is then redirected to /dev/null."""
     if not isinstance(error, OSError) or error.filename is not None or error.errno not in (errno.EPIPE, *_OF_WRITING):
         return None
     try:
@@ -246,8 +246,8 @@ def _closed_output(error: BaseException) -> str | None:
         return None
     except OSError as problem:
         reason = os.strerror(problem.errno or errno.EIO)
-    # At its end the interpreter writes what is buffered, and would print a traceback of its own.
+    # At exit the interpreter flushes its buffers, and would print a traceback of its own.
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.close(descriptor)
-    return f"standard output: {reason.lower()}; whoever read it has ended, or its disk is full"
+    return f"standard output: {reason.lower()}; its reader has exited, or its disk is full"

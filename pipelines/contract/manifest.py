@@ -1,8 +1,8 @@
-"""Manifests: what a stage wrote, from what, with which settings; and keys, which decide what it will write.
+"""Manifests: what a stage wrote, from which inputs, with which settings; and keys, which determine what it will write.
 
-Every stage writes its own directory under the workspace and, last of all, a `manifest.json` there. Its presence means
-that the stage is complete. A manifest holds no clock time and no machine name, so equal recipes on equal input give
-equal manifests on any runner.
+Every stage writes its own directory in the workspace and, last of all, a `manifest.json`. Its presence means that the
+stage is complete. A manifest holds no clock time and no machine name, so equal recipes on equal input give equal
+manifests with any runner.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Record(BaseModel):
 
 
 class FileRecord(_Record):
-    """One file of a stage: its name relative to the stage's directory, and what proves it whole."""
+    """One file of a stage: its name relative to the stage's directory, its size and its checksum."""
 
     name: str
     rows: int
@@ -39,7 +39,7 @@ class FileRecord(_Record):
 
 
 class Manifest(_Record):
-    """What a stage wrote, from what, and with which settings."""
+    """What a stage wrote, from which inputs, and with which settings."""
 
     schema_version: int = SCHEMA_VERSION
     stage: str
@@ -72,9 +72,9 @@ class Manifest(_Record):
 
     @property
     def digest(self) -> str:
-        """Hash of the stage's output: what a later stage names as its input.
+        """Hash of the stage's output: what a later stage records as its input.
 
-        It covers names and checksums only, so a stage that was rebuilt to the same bytes rebuilds nothing after it.
+        It covers names, rows and checksums only, so a stage rebuilt to the same bytes rebuilds nothing after it.
         """
         return digest_of(
             [self.schema_version, self.stage, [[file.name, file.rows, file.sha256] for file in self.files]]
@@ -93,7 +93,7 @@ def digest_of(value: Any) -> str:
 
 
 class StageKey:
-    """What decides a stage's output: its name and version, its settings, and the digests of what it consumes."""
+    """What determines a stage's output: its name and version, its settings, and the digests of what it consumes."""
 
     def __init__(self, stage: str, stage_version: int, config: Section | Mapping[str, Any], inputs: Mapping[str, str]):
         self.stage = stage
@@ -117,14 +117,14 @@ class StageKey:
 
     @property
     def digest(self) -> str:
-        """Hash of all that decides the output: two runs with one digest build the same result."""
+        """Hash of everything that determines the output: runs with equal digests build the same result."""
         return digest_of([SCHEMA_VERSION, self.stage, self.stage_version, self.config, self.inputs])
 
     def difference(self, directory: str) -> str | None:
-        """Why the stage in `directory` has to be built, in words; None where it is complete and matches.
+        """Why the stage in `directory` has to be built; None if it is complete and matches.
 
         Raises:
-            InputError: a newer release than this one wrote what is there, or its manifest is damaged.
+            InputError: a newer release wrote the stage, or its manifest is damaged.
         """
         manifest = read_manifest(directory)
         if manifest is None:
@@ -174,7 +174,7 @@ def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: st
 
 
 def _are_tables(before: list[Any], after: list[Any]) -> bool:
-    """Do both lists hold as many tables, so that one setting of one of them tells more than both in full?"""
+    """Whether both lists hold equally many tables, so that a single changed setting can be reported."""
     return len(before) == len(after) and all(isinstance(entry, dict) for entry in (*before, *after))
 
 
@@ -183,10 +183,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_manifest(directory: str) -> Manifest | None:
-    """Read a stage's manifest; None where the stage is not complete.
+    """Read a stage's manifest; None if the stage is not complete.
 
     Raises:
-        InputError: there is a manifest, but it is damaged, or a newer release wrote it.
+        InputError: the manifest is damaged, or a newer release wrote it.
     """
     uri = storage.join(directory, MANIFEST_NAME)
     if storage.file_size_bytes(uri) is None:
@@ -202,8 +202,8 @@ def read_manifest(directory: str) -> Manifest | None:
             raise
         cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise InputError(
-            f"{uri}: damaged, or no manifest of ours ({cause}); restore it from a copy, or move {directory} away to "
-            "build the stage anew"
+            f"{uri}: damaged, or not a manifest of this project ({cause}); restore it from a copy, or move {directory} "
+            "away to rebuild the stage"
         ) from error
     manifest._uri = uri
     return manifest
@@ -215,10 +215,10 @@ def require_manifest(directory: str, stage: str, command: str) -> Manifest:
     Args:
         directory: of the stage.
         stage: its name, which the manifest must state.
-        command: what builds it.
+        command: that builds it.
 
     Raises:
-        InputError: the stage is not complete, or what is there is something else.
+        InputError: the stage is not complete, or the directory holds something else.
     """
     manifest = read_manifest(directory)
     if manifest is None:
@@ -235,7 +235,7 @@ def require_manifest(directory: str, stage: str, command: str) -> Manifest:
 
 
 def write_manifest(directory: str, manifest: Manifest) -> None:
-    """Write the manifest, which declares the stage complete; to be called after every file is in place."""
+    """Write the manifest, which marks the stage as complete; call it after every file is in place."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     storage.write_bytes(storage.join(directory, MANIFEST_NAME), text.encode() + b"\n")
 

@@ -1,8 +1,8 @@
-"""Read a recipe: one TOML file that describes a whole run, checked section by section.
+"""Read a recipe: one TOML file that describes a complete run, validated section by section.
 
 Each stage validates the sections it needs against the frozen pydantic models of pipelines/settings and
-training/settings; `flows.parameters.whole_recipe` validates all of them. A mistake is reported in one line that names
-the file, the key, the value and the remedy.
+training/settings; `flows.parameters.whole_recipe` validates all of them. A user error is reported in one line that
+names the file, the key, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 
 
 class Section(BaseModel):
-    """Base of every recipe section: frozen, unknown keys refused, nothing converted but a list to a tuple.
+    """Base of every recipe section: frozen, without unknown keys, no conversion except of lists to tuples.
 
     A field declared with `json_schema_extra=OPERATIONAL` is left out of `identity()`; changing it rebuilds nothing.
     """
@@ -63,7 +63,7 @@ class Section(BaseModel):
 
 
 def lists_as_tuples(values: Any) -> Any:
-    """The values of a table as sections hold them: TOML and JSON have lists, and nothing else is converted."""
+    """Convert the lists of a TOML or JSON table to tuples, as sections hold them; nothing else is converted."""
     if isinstance(values, dict):
         return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return values
@@ -78,7 +78,7 @@ def _identity_of(value: Any) -> Any:
 
 
 class RunConfig(Section):
-    """`[run]`: the run's name and where its workspace lies."""
+    """`[run]`: the run's name and its workspace."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)] = "run"
     workspace: UserPath = "workspaces/run"
@@ -91,14 +91,14 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A parsed recipe file with its overrides applied; sections are still unchecked."""
+    """A parsed recipe file with its overrides applied; sections are not validated yet."""
 
     path: str
     overrides: tuple[str, ...]
     tables: dict[str, dict[str, Any]]
 
     def section(self, name: str, model: type[SectionT]) -> SectionT:
-        """Check one section against its model; a section that the file leaves out takes the model's defaults.
+        """Validate one section against its model; an absent section gets the model's defaults.
 
         Raises:
             RecipeError: an unknown key, a value out of range, or a missing key, in one line.

@@ -1,4 +1,4 @@
-"""Say the first mistake in a section in one line: key, value, what is expected, and why."""
+"""Report the first mistake in a section in one line: key, value, what is expected, and why."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _EXPECTED = {
 
 
 def first_problem(section: str, model: type[BaseModel], error: ValidationError) -> str:
-    """`section.key = value: what is the matter`, for the first of a section's mistakes."""
+    """`section.key = value: problem`, for the first of a section's mistakes."""
     problems = error.errors(include_url=False)
-    # A list that lost its only entry to a mistake counts as empty besides.
+    # A list whose only entry is invalid is also reported as empty.
     problems = [problem for problem in problems if problem["type"] != "too_short" or not problem["input"]]
     problem = problems[0]
     key = ".".join([section, *(shortened(str(part)) for part in problem["loc"])])
@@ -67,7 +67,7 @@ def _message(problem: ErrorDetails, field: FieldInfo | None) -> str:
 
 
 def _hint(problem: ErrorDetails, bounds: Bounded | None) -> str:
-    """What helps to write the right type."""
+    """How to write a value of the right type."""
     value = problem["input"]
     if problem["type"] == "string_type" and isinstance(value, int | float):
         return f': "{_shown(value)}", and on a command line \'...="{_shown(value)}"\''
@@ -77,13 +77,13 @@ def _hint(problem: ErrorDetails, bounds: Bounded | None) -> str:
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
-    """The valid name that was probably meant; all of them where none is close."""
+    """The valid name that was probably meant; all of them if none is close."""
     close = difflib.get_close_matches(shortened(name), valid, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; valid names: {', '.join(sorted(valid))}"
 
 
 def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
-    """The section model that a validation error's location lies in."""
+    """The section model that a validation error's location is in."""
     current: type[BaseModel] | None = model
     for part in location:
         if isinstance(part, int):
@@ -94,7 +94,7 @@ def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[Bas
 
 
 def _field_at(model: type[BaseModel], location: Sequence[int | str]) -> FieldInfo | None:
-    """The field that a validation error's location names, or in whose list it lies."""
+    """The field that a validation error's location names, or whose list it is in."""
     names = [place for place, part in enumerate(location) if isinstance(part, str)]
     if not names:
         return None

@@ -1,6 +1,6 @@
 """Read a recipe's TOML within limits: a regular file of at most 1 MB and 32 levels, without control characters.
 
-The limits are looked at before the parser runs, for it recurses at brackets and takes quadratic time for dotted keys.
+The limits are checked before parsing: the parser recurses at brackets and takes quadratic time for dotted keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHOWN_CHARACTERS = 80
 _BYTE_ORDER_MARK = "\ufeff"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
-# Every alternative takes what it matched for good, so that a hostile file costs one pass.
+# Possessive quantifiers, so that a hostile file costs one pass.
 _TOKEN = re.compile(
     r"#[^\n]*+"
     r'|"""(?:[^\\"]|\\.|"(?!""))*+(?:"""|\Z)?'
@@ -40,10 +40,10 @@ class RecipeError(InputError):
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """Parse a recipe file; its sections are not looked at.
+    """Parse a recipe file, without validating its sections.
 
     Raises:
-        RecipeError: it is no regular file that can be read, too large, not UTF-8, not TOML, or beyond a limit.
+        RecipeError: it is not a readable regular file, too large, not UTF-8, not TOML, or beyond a limit.
     """
     data = _read(path)
     try:
@@ -60,7 +60,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 def _read(path: str) -> bytes:
     try:
-        # A FIFO would wait for its writer, and some devices act when they are opened: look first, and do not block.
+        # A FIFO would wait for its writer, and some devices act when opened: check first, and do not block.
         if (kind := _unsuitable(os.stat(path).st_mode)) is None:
             with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
                 if (kind := _unsuitable(os.fstat(stream.fileno()).st_mode)) is None:
@@ -69,15 +69,15 @@ def _read(path: str) -> bytes:
         raise RecipeError(f"{path}: no such recipe file; the ready-made ones are in flows/recipes/") from error
     except OSError as error:
         raise RecipeError(
-            f"{path}: cannot be read ({error.strerror}); name a recipe file that this user may read"
+            f"{path}: cannot be read ({error.strerror}); choose a recipe file that this user can read"
         ) from error
     except ValueError as error:
-        raise RecipeError(f"{path}: no path of a file ({error}); name a recipe file") from error
+        raise RecipeError(f"{path}: not the path of a file ({error}); choose a recipe file") from error
     if kind is not None:
         raise RecipeError(f"{path}: is {kind}; a recipe is a regular file, such as those in flows/recipes/")
     if len(data) > MAX_RECIPE_BYTES:
         raise RecipeError(
-            f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, which no recipe is; name the recipe, and give many "
+            f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, the limit for recipes; check the path, and give many "
             "inputs as a pattern such as corpus/*.txt"
         )
     return data
@@ -91,10 +91,10 @@ def _unsuitable(mode: int) -> str | None:
 
 
 def parse_value(text: str) -> Any:
-    """An override's value: TOML, or plain text where it is none or what TOML takes for a date.
+    """Parse an override's value as TOML; what is not TOML, or is a TOML date, is plain text.
 
     Raises:
-        RecipeError: it is more than a value, or beyond a limit.
+        RecipeError: it is more than one value, or beyond a limit.
     """
     if _CONTROL.search(text.replace("\t", " ")):
         raise RecipeError("holds a line break or another control character; give one setting on one line")
@@ -104,19 +104,19 @@ def parse_value(text: str) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text.strip()
-    # No setting is a date, while a folder may well have one for a name.
+    # No setting is a date, but a folder may be named by one.
     return text.strip() if isinstance(value, date | time) else value
 
 
 def require_limits(place: str, tables: dict[str, Any]) -> None:
-    """Look at every key and value of a recipe, overrides applied.
+    """Check every key and value of a recipe, overrides applied.
 
     Raises:
-        RecipeError: a value lies too deep, is a date, an integer beyond 64 bits, or a text with control characters.
+        RecipeError: a value is too deep, a date, an integer beyond 64 bits, or a text with control characters.
     """
     for levels, key, value in _walk(tables):
         if levels > MAX_LEVELS:
-            raise RecipeError(f"{place}: {shortened(key)} lies {levels} levels deep; a recipe has at most {MAX_LEVELS}")
+            raise RecipeError(f"{place}: {shortened(key)} is {levels} levels deep; a recipe has at most {MAX_LEVELS}")
         problem = ""
         if isinstance(value, str) and (found := _CONTROL.search(value)):
             problem = f'{shortened(value)!r}: holds the control character "{shown(found[0])}"; take it out'
@@ -131,7 +131,7 @@ def require_limits(place: str, tables: dict[str, Any]) -> None:
 
 
 def _walk(tables: dict[str, Any]) -> Iterator[tuple[int, str, Any]]:
-    """Level, dotted key and value of everything below a table, without recursion."""
+    """Level, dotted key and value of everything in a table, without recursion."""
     left: list[tuple[int, str, Any]] = [(1, key, value) for key, value in reversed(tables.items())]
     while left:
         level, key, value = left.pop()
@@ -145,7 +145,7 @@ def _walk(tables: dict[str, Any]) -> Iterator[tuple[int, str, Any]]:
 
 
 def _too_deep(text: str) -> str | None:
-    """Count brackets within brackets and names joined by dots, before anything is parsed."""
+    """Count nested brackets and dotted names, before anything is parsed."""
     line, brackets, parts, after_dot = 1, 0, 0, False
     for match in _TOKEN.finditer(text):
         kind = match.lastgroup

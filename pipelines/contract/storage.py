@@ -1,7 +1,7 @@
 """Read and write workspace files, locally or on any file system that Arrow knows (s3://, gs://, hdfs://).
 
-Every file of a workspace is written under a temporary name and renamed when whole, so that a name that exists is a
-file that is complete.
+Every file of a workspace is written under a temporary name and renamed when it is complete, so a file under its final
+name is always complete.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def is_local(uri: str) -> bool:
-    """Tells from the name alone: asking a bucket would take the network."""
+    """Whether a path or URI is local, by its name alone: querying a bucket would need the network."""
     return "://" not in uri or uri.startswith("file://")
 
 
@@ -62,7 +62,7 @@ def local_path(uri: str) -> str:
 
 
 def file_size_bytes(uri: str) -> int | None:
-    """Size of a file, or None where there is no such file."""
+    """Size of a file, or None if there is no such file."""
     filesystem, path = filesystem_of(uri)
     info = filesystem.get_file_info(path)
     return int(info.size) if info.type == fs.FileType.File else None
@@ -75,7 +75,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def list_files(uri: str) -> list[str]:
-    """Names of all files below a directory, relative to it and sorted; empty where the directory is absent."""
+    """Names of all files below a directory, relative to it and sorted; empty if the directory is absent."""
     filesystem, path = filesystem_of(uri)
     selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
     prefix = path.rstrip("/") + "/"
@@ -85,21 +85,21 @@ def list_files(uri: str) -> list[str]:
 
 
 def remove_file(uri: str) -> None:
-    """Delete a file; one that is already gone is fine."""
+    """Delete a file, if it exists."""
     filesystem, path = filesystem_of(uri)
     if filesystem.get_file_info(path).type == fs.FileType.File:
         filesystem.delete_file(path)
 
 
 def remove_directory(uri: str) -> None:
-    """Delete a directory with all it holds; one that is already gone is fine."""
+    """Delete a directory and its contents, if it exists."""
     filesystem, path = filesystem_of(uri)
     if filesystem.get_file_info(path).type == fs.FileType.Directory:
         filesystem.delete_dir(path)
 
 
 def make_directory(path: str) -> None:
-    """Create a local directory with its parents; one that exists already is fine.
+    """Create a local directory and its parents, if they do not exist.
 
     Raises:
         InputError: it cannot be created.
@@ -108,12 +108,12 @@ def make_directory(path: str) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise  # a full disk is no wrong path
+            raise  # a full disk is not a wrong path
         raise InputError(f"{path}: cannot create this directory ({error.strerror}); choose another path") from error
 
 
 def list_directories(uri: str) -> list[str]:
-    """Names of the directories directly below a directory, sorted; empty where it is absent."""
+    """Names of the directories directly below a directory, sorted; empty if it is absent."""
     filesystem, path = filesystem_of(uri)
     selector = fs.FileSelector(path, allow_not_found=True)
     return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == fs.FileType.Directory)
@@ -136,7 +136,7 @@ def move_directory(source: str, target: str) -> None:
 
 
 def move_file(source: str, target: str) -> None:
-    """Rename one file on one file system; its new directory is created where it is missing."""
+    """Rename one file on one file system; its new directory is created if it is missing."""
     filesystem, source_path = filesystem_of(source)
     _, target_path = filesystem_of(target)
     filesystem.create_dir(target_path.rpartition("/")[0], recursive=True)
@@ -147,7 +147,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def exchange_directories(first: str, second: str) -> bool:
-    """Exchange the names of two local directories in one step; False where the system cannot."""
+    """Exchange the names of two local directories in one step; False if the system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if rename is None:
         return False
@@ -156,22 +156,22 @@ def exchange_directories(first: str, second: str) -> bool:
         flush_to_disk(os.path.dirname(local_path(first)))
         return True
     number = ctypes.get_errno()
-    # What a file system or a kernel answers that does not know the flag.
+    # The file system or the kernel does not support the flag.
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(number, os.strerror(number), local_path(second))
 
 
 def require_free_space(directory: str, needed_bytes: float, purpose: str) -> None:
-    """Check that a local file system has room; a remote one is not asked.
+    """Check that a local file system has enough space; a remote one is not checked.
 
     Args:
         directory: where the files will be written; it may not exist yet.
         needed_bytes: an estimate.
-        purpose: what needs the room, such as `checkpoints and encoder`.
+        purpose: what needs the space, such as `checkpoints and encoder`.
 
     Raises:
-        InputError: there is less room than that.
+        InputError: there is less space than that.
     """
     if not is_local(directory):
         return
@@ -187,7 +187,7 @@ def require_free_space(directory: str, needed_bytes: float, purpose: str) -> Non
 
 
 def in_units(num_bytes: float) -> str:
-    """A size for people: `312 bytes`, `4.2 MB`, `1.3 TB`."""
+    """A size in readable units: `312 bytes`, `4.2 MB`, `1.3 TB`."""
     if num_bytes < 1000:
         return f"{num_bytes:.0f} bytes"
     for unit in ("kB", "MB", "GB"):
@@ -219,7 +219,7 @@ def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file atomically."""
+    """Write a complete file atomically."""
     with writing(uri, len(data)), atomic_output(uri) as stream:
         stream.write(data)
 
@@ -235,7 +235,7 @@ def sha256_of(uri: str) -> str:
 
 
 def flush_to_disk(path: str) -> None:
-    """Have the kernel write a local file, or a directory's entries, to the disk."""
+    """Flush a local file, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

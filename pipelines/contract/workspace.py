@@ -44,7 +44,7 @@ PARTS_GROUP, SHARDS_GROUP = "parts", "shards"
 ROWS_GROUP, FILES_GROUP = "rows", "files"
 """Those of the examples job."""
 TRASH_DIRECTORY = ".clozeworks-trash"
-"""What is deleted is first moved here by rename, so a kill never leaves a directory that is half deleted."""
+"""Directories are renamed into this one before they are deleted, so a kill never leaves one half deleted."""
 
 
 def local_workspace(run: RunConfig, recipe_path: str) -> str:
@@ -67,7 +67,7 @@ def length_directory(max_seq_length: int) -> str:
 
 
 def length_label(length: int, max_seq_length: int) -> str:
-    """A length with so many digits as the maximum has, so that names are in order."""
+    """A length, zero-padded to the digits of the maximum, so that names sort by length."""
     return f"{length:0{len(str(max_seq_length))}d}"
 
 

@@ -1,1 +1,1 @@
-"""Which files the inputs of a recipe name."""
+"""Find the files that the inputs of a recipe name."""

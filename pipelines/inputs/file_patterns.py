@@ -25,15 +25,15 @@ _QUERY = re.compile(r"\?[A-Za-z_]+=[^/]*$")
 
 
 def find_files(patterns: tuple[str, ...], workspace: str | None = None) -> list[InputFile]:
-    """Files that the patterns name, each once, sorted by label and then by URI.
+    """Files that match the patterns, each once, sorted by label and then by URI.
 
     A pattern is a file, a directory (all files below it), or a glob in which `**` crosses directories. A name that
-    exists is taken literally, whatever wildcards it holds. Hidden files and directories are passed over, and so are
-    the run's workspace and other results of this program below a directory. A file's label is its path below the
-    pattern's fixed part, that part's last name included.
+    exists is taken literally, whatever wildcards it holds. Hidden files and directories are skipped, and so are the
+    run's workspace and other results of this project in a directory. A file's label is its path below the pattern's
+    fixed part, that part's last name included.
 
     Raises:
-        InputError: a pattern matches no file, or is none.
+        InputError: a pattern matches no file, or is not valid.
         StorageFaultError: a directory cannot be listed.
     """
     found: dict[str, InputFile] = {}
@@ -41,15 +41,15 @@ def find_files(patterns: tuple[str, ...], workspace: str | None = None) -> list[
         matches = list(_match(pattern, workspace))
         if not matches:
             raise InputError(
-                f"documents.sources: inputs = {pattern!r} matches no file; name a file, a directory or a glob (hidden "
-                "files and results of earlier runs are passed over)"
+                f"documents.sources: inputs = {pattern!r} matches no file; give a file, a directory or a glob (hidden "
+                "files and results of earlier runs are skipped)"
             )
         found.update((file.uri, file) for file in matches)
     return sorted(found.values(), key=lambda file: (file.name, file.uri))
 
 
 class _Root(NamedTuple):
-    """The fixed part of a pattern: its file system, its path there, and how to write the URI of what lies below."""
+    """The fixed part of a pattern: its file system, its path there, and the parts of the URIs below it."""
 
     filesystem: fs.FileSystem
     base: str
@@ -85,7 +85,7 @@ def _match(pattern: str, workspace: str | None) -> Iterator[InputFile]:
             parsed = Pattern.of(names)
             regex_of("/".join(names))
         except re.error as error:
-            raise InputError(f"documents.sources: inputs = {pattern!r}: is no pattern ({error})") from error
+            raise InputError(f"documents.sources: inputs = {pattern!r}: is not a valid pattern ({error})") from error
         if is_local:
             for file in LocalFiles(base or "/", parsed, OwnResults(workspace)).find():
                 yield _local_input(root, label, file)
@@ -95,7 +95,7 @@ def _match(pattern: str, workspace: str | None) -> Iterator[InputFile]:
                     name = f"{label}/{info.path[len(base) :].lstrip('/')}"
                     yield root.input_file(info.path, name, int(info.size), int(info.mtime_ns or 0))
     elif info.type == fs.FileType.Unknown:
-        raise InputError(f"documents.sources: inputs = {pattern!r}: is no regular file and no directory")
+        raise InputError(f"documents.sources: inputs = {pattern!r}: is neither a regular file nor a directory")
 
 
 def _local_input(root: _Root, label: str, file: LocalFile) -> InputFile:
@@ -106,7 +106,7 @@ def _local_input(root: _Root, label: str, file: LocalFile) -> InputFile:
 
 
 def _fixed_part(location: str, path: str, query: str) -> tuple[str, list[str]]:
-    """A path's leading names without wildcards, or with ones that exist as they stand, and the names left."""
+    """A path's leading names that have no wildcards or exist literally, and the remaining names."""
     names = path.rstrip("/").split("/")
     count = 0
     while count < len(names) and not has_wildcard(names[count]):
@@ -122,7 +122,7 @@ def _fixed_part(location: str, path: str, query: str) -> tuple[str, list[str]]:
 
 
 def _remote_files(root: _Root, pattern: Pattern) -> Iterator[fs.FileInfo]:
-    """Files below a root, listed level by level as far as the pattern says, and recursively from there on."""
+    """Files below a root, listed level by level as far as the pattern has names, and recursively from there."""
     directories = [root.base]
     for depth, name in enumerate(pattern.names):
         regex = regex_of(name)
@@ -164,7 +164,7 @@ def _info(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
     try:
         return filesystem.get_file_info(path)
     except OSError as error:
-        raise StorageFaultError.of(path, "looking for it", error) from error
+        raise StorageFaultError.of(path, "looking it up", error) from error
 
 
 def _lies_below(uri: str, workspace: str | None) -> bool:

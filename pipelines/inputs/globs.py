@@ -14,9 +14,9 @@ def has_wildcard(text: str) -> bool:
 
 
 class Pattern(NamedTuple):
-    """What is matched below a directory: names, one a level, and then perhaps a rest that crosses directories.
+    """What is matched below a directory: names, one per level, and optionally a rest that crosses directories.
 
-    The rest begins with the first name that holds `**`; None where there is none. With neither, every file matches.
+    The rest begins with the first name that holds `**`; None if there is none. With neither, every file matches.
     """
 
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class Pattern(NamedTuple):
 
     @property
     def last_name(self) -> str:
-        """What a file's own name must match, whatever directory it lies in; empty where the rest says more."""
+        """What a file's own name must match, in any directory; empty if the rest is more complex."""
         if self.rest is None:
             return self.names[-1]
         last = self.rest.removeprefix("**/")

@@ -1,8 +1,8 @@
-"""Find the files of this machine that a pattern names, looking into no directory that the pattern leaves aside.
+"""Find local files that match a pattern, without listing directories that the pattern excludes.
 
-Links are followed where they lead to something below the directory that the input names, and no file is found twice
-through them. What matches and cannot be read (a link that leads elsewhere or nowhere, a name that is no UTF-8, a
-directory that may not be listed) is found as a problem, to be counted and told with the rejects.
+Links are followed if they lead to something below the directory that the input names, and no file is found twice
+through them. What matches and cannot be read (a link that leads elsewhere or nowhere, a name that is not UTF-8, a
+directory that may not be listed) is returned as a problem, which is counted and reported with the rejects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.reading.unpacking import StorageFaultError
 
 
 class LocalFile(NamedTuple):
-    """A file below a directory, or why there is none to be read: a reason and a detail."""
+    """A file below a directory, or why it cannot be read: a reason and a detail."""
 
     relative: str
     size_bytes: int = 0
@@ -31,7 +31,7 @@ class LocalFile(NamedTuple):
 
 @dataclass(frozen=True)
 class _Place:
-    """A directory on the way: its path below the root, its path without links, and its number of levels."""
+    """A directory to search: its path below the root, its path without links, and its number of levels."""
 
     relative: str
     real: str
@@ -60,23 +60,23 @@ class LocalFiles:
         self._visited: set[tuple[str, int, str]] = set()
 
     def find(self) -> Iterator[LocalFile]:
-        """Everything that matches; of a file with several names, the one without links.
+        """All matches; of a file with several names, the one without links.
 
         Raises:
-            InputError: the root may not be listed, or holds results of this program.
+            InputError: the root may not be listed.
             StorageFaultError: a directory cannot be listed for any other reason than a missing permission.
         """
         while self._directories or self._links:
             while self._directories:
                 yield from self._visit(self._directories.pop())
-            # Links come last, so that a file's own name goes before those of links to it.
+            # Links come last, so that a file's own name takes precedence over links to it.
             links = sorted(self._links, key=lambda link: link[0].relative + link[1].name)
             self._links.clear()
             for place, entry in links:
                 yield from self._follow(place, entry)
 
     def _visit(self, place: _Place) -> Iterator[LocalFile]:
-        # A link to a directory above it would otherwise be followed for ever.
+        # A link to a parent directory would otherwise be followed forever.
         key = (place.real, min(place.depth, len(self._pattern.names)), place.name)
         if key in self._visited:
             return
@@ -101,13 +101,13 @@ class LocalFiles:
                 yield from self._look_at(place, entries[name])
 
     def _left_out(self, place: _Place, names: dict[str, os.DirEntry[str]]) -> set[str] | None:
-        """Own results among the names of a directory; None where all of it is one."""
+        """Own results among the names of a directory; None if the directory itself is one."""
         if place.depth:
             return None if self._own_results.is_left_out(place.real, names) else set()
         return None if is_stage(place.real, names) else self._own_results.names_in_root(place.real, names)
 
     def _is_wanted(self, place: _Place, name: str, names: dict[str, os.DirEntry[str]]) -> bool:
-        """May the name stand at this place, for a directory to be looked into or for a file?"""
+        """Whether the name matches at this place, as a directory to search or as a file."""
         wanted = self._wanted_name(place)
         if name.startswith(".") and not wanted.startswith("."):
             return False
@@ -132,7 +132,7 @@ class LocalFiles:
         return self._rest_regex is not None or place.depth < len(self._pattern.names) - 1
 
     def _matches(self, place: _Place, name: str) -> bool:
-        """Does a file match here? Names up to the rest that crosses directories have been looked at on the way."""
+        """Whether a file matches here; names before the rest that crosses directories are already matched."""
         if self._rest_regex is None:
             return place.depth == len(self._pattern.names) - 1
         if place.depth < len(self._pattern.names):
@@ -148,7 +148,7 @@ class LocalFiles:
         try:
             is_directory, is_file = entry.is_dir(), entry.is_file()
         except OSError as error:
-            # A loop of links, or a directory on its way that may not be looked into.
+            # A loop of links, or a directory on the way that may not be searched.
             if self._matches(place, entry.name):
                 detail = f"this link cannot be followed ({error.strerror})"
                 yield from self._problem(place, entry.name, "broken-link", detail)
@@ -180,7 +180,7 @@ class LocalFiles:
         try:
             status = os.stat(real)
         except FileNotFoundError:
-            # It went while its directory was listed, so it is none of this run's files.
+            # Removed while its directory was listed, so it is not an input of this run.
             return
         yield LocalFile(relative, status.st_size, status.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Are the files of a corpus what they were when the job was planned? What they give is only then what the key says."""
+"""Check that the files of a corpus have not changed since the job was planned: the stage key depends on it."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from pipelines.reading.unpacking import StorageFaultError
 
 
 def require_readable(files: Iterable[InputFile]) -> None:
-    """Look whether local files may be read, before any is; a remote file system tells when it is asked for a file.
+    """Check that local files are readable before any is read; remote file systems report it when a file is opened.
 
     Raises:
-        InputError: one may not be read, or more.
+        InputError: at least one may not be read.
     """
     refused = [file.uri for file in files if not file.problem and _is_refused(file.uri)]
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise InputError(
-            f"documents.sources: {shown(refused[0])}: permission to read it is denied{more}; run `chmod +r`, or let "
-            "inputs name other files"
+            f"documents.sources: {shown(refused[0])}: permission to read it is denied{more}; run `chmod +r`, or "
+            "point inputs at other files"
         )
 
 
 def require_unchanged(file: InputFile) -> None:
-    """To be called when a file has been read.
+    """Check a file after it was read.
 
     Raises:
-        StorageFaultError: it is gone, or cannot be asked.
-        InputError: its size or time is another than when the job was planned, so it is not known what was read.
+        StorageFaultError: it is gone, or its size cannot be read.
+        InputError: its size or time differs from that at planning, so it is unknown what was read.
     """
     filesystem, path = storage.filesystem_of(file.uri)
     try:
         info = filesystem.get_file_info(path)
     except OSError as error:
-        raise StorageFaultError.of(file.uri, "asking for its size", error) from error
+        raise StorageFaultError.of(file.uri, "reading its size", error) from error
     if not info.is_file:
         raise StorageFaultError(f"{shown(file.uri)}: opening failed: no such file any more")
-    # Readers that name files by their package (`modified_ns` = 0) do not go by the time.
+    # Readers that name files by their package (`modified_ns` = 0) do not compare times.
     if info.size != file.size_bytes or (file.modified_ns and (info.mtime_ns or 0) != file.modified_ns):
         raise InputError(
             f"{shown(file.uri)}: changed while the corpus was read ({file.size_bytes} bytes at the start, {info.size} "

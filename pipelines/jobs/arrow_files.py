@@ -1,4 +1,4 @@
-"""Write and read the contract's Arrow files: equal rows give equal bytes, and a name that exists is a whole file."""
+"""Write and read the contract's Arrow files: equal rows give equal bytes, and files appear only when complete."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def open_arrow(uri: str) -> Iterator[pa.RecordBatchFileReader]:
 
 
 def read_table(uri: str) -> pa.Table:
-    """Read a whole Arrow IPC file; a local one is memory-mapped."""
+    """Read a complete Arrow IPC file; a local one is memory-mapped."""
     with open_arrow(uri) as file:
         return file.read_all()

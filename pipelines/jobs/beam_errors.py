@@ -1,7 +1,7 @@
-"""What went wrong in a worker, from the text that Beam makes of it.
+"""Recover a worker's exception from the text that Beam makes of it.
 
-A worker's exception reaches whoever started the pipeline as a RuntimeError that quotes the worker's traceback, with
-every runner. The person's mistake, or the file that could not be read, is in there and is raised again as itself.
+With every runner, a worker's exception reaches the caller of the pipeline as a RuntimeError that quotes the worker's
+traceback. The user error or system error in that text is raised again with its own type.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import traceback
 
 from pipelines.contract.errors import InputError
 
-# The last lines of a traceback: `package.module.InputError: message`, at the line's begin.
+# The last lines of a traceback: `package.module.InputError: message`, at the start of a line.
 _EXCEPTION = re.compile(
     r"^(?:RuntimeError: )*(?P<name>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Iteration|Invalid))"
     r"(?:: (?P<message>.*?))?(?=\n\n|\n\S*Traceback \(most recent|\s*\Z)",
@@ -25,10 +25,10 @@ _OS_ERROR = re.compile(r"\[Errno (?P<errno>\d+)\] (?P<reason>.*?)(?:: (?P<name>'
 
 
 def first_cause(text: str) -> InputError | OSError | MemoryError | None:
-    """The exception to show for a traceback's text: a mistake that was named as such, else a failure of the system.
+    """The exception to show for a traceback's text: a user error if there is one, else a system error.
 
-    Of several the first one counts: what follows it was raised while it was handled. None where the text holds
-    neither, which is a fault of the program.
+    The first of several counts: later ones were raised while it was handled. None if the text holds neither, which
+    means a bug.
     """
     found = [_rebuilt(match["name"], match["message"] or "") for match in _EXCEPTION.finditer(text)]
     for kind in (InputError, (OSError, MemoryError)):
@@ -41,7 +41,7 @@ def first_cause(text: str) -> InputError | OSError | MemoryError | None:
 def _with_path(
     error: InputError | OSError | MemoryError, found: list[InputError | OSError | MemoryError | None]
 ) -> InputError | OSError | MemoryError:
-    """The same failure where it knows its path: one that was raised while this one was handled may."""
+    """The same failure with its path, if an exception raised while it was handled names it."""
     if not isinstance(error, OSError) or error.filename:
         return error
     same = (other for other in found if isinstance(other, OSError) and other.errno == error.errno and other.filename)
@@ -70,7 +70,7 @@ def _rebuilt(name: str, message: str) -> InputError | OSError | MemoryError | No
 
 
 def _class_of(name: str) -> type[BaseException] | None:
-    """The class of a mistake or a failure of the system; None for every other."""
+    """The class of a user error or a system error; None for any other."""
     module, _, own = name.rpartition(".")
     if not module:
         kind = getattr(builtins, own, None)

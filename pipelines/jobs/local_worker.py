@@ -1,4 +1,4 @@
-"""A worker process of the local Beam runner: Beam's own, but quiet, and gone when the run that started it is gone."""
+"""A worker process of the local Beam runner: Beam's own, but quiet, and ended with the run that started it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_logs()
     sdk_worker.SdkHarness._execute = _execute_quietly
-    # It warns of a staging directory that only containers have.
+    # Silence a warning about a staging directory that only containers have.
     logging.getLogger(sdk_worker_main.__name__).setLevel(logging.ERROR)
     sdk_worker_main.main(sys.argv)
 
 
 def _execute_quietly(harness: Any, task: Callable[[], Any], request: Any) -> None:
-    """What Beam's `SdkHarness._execute` does, which also prints the traceback that its answer holds."""
+    """Beam's `SdkHarness._execute`, without printing the traceback that its response holds."""
     with statesampler.instruction_id(request.instruction_id):
         try:
             response = task()
-        except BaseException:  # noqa: BLE001 - the answer carries it to the run, which raises it
+        except BaseException:  # noqa: BLE001 - the response carries it to the run, which raises it
             response = beam_fn_api_pb2.InstructionResponse(
                 instruction_id=request.instruction_id, error=traceback.format_exc()
             )

@@ -1,9 +1,9 @@
-"""A worker process for a runner that starts its workers itself: Beam's `--environment_type=PROCESS`.
+"""A worker process for runners that start their workers themselves: Beam's `--environment_type=PROCESS`.
 
     --environment_config='{"command": "/opt/clozeworks/bin/clozeworks-worker"}'
 
-Beam's image has a program for this; a node without containers has only what is installed there, this package. The
-runner starts it with `--id` and `--provision_endpoint`, where it asks for the job's options and its other addresses.
+Beam's image contains a program for this; a node without containers has only this package. The runner starts it with
+`--id` and `--provision_endpoint`, which provides the job's options and the other endpoints.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def main() -> None:
         epilog="example: clozeworks-worker --id 1-1 --provision_endpoint localhost:8097",
     )
     parser.add_argument("--id", required=True, help="the name that the runner gives this worker")
-    parser.add_argument("--provision_endpoint", required=True, help="host:port to ask for all else")
+    parser.add_argument("--provision_endpoint", required=True, help="host:port that provides the job's options")
     arguments, _ = parser.parse_known_args()
     os.environ.update(harness_environment(arguments.id, provision_info(arguments.id, arguments.provision_endpoint)))
     sdk_worker_main.main(sys.argv)
 
 
 def provision_info(worker_id: str, endpoint: str) -> beam_provision_api_pb2.ProvisionInfo:
-    """Ask the runner what this worker is to do."""
+    """Fetch the worker's configuration from the runner."""
     with grpc.insecure_channel(endpoint) as plain:
         channel = grpc.intercept_channel(plain, WorkerIdInterceptor(worker_id))
         stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
@@ -52,13 +52,13 @@ def harness_environment(worker_id: str, info: beam_provision_api_pb2.ProvisionIn
     """The environment variables that Beam's worker reads.
 
     Raises:
-        RuntimeError: the job brings packages of its own, which only a container installs.
+        RuntimeError: the job brings its own packages, which only a container installs.
     """
     staged = sorted({_staged_name(artifact) for artifact in info.dependencies} - {_PACKAGE_LIST})
     if staged:
         raise RuntimeError(
-            f"the job brings {', '.join(staged)}: a worker process installs nothing; install it on every node and "
-            "leave out --setup_file, --requirements_file and --extra_package"
+            f"the job brings {', '.join(staged)}, but a worker process installs nothing; install it on every node and "
+            "omit --setup_file, --requirements_file and --extra_package"
         )
     return {
         "WORKER_ID": worker_id,

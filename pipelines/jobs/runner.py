@@ -1,4 +1,4 @@
-"""Run a Beam pipeline where the options say, and on this machine with all cores where they say nothing."""
+"""Run a Beam pipeline with the runner that the options name; without one, on this machine with all cores."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from pipelines.results.locks import consumed, workspace_lock
 from pipelines.results.marks import is_open, require_ours
 
 MOST_RETRIES = 3
-"""How often local work is tried again after its first failure; finished units are not done again."""
+"""How often local work is retried after its first failure; finished units are not repeated."""
 
 _RETRY_SECONDS = 2.0
-"""Before work that failed storage has stopped is tried again; longer by this each time."""
+"""Pause before a retry after a storage failure; each retry waits longer by this."""
 _ABANDON_SECONDS = 20.0
-"""What Beam's own threads get to end once a worker has died."""
+"""Time for Beam's own threads to end once a worker has died."""
 _TRANSIENT = frozenset(
     {
         errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.EREMOTEIO, errno.EPIPE, errno.ETIMEDOUT,
@@ -54,7 +54,7 @@ _PROGRESS_SECONDS = 5.0
 
 
 class Job(NamedTuple):
-    """What a job's command line asks for. Without `--runner` it runs on this machine with `workers` processes."""
+    """The parsed command line of a job. Without `--runner` it runs on this machine with `workers` processes."""
 
     recipe: Recipe
     workspace: str
@@ -65,12 +65,12 @@ class Job(NamedTuple):
 
     @contextmanager
     def build_of(self, key: StageKey, directory: str) -> Iterator[bool]:
-        """Hold a stage's lock while it is built; the value of the block is False where nothing is to be built.
+        """Hold a stage's lock while it is built; yields False if there is nothing to build.
 
-        A stage that is complete is only looked at, so that a workspace may be read-only.
+        A complete stage is only read, so a workspace may be read-only.
 
         Raises:
-            InputError: another process builds the stage, a newer release wrote it, or it is not ours to replace.
+            InputError: another process builds the stage, a newer release wrote it, or it must not be replaced.
         """
         if not has_leftovers(directory) and self._is_done(key, directory):
             yield False
@@ -85,16 +85,15 @@ class Job(NamedTuple):
             if read_manifest(directory) is not None:
                 reason = key.difference(directory) or "--restart"
                 print(
-                    f"{key.stage}: {reason}; building anew, the result in {directory} stays until the new one is "
-                    "complete"
+                    f"{key.stage}: {reason}; rebuilding, the result in {directory} stays until the new one is complete"
                 )
             kept = set(kept_directories(directory))
             yield True
             for other in sorted(set(kept_directories(directory)) - kept):
-                print(f"{key.stage}: what a person added or edited in the result before is kept in {other}")
+                print(f"{key.stage}: files that were added or edited in the previous result are kept in {other}")
 
     def show_summary(self, stage: str, directory: str, summary: Callable[[Manifest], Iterable[str]]) -> None:
-        """Print a stage's closing lines; where the runner left before it was complete (a dry run), say that instead."""
+        """Print a stage's closing lines, or that it is not complete yet if the runner returned early (a dry run)."""
         manifest = None if is_open(directory) else read_manifest(directory)
         lines = [f"{stage}: handed to the runner, not complete yet"] if manifest is None else summary(manifest)
         for line in lines:
@@ -108,7 +107,7 @@ class Job(NamedTuple):
 
 
 def parse_job(stage: str, description: str | None, argv: list[str] | None) -> Job:
-    """Parse the command line that all three jobs share: recipe, `--set`, `--workspace`; the rest is Beam's."""
+    """Parse the command line that all three jobs share: recipe, `--set`, `--workspace`; the rest goes to Beam."""
     parser = CommandParser(
         prog=f"clozeworks {stage}",
         description=description,
@@ -116,7 +115,7 @@ def parse_job(stage: str, description: str | None, argv: list[str] | None) -> Jo
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_recipe_arguments(parser)
-    add_restart_argument(parser, "build the stage anew even where it is complete; replaces it at the end")
+    add_restart_argument(parser, "rebuild the stage even if it is complete; the old result is replaced at the end")
     arguments, beam_arguments = parser.parse_known_args(argv)
     recipe = recipe_from_arguments(arguments)
     names_runner = any(argument.split("=", 1)[0] == "--runner" for argument in beam_arguments)
@@ -125,15 +124,15 @@ def parse_job(stage: str, description: str | None, argv: list[str] | None) -> Jo
 
 
 def pipeline_options(arguments: list[str]) -> PipelineOptions:
-    """Beam options from what a command did not take itself.
+    """Beam options from the arguments that a command does not know.
 
     Raises:
-        InputError: an argument that neither the command nor Beam knows, or that Beam cannot read.
+        InputError: neither the command nor Beam knows an argument, or Beam cannot parse it.
     """
     logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
     said = io.StringIO()
     try:
-        # Beam's parser would print all its options, and leave.
+        # Beam's parser would print all its options, and exit.
         with redirect_stderr(said):
             options = PipelineOptions(arguments)
             known = options.get_all_options(drop_default=False)
@@ -148,16 +147,16 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
 
 
 def run_pipeline(job: Job, construct: Callable[[beam.Pipeline], Any], progress: Progress | None = None) -> None:
-    """Build a pipeline and run it to its end, showing progress meanwhile.
+    """Build a pipeline and run it to its end, showing progress.
 
-    On this machine the whole run is repeated, `MOST_RETRIES` times at most, when a worker process has died or storage
-    has failed in a way that often passes; what is finished by then is found in the stage's directory and kept.
+    On this machine the complete run is repeated, `MOST_RETRIES` times at most, when a worker process has died or
+    storage has failed with a transient error; units finished so far are kept.
 
     Raises:
-        InputError: a worker met a mistake in what the person gave us.
-        OSError: a worker could not read or write something.
-        WorkerDiedError: worker processes of this machine died again and again.
-        RuntimeError: the runner reports another end than DONE; the message holds what it says.
+        InputError: a worker found a user error.
+        OSError: a worker could not read or write a file.
+        WorkerDiedError: worker processes of this machine died repeatedly.
+        RuntimeError: the pipeline ended in another state than DONE, which the message names.
     """
     quiet_logs()
     with scratch_directory() as scratch, progress.shown() if progress else nullcontext():
@@ -181,7 +180,7 @@ def _run_on_this_machine(job: Job, construct: Callable[[beam.Pipeline], Any], sc
             if retry == MOST_RETRIES or not _is_worth_retrying(error):
                 raise
             print(
-                f"{error}; trying again ({retry + 1} of {MOST_RETRIES}), what is finished is kept",
+                f"{error}; retrying ({retry + 1} of {MOST_RETRIES}), finished work is kept",
                 file=sys.stderr,
                 flush=True,
             )
@@ -196,7 +195,7 @@ def _is_worth_retrying(error: WorkerDiedError | OSError) -> bool:
 
 
 def _run_with_crew(job: Job, construct: Callable[[beam.Pipeline], Any], scratch: str) -> None:
-    """One run with worker processes; the end of one of them ends the run."""
+    """One run with worker processes; it ends when one of them dies."""
     woken = threading.Event()
     problems: list[BaseException] = []
     crew = Crew(woken, {"TMPDIR": scratch})
@@ -210,7 +209,7 @@ def _run_with_crew(job: Job, construct: Callable[[beam.Pipeline], Any], scratch:
             woken.set()
 
     with environment_of(crew) as environment:
-        # A thread of its own: wherever Beam may still wait for a worker that is gone, this one does not.
+        # In a separate thread: Beam may keep waiting for a dead worker, this thread must not.
         runner = threading.Thread(target=work, name="beam", daemon=True)
         runner.start()
         woken.wait()
@@ -222,12 +221,12 @@ def _run_with_crew(job: Job, construct: Callable[[beam.Pipeline], Any], scratch:
 
 
 def _run_to_end(pipeline: beam.Pipeline, construct: Callable[[beam.Pipeline], Any]) -> None:
-    """Run a pipeline and raise what stopped it, as itself where Beam only quotes it."""
+    """Run a pipeline and raise what stopped it, as the original exception if Beam only quotes it."""
     construct(pipeline)
     try:
         state = pipeline.run().wait_until_finish()
     except (InputError, RuntimeError) as error:
-        # In this process an InputError arrives as itself, with the step's name added.
+        # Raised in this process, an InputError keeps its type, with the step's name added.
         if (cause := first_cause(shown_of(error))) is not None:
             raise cause from error
         raise
@@ -236,20 +235,20 @@ def _run_to_end(pipeline: beam.Pipeline, construct: Callable[[beam.Pipeline], An
 
 
 def limit_worker_threads() -> None:
-    """To be called in a DoFn's `setup`: one thread a worker, for the runner already uses all cores."""
+    """Use one thread per worker, because the runner already uses all cores; call it in a DoFn's `setup`."""
     pa.set_cpu_count(1)
     pa.set_io_thread_count(2)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 class Progress:
-    """Progress of a job, read off the files that appear in its directory; it works with any runner.
+    """Progress of a job, counted from the files in its directory, with any runner.
 
-    Prints a line (`documents: 5 of 16 shards after 4 s`) when the count has changed, at most every five seconds.
+    Prints a line (`documents: 5 of 16 shards after 4 s`) when the count changes, at most every five seconds.
     """
 
     def __init__(self, stage: str, steps: list[tuple[str, str, int]]):
-        """`steps`: (directory, what to call its files, how many there will be)."""
+        """`steps`: (directory, label of its files, expected number of files)."""
         self._stage = stage
         self._steps = steps
         self._finished = threading.Event()
@@ -267,11 +266,11 @@ class Progress:
     def _report(self) -> None:
         started, step, most, last = time.monotonic(), 0, 0, ""
         while not self._finished.wait(_FIRST_PROGRESS_SECONDS if not last else _PROGRESS_SECONDS):
-            # A step that was complete stays behind us, for its files may be cleared away.
+            # A completed step is not counted again: its files may be deleted.
             while step < len(self._steps) - 1 and _count_files(self._steps[step][0]) >= self._steps[step][2]:
                 step, most = step + 1, 0
             directory, label, total = self._steps[step]
-            # Scratch files are cleared away at the end; a count never falls.
+            # Scratch files are deleted at the end, but the count must not fall.
             most = max(most, min(_count_files(directory), total))
             line = f"{self._stage}: {most} of {total} {label}"
             if line != last:
@@ -284,15 +283,15 @@ def _count_files(directory: str) -> int:
 
 
 def quiet_logs() -> None:
-    """Keep the routine messages of Beam and its workers off a person's terminal; warnings stay."""
+    """Keep routine messages of Beam and its workers off the terminal; warnings stay."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[handler], force=True
     )
-    # It warns that several workers want another running mode; they get the environment of that mode from us.
-    # Of a run that fails it logs a traceback, as the others below.
+    # Warns that several workers need another running mode, whose environment the crew provides, and logs the traceback
+    # of a failed run, as those below.
     logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").setLevel(logging.CRITICAL)
-    # Each logs the traceback of an exception that whoever runs the pipeline gets as well, and says once.
+    # Each logs the traceback of an exception that the caller gets as well, and reports once.
     for name in ("common", "worker.sdk_worker", "worker.data_plane"):
         logging.getLogger(f"apache_beam.runners.{name}").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""A folder for temporary files that the next run clears away if this one is killed."""
+"""A folder for temporary files that the next run removes if this one is killed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from collections.abc import Iterator
 _PREFIX = "clozeworks-scratch-"
 _LOCK_NAME = "lock"
 _YOUNG_SECONDS = 60.0
-"""A folder may not have its lock yet while it is younger than this."""
+"""A younger folder may not have its lock yet."""
 
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[str]:
-    """Make a folder for the block, and have this process's temporary files lie in it.
+    """Create a folder for the temporary files of this process, for the duration of the block.
 
-    Its owner holds a lock in it, which the kernel releases however that process ends. A folder of this user whose lock
-    nobody holds is what a killed run has left, and is removed here.
+    Its owner holds a lock in it, which the kernel releases whenever that process ends. Folders of this user whose lock
+    is free were left by killed runs, and are removed first.
     """
     usual = tempfile.gettempdir()
     remove_abandoned(usual)
@@ -38,7 +38,7 @@ def scratch_directory() -> Iterator[str]:
 
 
 def remove_abandoned(root: str) -> list[str]:
-    """Remove the scratch folders below `root` that are this user's and have no owner any more; their paths."""
+    """Remove the scratch folders below `root` that are this user's and have no owner any more; return their paths."""
     removed = []
     with os.scandir(root) as entries:
         candidates = [entry for entry in entries if entry.name.startswith(_PREFIX)]
@@ -54,7 +54,7 @@ def _is_abandoned(entry: os.DirEntry[str]) -> bool:
     facts = entry.stat(follow_symlinks=False)
     if not entry.is_dir(follow_symlinks=False) or facts.st_uid != os.getuid():
         return False
-    # In an hour to come: its clock or ours has jumped, and nothing is known of its age.
+    # A time in the future means that a clock has jumped and the age is unknown.
     if 0 <= time.time() - facts.st_mtime < _YOUNG_SECONDS:
         return False
     try:

@@ -1,7 +1,7 @@
-"""Bytes that the stages of preprocessing will write, by arithmetic, for whoever has to know before the first of them.
+"""Estimate the bytes that the preprocessing stages will write, before any of them has run.
 
-Light to import, without Beam. How many rows a megabyte of text gives depends on the texts, so the shapes of rows here
-mix books and articles as BERT's corpus did; a finished workspace tells its own.
+Cheap to import, without Beam. How many rows a megabyte of text gives depends on the texts, so the row shapes here mix
+books and articles as BERT's corpus did; a finished workspace has measured ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipelines.settings.examples import ExamplesConfig
 
 MEGABYTE = 1_000_000
 DOCUMENTS_BYTES_A_TEXT_BYTE = 1.04
-"""Offsets, ids and sources beside the sentences: 1.03 for novels, 1.06 for Wikipedia."""
+"""Offsets, ids and sources next to the sentences: 1.03 for novels, 1.06 for Wikipedia."""
 VOCABULARY_BYTES_AN_ENTRY = 36
 """vocab.txt and tokenizer.json together, 31 for BERT's own vocabulary."""
 
@@ -28,7 +28,7 @@ class LengthShape(NamedTuple):
     mean_squared_length: float
 
     def at(self, scale: float) -> LengthShape:
-        """Guess for a maximum length that is `scale` times this one: rows as full, and so many fewer."""
+        """Estimate for a maximum length `scale` times this one: rows equally full, and fewer by this factor."""
         return LengthShape(
             self.rows_per_megabyte / scale, self.mean_length * scale, self.mean_squared_length * scale**2
         )
@@ -53,7 +53,7 @@ _ARTICLES = {
 
 
 def disk_bytes_documents(text_bytes: float) -> float:
-    """Of so many bytes of plain text."""
+    """Size of the documents for a size of plain text."""
     return text_bytes * DOCUMENTS_BYTES_A_TEXT_BYTE
 
 
@@ -67,10 +67,10 @@ def disk_bytes_examples(
     text_bytes: float,
     shapes: Mapping[int, LengthShape] | None = None,
 ) -> float:
-    """All passes and lengths.
+    """Size of the examples, all passes and lengths.
 
     Args:
-        shapes: of rows by maximum length, where they were measured.
+        shapes: of rows by maximum length, if they were measured.
     """
     return sum(
         disk_bytes_length(
@@ -87,7 +87,7 @@ def disk_bytes_length(
     text_bytes: float,
     shape: LengthShape | None = None,
 ) -> float:
-    """All passes of one maximum length."""
+    """Size of the examples of one maximum length, all passes."""
     shape = shape or default_shape(examples.next_sentence, max_seq_length)
     rows = text_bytes / MEGABYTE * shape.rows_per_megabyte * examples.passes
     is_masked = examples.masking != "dynamic"
@@ -114,7 +114,7 @@ def masked_per_row(examples: ExamplesConfig, max_seq_length: int, mean_length: f
 
 
 def default_shape(next_sentence: bool, max_seq_length: int) -> LengthShape:
-    """What one pass makes of a megabyte of text like BERT's; of a length that was not measured, a guess."""
+    """What one pass makes of a megabyte of text like BERT's; extrapolated if the length was not measured."""
     nearest = min((128, 512), key=lambda length: abs(math.log(length / max_seq_length)))
     books, articles = _BOOKS[next_sentence, nearest], _ARTICLES[next_sentence, nearest]
     book_rows, article_rows = _BOOKS_SHARE * books.rows_per_megabyte, (1 - _BOOKS_SHARE) * articles.rows_per_megabyte

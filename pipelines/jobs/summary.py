@@ -1,4 +1,4 @@
-"""What a job says when it is done: one line of figures, and one for each warning, from the manifest alone."""
+"""The closing lines of a job: one line of figures, and one for each warning, from the manifest alone."""
 
 from __future__ import annotations
 

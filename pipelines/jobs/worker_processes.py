@@ -1,8 +1,8 @@
-"""The local Beam runner's worker processes: started by us, reachable on loopback only, and watched.
+"""The local Beam runner's worker processes: started by this module, reachable on loopback only, and watched.
 
-Beam 2.77 starts its workers through a shell, opens their channels on all interfaces, and waits without end for an
-answer of one that was killed. Here each worker has a thread that waits for its process. When the first one ends
-unasked, the others are killed and every request that is still open is answered with that, so the run ends as well.
+Beam 2.77 starts its workers through a shell, opens their channels on all interfaces, and waits indefinitely for an
+answer of a killed one. Here each worker has a thread that waits for its process. When the first one ends unexpectedly,
+the others are killed and every open request is answered with that error, so the run ends as well.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ LOOPBACK = "127.0.0.1"
 
 _URN = "clozeworks:env:local_worker:v1"
 _LEAVE_SECONDS = 20.0
-"""What a worker gets to end by itself once the run is over."""
+"""Time for a worker to exit by itself once the run is over."""
 _SERVER_OPTIONS = [
-    # As in Beam's own servers: batches of any size, and pings without end.
+    # As in Beam's own servers: batches of any size, and unlimited pings.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.http2.max_pings_without_data", 0),
@@ -54,7 +54,7 @@ _SERVER_OPTIONS = [
 
 
 class WorkerDiedError(InputError):
-    """A worker process of the local runner ended before the run did; the message says how, and what to do."""
+    """A worker process of the local runner ended before the run did; the message gives the cause and the remedy."""
 
 
 class Crew:
@@ -84,7 +84,7 @@ class Crew:
         return process
 
     def end(self) -> None:
-        """Kill what is left of the workers; what they were writing is not under its final name yet."""
+        """Kill the remaining workers; files being written are not under their final names yet."""
         with self._lock:
             self._is_over = True
             for process in self._processes:
@@ -120,7 +120,7 @@ _crew_numbers = itertools.count()
 
 @Environment.register_urn(_URN, bytes)
 class LocalWorkers(Environment):
-    """Where a pipeline's functions run: in the processes of a crew."""
+    """Beam environment whose functions run in the processes of a crew."""
 
     def __init__(
         self,
@@ -148,10 +148,10 @@ class LocalWorkers(Environment):
 
 @contextlib.contextmanager
 def environment_of(crew: Crew) -> Iterator[LocalWorkers]:
-    """Beam's environment for a runner whose workers belong to this crew; at the end of the block they are gone."""
+    """Beam's environment for a runner whose workers belong to this crew; the block ends with killing them."""
     key = str(next(_crew_numbers)).encode()
     _crews[key] = crew
-    # Beam has no setting for the interface. Its class is looked up by name when the first worker is wanted.
+    # Beam has no setting for the interface. Its class is looked up by name when the first worker is started.
     worker_handlers.GrpcServer = _LoopbackServer
     try:
         yield LocalWorkers(key, capabilities=python_sdk_capabilities())
@@ -161,7 +161,7 @@ def environment_of(crew: Crew) -> Iterator[LocalWorkers]:
 
 
 class _Connection(worker_handlers.ControlConnection):
-    """Requests to one worker. After its end they are answered at once, for nobody else would."""
+    """Requests to one worker. Once it has ended they are answered at once, because nothing else would."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class _Connection(worker_handlers.ControlConnection):
         self._read_thread.daemon = True
 
     def _read(self) -> None:
-        # The stream breaks with its worker; whoever waits for that process knows how it ended.
+        # The stream breaks with its worker; the thread that waits for the process reports how it ended.
         with contextlib.suppress(grpc.RpcError):
             super()._read()
 
@@ -201,7 +201,7 @@ class _DataChannel(data_plane._GrpcDataChannel):
         super().__init__(worker_handlers.DATA_BUFFER_TIME_LIMIT_MS)
 
     def _read_inputs(self, elements_iterator: Any) -> None:
-        # Beam keeps the error for whoever waits for elements, and raises it in its thread as well.
+        # Beam keeps the error for the consumer of the elements, and raises it in its thread as well.
         with contextlib.suppress(grpc.RpcError):
             super()._read_inputs(elements_iterator)
 
@@ -255,7 +255,7 @@ def _open_as_it_is(path: str) -> Any:
 
 @worker_handlers.WorkerHandler.register_environment(_URN, bytes)
 class _WorkerHandler(worker_handlers.GrpcWorkerHandler):
-    """Beam's door to one worker process."""
+    """Beam's handle of one worker process."""
 
     def __init__(self, key: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)

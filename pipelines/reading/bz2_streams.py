@@ -1,8 +1,8 @@
-"""Files of many bz2 streams, as MediaWiki's dumps and parallel packers write them: each stream unpacks by itself.
+"""Files of many bz2 streams, as MediaWiki's dumps and parallel packers write them: each stream unpacks independently.
 
-A range of such a file has the streams whose first byte lies in it; a file of one stream belongs to its first range.
-Places in the unpacked text are given as (stream's first byte in the file, offset in what it unpacks to), so that they
-do not depend on where reading began. Arrow's own reader is no help: it fails on a stream that holds nothing.
+A range of such a file has the streams whose first byte is in it; a file of one stream belongs to its first range.
+Places in the unpacked text are given as (stream's first byte in the file, offset in the unpacked stream), so they do
+not depend on where reading started. Arrow's own reader fails on an empty stream.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import pyarrow as pa
 from pipelines.reading.encodings import PLACES_PER_STREAM
 from pipelines.reading.unpacking import BLOCK_BYTES, UnreadableError
 
-# "BZh", a level, and the magic number of a block or, in a stream that holds nothing, of the stream's end.
+# "BZh", a level, and the magic number of a block or, in an empty stream, of the stream's end.
 _MAGIC = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _MAGIC_BYTES = 10
 
 
 class Bz2Streams:
-    """Reads an open bz2 file from the first stream that begins in a range on."""
+    """Reads an open bz2 file from the first stream that begins in a range."""
 
     def __init__(self, file: pa.NativeFile, first_byte: int, end_byte: int):
         self._file = file
         begins_file = first_byte == 0 < end_byte
         self.first_stream = 0 if begins_file else _find_stream(file, first_byte, end_byte)
-        """Where the range's first stream begins; None where none begins in it."""
+        """Where the range's first stream begins; None if none begins in it."""
         self._starts: list[tuple[int, int]] = []
 
     def blocks(self) -> Iterator[bytes]:
-        """What the streams unpack to, from the first one of the range to the end of the file.
+        """The unpacked streams, from the first one of the range to the end of the file.
 
         Raises:
-            UnreadableError: a stream is cut off or damaged; every byte before that place has been given.
+            UnreadableError: a stream is cut off or damaged; every byte before the damage has been yielded.
         """
         assert self.first_stream is not None
         position, num_bytes = self.first_stream, 0
@@ -48,9 +48,9 @@ class Bz2Streams:
             position = reader.end_byte
 
     def text_before(self) -> bytes:
-        """The end of what lies before the range's first stream: at least its last line, and the end of the one before.
+        """The end of the text before the range's first stream: at least its last line, and the end of the one before.
 
-        Where the stream before is damaged, a line is taken to end there.
+        If the stream before is damaged, a line is taken to end there.
         """
         text, position = b"", self.first_stream
         while position and len(text.splitlines()) < 2:
@@ -65,7 +65,7 @@ class Bz2Streams:
         return text
 
     def place_of(self, offset: int) -> int:
-        """The place of a byte that was unpacked as the `offset`-th; offsets are to be asked for in ascending order."""
+        """The place of the `offset`-th unpacked byte; call it with ascending offsets."""
         while len(self._starts) > 1 and self._starts[1][0] <= offset:
             del self._starts[0]
         begin, stream = self._starts[0]
@@ -79,7 +79,7 @@ class _Stream:
         self._file = file
         self._first_byte = first_byte
         self.end_byte = first_byte
-        """Behind the stream, once it is unpacked."""
+        """End of the stream in the file, once it is unpacked."""
 
     def blocks(self, bytes_before: int) -> Iterator[bytes]:
         num_bytes = 0
@@ -90,7 +90,7 @@ class _Stream:
             return
         except (OSError, EOFError) as error:
             cause = str(error)
-        # A failed call loses what it had unpacked so far: go there again and on byte by byte.
+        # A failed call loses what it had unpacked so far: unpack again, byte by byte from there.
         left = bytearray()
         try:
             for block in self._unpack(single_bytes_from=num_bytes):
@@ -119,7 +119,7 @@ class _Stream:
 
 
 def _find_stream(file: pa.NativeFile, first_byte: int, end_byte: int) -> int | None:
-    """Where the first stream begins that begins in the range."""
+    """First byte of the first stream that begins in the range."""
     for position in range(first_byte, end_byte, BLOCK_BYTES):
         found = _MAGIC.search(file.read_at(min(BLOCK_BYTES, end_byte - position) + _MAGIC_BYTES - 1, position))
         if found:
@@ -128,7 +128,7 @@ def _find_stream(file: pa.NativeFile, first_byte: int, end_byte: int) -> int | N
 
 
 def _find_stream_before(file: pa.NativeFile, end_byte: int) -> int:
-    """Where the last stream begins that begins before a place; the file's start counts as one."""
+    """First byte of the last stream that begins before a place; the file's start counts as one."""
     position = end_byte
     while position > 0:
         start = max(0, position - BLOCK_BYTES)

@@ -1,4 +1,4 @@
-"""Which encoding a file has, and bytes to text: byte order marks, binaries, and where decoding fails."""
+"""Detect the encoding of a file and decode it: byte order marks, binaries, and where decoding fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.reading.unpacking import UnreadableError
 
 HEAD_BYTES = 8192
 PLACES_PER_STREAM = 1 << 48
-"""Of a packed file that can be read from its middle, a place is its stream's first byte times this, plus an offset."""
+"""In a packed file that can be read from its middle, a place is a stream's first byte times this, plus an offset."""
 
 # UTF-32's little-endian mark begins with UTF-16's.
 _MARKS = [
@@ -21,28 +21,28 @@ _MARKS = [
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 ]
 _ARCHIVES = {"ZIP": (0, b"PK\3\4"), "7z": (0, b"7z\xbc\xaf\x27\x1c"), "RAR": (0, b"Rar!\x1a\7"), "tar": (257, b"ustar")}
-"""Where their marks stand; all of them have NULs in their heads."""
+"""Offset and bytes of their magic numbers; all of them have NULs in their heads."""
 _MAX_NUL_SHARE = 0.1
 _UNDECODABLE = "\udfff"
 
 
 class Encoding(NamedTuple):
-    """An encoding's name, and how many bytes of mark stand before the text."""
+    """An encoding's name, and the length of the byte order mark before the text."""
 
     name: str
     mark_bytes: int
 
     @property
     def is_wide(self) -> bool:
-        """Are its line ends more than one byte?"""
+        """Whether its line ends take more than one byte."""
         return self.name.startswith(("utf-16", "utf-32"))
 
 
 def encoding_of(head: bytes, declared: str) -> Encoding:
-    """The encoding that a file's byte order mark tells, or the declared one; `head` is the start of the file.
+    """The encoding given by a file's byte order mark, or else the declared one; `head` is the start of the file.
 
     Raises:
-        UnreadableError: it is no text, or no mark tells the byte order.
+        UnreadableError: it is not text, or no mark gives the byte order.
     """
     for mark, name in _MARKS:
         if head.startswith(mark):
@@ -62,10 +62,10 @@ def encoding_of(head: bytes, declared: str) -> Encoding:
 
 
 def decode(data: bytes | bytearray, encoding: str, offset: int) -> str:
-    """Text of some bytes of a file, with line ends made one newline; `offset` is their place in the file.
+    """Decode some bytes of a file, with line ends normalized to newlines; `offset` is their place in the file.
 
     Raises:
-        UnreadableError: they are not of this encoding, or hold a NUL.
+        UnreadableError: they are not in this encoding, or hold a NUL.
     """
     wide = encoding.startswith(("utf-16", "utf-32"))
     if not wide and 0 in data:
@@ -81,13 +81,13 @@ def decode(data: bytes | bytearray, encoding: str, offset: int) -> str:
 
 
 def place_name(place: int) -> str:
-    """A place for people: an offset or, behind the first of several packed streams, `stream+offset`."""
+    """A place for messages: an offset or, after the first of several packed streams, `stream+offset`."""
     stream, offset = divmod(place, PLACES_PER_STREAM)
     return f"{stream}+{offset}" if stream else f"{offset}"
 
 
 def to_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """Recode UTF-16 or UTF-32. What cannot be decoded becomes bytes that are not UTF-8 either."""
+    """Recode UTF-16 or UTF-32; undecodable input becomes bytes that are not UTF-8 either."""
     decoder = codecs.getincrementaldecoder(encoding)("clozeworks.mark-undecodable")
     for block in blocks:
         yield decoder.decode(block).encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""What a reader of an input format is given, and what it gives."""
+"""Input and output types of the readers of input formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.settings.documents import SourceConfig
 
 @dataclass(frozen=True)
 class Reject:
-    """A record that became no document: a reason that is counted, and a detail for the person who looks it up."""
+    """A record that became no document: a reason, which is counted, and a detail to look up."""
 
     source: str
     reason: str
@@ -20,10 +20,10 @@ class Reject:
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file to read, or the records of it that begin from `first_byte` on and before `end_byte`.
+    """One file to read, or its records that begin at `first_byte` or later and before `end_byte`.
 
-    `name` is its label in the `source` column: stable, and free of this machine's paths. A file that the inputs name
-    but that cannot be read (its name is no UTF-8, a link leads nowhere) has a `problem`, which is its only record.
+    `name` is its label in the `source` column: stable, without paths of this machine. A file that matches but cannot
+    be read (its name is not UTF-8, a link leads nowhere) has a `problem`, which is its only record.
     """
 
     uri: str
@@ -40,13 +40,13 @@ class InputFile:
 
     @property
     def begins_file(self) -> bool:
-        """Does the range hold the file's first byte? Only such a range rejects the file as a whole."""
+        """Whether the range holds the file's first byte; only such a range rejects the complete file."""
         return self.first_byte == 0 and self.end_byte != 0
 
 
 @dataclass(frozen=True)
 class RawDocument:
-    """The text of one document as its source has it; a blank line separates paragraphs.
+    """The text of one document as in its source; a blank line separates paragraphs.
 
     Where `has_ready_sentences`, each paragraph is one sentence that the source has already split off.
     """
@@ -60,14 +60,14 @@ class Source(Protocol):
     """A reader of one input format."""
 
     def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
-        """The files that the recipe names, in a stable order; the run's workspace is left out where it lies among them.
+        """The files that the recipe names, in a stable order, without those in the run's workspace.
 
         Raises:
             InputError: an input names nothing, or the files lack the field that the recipe names.
         """
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
-        """Read one file or range; a record that cannot be read is a `Reject`, never an exception.
+        """Read one file or range; an unreadable record is a `Reject`, never an exception.
 
-        Ranges that cover a file without overlap give together what the whole file gives, wherever they are cut.
+        Ranges that cover a file without overlap together give what the complete file gives, wherever it is cut.
         """

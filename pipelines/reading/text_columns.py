@@ -1,4 +1,4 @@
-"""What tables have in common: find the text's column, and turn its values into documents."""
+"""Shared by tabular formats: find the text's column, and turn its values into documents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS_PER_BATCH = 256
 
 
 def check_column(files: list[InputFile], config: SourceConfig, schema_of: Callable[[pa.NativeFile], pa.Schema]) -> None:
-    """Look for the column in the first file; one that cannot be read is left to the reader, which rejects it.
+    """Look for the column in the first file; an unreadable file is left to the reader, which rejects it.
 
     Raises:
         InputError: the file has no such column, or it holds no text.

@@ -1,8 +1,8 @@
-"""Records of a text file, found by the lines they begin with; whole files and byte ranges give the same ones.
+"""Records of a text file, found by the lines they begin with; complete files and byte ranges give the same ones.
 
-A record goes from a line that begins one to the next such line, and belongs to the range in which its first byte lies.
-A file's first line begins a record whatever it is, so that nothing is lost. Whether a line begins a record depends on
-that line and on the one before being blank, and on nothing else: a range can be read without what lies before it.
+A record extends from a line that begins one to the next such line, and belongs to the range with its first byte. A
+file's first line always begins a record, so that nothing is lost. Whether a line begins a record depends only on that
+line and on whether the one before is blank: a range can be read without the text before it.
 
 Offsets count the bytes of the unpacked text; in a bz2 file of many streams, those of one stream, whose own offset is
 named before them (`encodings.place_name`). UTF-16 and UTF-32 are recoded to UTF-8 first and not split: their offsets
@@ -37,12 +37,12 @@ _LINE_END_BYTE = re.compile(rb"[\r\n]")
 
 
 class RecordShape(NamedTuple):
-    """How the records of a format are told apart, by their bytes."""
+    """How the records of a format are recognized by their bytes."""
 
     begins: Callable[[bytes, bool], bool]
-    """Does this line, which stands after a blank one or not, begin a record?"""
+    """Whether this line begins a record; the second argument is whether the line before is blank."""
     is_whole: Callable[[bytes], bool]
-    """Is a record whole although the file broke off behind it?"""
+    """Whether a record is complete although the file breaks off after it."""
 
 
 class Record(NamedTuple):
@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where the record begins, for people."""
+        """Where the record begins, for messages."""
         return f"line {self.line_number}" if self.line_number else f"byte {place_name(self.offset)}"
 
 
@@ -68,7 +68,7 @@ class _Line(NamedTuple):
 
 
 class _Lines(NamedTuple):
-    """Lines from the first one in a range on, to the end of the file; records that begin before `end_byte` count."""
+    """Lines from the first one in a range to the end of the file; records that begin before `end_byte` count."""
 
     lines: Iterator[_Line]
     end_byte: float
@@ -81,7 +81,7 @@ _NO_LINES = _Lines(iter(()), 0, "", is_from_start=False, is_after_blank=False)
 
 
 def read_records(file: InputFile, config: SourceConfig, shape: RecordShape) -> Iterator[Record | Reject]:
-    """Records that begin in the file's range, decoded, without those that hold white space only."""
+    """Decoded records that begin in the file's range, without blank ones."""
     begins, max_bytes = shape.begins, config.max_record_bytes
     pending: _Pending | None = None
     with ExitStack() as stack:
@@ -122,7 +122,7 @@ class _Pending:
 
     def append(self, line: _Line) -> None:
         self._size_bytes += line.size_bytes
-        # What is too long is counted to its end, but not kept.
+        # The rest of an oversized record is counted, but not kept.
         if self._size_bytes <= self._max_bytes:
             self.lines.append(line.data)
 
@@ -143,7 +143,7 @@ class _Pending:
 
 
 def read_whole(file: InputFile, config: SourceConfig) -> Record | Reject:
-    """A file as one record."""
+    """Read a file as one record."""
     if codec_of(file.name) is None and file.size_bytes > config.max_record_bytes:
         return Reject(file.name, "too-large", _too_large(file.size_bytes, config.max_record_bytes))
     with ExitStack() as stack:
@@ -163,7 +163,7 @@ def read_whole(file: InputFile, config: SourceConfig) -> Record | Reject:
 
 
 def read_head(file: InputFile, config: SourceConfig, num_bytes: int) -> str:
-    """About the first bytes of a file as text, to tell what follows; empty where it cannot be read."""
+    """About the first `num_bytes` of a file as text, to detect its format; empty if it cannot be read."""
     with ExitStack() as stack:
         try:
             data = _first_bytes(_blocks_of(file, stack), num_bytes)
@@ -185,7 +185,7 @@ def _open_lines(file: InputFile, config: SourceConfig, stack: ExitStack) -> _Lin
     """Find the first line that begins in the file's range.
 
     Raises:
-        UnreadableError: the file is no text, or cannot be read. (Of a file's ranges, only the first one says so.)
+        UnreadableError: the file is not text, or cannot be read. (Of a file's ranges, only the first reports this.)
     """
     codec = codec_of(file.name)
     if codec == "bz2":
@@ -256,7 +256,7 @@ def _placed(lines: Iterable[_Line], streams: Bz2Streams) -> Iterator[_Line]:
 
 
 def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:
-    """At least so many bytes, where there are as many."""
+    """At least `num_bytes`, if there are as many."""
     data = bytearray()
     for block in blocks:
         data += block
@@ -266,7 +266,7 @@ def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:
 
 
 def _encoding_for_ranges(head: bytes, config: SourceConfig) -> Encoding | None:
-    """The encoding, or None where the range at the file's start reads or rejects the whole file."""
+    """The encoding, or None if the range at the file's start reads or rejects the complete file."""
     try:
         encoding = encoding_of(head, config.encoding)
     except UnreadableError:
@@ -303,7 +303,7 @@ def _split_lines(blocks: Iterable[bytes], offset: int, max_bytes: int) -> Iterat
 
 
 def _first_line_in(stream: pa.NativeFile, first_byte: int, end_byte: int, text_start: int) -> int | None:
-    """Where the first line begins that begins in the range; no more than the range is searched for it."""
+    """Offset of the first line that begins in the range; only the range is searched."""
     if first_byte <= text_start:
         return text_start if text_start < end_byte else None
     for position in range(first_byte - 1, end_byte, BLOCK_BYTES):
@@ -317,7 +317,7 @@ def _first_line_in(stream: pa.NativeFile, first_byte: int, end_byte: int, text_s
 
 
 def _is_after_blank(stream: pa.NativeFile, offset: int, text_start: int) -> bool:
-    """Is the line before the one at `offset` blank? A file's start counts as a blank line."""
+    """Whether the line before the one at `offset` is blank; a file's start counts as a blank line."""
     position = max(text_start, offset - 2)
     ending = stream.read_at(offset - position, position)
     position = offset - (2 if ending == b"\r\n" else 1)

@@ -1,4 +1,4 @@
-"""Read the bytes of a file as a stream of blocks, unpacked where its name says that it is packed."""
+"""Read the bytes of a file as a stream of blocks, unpacked if its suffix names a compression."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
 class UnreadableError(Exception):
-    """Why a file, or the rest of it, gives no records: becomes a `Reject` of this reason."""
+    """Why a file, or the rest of it, gives no records; becomes a `Reject` with this reason."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -27,22 +27,22 @@ class UnreadableError(Exception):
 
 
 def codec_of(name: str) -> str | None:
-    """Arrow's name for the compression that a file's name tells; None for a file as it is."""
+    """Arrow's name for the compression that a file's suffix names; None for an uncompressed file."""
     return next((codec for suffix, codec in _CODECS.items() if name.lower().endswith(suffix)), None)
 
 
 class StorageFaultError(InputError):
-    """The file system failed, which says nothing about the file: not a reject, but to be tried again, then an error."""
+    """The file system failed, which says nothing about the file: retried, then an error, never a reject."""
 
     @classmethod
     def of(cls, uri: str, action: str, error: OSError) -> StorageFaultError:
-        # Arrow's text names the path again, and the number of the error after that.
+        # Arrow's text repeats the path and the error number.
         reason = os.strerror(error.errno) if error.errno else str(error)
         return cls(f"{shown(uri)}: {action} failed: {shown(reason)}")
 
 
 class _GuardedFile:
-    """A file whose own failures are told from those of what decodes it: both would be an OSError."""
+    """A file whose own failures are distinguished from those of its decoder: both would be an OSError."""
 
     def __init__(self, uri: str, file: pa.NativeFile):
         self._uri = uri
@@ -72,8 +72,8 @@ def open_file(uri: str) -> pa.NativeFile:
     """Open a file for reading at any position.
 
     Raises:
-        StorageFaultError: it cannot be opened, now or while it is read. A file that was found and is gone, or may not
-            be read, says that something happened to the storage, and nothing about its text.
+        StorageFaultError: it cannot be opened, or a later read fails. If a file that was found is gone or unreadable,
+            the storage is at fault, not its text.
     """
     filesystem, path = storage.filesystem_of(uri)
     try:
@@ -91,10 +91,10 @@ def blocks_from(stream: pa.NativeFile, first_byte: int) -> Iterator[bytes]:
 
 
 def unpacked_blocks(uri: str, codec: str) -> Iterator[bytes]:
-    """Blocks of what a packed file holds; several packed streams in a row count as one.
+    """Unpacked blocks of a packed file; several packed streams in a row count as one.
 
     Raises:
-        UnreadableError: the archive is cut off or damaged; every byte before that place has been given.
+        UnreadableError: the archive is cut off or damaged; every byte before the damage has been yielded.
     """
     num_bytes = 0
     with open_file(uri) as packed, pa.CompressedInputStream(packed, codec) as stream:
@@ -112,7 +112,7 @@ def unpacked_blocks(uri: str, codec: str) -> Iterator[bytes]:
 
 
 def _bytes_before_damage(uri: str, codec: str, first_byte: int) -> Iterator[bytes]:
-    """What lies between the last whole block and the damage: a failed read loses all that it had unpacked so far."""
+    """The bytes between the last complete block and the damage: a failed read loses what it had unpacked so far."""
     with open_file(uri) as packed, pa.CompressedInputStream(packed, codec) as stream:
         for _ in range(first_byte // BLOCK_BYTES):
             stream.read(BLOCK_BYTES)

@@ -1,8 +1,8 @@
 """Wikitext to the prose that a reader sees: no tables, templates, references, captions, lists or headings.
 
-BERT's authors took "only the text passages" of Wikipedia and ignored "lists, tables, and headers". What
-mwparserfromhell would leak or is slow at (nested templates and tables, references, unbalanced brackets) is cut out
-before it parses the rest: on real articles that is most of the text.
+BERT's authors took "only the text passages" of Wikipedia and ignored "lists, tables, and headers". Markup that
+mwparserfromhell leaks or is slow at (nested templates and tables, references, unbalanced brackets) is removed before it
+parses the rest; in real articles that is most of the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DROPPED_TAGS = (
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _NOWIKI = re.compile(r"<nowiki>([^<]*(?:<(?!/?nowiki\b)[^<]*)*)</nowiki>|<nowiki\s*/>", re.IGNORECASE)
 _EMPTY_ELEMENT = re.compile(rf"<(?:{_DROPPED_TAGS})\b[^<>]*/>", re.IGNORECASE)
-# Innermost elements only: a search that ran on past the next opening would cost the square of the unclosed ones.
+# Innermost elements only: searching past the next opening would be quadratic in the unclosed ones.
 _ELEMENT = re.compile(rf"<({_DROPPED_TAGS})\b[^<>]*>[^<]*(?:<(?!/?\1\b)[^<]*)*</\1\s*>", re.IGNORECASE)
 _UNCLOSED_ELEMENT = re.compile(rf"<(?:{_DROPPED_TAGS})\b[^\n]*", re.IGNORECASE)
 _BRACES = re.compile(r"\{\{|\}\}|\[\[|\]\]|^[ \t:*]*\{\||^[ \t]*\|\}(?!\})", re.MULTILINE)
@@ -57,7 +57,7 @@ _INACTIVE_ENTITY = _INACTIVE | str.maketrans({"&": "&#38;"})
 _ACTIVE = {entity: chr(code) for code, entity in _INACTIVE_ENTITY.items()}
 _INACTIVE_CHARACTER = re.compile("|".join(_ACTIVE))
 
-# What a dump's own description names comes on top; extracts made by hand have none.
+# In addition to the names in a dump's own description, which hand-made extracts lack.
 _CATEGORY_NAMES = """
 category kategorie catégorie categoría categoria categorie kategoria kategori kategória kategorija kategorio kategooria
 luokka flokkur категория категорія категорија катэгорыя κατηγορία קטגוריה تصنيف رده श्रेणी বিষয়শ্রেণী หมวดหมู่ 分类 分類
@@ -75,7 +75,7 @@ ALWAYS_DROPPED_NAMESPACES = frozenset(f"{_CATEGORY_NAMES} {_FILE_NAMES}".split()
 def prose_of(wikitext: str, dropped_namespaces: Iterable[str] = ()) -> str:
     """The prose of a page, a blank line between paragraphs.
 
-    Links into `dropped_namespaces` (the wiki's own names for files and categories, lower-case) go with their captions.
+    Links into `dropped_namespaces` (the wiki's names for files and categories, lower-case) are dropped with captions.
     """
     text = _COMMENT.sub("", wikitext)
     text = _NOWIKI.sub(lambda match: (match.group(1) or "").translate(_INACTIVE), text)
@@ -84,11 +84,11 @@ def prose_of(wikitext: str, dropped_namespaces: Iterable[str] = ()) -> str:
     while num_elements:
         text, num_elements = _ELEMENT.subn("", text)
     text = _without_braces(_UNCLOSED_ELEMENT.sub("", text))
-    # The parser takes the square of what is never closed, so it sees no tags and no brackets of external links.
+    # The parser is quadratic in unclosed markup, so it sees no tags and no brackets of external links.
     text = _TAG.sub("", _BREAK.sub(" ", text)).replace("<", "&#60;")
     text = _EXTERNAL_OPENING.sub("\x02", text.replace("\x02", ""))
     dropped = ALWAYS_DROPPED_NAMESPACES.union(dropped_namespaces)
-    # Lists and headings go when links are text already: a file's caption may hold a line that looks like a list.
+    # Lists and headings are removed after links became text: a caption may hold a line that looks like a list.
     text = _text_of(mwparserfromhell.parse(text, skip_style_tags=True), dropped)
     text = _LINES.sub("", _EXTERNAL_LINK.sub(r"\1", text))
     text = _WIDE_GAP.sub(" ", _QUOTES.sub("", _MAGIC_WORD.sub("", text)))
@@ -98,7 +98,7 @@ def prose_of(wikitext: str, dropped_namespaces: Iterable[str] = ()) -> str:
 
 
 def _converted(text: str) -> str:
-    """Of text in several scripts, the first one that it names."""
+    """Replace text in several scripts by the first one that it names."""
     for _ in range(_CONVERSION_DEPTH):
         text, num_found = _CONVERSION.subn(lambda match: _first_variant(match.group(1)), text)
         if not num_found:
@@ -123,9 +123,9 @@ def _first_variant(content: str) -> str:
 
 
 def _without_braces(text: str) -> str:
-    """Cut out templates and tables with all that they hold.
+    """Cut out templates and tables with their contents.
 
-    What is never closed costs a line where that is a table's or a file's first one, and nothing elsewhere.
+    An unclosed table or file costs its first line, anything else that is unclosed costs nothing.
     """
     spans: list[tuple[int, int]] = []
     opened: list[tuple[str, int]] = []
@@ -136,7 +136,7 @@ def _without_braces(text: str) -> str:
             opened.append((brace, match.start()))
             num_opened[brace] += 1
             continue
-        # What was opened within and is still open now never gets closed.
+        # What was opened inside and is still open is never closed.
         kind = ""
         while num_opened[_OPENING[brace]] and kind != _OPENING[brace]:
             kind, start = opened.pop()
@@ -174,7 +174,7 @@ def _node_text(node: Node, dropped: frozenset[str]) -> str:
     if isinstance(node, ExternalLink):
         return _text_of(node.title, dropped) if node.title is not None else "" if node.brackets else str(node.url)
     if isinstance(node, HTMLEntity):
-        # Markup characters stay entities until markup has been taken out.
+        # Markup characters stay entities until markup has been removed.
         character = node.normalize()
         if character == "\xa0" or "\ud800" <= character <= "\udfff":
             return " "
@@ -182,7 +182,7 @@ def _node_text(node: Node, dropped: frozenset[str]) -> str:
     if isinstance(node, Tag):
         contents = _text_of(node.contents, dropped) if node.contents is not None else ""
         return f"{node.wiki_markup or ''}{contents}"
-    # Templates and arguments, which only unbalanced braces leave, comments, and headings: a break stays.
+    # Templates, arguments (left by unbalanced braces) and comments are dropped; a heading leaves a break.
     return "\n\n" if type(node).__name__ == "Heading" else ""
 
 

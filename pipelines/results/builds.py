@@ -1,11 +1,11 @@
-"""How a stage's result is replaced: it is built in a directory of its own, and exchanged by rename when it is complete.
+"""How a stage's result is replaced: it is built in a separate directory, and exchanged by rename when it is complete.
 
     documents/            the result: its manifest names every file
-    documents.building/   what will take its place; `scratch/key.json` there marks it as ours from the first moment
-    pretraining.1/        a result that has been replaced and is kept; only a command that names it removes it
+    documents.building/   the build that will replace it; `scratch/key.json` marks it as this project's from the start
+    pretraining.1/        a replaced result that is kept; only a command that names it removes it
 
-Until the exchange the earlier result stays valid, whatever happens to the new one. A directory with neither our mark
-nor our manifest is never emptied and never replaced.
+Until the exchange the earlier result stays valid, whatever happens to the new one. A directory with neither such a
+mark nor a manifest of this project is never emptied or replaced.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def open_build(directory: str, key: StageKey, restart: str | None = None) -> boo
 
     Args:
         directory: of the result, as for all functions here.
-        key: what decides the new result.
-        restart: begin anew; a name other than `RESTART` resumes an interrupted build that was restarted by that name.
+        key: of the new result.
+        restart: start again; a name other than `RESTART` resumes an interrupted build that was restarted by that name.
 
     Returns:
-        Was there a build of the same key?
+        Whether there was a build of the same key.
 
     Raises:
-        InputError: a directory that would be replaced or emptied is not ours.
+        InputError: a directory that would be replaced or emptied is not this project's.
     """
     require_ours(directory, key.stage)
     building = building_directory(directory)
@@ -65,7 +65,7 @@ def open_build(directory: str, key: StageKey, restart: str | None = None) -> boo
 
 
 def install_build(directory: str, key: StageKey, keep_earlier: bool = False) -> str | None:
-    """Put a build that has its manifest into the place of the result. Repeating it does no harm.
+    """Replace the result with a build that has its manifest; may be repeated.
 
     Args:
         directory: of the result.
@@ -73,7 +73,7 @@ def install_build(directory: str, key: StageKey, keep_earlier: bool = False) -> 
         keep_earlier: keep the result that is replaced under a numbered name.
 
     Returns:
-        The directory in which the earlier result is kept, or what it held besides our files; None where nothing is.
+        The directory in which the earlier result, or a user's files in it, are kept; None if nothing is.
     """
     directory = place_of(directory)
     building = building_directory(directory)
@@ -90,7 +90,7 @@ def install_build(directory: str, key: StageKey, keep_earlier: bool = False) -> 
             storage.remove_directory(directory)
         _move_result(building, directory)
     elif not (storage.is_local(directory) and storage.exchange_directories(building, directory)):
-        # Without an exchange there is no result for a moment; the next run of the stage finds the build.
+        # Without an exchange there is briefly no result; the next run of the stage finds the build.
         replaced = next_kept_directory(directory)
         _move_result(directory, replaced)
         _move_result(building, directory)
@@ -100,14 +100,14 @@ def install_build(directory: str, key: StageKey, keep_earlier: bool = False) -> 
 
 
 def has_leftovers(directory: str) -> bool:
-    """Has an exchange been cut off, so that `finish_exchange` has something to do?"""
+    """Whether an exchange was interrupted, so that `finish_exchange` has something to do."""
     if not is_open(directory) and read_manifest(building_directory(directory)) is not None:
         return True
     return bool(storage.list_files(storage.join(directory, SCRATCH_DIRECTORY)))
 
 
 def finish_exchange(directory: str, keep_earlier: bool = False) -> str | None:
-    """Complete an exchange that was cut off; to be called under the stage's lock, before anything else is done there.
+    """Complete an interrupted exchange; call it under the stage's lock, before any other change there.
 
     Args:
         directory: of the result.
@@ -127,7 +127,7 @@ def finish_exchange(directory: str, keep_earlier: bool = False) -> str | None:
         storage.remove_directory(storage.join(directory, SCRATCH_DIRECTORY))
     if left is None or is_marked or (result is not None and left.stage != result.stage):
         return None
-    # Only the result that was replaced has a manifest and no mark: it has not got its new name yet.
+    # Only a replaced result that is not renamed yet has a manifest and no mark.
     return _retire(building, directory, left, keep_earlier)
 
 
@@ -144,16 +144,16 @@ def _move_result(source: str, target: str) -> None:
 
 
 def discard_build(directory: str) -> None:
-    """Delete what is in the build directory, which has our mark or is empty; a directory without it is refused."""
+    """Delete the contents of the build directory, which has a mark or is empty; a foreign directory is refused."""
     read_mark(directory)
     delete_directory(building_directory(directory))
 
 
 def _retire(replaced: str, directory: str, manifest: Manifest, is_kept: bool) -> str | None:
-    """Keep or delete a replaced result, which is in `replaced` now; what a person added or edited is always kept.
+    """Keep or delete a replaced result, now in `replaced`; files that a user added or edited are always kept.
 
     Returns:
-        The numbered directory in which something is kept; None where nothing is.
+        The numbered directory in which something is kept; None if nothing is.
     """
     own = {*_OWN_NAMES, *(file.name for file in manifest.files if not _is_edited(replaced, file))}
     names = storage.list_files(replaced)
@@ -177,7 +177,7 @@ def _retire(replaced: str, directory: str, manifest: Manifest, is_kept: bool) ->
 
 
 def _is_edited(directory: str, file: FileRecord) -> bool:
-    """Has a file of ours been changed since its manifest was written, as a person does who fills [unused] entries?"""
+    """Whether a stage's file was changed after its manifest was written, for example to fill [unused] entries."""
     uri = storage.join(directory, file.name)
     size_bytes = storage.file_size_bytes(uri)
     if size_bytes is None or not storage.is_local(directory):
@@ -185,12 +185,12 @@ def _is_edited(directory: str, file: FileRecord) -> bool:
     if size_bytes != file.size_bytes:
         return True
     path, manifest = storage.local_path(uri), storage.local_path(storage.join(directory, MANIFEST_NAME))
-    # Only what is newer than the manifest has to be read: the manifest is written last.
+    # Only files newer than the manifest have to be read: the manifest is written last.
     return os.stat(path).st_mtime_ns > os.stat(manifest).st_mtime_ns and storage.sha256_of(uri) != file.sha256
 
 
 def _remove_half_written(directory: str) -> None:
-    """A killed worker leaves what it was writing under its temporary name."""
+    """Remove the temporary files of killed workers."""
     for name in storage.list_files(directory):
         if name.endswith(storage.TEMPORARY_SUFFIX):
             storage.remove_file(storage.join(directory, name))

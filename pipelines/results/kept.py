@@ -1,4 +1,4 @@
-"""Earlier results that are kept under numbered names, and deletion that a kill cannot cut in half."""
+"""Earlier results that are kept under numbered names, and deletion that a kill cannot leave half done."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipelines.results.marks import building_directory, place_of, read_mark, ref
 
 
 def delete_directory(directory: str) -> None:
-    """Delete a directory that is known to be ours; a kill meanwhile leaves it complete or out of sight.
+    """Delete a directory of this project; a kill meanwhile leaves it complete or in the trash.
 
-    What earlier kills left out of sight is deleted too.
+    What earlier kills left in the trash is deleted too.
     """
     if not storage.is_local(directory):
         storage.remove_directory(directory)
@@ -27,13 +27,13 @@ def delete_directory(directory: str) -> None:
     trash = storage.join(path.rpartition("/")[0], TRASH_DIRECTORY)
     while os.path.lexists(path):
         storage.make_directory(trash)
-        # Who deletes another stage of the workspace may have taken the trash away in between.
+        # A process that deletes another stage of the workspace may have removed the trash meanwhile.
         with contextlib.suppress(FileNotFoundError):
             storage.move_directory(path, storage.join(trash, uuid.uuid4().hex))
     try:
         shutil.rmtree(trash)
     except OSError as error:
-        # Others delete here at the same time: they take something away first, or bring more. The last one has it all.
+        # Other processes delete here at the same time, and remove or add entries. The last one removes everything.
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
             raise
 
@@ -43,12 +43,12 @@ def next_kept_directory(directory: str) -> str:
     numbers = [int(kept.rpartition(".")[2]) for kept in kept_directories(directory)]
     number, place = max(numbers, default=0) + 1, place_of(directory)
     while storage.is_local(place) and os.path.lexists(storage.local_path(f"{place}.{number}")):
-        number += 1  # a file of a person
+        number += 1  # a user's file
     return f"{place}.{number}"
 
 
 def kept_directories(directory: str) -> list[str]:
-    """Earlier results of a stage that are kept, in the order of their numbers."""
+    """Kept results of a stage, in the order of their numbers."""
     parent, _, name = place_of(directory).rpartition("/")
     found = []
     for other in storage.list_directories(parent or "/"):
@@ -59,7 +59,7 @@ def kept_directories(directory: str) -> list[str]:
 
 
 def kept_result(directory: str, key: StageKey) -> str | None:
-    """The newest kept result that was built with exactly this key; None where there is none."""
+    """The newest kept result that was built with exactly this key; None if there is none."""
     for kept in reversed(kept_directories(directory)):
         try:
             if key.difference(kept) is None:
@@ -73,7 +73,7 @@ def restore_kept(directory: str, kept: str) -> str | None:
     """Make a kept result the current one again; the current one takes its number.
 
     Returns:
-        Where the result that was current is kept now; None where there was none.
+        Where the previously current result is kept now; None if there was none.
     """
     directory = place_of(directory)
     if read_manifest(directory) is None:
@@ -90,7 +90,7 @@ def restore_kept(directory: str, kept: str) -> str | None:
 
 
 def set_build_aside(directory: str) -> str | None:
-    """Keep an unfinished build under a numbered name; None where nothing is being built."""
+    """Keep an unfinished build under a numbered name; None if nothing is being built."""
     if read_mark(directory) is None:
         return None
     kept = next_kept_directory(directory)

@@ -1,7 +1,7 @@
-"""One writer at a time and none while others read: a lock a stage, and one for what several stages share.
+"""One writer at a time and none while others read: one lock per stage, and one for what several stages share.
 
-A local lock is the kernel's (`flock`), so it ends with its holder, however that ends. Object stores have no such lock:
-there it is a lease, a small object that its holder renews and that counts as abandoned when it is not renewed.
+A local lock is the kernel's (`flock`), so it always ends with its holder. Object stores have no such lock: there it is
+a lease, a small object that its holder renews and that counts as abandoned when it is not renewed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ LOCKS_DIRECTORY = ".locks"
 
 _POLL_SECONDS = 0.2
 _LEASE_SECONDS = 90.0
-"""A lease that has not been renewed for so long has lost its holder; clocks may differ by less than this."""
+"""A lease that was not renewed for this long has lost its holder; clocks may differ by less than this."""
 _RENEWAL_SECONDS = 20.0
 _MOST_COMMAND_CHARACTERS = 160
 
 
 @contextmanager
 def workspace_lock(workspace: str, name: str, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold a lock of a workspace for the time of the block.
+    """Hold a lock of a workspace for the duration of the block.
 
     Args:
         workspace: directory or URI.
@@ -51,12 +51,12 @@ def workspace_lock(workspace: str, name: str, wait_seconds: float = 0.0) -> Iter
 
 @contextmanager
 def consumed(workspace: str, stages: Iterable[str]) -> Iterator[None]:
-    """Keep the stages that another one reads from being replaced for the time of the block; many may read at once.
+    """Prevent the stages that another one reads from being replaced during the block; many may read at once.
 
-    On an object store nothing is held: there the stage that was built from a replaced input is found stale.
+    On an object store nothing is locked: a stage that was built from a replaced input is found stale there.
 
     Raises:
-        InputError: one of the stages is just being built; the line names that process.
+        InputError: one of the stages is being built; the line names that process.
     """
     with ExitStack() as stack:
         for stage in sorted(stages):
@@ -104,7 +104,7 @@ def _lease(uri: str, name: str, wait_seconds: float) -> Iterator[None]:
             raise InputError(_refusal(name, other))
         time.sleep(_POLL_SECONDS)
     _renew(uri, own)
-    # Two may have written at once: the object is the last one's, and the other gives way.
+    # Two may have written at once: the last one holds the lease, and the other gives way.
     time.sleep(_POLL_SECONDS)
     if (other := _other_lease(uri, own["lease"])) is not None:
         raise InputError(_refusal(name, other))
@@ -124,13 +124,13 @@ def _keep_renewing(uri: str, name: str, own: dict[str, Any], ended: threading.Ev
     while not ended.wait(_RENEWAL_SECONDS):
         try:
             if (other := _other_lease(uri, own["lease"])) is not None:
-                # This process stood still for so long that it counted as gone: two writers would be worse than none.
+                # This process was suspended until its lease expired: two writers would be worse than none.
                 print(f"{_refusal(name, other)}; this process lost its lease and ends", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             _renew(uri, own)
         except OSError as error:
-            print(f"lease {uri} could not be renewed ({error}); trying again", file=sys.stderr, flush=True)
+            print(f"lease {uri} could not be renewed ({error}); retrying", file=sys.stderr, flush=True)
 
 
 def _renew(uri: str, own: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ def _renew(uri: str, own: dict[str, Any]) -> None:
 
 
 def _other_lease(uri: str, own: str) -> dict[str, Any] | None:
-    """The holder of a lease that is not ours and not abandoned."""
+    """The holder of a lease that is neither `own` nor abandoned."""
     if storage.file_size_bytes(uri) is None:
         return None
     try:
@@ -157,7 +157,7 @@ def _holder() -> dict[str, Any]:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    """What a lock's file says of its holder; nothing where it is empty or cut off."""
+    """The holder that a lock's file names; nothing if it is empty or cut off."""
     try:
         held = json.loads(data)
     except ValueError:
@@ -172,5 +172,5 @@ def _refusal(name: str, held: dict[str, Any]) -> str:
     shown = {key: str(value).encode("unicode_escape").decode() for key, value in held.items()}
     return (
         f"{name}: {what} by process {shown.get('pid')} on {shown.get('host')} since {shown.get('since')} "
-        f"({shown.get('command')}); wait for it to end, or end it"
+        f"({shown.get('command')}); wait for it to end, or stop it"
     )

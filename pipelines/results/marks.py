@@ -1,4 +1,4 @@
-"""Marks of build directories: whose they are, and what they are built for."""
+"""Marks of build directories: which stage they belong to, and what they are built for."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MOST_NAMES_SHOWN = 3
 
 
 def place_of(directory: str) -> str:
-    """Where a stage's directory really lies: a person may have put a link there, to have the stage on another disk.
+    """The real path of a stage's directory, which may be a link to another disk.
 
-    What is exchanged with it must lie next to it, and the link shall stay.
+    The build directory must be next to the real one, and the link must stay.
     """
     if not storage.is_local(directory):
         return directory.rstrip("/")
@@ -35,18 +35,18 @@ def building_directory(directory: str) -> str:
 
 
 RESTART = "anew"
-"""Value of `--restart` without one: whatever an interrupted build has finished is done again."""
+"""Value of `--restart` without a name: what an interrupted build has finished is repeated."""
 
 
 def is_resumable(mark: dict[str, Any] | None, key: StageKey, restart: str | None) -> bool:
-    """Does a build's mark say that a run with this key and this `--restart` resumes it?"""
+    """Whether a run with this key and this `--restart` resumes the build with this mark."""
     if mark is None or mark["key"] != key.digest:
         return False
     return restart is None or (restart != RESTART and mark.get("restart") == restart)
 
 
 def write_mark(directory: str, key: StageKey, restart: str | None = None) -> None:
-    """Mark the build directory as ours, and as the build of a key."""
+    """Mark the build directory as this project's, and as the build of a key."""
     mark_as_build(building_directory(directory), key, restart)
 
 
@@ -64,10 +64,10 @@ def mark_as_build(building: str, key: StageKey, restart: str | None = None) -> N
 
 
 def read_mark(directory: str) -> dict[str, Any] | None:
-    """What the build directory says of its build: `stage`, `key`, `config`, `inputs`; None where nothing is built.
+    """The mark of the build directory: `stage`, `key`, `config`, `inputs`; None if nothing is being built.
 
     Raises:
-        InputError: there is a directory of that name without our mark.
+        InputError: there is a directory of that name without a mark.
     """
     building = building_directory(directory)
     uri = storage.join(building, SCRATCH_DIRECTORY, KEY_NAME)
@@ -78,8 +78,8 @@ def read_mark(directory: str) -> dict[str, Any] | None:
                 return mark
         except ValueError:
             pass
-        raise InputError(f"{uri}: damaged; move {building} away to build the stage anew")
-    # A result that was replaced and has not got its new name yet: its manifest is its mark.
+        raise InputError(f"{uri}: damaged; move {building} away to rebuild the stage")
+    # A replaced result that is not renamed yet: its manifest is its mark.
     if (manifest := read_manifest(building)) is not None:
         return {"stage": manifest.stage, "key": _key_of(manifest).digest, "config": manifest.config, "inputs": {}}
     refuse_foreign(building)
@@ -87,7 +87,7 @@ def read_mark(directory: str) -> dict[str, Any] | None:
 
 
 def is_open(directory: str) -> bool:
-    """Is a build under way that has not taken the place of the result yet?"""
+    """Whether there is a build that has not replaced the result yet."""
     mark = storage.join(building_directory(directory), SCRATCH_DIRECTORY, KEY_NAME)
     return storage.file_size_bytes(mark) is not None
 
@@ -96,13 +96,13 @@ def require_ours(directory: str, stage: str) -> None:
     """Check that a directory may be replaced: it is absent, empty, or holds a result of this stage.
 
     Raises:
-        InputError: it holds something else, or it is where a disk is mounted, so that no other can take its place.
+        InputError: it holds something else, or is a mount point, which cannot be replaced.
     """
     place = place_of(directory)
     if storage.is_local(directory) and os.path.ismount(place):
         raise InputError(
-            f"{directory}: a disk is mounted right at {place}, which no new result could take the place of; make a "
-            f"directory on that disk, and {directory} a link to it"
+            f"{directory}: {place} is a mount point, which a new result cannot replace; create a directory on that "
+            f"disk, and make {directory} a link to it"
         )
     manifest = read_manifest(directory)
     if manifest is None:

@@ -1,4 +1,4 @@
-"""What an interrupted build of a stage has finished, so that the next run does not do it again.
+"""What an interrupted build of a stage has finished, so that the next run does not repeat it.
 
 While a stage is built, `scratch/` in its build directory (see `builds`) holds temporary files and one small JSON record
 for each finished unit of work (a part, a shard). A record is written after the unit's files, by rename, and states
@@ -20,7 +20,7 @@ _RECORD_SUFFIX = ".json"
 
 
 def scratch_uri(directory: str, name: str) -> str:
-    """Where a temporary file of a stage is until the stage is complete."""
+    """Path of a temporary file of a stage, until the stage is complete."""
     return storage.join(directory, scratch_name(name))
 
 
@@ -30,13 +30,13 @@ def scratch_name(name: str) -> str:
 
 
 def count_finished(directory: str, group: str = "") -> int:
-    """How many units are finished, of all or of one group such as `parts`."""
+    """Number of finished units, of all or of one group such as `parts`."""
     names = storage.list_files(scratch_uri(directory, group) if group else storage.join(directory, SCRATCH_DIRECTORY))
     return sum(name.endswith(_RECORD_SUFFIX) and name != KEY_NAME for name in names)
 
 
 def finished_unit(directory: str, unit: str) -> Any | None:
-    """The record of a unit that this run or an interrupted one has finished; None where it is still to be done."""
+    """The record of a unit that this run or an interrupted one has finished; None if it is not done."""
     uri = scratch_uri(directory, unit + _RECORD_SUFFIX)
     if storage.file_size_bytes(uri) is None:
         return None
@@ -45,19 +45,19 @@ def finished_unit(directory: str, unit: str) -> Any | None:
         sizes: dict[str, int] = dict(stored["size_bytes"])
         record = stored["record"]
     except (ValueError, TypeError, KeyError):
-        return None  # damaged: the unit is done again
+        return None  # damaged: the unit is repeated
     is_complete = all(storage.file_size_bytes(storage.join(directory, name)) == size for name, size in sizes.items())
     return record if is_complete else None
 
 
 def finish_unit(directory: str, unit: str, record: Any, files: Iterable[str] = ()) -> None:
-    """Record a unit as finished; to be called when its files are in place.
+    """Record a unit as finished; call it when its files are in place.
 
     Args:
         directory: in which the stage is built.
         unit: name of the unit, such as `parts/part-00003`.
         record: JSON value that `finished_unit` returns.
-        files: names of the unit's files, relative to the directory; without them at their present size, the
+        files: names of the unit's files, relative to the directory; if one is later missing or of another size, the
             unit does not count as finished.
     """
     sizes = {name: storage.file_size_bytes(storage.join(directory, name)) for name in files}

@@ -1,7 +1,7 @@
-"""Check that what a stage consumes is what its manifest says: every checksum, but each content only once.
+"""Check that what a stage consumes is what its manifest states: every checksum, but each content only once.
 
-A file whose checksum was right is remembered by size, time of change and inode, so the next run of any stage only asks
-the file system. A file that was rewritten, exchanged or copied is read again.
+A verified file is recorded with size, modification time and inode, so the next run of any stage only queries the file
+system. A file that was rewritten, exchanged or copied is read again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def require_stage(
     Args:
         workspace: of the run.
         stage: its name, which is also that of its directory.
-        command: what builds it.
+        command: that builds it.
         is_needed: which of its files are consumed.
 
     Raises:
@@ -48,7 +48,7 @@ def verify_stage(
     """Compare the files of a stage with its manifest.
 
     Returns:
-        How many files had to be read: those that were not verified before.
+        How many files were read: those that were not verified before.
 
     Raises:
         InputError: as `verify_file`, for the first file that differs.
@@ -57,7 +57,7 @@ def verify_stage(
     memory_uri = storage.join(workspace, VERIFIED_DIRECTORY, stage.replace("/", "-") + ".json")
     known = _read_memory(memory_uri)
     needed = [file for file in manifest.files if is_needed(file)]
-    # Taken before a file is read: one that is exchanged meanwhile is not the one that was verified.
+    # Taken before a file is read: a file exchanged meanwhile does not count as verified.
     contents = {file.name: _content(directory, file) for file in needed}
     unknown = [file for file in needed if known.get(file.name) != contents[file.name]]
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -67,14 +67,14 @@ def verify_stage(
         named = {file.name for file in manifest.files}
         known = {name: content for name, content in known.items() if name in named}
         known |= {file.name: contents[file.name] for file in unknown}
-        # Without a memory the files are read again: nothing that would have to stop a stage.
+        # Without the record, files are only read again, which is no reason to stop a stage.
         with contextlib.suppress(InputError, OSError):
             storage.write_bytes(memory_uri, json.dumps(known, sort_keys=True).encode())
     return len(unknown)
 
 
 def _content(directory: str, file: FileRecord) -> list[Any]:
-    """What tells one content of a file from another without reading it, and the checksum that it shall have."""
+    """What identifies a file's content without reading it, and its expected checksum."""
     filesystem, path = storage.filesystem_of(storage.join(directory, file.name))
     info = filesystem.get_file_info(path)
     if info.type != fs.FileType.File:
@@ -84,7 +84,7 @@ def _content(directory: str, file: FileRecord) -> list[Any]:
 
 
 def _read_memory(uri: str) -> dict[str, list[Any]]:
-    """What was verified before; a damaged memory is no memory."""
+    """What was verified before; a damaged record counts as empty."""
     if storage.file_size_bytes(uri) is None:
         return {}
     try:

@@ -16,10 +16,10 @@ from pipelines.settings.sentence_languages import SENTENCE_LANGUAGES, nearest_la
 _ASCII_LINE = '<page title="{}">\r\n'
 _ESCAPING_ENCODINGS = ("utf-7", "idna", "raw-unicode-escape")
 
-_IN_MEMORY = "a record is held in memory as a whole"
-_SHINGLES = "word n-grams tell documents apart by a few words"
-_HASHES = "fewer hash functions estimate badly, more only cost time"
-_SHARE_HELD_OUT = "what is held out is not trained on, so something must remain"
+_IN_MEMORY = "each record is held in memory"
+_SHINGLES = "a few words are enough to distinguish documents"
+_HASHES = "fewer hash functions estimate poorly, more only cost time"
+_SHARE_HELD_OUT = "held-out documents are not trained on, so some must remain"
 _SIMILARITY = "at 0 all documents are alike, and equal ones are removed in any case"
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class SourceConfig(Section):
     inputs: tuple[UserPath, ...] = Field(min_length=1)
     """Paths or globs. For `python-docstrings`: `stdlib` and names of installed distributions."""
     document_separator: Literal["file", "blank-line", "google-bert"] = "file"
-    """For `text`: is a document a whole file, or what stands between blank lines? `google-bert` is the latter with one
-    ready sentence a line, as create_pretraining_data.py reads it."""
+    """For `text`: whether a document is a complete file or a block between blank lines; `google-bert` is the latter
+    with one ready sentence per line, as create_pretraining_data.py reads it."""
     text_field: Text = "text"
-    """For `jsonl`: the text's place, with dots into nested objects; for `parquet` and `arrow`: the column."""
+    """For `jsonl`: the path of the text, with dots into nested objects; for `parquet` and `arrow`: the column."""
     encoding: Text = "utf-8"
-    """Encoding of text without a byte order mark, by Python's name for it; a mark in the file goes before this."""
+    """Encoding of text without a byte order mark, by Python's name for it; a mark in the file overrides this."""
     max_record_bytes: Annotated[int, Bounded(1 << 10, 1 << 36, _IN_MEMORY)] = 256 << 20
-    """A longer record (a whole file where a document is a file) is rejected: it would have to fit in memory."""
+    """A longer record (a complete file where a document is a file) is rejected: it would have to fit in memory."""
     language: str = Field("en", min_length=2)
     """Language code for sentence splitting, such as `en` or `de` (`pipelines.settings.sentence_languages`)."""
     max_input_bytes: (
@@ -75,7 +75,7 @@ class SourceConfig(Section):
     @field_validator("language")
     @classmethod
     def _language_is_known(cls, language: str) -> str:
-        """Refuse what the sentence splitter would treat as English without a word.
+        """Refuse what the sentence splitter would silently treat as English.
 
         Raises:
             ValueError: the sentence splitter knows no such language.
@@ -84,7 +84,7 @@ class SourceConfig(Section):
             return language
         nearest = nearest_languages(language)
         hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "use its ISO 639 code, such as 'de'"
-        raise ValueError(f"no language that sentences can be split for; {hint}")
+        raise ValueError(f"unknown language for sentence splitting; {hint}")
 
     @model_validator(mode="after")
     def _settings_fit_the_format(self) -> SourceConfig:
@@ -99,20 +99,20 @@ class SourceConfig(Section):
 
 
 class CleaningConfig(Section):
-    """`[documents.cleaning]`: what is mended in a text before it is cut into sentences."""
+    """`[documents.cleaning]`: repairs to a text before it is split into sentences."""
 
     unicode_normalization: Literal["none", "NFC", "NFKC"] = "NFC"
     fix_mojibake: bool = False
-    """Let ftfy mend text that was decoded with the wrong encoding; about twenty times slower than all the rest."""
+    """Let ftfy repair text that was decoded with the wrong encoding; twenty times slower than all other cleaning."""
     repeated_lines: Literal["keep", "drop"] = "keep"
-    """`drop` leaves out every line that an earlier line of the same document equals: menus, headers, footers."""
+    """`drop` removes every line that equals an earlier one of the same document: menus, headers, footers."""
 
 
 class NearDuplicatesConfig(Section):
-    """`[documents.near_duplicates]`: MinHash over word n-grams; of documents that are alike, one is kept."""
+    """`[documents.near_duplicates]`: MinHash over word n-grams; one of several near-duplicates is kept."""
 
     min_similarity: Annotated[float, Bounded(0.0, 1.0, _SIMILARITY, above_low=True, below_high=True)] = 0.8
-    """Jaccard similarity of two documents' n-grams from which they count as alike (Lee et al., 2022, section 4)."""
+    """Jaccard similarity of two documents' n-grams that makes them near-duplicates (Lee et al., 2022, section 4)."""
     words_per_shingle: Annotated[int, Bounded(1, 100, _SHINGLES)] = 5
     num_permutations: Annotated[int, Bounded(16, 4_096, _HASHES)] = 128
 
@@ -123,7 +123,7 @@ class DocumentsConfig(Section):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     cleaning: CleaningConfig = CleaningConfig()
     languages: tuple[Text, ...] = ()
-    """Keep documents in these languages only, by ISO 639 code, as py3langid tells them; empty keeps all."""
+    """Keep only documents in these languages, by ISO 639 code, as identified by py3langid; empty keeps all."""
     near_duplicates: NearDuplicatesConfig | None = None
     """None removes exact duplicates only."""
     min_sentences: Count = 1
@@ -136,7 +136,7 @@ class DocumentsConfig(Section):
     heldout_share: Annotated[float, Bounded(0.0, 0.9, _SHARE_HELD_OUT)] = 0.01
     """Share of documents, by hash, that is kept for evaluation only."""
     warn_rejected_share: Probability = Field(0.1, json_schema_extra=OPERATIONAL)
-    """Warn where a larger share of the texts read is rejected for a fault; duplicates and redirects are none."""
+    """Warn if a larger share of the texts read is rejected for a fault; duplicates and redirects are not faults."""
 
     @field_validator("languages")
     @classmethod
@@ -156,6 +156,6 @@ class DocumentsConfig(Section):
         if self.max_characters is not None and self.max_characters < self.min_characters:
             raise ValueError(
                 f"max_characters = {self.max_characters} splits all texts into documents below min_characters = "
-                f"{self.min_characters}, which are rejected; raise the one or lower the other"
+                f"{self.min_characters}, which are rejected; raise the former or lower the latter"
             )
         return self

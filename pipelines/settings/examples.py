@@ -9,13 +9,13 @@ from pydantic import model_validator
 from pipelines.contract.bounds import MAX_SEQ_LENGTH_LIMIT, Bounded, Probability, Seed, SequenceLength
 from pipelines.contract.recipe import Section
 
-_MASKED = "tokens are learnt from those that stay"
+_MASKED = "masked tokens are predicted from the others"
 
 
-_PASSES = "each pass writes the corpus once more"
+_PASSES = "each pass writes the corpus again"
 
 
-_BINS = "each is a set of files, and a row has so many lengths at most"
+_BINS = "each is a set of files, and a row has no more lengths"
 
 
 class ExampleLengthConfig(Section):
@@ -39,22 +39,22 @@ class ExamplesConfig(Section):
 
     seed: Seed = 12_345
     passes: Annotated[int, Bounded(1, 10_000, _PASSES)] = 5
-    """How often each document is cut and masked anew (`dupe_factor` in the released code)."""
+    """How many times each document is cut and masked (`dupe_factor` in the released code)."""
     lengths: tuple[ExampleLengthConfig, ...] = (
         ExampleLengthConfig(max_seq_length=128, max_predictions_per_seq=20),
         ExampleLengthConfig(max_seq_length=512, max_predictions_per_seq=80),
     )
     masked_lm_prob: Annotated[float, Bounded(0.0, 0.5, _MASKED, above_low=True)] = 0.15
     short_seq_prob: Probability = 0.1
-    """Share of documents, drawn anew in each pass, that are cut to a random shorter length; for pairs only."""
+    """Share of documents, drawn for each pass, that are cut to a random shorter length; for pairs only."""
     masking: Literal["static", "dynamic", "whole_word"] = "static"
-    """`dynamic` leaves the tokens as they are and training masks them anew each time (Liu et al., 2019, section 4.1);
-    `whole_word` masks all pieces of a word together, as the released code's --do_whole_word_mask."""
+    """`dynamic` leaves tokens unmasked, and training masks them differently each time (Liu et al., 2019, section 4.1);
+    `whole_word` masks all pieces of a word together, like --do_whole_word_mask of the released code."""
     next_sentence: bool = True
-    """False packs full sentences up to the maximum length, over the borders of documents, without a second segment
-    and without the next-sentence task (Liu et al., 2019, section 4.2, "full-sentences")."""
+    """False packs full sentences up to the maximum length, across documents, without a second segment and without
+    the next-sentence task (Liu et al., 2019, section 4.2, "full-sentences")."""
     num_length_bins: Annotated[int, Bounded(1, 512, _BINS)] = 1
-    """Write each maximum length in so many sets of files, by equal steps of row length; for readers that pad."""
+    """Number of sets of files for each maximum length, by equal steps of row length; for readers that pad."""
 
     @model_validator(mode="after")
     def _lengths_differ(self) -> ExamplesConfig:

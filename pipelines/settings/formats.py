@@ -13,11 +13,11 @@ class Format(NamedTuple):
     settings: tuple[str, ...] = ()
     """Settings of `[[documents.sources]]` that apply to some formats only, and to this one."""
     is_splittable: bool = True
-    """Can ranges of a file be read independently?"""
+    """Whether ranges of a file can be read independently."""
     is_plain: bool = False
-    """Are the bytes of a file about those of its text?"""
+    """Whether a file has about as many bytes as its text."""
     seconds_per_megabyte: float = 0.0
-    """CPU time of reading, where it is more than that of all that follows; measured (flows/COSTS.md)."""
+    """CPU time of reading, if it exceeds that of all later steps; measured (flows/COSTS.md)."""
 
 
 FORMATS = {

@@ -1,4 +1,4 @@
-"""Codes of the languages that can be identified; light, so that a recipe is checked without loading the model."""
+"""Codes of the languages that can be identified."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi 
 
 
 LANGUAGES = frozenset(_CODES.split())
-"""The codes that the model knows; `zxx` is text without language. Here, so that a recipe is checked without loading."""
+"""The codes that the model knows, to validate a recipe without loading it; `zxx` is text without language."""

@@ -1,8 +1,8 @@
-"""The languages that a source may name for splitting its sentences, and whose rules sentencex then follows.
+"""The languages that a source may name for sentence splitting, and the rules that sentencex follows for them.
 
-sentencex takes any string and falls back to its English rules without a word. Here the codes are those that it knows,
-found by trying every code of two and three letters on abbreviations and stops of all its languages (a test does that
-again), and those of `pipelines.documents.languages`, for which it has no rules of their own.
+sentencex takes any string and silently falls back to its English rules. The codes here are those that it knows, found
+by trying every code of two and three letters on abbreviations and stops of all its languages (a test repeats this),
+and those of `pipelines.settings.languages`, for which it has no specific rules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 
 from pipelines.settings.languages import LANGUAGES
 
-# Code, English name, and the three-letter code that people give instead.
+# Code, English name, and three-letter codes.
 _WITH_RULES = """
 am amharic amh, ar arabic ara, bg bulgarian bul, bn bengali ben, ca catalan cat, da danish dan, de german deu ger,
 el greek ell gre, en english eng, es spanish spa, fi finnish fin, fr french fra fre, gu gujarati guj, hi hindi hin,
@@ -57,12 +57,12 @@ SENTENCE_LANGUAGES = frozenset(_RULES) | LANGUAGES
 
 
 def rules_of(language: str) -> str | None:
-    """The language whose rules end a language's sentences; None where there are none, and the general ones hold."""
+    """The language whose sentence rules apply to a language; None if only the general rules apply."""
     return _RULES.get(language)
 
 
 def nearest_languages(text: str) -> list[str]:
-    """Codes that somebody may have meant who wrote something else: another case or region, a name, a longer code."""
+    """Codes that an unknown one may stand for: another case or region, a name, a longer code."""
     wanted = text.strip().lower().replace("_", "-")
     base = wanted.partition("-")[0]
     named = [code for code, names in _NAMES.items() if base in names]

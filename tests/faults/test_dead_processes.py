@@ -54,11 +54,9 @@ def run_step(job: Job, step: beam.DoFn) -> None:
 def test_a_run_whose_worker_died_is_repeated(local_job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run_step(local_job, failing_steps.DieByNumber(str(tmp_path), times=2))
     assert len(list(tmp_path.glob("done-*"))) == 8
-    said = [line for line in capfd.readouterr().err.splitlines() if "trying again" in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if "retrying" in line]
     assert len(said) in (1, 2), said  # both workers may have died in the first attempt
-    assert (
-        "was killed by SIGKILL, most likely because memory ran out (lower run.workers); trying again (1 of" in said[0]
-    )
+    assert "was killed by SIGKILL, most likely because memory ran out (lower run.workers); retrying (1 of" in said[0]
 
 
 def test_workers_that_die_each_time_end_in_one_error(
@@ -67,7 +65,7 @@ def test_workers_that_die_each_time_end_in_one_error(
     with pytest.raises(WorkerDiedError, match=r"^worker process \d+ was killed by SIGKILL, most likely .* run.workers"):
         run_step(local_job, failing_steps.DieByNumber(str(tmp_path), times=100))
     said = capfd.readouterr().err
-    assert said.count("trying again") == MOST_RETRIES
+    assert said.count("retrying") == MOST_RETRIES
     assert "Traceback" not in said
     assert not [child for child in psutil.Process().children(recursive=True) if "local_worker" in str(child.cmdline())]
 
@@ -97,7 +95,7 @@ def test_storage_that_fails_for_a_while_is_tried_again(
     run_step(local_job._replace(workers=1), failing_steps.FailForAWhile(str(tmp_path)))
     said = capfd.readouterr().err.splitlines()
     assert [re.sub(r".*; trying", "trying", line) for line in said] == [
-        f"trying again ({attempt} of 3), what is finished is kept" for attempt in (1, 2)
+        f"retrying ({attempt} of 3), finished work is kept" for attempt in (1, 2)
     ]
     assert said[0].startswith("[Errno 116] Stale file handle: '/drive/shard'; ")
 

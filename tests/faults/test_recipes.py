@@ -261,7 +261,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
         str(loop): "cannot be read (Too many levels of symbolic links)",
         str(tmp_path / ("x" * 300)): "cannot be read (File name too long)",
         str(fifo / "x.toml"): "cannot be read (Not a directory)",
-        "a\x00b": "no path of a file",
+        "a\x00b": "not the path of a file",
     }
     for path, reason in expected.items():
         with pytest.raises(RecipeError) as caught:
@@ -366,7 +366,7 @@ CONTRADICTIONS = [
     (["distillation.max_seq_length=64"], "distillation.max_seq_length = 64: examples.lengths makes only 32, 128"),
     (["distillation.teacher_layers=[0, 2]"], "distillation.teacher_layers names layer 2, but model.num_hidden_layers"),
     (["documents.max_characters=10"], "max_characters = 10 splits all texts into documents below min_characters = 20"),
-    (["vocabulary.layout=bert", "vocabulary.size=999"], "size = 999 has no room beside the 999 reserved tokens"),
+    (["vocabulary.layout=bert", "vocabulary.size=999"], "size = 999 has no room besides the 999 reserved tokens"),
 ]
 
 

@@ -61,7 +61,7 @@ def test_a_corpus_that_vanishes_is_an_error_and_comes_back_without_loss(
             with pytest.raises(InputError, match=r"opening failed: No such file or directory, 3 times"):
                 shard_corpus.run([recipe])
         assert read_manifest(str(root / "ws/documents")) is None
-        assert capfd.readouterr().err.count("trying again in 0 s") == 2
+        assert capfd.readouterr().err.count("retrying in 0 s") == 2
         shutil.move(root / "gone", root / "corpus")
         shard_corpus.run([recipe])
         assert files_below(root / "ws/documents") == expected

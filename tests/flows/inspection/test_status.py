@@ -85,7 +85,7 @@ def test_a_stage_is_stale_by_settings_by_what_it_read_and_by_damage(whole: Whole
     storage.write_bytes(f"{workspace}/documents/data.txt", b"")
     assert "data.txt is not of the size" in named(statuses_of_workspace(workspace), "documents").detail
     storage.write_bytes(f"{workspace}/documents/manifest.json", b"{}")
-    assert "no manifest of ours" in named(statuses_of_workspace(workspace), "documents").detail
+    assert "not a manifest of this project" in named(statuses_of_workspace(workspace), "documents").detail
 
 
 def test_a_corpus_that_is_elsewhere_does_not_make_documents_stale(whole: WholeRecipe, tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ def test_a_trial_of_another_version_is_told(whole: WholeRecipe) -> None:
     path = os.path.join(whole.run.workspace, "finetuning", "squad", "pretrained", "manifest.json")
     with open(path, "w") as stream:
         stream.write("{}")
-    assert re.search(r"squad: <bdi>.*damaged, or no manifest of ours", html_page(facts_of(whole, outcome)))
+    assert re.search(r"squad: <bdi>.*damaged, or not a manifest of this project", html_page(facts_of(whole, outcome)))
 
 
 def test_rejects_are_read_until_each_reason_is_seen(

@@ -1,4 +1,4 @@
-"""One line for what went wrong: the first cause, its path, the remedy; and the exit code that belongs to it."""
+"""One line per failure: the first cause, its path, the remedy; and the exit code."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ LINES: dict[str, tuple[BaseException, str]] = {
         system_error(errno.EDQUOT, "/tmp/a"),
         r"^/tmp/a: disk quota exceeded, [0-9,]+ bytes are free; free space",
     ),
-    "right": (system_error(errno.EACCES, "/etc/x"), r"^/etc/x: permission denied; give this user the right to it, or"),
+    "right": (system_error(errno.EACCES, "/etc/x"), r"^/etc/x: permission denied; grant this user access, or"),
     "read-only": (
         system_error(errno.EROFS, "/mnt/x"),
-        r"^/mnt/x: read-only file system; name a place that can be writ",
+        r"^/mnt/x: read-only file system; choose a writable path",
     ),
     "below a file": (system_error(errno.ENOTDIR, "/a/b"), r"^/a/b: not a directory; a part of this path is a file"),
-    "long": (system_error(errno.ENAMETOOLONG, "/a"), r"^/a: file name too long; name a shorter path"),
-    "another": (system_error(errno.EBUSY, "/a"), r"^/a: device or resource busy; mend that and run the same command"),
+    "long": (system_error(errno.ENAMETOOLONG, "/a"), r"^/a: file name too long; choose a shorter path"),
+    "another": (system_error(errno.EBUSY, "/a"), r"^/a: device or resource busy; fix this and run the same command"),
     "no path": (
         system_error(errno.EMFILE),
         r"^too many open files; raise the limit with `ulimit -n 65536` \(--debug shows",
@@ -57,7 +57,7 @@ LINES: dict[str, tuple[BaseException, str]] = {
     ),
     "pyarrow's path": (
         OSError(13, "Failed to open local file '/w/y'. Detail: [errno 13] Permission denied"),
-        r"^/w/y: permission denied; give",
+        r"^/w/y: permission denied; grant",
     ),
     "rust": (
         Exception("I/O error: No space left on device (os error 28)"),
@@ -79,9 +79,9 @@ LINES: dict[str, tuple[BaseException, str]] = {
     ),
     "connection": (
         ConnectionRefusedError(111, "Connection refused"),
-        r"^connection refused; look whether the other side",
+        r"^connection refused; check that the other side",
     ),
-    # What was raised first is what a person has to mend, not what came of it.
+    # The first error raised is the one to fix, not those that follow from it.
     "echo": (
         chained(system_error(errno.ENOSPC, "/w/part"), RuntimeError("[enforce fail] . unexpected pos 704 vs 598")),
         r"^/w/part: no space left on device",
@@ -208,7 +208,7 @@ def test_a_reader_that_ends_early_is_one_line() -> None:
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == 1
-    assert said == "error: standard output: broken pipe; whoever read it has ended, or its disk is full\n"
+    assert said == "error: standard output: broken pipe; its reader has exited, or its disk is full\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the kernel has no /dev/full")
@@ -217,7 +217,7 @@ def test_standard_output_on_a_full_disk_is_one_line() -> None:
         ended = subprocess.run(command(PRINTING), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr == (
-        "error: standard output: no space left on device; whoever read it has ended, or its disk is full\n"
+        "error: standard output: no space left on device; its reader has exited, or its disk is full\n"
     )
 
 

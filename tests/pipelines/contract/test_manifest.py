@@ -84,7 +84,7 @@ def test_an_absent_or_foreign_manifest_is_one_clear_line(stage: str, tmp_path: P
         require_manifest(str(tmp_path / "nothing"), "documents", "python -m x")
     (Path(stage) / MANIFEST_NAME).write_text("{}")
     with pytest.raises(
-        InputError, match=r"damaged, or no manifest of ours .*; restore it from a copy, or move .* away"
+        InputError, match=r"damaged, or not a manifest of this project .*; restore it from a copy, or move .* away"
     ):
         read_manifest(stage)
 
@@ -110,7 +110,7 @@ def test_a_manifest_of_another_stage_or_without_files_is_no_input(stage: str) ->
         require_manifest(stage, "documents", "it")
     for damaged in (b"", b"[]", b'{"schema_version": "x"}', b"\xff\xfe", b'{"schema_version": 1, "stage"'):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"damaged, or no manifest of ours"):
+        with pytest.raises(InputError, match=r"damaged, or not a manifest of this project"):
             read_manifest(stage)
 
 

@@ -66,5 +66,5 @@ def test_languages_that_can_be_told_can_be_split() -> None:
 def test_what_is_no_language_is_refused_with_the_nearest(language: str, hint: str) -> None:
     with pytest.raises(ValidationError) as caught:
         SourceConfig(inputs=("x",), language=language)
-    assert f"no language that sentences can be split for; {hint}" in str(caught.value)
+    assert f"unknown language for sentence splitting; {hint}" in str(caught.value)
     assert set(nearest_languages(language)) <= SENTENCE_LANGUAGES
