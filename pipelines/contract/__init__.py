@@ -1,1 +1,1 @@
-"""What every stage agrees on: recipes, names, schemas, manifests, storage and errors."""
+"""What all stages share: recipes, names, schemas, manifests, storage and errors."""

@@ -1,6 +1,6 @@
-"""Mend a raw text before it is cut into paragraphs: encoding, line ends, control characters, normal form, lines.
+"""Clean a raw text before it is split into paragraphs: encoding, line ends, control characters, normal form, lines.
 
-What is taken away or changed is counted, so that a manifest tells it.
+All changes are counted, and the counts are stored in the manifest.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ONLY_MOJIBAKE = ftfy.TextFixerConfig(
 
 
 class CleanText(NamedTuple):
-    """A text and what was done to it: zero or more of the counts `CLEANING_COUNTS`."""
+    """A text and what was done to it: counts by names of `CLEANING_COUNTS`."""
 
     text: str
     counts: dict[str, int]
@@ -59,9 +59,9 @@ def clean_text(text: str, config: CleaningConfig) -> CleanText:
     """Clean a text in the order encoding, line ends, control characters, normal form, repeated lines.
 
     CR, CRLF, vertical tab, form feed, the ASCII separators, U+0085 and U+2028 end a line; U+2029 ends a paragraph. All
-    other control characters (category Cc but tab) and the noncharacters go. Format characters (Cf) stay: ZWJ and ZWNJ
-    carry meaning in several scripts. U+FFFD stays as well, as a trace of damage. BERT's own tokenizer ignores all of
-    them, so none of this changes a token id in text that had nothing else wrong.
+    other control characters (category Cc but tab) and noncharacters are removed. Format characters (Cf) stay: ZWJ and
+    ZWNJ carry meaning in several scripts. U+FFFD stays as well, as a trace of damage. BERT's own tokenizer ignores all
+    of them, so none of this changes a token id in otherwise correct text.
     """
     counts: dict[str, int] = {}
     if config.fix_mojibake and not text.isascii():
@@ -85,12 +85,12 @@ def clean_text(text: str, config: CleaningConfig) -> CleanText:
 
 
 def drop_repeated_lines(text: str) -> tuple[str, int]:
-    """Leave out each line that equals an earlier one of the text, white space around it aside; blank lines stay.
+    """Remove each line that equals an earlier one, ignoring white space around it; blank lines stay.
 
-    A line is what the source has between two line ends: of wrapped text a printed line, of an article a paragraph.
+    A line is the text between two line ends: a printed line of wrapped text, or a paragraph of an article.
 
     Returns:
-        The text, and how many lines it lost.
+        The text, and how many lines were removed.
     """
     seen: set[str] = set()
     kept = []
@@ -106,7 +106,7 @@ def drop_repeated_lines(text: str) -> tuple[str, int]:
 
 
 def _has_rare(text: str) -> bool:
-    """Does a text hold anything that `_LINE_ENDS` or `_DROPPED` finds, or U+2029? Looked at in pieces, to copy less."""
+    """Whether a text holds U+2029 or a match of `_LINE_ENDS` or `_DROPPED`; searched in pieces, to copy less."""
     if len(text) > _PIECE_CHARACTERS:
         return any(
             _has_rare(text[start : start + _PIECE_CHARACTERS]) for start in range(0, len(text), _PIECE_CHARACTERS)

@@ -1,8 +1,8 @@
-"""Bring long runs of combining marks into canonical order, so that normalizing them does not take their square.
+"""Sort long runs of combining marks into canonical order, so that normalizing them is not quadratic.
 
-`unicodedata.normalize` orders the marks behind a letter by insertion: right for the two or three that writing needs,
-but 80,000 marks in a row, which any file may hold, take 17 seconds and 400,000 take minutes. In canonical order
-already, they take no time. Nothing is cut and no result changes: it is the order that normalizing would bring about.
+`unicodedata.normalize` orders the marks after a letter by insertion: right for the two or three that writing needs,
+but 80,000 marks in a row, which any file may hold, take 17 seconds and 400,000 take minutes. Marks that are already in
+canonical order take no time. Nothing is cut and no result changes: normalizing would produce the same order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HALFWIDTH_MARKS = frozenset("\uff9e\uff9f")
 
 
 def sort_long_runs(text: str, form: Literal["NFC", "NFKC"]) -> str:
-    """A text that normalizes to the same one, with the marks of each long run decomposed and in canonical order."""
+    """Decompose the marks of each long run and sort them canonically; the result normalizes to the same text."""
     others = _COMPOSED_MARKS if form == "NFC" else _COMPOSED_MARKS | _HALFWIDTH_MARKS
     pieces: list[str] = []
     position = 0
@@ -33,7 +33,7 @@ def sort_long_runs(text: str, form: Literal["NFC", "NFKC"]) -> str:
 def _long_runs(text: str, others: frozenset[str]) -> Iterator[tuple[int, int]]:
     """Where runs of more than `MAX_UNSORTED_MARKS` marks begin and end.
 
-    Every such run holds one of the places that are looked at, so most of a text is not.
+    Every such run covers one of the places that are probed, so most of a text is not inspected.
     """
     step = MAX_UNSORTED_MARKS + 1
     end = 0

@@ -1,6 +1,6 @@
 """What a document is, and how the files of a corpus become documents: parts, cleaning, sentences, limits, shards.
 
-No Beam here: `parts`, `near_duplicates` and `shards` hold the transforms around these functions.
+Without Beam: `parts`, `near_duplicates` and `shards` contain the transforms around these functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipelines.reading.source import InputFile, Reject
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
 from pipelines.sources.formats import find_inputs, source_of, split_file
 
-# An interrupted run's parts are told by their numbers: whoever changes this raises the stage's version.
+# Finished parts are identified by number: when this changes, raise the stage's version.
 PART_BYTES = 4 << 20
 _SENTENCES_AT_ONCE = 10_000
 
@@ -31,7 +31,7 @@ class Document(NamedTuple):
 
 
 class CorpusPart(NamedTuple):
-    """A run of input files of one source, or of ranges of one, which one worker reads at a time."""
+    """Consecutive input files of one source, or ranges of one file, which one worker reads at a time."""
 
     number: int
     source: SourceConfig
@@ -39,7 +39,7 @@ class CorpusPart(NamedTuple):
 
 
 class PartSummary(NamedTuple):
-    """What became of one part: its number, the texts read, rejects by reason, what cleaning did, and some rejects."""
+    """Result of one part: its number, the texts read, rejects by reason, what cleaning did, and some rejects."""
 
     number: int
     documents_read: int
@@ -64,7 +64,7 @@ def shard_number(doc_id: bytes, heldout_share: float, num_shards: int) -> tuple[
 
 
 def num_heldout_shards(num_shards: int, heldout_share: float) -> int:
-    """So many that a held-out shard is about as large as a training shard."""
+    """The number of held-out shards that makes them about as large as training shards."""
     return max(1, round(num_shards * heldout_share)) if heldout_share > 0 else 0
 
 
@@ -110,8 +110,8 @@ class DocumentReader:
         """Documents and rejects of one file or range.
 
         Raises:
-            StorageFaultError: the file cannot be read, now or any more.
-            InputError: the file is not the one that was planned for.
+            StorageFaultError: the file cannot be read.
+            InputError: the file changed after the job was planned.
         """
         if file.problem is not None:
             yield file.problem
@@ -125,7 +125,7 @@ class DocumentReader:
             if counts:
                 self.cleaned.update(counts)
             whole = paragraphs_of(text)
-            # A text may be as long as max_record_bytes: what is not needed any more goes before the next copy is made.
+            # A text may be as long as max_record_bytes: free it before the next copy is made.
             del raw, text
             for paragraphs in pieces_of(whole, self._config.max_characters):
                 sentences = paragraphs if has_ready_sentences else self._split(paragraphs, source.language)

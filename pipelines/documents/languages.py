@@ -1,4 +1,4 @@
-"""Which language a text is in, identified by py3langid's naive Bayes over byte n-grams (Lui and Baldwin, 2012)."""
+"""Identify the language of a text by py3langid's naive Bayes over byte n-grams (Lui and Baldwin, 2012)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LanguageIdentifier:
         self._model: Any = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
     def identify(self, text: str) -> Language:
-        """The likeliest language of a text, of which no more than three pieces are looked at."""
+        """The most likely language of a text, judged by at most three pieces of it."""
         code, probability = self._model.classify(sample_of(text))
         return Language(code, probability)
 
@@ -29,7 +29,7 @@ class LanguageIdentifier:
 def sample_of(text: str) -> str:
     """A thousand characters each from a quarter, a half and three quarters of a text.
 
-    Books and pages often begin and end in another language than their own, with licences and menus.
+    Books and pages often begin and end in another language, with licences and menus.
     """
     if len(text) <= 3 * _PIECE_CHARACTERS:
         return text

@@ -1,9 +1,9 @@
-"""Near-duplicates by MinHash: signatures of documents, bands in which alike ones meet, and which document stays.
+"""Near-duplicates by MinHash: signatures of documents, bands in which similar ones meet, and which document stays.
 
 A document is the set of its word n-grams (Lee et al., 2022, "Deduplicating Training Data Makes Language Models Better",
 section 4.2 and appendix A). Signatures estimate the Jaccard similarity of two sets; documents whose signatures agree in
-a whole band are compared, and those at or above the threshold are joined. Of what hangs together, the document with the
-smallest id stays. Nothing here depends on the order in which documents come.
+a complete band are compared, and those at or above the threshold are joined. Of each connected component, the document
+with the smallest id stays. The result does not depend on the order of documents.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _ODD = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
 class BandShape(NamedTuple):
-    """A signature's cut into bands of `rows` values; values that are left over serve the comparison only."""
+    """The division of a signature into bands of `rows` values; left-over values serve the comparison only."""
 
     bands: int
     rows: int
 
 
 def band_shape(config: NearDuplicatesConfig) -> BandShape:
-    """The longest bands in which a pair of just `min_similarity` still meets with a probability of 0.95.
+    """The longest bands in which a pair of exactly `min_similarity` still meets with a probability of 0.95.
 
-    Long bands bring few pairs together by chance. The usual choice weighs missed pairs against false ones (datasketch);
-    here a false one costs a comparison only, so a pair must not be missed.
+    In long bands few pairs meet by chance. The usual choice weighs missed pairs against false ones (datasketch); here a
+    false pair costs only a comparison, so pairs must not be missed.
     """
     for rows in range(config.num_permutations, 1, -1):
         bands = config.num_permutations // rows
@@ -63,7 +63,7 @@ def shingle_hashes(text: str, words_per_shingle: int) -> NDArray[np.uint64]:
 
 
 def _words_of(text: str) -> Iterator[list[str]]:
-    """Words in groups: those of a long text would take ten times its size."""
+    """Words in groups, because all words of a long text would take ten times its size."""
     if len(text) <= _LONG_TEXT_CHARACTERS:
         groups = iter([_WORD.findall(text)])
     else:
@@ -122,10 +122,10 @@ def similarities(signature: NDArray[np.uint32], others: NDArray[np.uint32]) -> N
 def alike_components(
     groups: Sequence[Sequence[int]], signatures: NDArray[np.uint32], min_similarity: float
 ) -> NDArray[np.int64]:
-    """For each document the smallest number of the component that it belongs to.
+    """For each document the smallest row of the component that it belongs to: int64 [documents].
 
-    Within a group, the smallest document is compared with the others, then the smallest of those it was not like, and
-    so on: a group of alike documents costs one comparison each, not their square.
+    Within a group, the smallest document is compared with the others, then the smallest of those unlike it, and so on:
+    a group of similar documents costs one comparison each, not quadratically many.
 
     Args:
         groups: documents that met in a band, by their row in `signatures`, ascending.

@@ -2,8 +2,8 @@
 
 `ReadPart` writes the signatures of a part's documents into a scratch file. `EmitBands` sends the part's band keys to
 buckets, `MeetInBands` finds the documents that share one, and `ChooseDocuments`, on one node, compares the signatures
-of those and writes for each shard which documents go. That node holds every document that met another: id and source
-(some 300 bytes) and signature (512 bytes at 128 permutations), so 8 GB where ten million documents do.
+of those and writes for each shard which documents to drop. That node holds every document that met another: id and
+source (some 300 bytes) and signature (512 bytes at 128 permutations), so 8 GB for ten million of them.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def signatures_name(part: int) -> str:
 
 
 def num_buckets(num_parts: int) -> int:
-    """About 7 MB of band keys a bucket; the number changes no result."""
+    """Number of buckets, with about 7 MB of band keys each; it does not change the result."""
     return min(_MAX_BUCKETS, 1 + num_parts // _PARTS_PER_BUCKET)
 
 
 def use_one_thread() -> None:
-    """To be called in a DoFn's `setup`: rensa takes all cores otherwise, which the runner uses already."""
+    """Use one thread in rensa, because the runner already uses all cores; call it in a DoFn's `setup`."""
     os.environ["RAYON_NUM_THREADS"] = "1"
 
 
@@ -139,7 +139,7 @@ class MeetInBands(beam.DoFn):
 
 
 class Choice(NamedTuple):
-    """Why a document goes: it is like one that stays."""
+    """Why a document is dropped: it is similar to one that stays."""
 
     kept_id: bytes
     kept_source: str
@@ -205,7 +205,7 @@ class ChooseDocuments(beam.DoFn):
 
 
 def read_choices(directory: str, shard: str) -> dict[bytes, Choice]:
-    """Which documents of a shard go, by id."""
+    """The documents of a shard to drop, by id."""
     rows = read_table(_choices_uri(directory, shard)).to_pylist()
     return {row["doc_id"]: Choice(row["kept_id"], row["kept_source"], row["similarity"]) for row in rows}
 
@@ -219,7 +219,7 @@ def _signature_rows(signatures: list[bytes]) -> NDArray[np.uint32]:
 
 
 def _halves(doc_ids: bytes) -> NDArray[np.uint64]:
-    """Ids as two numbers each, in whose order they stand as bytes."""
+    """Ids as two numbers each, which sort like the bytes."""
     return np.frombuffer(doc_ids, ">u8").reshape(-1, 2).astype(np.uint64)
 
 

@@ -1,4 +1,4 @@
-"""First transform of job 1: parts of a corpus become files of documents, sorted by the shard that they belong to.
+"""First transform of job 1: parts of a corpus become files of documents, sorted by shard.
 
 Texts move through files, not through the runner: each part of the input becomes one file whose record batches are the
 shards' portions, and each shard then collects its batch from every part. The runner shuffles file names, so memory is
@@ -32,7 +32,7 @@ from pipelines.settings.documents import DocumentsConfig
 
 ROUND_CHARACTERS = 32 << 20
 RETRY_PAUSES_SECONDS = (1.0, 4.0)
-"""A network file system that comes back does so within seconds; one that does not is for a person to see to."""
+"""A network file system that recovers does so within seconds; otherwise it needs an operator."""
 
 PART_SCHEMA = pa.schema(
     [
@@ -54,7 +54,7 @@ def part_rejects_name(number: int) -> str:
 
 
 class ReadPart(beam.DoFn):
-    """`CorpusPart` -> `PartSummary`: read a part's files and write its documents, one record batch a shard.
+    """`CorpusPart` -> `PartSummary`: read a part's files and write its documents, one record batch per shard.
 
     A part that unpacks to much more than its size is written in rounds of such batches, so memory stays bounded. A part
     that an interrupted run has finished is not read again.
@@ -87,7 +87,7 @@ class ReadPart(beam.DoFn):
         yield summary
 
     def _read_patiently(self, part: CorpusPart) -> PartSummary:
-        """Read a part from its start again when its storage fails, for what was read of it is written only at its end.
+        """Read a part, again from its start when its storage fails: its files appear only when it is complete.
 
         Raises:
             StorageFaultError: it failed each time.
@@ -96,19 +96,19 @@ class ReadPart(beam.DoFn):
             try:
                 return self._read(part)
             except StorageFaultError as error:
-                print(f"{DOCUMENTS}: {error}; trying again in {pause_seconds:g} s", file=sys.stderr, flush=True)
+                print(f"{DOCUMENTS}: {error}; retrying in {pause_seconds:g} s", file=sys.stderr, flush=True)
                 time.sleep(pause_seconds)
         try:
             return self._read(part)
         except StorageFaultError as error:
-            # The one line is all that there is to know, and the first cause would be shown in its place.
+            # Without `from None` the first cause would be shown instead of this line.
             raise StorageFaultError(
-                f"{error}, {len(RETRY_PAUSES_SECONDS) + 1} times; no text was left out for it: see to the storage, "
+                f"{error}, {len(RETRY_PAUSES_SECONDS) + 1} times; no text was skipped: repair the storage, "
                 "then run the same command again, which keeps what is finished"
             ) from None
 
     def _read(self, part: CorpusPart) -> PartSummary:
-        # Loading the language model takes a second, and a worker without work shall not spend it.
+        # Loading the language model takes a second, which a worker without work must not spend.
         reader = self._reader = self._reader or DocumentReader(self._config)
         reader.cleaned.clear()
         portions: dict[tuple[Split, int], list[Document]] = {(split, index): [] for split, index, _ in self._shards}

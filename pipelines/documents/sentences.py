@@ -1,4 +1,4 @@
-"""From a raw text to paragraphs and sentences."""
+"""Split a raw text into paragraphs and sentences."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 import sentencex
 
 MAX_SPLITTING_COST = 10**10
-"""Characters times marks of a paragraph that sentencex gets as one: about ten seconds, for its time grows with this. A
-Chinese novel of half a million characters without a blank line stays below."""
+"""Characters times marks of a paragraph that sentencex gets in one piece: about ten seconds, as its time grows with
+this. A Chinese novel of half a million characters without a blank line stays below."""
 _MAX_PARAGRAPH_CHARACTERS = 1 << 24
-"""Twenty novels without a blank line: sentencex copies what it gets several times, so longer ones come in windows."""
+"""Twenty novels without a blank line: sentencex copies its input several times, so longer ones are split in windows."""
 _WINDOW_CHARACTERS = 10_000
 
 _PIECE_CHARACTERS = 1 << 20
 
 _GAP = re.compile(r"\s")
 _PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n\s*")
-# What sentencex compares with all else in a paragraph: these stops, and quotation marks that nothing closes.
+# What sentencex compares with everything else in a paragraph: these stops, and unclosed quotation marks.
 _STOPS = re.compile("[\u3002\uff01\uff0e\uff1f\uff61]")
 _QUOTES = (
     ("\u201c", "\u201d"),
@@ -31,14 +31,14 @@ _QUOTES = (
 
 
 class Sentences(NamedTuple):
-    """Sentences, and how many cuts fell within one because none ended in a window."""
+    """Sentences, and how many were cut because none ended in a window."""
 
     sentences: list[str]
     num_cut: int = 0
 
 
 def paragraphs_of(text: str) -> list[str]:
-    """Split at blank lines, and join what was only wrapped: white space within a paragraph becomes one space."""
+    """Split at blank lines and unwrap: white space within a paragraph becomes one space."""
     paragraphs: list[str] = []
     start = 0
     for gap in _PARAGRAPH_BREAK.finditer(text):
@@ -49,7 +49,7 @@ def paragraphs_of(text: str) -> list[str]:
 
 
 def _unwrapped(text: str, start: int, end: int) -> str:
-    """Part of a text with single spaces. A long one's words are not held all at once: they take ten times its size."""
+    """Part of a text with single spaces. The words of a long one are split in pieces: they take ten times its size."""
     pieces: list[str] = []
     while end - start > _PIECE_CHARACTERS:
         gap = _GAP.search(text, start + _PIECE_CHARACTERS, end)
@@ -90,10 +90,10 @@ def _is_costly(paragraph: str) -> bool:
 
 
 def _in_windows(paragraph: str, language: str) -> Iterator[tuple[list[str], bool]]:
-    """Split a window at a time; its last sentence, which may go on behind it, begins the next window.
+    """Split one window at a time; its last sentence, which may continue after it, begins the next window.
 
     Yields:
-        A window's sentences, and whether it held no end of one and was taken as it is.
+        A window's sentences, and whether no sentence ended in it and it was taken as it is.
     """
     start = 0
     while start < len(paragraph):
@@ -108,7 +108,7 @@ def _in_windows(paragraph: str, language: str) -> Iterator[tuple[list[str], bool
 
 
 def pieces_of(paragraphs: list[str], max_characters: int | None) -> Iterator[list[str]]:
-    """Cut a text between paragraphs into documents of at most `max_characters`; a longer paragraph stays whole."""
+    """Cut a text between paragraphs into documents of at most `max_characters`; a longer paragraph is not cut."""
     if max_characters is None or not paragraphs:
         yield paragraphs
         return

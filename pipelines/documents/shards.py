@@ -1,4 +1,4 @@
-"""Last transforms of job 1: shards collect their documents from all parts and drop those that are there twice."""
+"""Last transforms of job 1: shards collect their documents from all parts and drop duplicates."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class ShardSummary(NamedTuple):
 class CollectShard(beam.DoFn):
     """Shard number -> `ShardSummary`: collect a shard's documents from all parts, drop duplicates, write the file.
 
-    Equal documents lie next to each other once sorted, and the first stays, by its source's name. Near-duplicates go
-    where the list of them says so.
+    Equal documents are adjacent once sorted, and the first by source name stays. Near-duplicates are dropped as
+    `ChooseDocuments` has listed them.
     """
 
     def __init__(self, directory: str, config: DocumentsConfig):
@@ -64,7 +64,7 @@ class CollectShard(beam.DoFn):
         limit_worker_threads()
 
     def process(self, shard: int, parts: list[PartSummary], chosen: list[int] | None = None) -> Iterator[ShardSummary]:
-        # It is there to be waited for: the lists of near-duplicates lie in files.
+        # Only a dependency: the lists of near-duplicates are in files.
         del chosen
         name = shard_name(*self._shards[shard])
         unit = f"{SHARDS_GROUP}/{name}"
@@ -112,7 +112,7 @@ class CollectShard(beam.DoFn):
 
 
 class CompleteDocuments(beam.DoFn):
-    """All `ShardSummary` -> `Manifest`: gather the rejects, write the manifest, put the build into its place."""
+    """All `ShardSummary` -> `Manifest`: gather the rejects, write the manifest, install the build."""
 
     def __init__(self, directory: str, key: StageKey):
         self._result_directory = directory
@@ -120,7 +120,7 @@ class CompleteDocuments(beam.DoFn):
         self._key = key
 
     def process(self, shards: list[ShardSummary], parts: list[PartSummary]) -> Iterator[Manifest]:
-        # A runner may repeat this step although it went well; the temporary files may be gone by then.
+        # A runner may repeat this step after it succeeded, when the temporary files are gone.
         if is_open(self._result_directory) and read_manifest(self._directory) is None:
             self._complete(
                 sorted(shards, key=lambda shard: shard.file.name), sorted(parts, key=lambda part: part.number)

@@ -1,6 +1,6 @@
-"""What became of a corpus, in lines for whoever ran the documents job; a corpus that gave nothing is an error.
+"""What became of a corpus: the closing lines of the documents job; a corpus that gave nothing is an error.
 
-Reads a manifest's statistics only, so any later command can tell it again.
+Reads only a manifest's statistics, so any later command can print the lines again.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pipelines.settings.sentence_languages import rules_of
 _DETAIL_CHARACTERS = 120
 _SOURCE_CHARACTERS = 80
 _DOCUMENTS_PER_SHARD = 10
-"""So many documents leave a shard with one document only once in a thousand times or less."""
+"""With this many documents, a shard gets a single one at most once in a thousand times."""
 
-# Rejected by design: nothing is wrong with the corpus, nor with the recipe.
+# Rejected by design: neither the corpus nor the recipe is at fault.
 _EXPECTED = {"duplicate", "near-duplicate", "redirect", "not-an-article", "not-wikitext", "title-only", "empty"} | {
     "no-docstrings"
 }
 _REMEDIES = {
     "undecodable": "set the source's encoding, such as encoding = 'latin-1' or 'cp1251'",
-    "binary": "let inputs name texts only, or set encoding = 'utf-16-le' or 'utf-16-be'",
-    "archive": "unpack the archives, and let inputs name the texts in them",
-    "bad-json": "format = 'jsonl' needs one JSON object a line, not an array; or set another format",
+    "binary": "restrict inputs to text files, or set encoding = 'utf-16-le' or 'utf-16-be'",
+    "archive": "unpack the archives, and point inputs at the texts in them",
+    "bad-json": "format = 'jsonl' needs one JSON object per line, not an array; or set another format",
     "missing-field": "set text_field",
     "not-a-string": "set text_field",
     "stray-text": "set another format, or cut the files between articles",
@@ -41,15 +41,15 @@ _REMEDIES = {
     "language": "add to documents.languages",
     "truncated": "get the files again, they are cut off",
     "damaged": "get the files again, they are damaged",
-    "outside-link": "name the places that the links lead to in inputs",
-    "broken-link": "mend the links",
+    "outside-link": "add the targets of the links to inputs",
+    "broken-link": "fix the links",
     "name-not-utf-8": "rename the files",
-    "unreadable": "let this user list the directories",
+    "unreadable": "grant this user access to the directories",
 }
 
 
 def require_documents(statistics: DocumentsStatistics, config: Mapping[str, Any]) -> None:
-    """To be called before a stage counts as complete.
+    """Check the statistics before a stage counts as complete.
 
     Raises:
         InputError: no document was kept, or none to train on.
@@ -58,7 +58,7 @@ def require_documents(statistics: DocumentsStatistics, config: Mapping[str, Any]
     if not kept:
         examples = list(_first_rejects(statistics))
         if not examples:
-            raise InputError("documents: the inputs hold no text at all; let documents.sources name other files")
+            raise InputError("documents: the inputs hold no text; point documents.sources at other files")
         shown_rejects = "; ".join(examples)
         raise InputError(
             f"documents: none of the {read:,} texts read was kept, {rejected:,} were rejected. First of them: "
@@ -74,7 +74,7 @@ def require_documents(statistics: DocumentsStatistics, config: Mapping[str, Any]
 
 
 def closing_lines(manifest: Manifest, config: DocumentsConfig) -> list[str]:
-    """The closing line, and a line for each thing that is worth a warning."""
+    """The closing line, and one line per warning."""
     statistics = manifest.statistics_as(DocumentsStatistics)
     read, kept = statistics.documents_read, statistics.documents_kept
     train, heldout = statistics.train_documents, statistics.heldout_documents
@@ -109,7 +109,7 @@ def _commonest(statistics: DocumentsStatistics) -> list[tuple[str, int]]:
 
 
 def _first_rejects(statistics: DocumentsStatistics) -> Iterator[str]:
-    """Three rejects: one of each of the commonest reasons, or more of one where there are fewer reasons."""
+    """Three rejects: one of each of the most common reasons, or more of one if there are fewer reasons."""
     reasons = [reason for reason, _ in _commonest(statistics)]
     found = [
         (reason, example)
@@ -123,7 +123,7 @@ def _first_rejects(statistics: DocumentsStatistics) -> Iterator[str]:
 
 def _remedies(statistics: DocumentsStatistics) -> str:
     found = [_REMEDIES[reason] for reason, _ in _commonest(statistics)[:REJECTS_SHOWN] if reason in _REMEDIES]
-    return "To do: " + "; ".join(dict.fromkeys(found)) if found else "Let documents.sources name other files"
+    return "Remedy: " + "; ".join(dict.fromkeys(found)) if found else "Point documents.sources at other files"
 
 
 def _warnings(manifest: Manifest, statistics: DocumentsStatistics, config: DocumentsConfig) -> Iterator[str]:
@@ -137,11 +137,11 @@ def _warnings(manifest: Manifest, statistics: DocumentsStatistics, config: Docum
     for index, source in enumerate(config.sources):
         if rules_of(source.language) is None:
             yield (
-                f"documents.sources.{index}.language = {source.language!r} has no rules of its own for the ends of "
-                "sentences; the general ones were used"
+                f"documents.sources.{index}.language = {source.language!r} has no sentence rules of its own; the "
+                "general ones were used"
             )
     if num_cut := statistics.cleaning.get("sentences_cut"):
-        yield f"{num_cut:,} times no sentence ended within 10,000 characters and one was cut there"
+        yield f"{num_cut:,} times no sentence ended within 10,000 characters, and it was cut there"
     yield from _what_later_stages_lack(manifest, statistics, config)
 
 

@@ -1,13 +1,13 @@
-"""Share out the rows of all documents shards over the output files, so that every file gets its share of every shard.
+"""Distribute the rows of all documents shards over the output files, so that every file gets rows of every shard.
 
-The rows of one shard are put in order of length and dealt like cards: of each run of as many rows as there are files,
-every file gets one, forwards in one round and backwards in the next, and each shard begins at another file. So the
-files agree in rows, in tokens and in the mix of lengths, and each holds rows of every shard. What does not fill a last
-round (the longest rows of a bin, which are nearly alike) is left over; the left-overs of all shards, laid end to end,
-are dealt on once all counts are known. In the end the files of a group and bin differ by at most one row.
+The rows of one shard are sorted by length and dealt like cards: in each round every file gets one row, forwards in one
+round and backwards in the next, and each shard begins at another file. So the files agree in rows, in tokens and in the
+mix of lengths, and each holds rows of every shard. Rows that do not fill a last round (the longest of a bin, nearly
+equal in length) are left over; the left-over rows of all shards, concatenated, are dealt once all counts are known. In
+the end the files of a group and bin differ by at most one row.
 
-Up to `MOST_FILES_PER_GROUP` shards exchange rows with each other; more are cut into groups, because as many portions as
-shards times files would be too small to read. Shards are random samples of the corpus, so groups are alike.
+Up to `MOST_FILES_PER_GROUP` shards exchange rows with each other; more are divided into groups, because portions for
+each pair of shard and file would be too small to read. Shards are random samples of the corpus, so groups are alike.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def deal_rows(
     for first, end in zip([0, *ends[:-1]], ends, strict=True):
         rounds = (end - first) // num_files
         full = order[first : first + rounds * num_files].reshape(rounds, num_files)
-        # Every second round goes the other way about, which evens out that a round's first row is its shortest.
+        # Every second round is reversed, because the first row of a round is its shortest.
         full[1::2] = full[1::2, ::-1]
         portions = [full[:, (file - member) % num_files] for file in range(num_files)]
         dealt.append([*portions, order[first + rounds * num_files : end]])
@@ -59,7 +59,7 @@ def deal_rows(
 
 
 def left_over_rows(counts: Sequence[int], file: int, num_files: int) -> list[IntArray]:
-    """Which of each shard's left-over rows go into one file: of all, laid end to end, every `num_files`-th."""
+    """Each shard's left-over rows for one file: every `num_files`-th of all left-over rows, concatenated."""
     shares, before = [], 0
     for count in counts:
         shares.append(np.arange((file - before) % num_files, count, num_files))

@@ -14,7 +14,7 @@ from pipelines.examples.statistics import flat_positions
 
 
 def first_fault(examples: MaskedExamples, metadata: Mapping[str, str], tokens: Sequence[str]) -> tuple[int, str] | None:
-    """The first row that breaks the contract, and how; None where all rows keep it.
+    """The first row that breaks the contract, and how; None if all rows satisfy it.
 
     Args:
         metadata: of the file's schema, without the prefix.
@@ -42,7 +42,7 @@ def first_fault(examples: MaskedExamples, metadata: Mapping[str, str], tokens: S
     require("an id is not in the vocabulary", examples.input_ids < len(tokens), rows_of_tokens)
     require("a masked_lm_id is not in the vocabulary", examples.masked_lm_ids < len(tokens), rows_of_masks)
     outside = (positions < 1) | (positions >= lengths[rows_of_masks] - 1)
-    require("a masked position lies outside the text", ~outside, rows_of_masks)
+    require("a masked position is outside the text", ~outside, rows_of_masks)
     if is_pair:
         require("next_sentence_label is neither 0 nor 1", examples.next_sentence_label <= 1)
         inside = (examples.segment_b_start >= 3) & (examples.segment_b_start < lengths - 1)

@@ -1,8 +1,8 @@
 """Rows of full sentences without the next-sentence task ("full-sentences" of Liu et al., 2019, section 4.2).
 
 Sentences are taken one after the other, documents in random order, until the next one would make the row longer than
-`max_seq_length`; a row that goes on into another document gets an extra [SEP] between the two. A sentence longer than
-a row is cut into pieces, so every token of every document comes once a pass. No short sequences are drawn: the
+`max_seq_length`; a row that continues into another document gets an extra [SEP] between the two. A sentence longer than
+a row is cut into pieces, so every token of every document appears once per pass. No short sequences are drawn: the
 released BERT's `short_seq_prob` has no counterpart there.
 """
 
@@ -25,7 +25,7 @@ def plan_full_sentences(
     """Cut all documents into rows once (one pass).
 
     Args:
-        order_key: the pass's key; documents come in the order of the numbers drawn from it with their own keys.
+        order_key: the pass's key; documents are sorted by the numbers drawn from it with their own keys.
         mask_key: key of the pass's masks; a row draws from the sub-stream of the document and the token it begins at.
     """
     words = _draw(np.uint64(order_key), documents.document_keys)
@@ -64,12 +64,14 @@ def _plan(
         for sentence in range(document_offsets[document], document_offsets[document + 1]):
             start, end = sentence_offsets[sentence], sentence_offsets[sentence + 1]
             while start < end:
+                # Close a row that has no room for the sentence and a separator before it.
                 separator = 1 if used > 0 and not goes_on else 0
                 if used > 0 and used + separator + end - start > capacity:
                     num_rows += 1
                     offsets[num_rows] = num_pieces
                     used, goes_on = 0, False
                     continue
+                # Take the sentence, or as much of it as an empty row holds.
                 taken = min(end - start, capacity)
                 if goes_on:
                     pieces[num_pieces - 1, 1] += taken

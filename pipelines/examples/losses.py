@@ -1,4 +1,4 @@
-"""What becomes of the documents' tokens when rows are cut from them: counts that add up over shards."""
+"""What is lost when rows are cut from documents: counts that add up over shards."""
 
 from __future__ import annotations
 

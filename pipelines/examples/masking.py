@@ -1,9 +1,9 @@
 """Masked-LM positions and replacements, as `create_masked_lm_predictions` (create_pretraining_data.py) draws them.
 
 `min(max_predictions_per_seq, max(1, round(length * masked_lm_prob)))` tokens are predicted, the length counting [CLS]
-and [SEP], which themselves are never masked. 80 % become [MASK], 10 % stay, 10 % become a token drawn from the whole
+and [SEP], which themselves are never masked. 80 % become [MASK], 10 % stay, 10 % become a token drawn from the complete
 vocabulary. Whole-word masking takes a word's `##` pieces together and never joins words across [SEP]. Dynamic masking
-(Liu et al., 2019, section 4.1) leaves all this to training: rows are written out as they are.
+(Liu et al., 2019, section 4.1) leaves all this to training: rows are written unmasked.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def _build_examples(
     NDArray[np.int32],
     NDArray[np.int64],
 ]:
+    # Size the output: ids exactly, predictions by their maximum.
     num_rows = len(lengths)
     offsets = np.zeros(num_rows + 1, np.int64)
     masked_lm_offsets = np.zeros(num_rows + 1, np.int64)
@@ -119,6 +120,7 @@ def _build_examples(
     is_masked = np.zeros(longest, np.bool_)
     written = 0
     for row in range(num_rows):
+        # Write [CLS], then each piece with its [SEP], and collect the maskable units.
         ids = input_ids[offsets[row] : offsets[row + 1]]
         ids[0] = cls_id
         length, num_words = 1, 0
@@ -137,6 +139,7 @@ def _build_examples(
             length += size + 1
         if is_dynamic:
             continue
+        # Choose units, then replace their tokens from left to right.
         stream[0], stream[1] = keys[row], np.uint64(0)
         wanted = num_predictions(length, masked_lm_prob, max_predictions_per_seq)
         _choose(starts, ends, order, num_words, wanted, stream, is_masked)
@@ -173,7 +176,7 @@ def _find_words(
     ends: NDArray[np.int64],
     num_words: int,
 ) -> int:
-    """Add the maskable units (a token, or a whole word) of the piece at [first, last); count all so far."""
+    """Add the maskable units (a token, or a whole word) of the piece at [first, last); return the number so far."""
     for position in range(first, last):
         if whole_word and position > first and is_continuation[ids[position]]:
             ends[num_words - 1] = position + 1
@@ -193,7 +196,7 @@ def _choose(
     stream: NDArray[np.uint64],
     is_masked: NDArray[np.bool_],
 ) -> None:
-    """Mark units in random order (Fisher-Yates, as far as needed); a unit that would exceed `wanted` is passed over."""
+    """Mark units in random order (Fisher-Yates, as far as needed); a unit that would exceed `wanted` is skipped."""
     for word in range(num_words):
         order[word] = word
     chosen = 0

@@ -1,8 +1,8 @@
-"""What both ways of cutting documents share: the tokens of a shard, and rows planned as ranges of them.
+"""Shared by both ways of cutting documents: the tokens of a shard, and rows planned as ranges of them.
 
-A document is a run of sentences in one flat array of ids, so a row is planned without touching a token: it is
+A document is a run of sentences in one flat array of ids, so rows are planned without copying tokens: a row is
 `[CLS]`, then pieces, each a range of that array with `[SEP]` after it. A next-sentence pair has two pieces, a row of
-full sentences one for each document that it takes from.
+full sentences has one for each document that it uses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the rows of a shard are, as pure functions of documents, settings and seed."""
+"""Plan the rows of a shard, with pure functions of documents, settings and seed."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def metadata_of(
 
 
 def random_words(count: int, seed: int, max_seq_length: int, shard: ShardNumber, *parts: int) -> NDArray[np.uint64]:
-    """Words of a counter, to be sorted: NumPy's `permutation` may change from version to version."""
+    """Random words to sort by, uint64 [count]: NumPy's `permutation` may change between versions."""
     key = key_of(seed, PURPOSE_ROW_ORDER, max_seq_length, SPLITS.index(shard.split), shard.number, *parts)
     return np.random.Philox(key=int(key)).random_raw(count)
 

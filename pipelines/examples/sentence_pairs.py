@@ -4,8 +4,8 @@ A segment is a range of the documents' flat array of ids, and truncation moves t
 clause: the short-sequence draw once per document and pass, A's end drawn inside the chunk, random next in half of the
 cases and wherever the chunk is one sentence, unused sentences put back, truncation of the longer side at a random end.
 
-Two departures, both on labels. The random document is never the document itself. And where a shard holds no other
-document, B is the true continuation, labelled so; the released code would call the same document's text "random".
+Two differences, both about labels. The random document is never the document itself. And if a shard holds no other
+document, B is the true continuation with that label; the released code would call the same document's text "random".
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def _plan_pairs(
     stream = np.zeros(2, np.uint64)
     for document in range(num_documents):
         stream[0], stream[1] = derive_key(key, document_keys[document]), np.uint64(0)
+        # Draw the document's target length, sometimes a short one.
         target_seq_length = np.int64(max_num_tokens)
         if next_uniform(stream) < short_seq_prob:
             target_seq_length = 2 + next_below(stream, max_num_tokens - 1)
@@ -86,6 +87,7 @@ def _plan_pairs(
         chunk_start = sentence = document_offsets[document]
         number = 0
         while sentence < stop:
+            # Extend the chunk until it reaches the target or the document ends, then draw the end of A.
             chunk_tokens = sentence_offsets[sentence + 1] - sentence_offsets[chunk_start]
             if sentence < stop - 1 and chunk_tokens < target_seq_length:
                 sentence += 1
@@ -94,6 +96,7 @@ def _plan_pairs(
             a_end = chunk_start + 1 + (next_below(stream, chunk_size - 1) if chunk_size >= 2 else 0)
             wants_random = chunk_size == 1 or next_uniform(stream) < 0.5
             next_sentence = sentence + 1
+            # B from another document, from a random sentence on, or the rest of the chunk.
             if wants_random and num_documents > 1:
                 is_random = 1
                 target_b_length = target_seq_length - (sentence_offsets[a_end] - sentence_offsets[chunk_start])
@@ -111,6 +114,7 @@ def _plan_pairs(
                     target_b_length = target_seq_length - chunk_tokens
                     b_end = _end_of_segment(sentence_offsets, b_start, stop, target_b_length)
                     next_sentence = b_end
+            # Write the pair; the next chunk begins after the last sentence used.
             if b_end > b_start:
                 pair = pairs[num_pairs]
                 pair[0], pair[1] = sentence_offsets[chunk_start], sentence_offsets[a_end]

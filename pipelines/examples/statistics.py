@@ -1,4 +1,4 @@
-"""What the manifest of the examples says about their rows; `pipelines.validate` computes the same from the files."""
+"""What the manifest of the examples states about their rows; `pipelines.validate` recomputes it from the files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def counts_of(examples: MaskedExamples, mask_id: int, unk_id: int) -> dict[str, 
 
 
 def flat_positions(examples: MaskedExamples) -> NDArray[np.int64]:
-    """Where the predicted tokens of all rows lie in `input_ids`."""
+    """Positions of the predicted tokens of all rows in `input_ids`: int64 [predictions]."""
     per_row = np.diff(examples.masked_lm_offsets)
     return np.repeat(examples.offsets[:-1], per_row) + examples.masked_lm_positions
 

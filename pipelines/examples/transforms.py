@@ -1,6 +1,6 @@
 """Transforms of job 3: shards of documents become files of examples.
 
-`BuildShard` makes all rows of one documents shard and writes them in portions, one for each file to come;
+`BuildShard` makes all rows of one documents shard and writes them in portions, one for each output file;
 `BalanceShard` collects a file's portions from all shards and puts the rows in random order. Rows move through files,
 not through the runner, so memory is bounded by one shard of documents and one file of examples on any runner.
 """
@@ -72,7 +72,7 @@ class ShardRows(NamedTuple):
 
 
 class FilesToWrite(NamedTuple):
-    """The files of one maximum length and number, one a bin."""
+    """The files of one maximum length and number, one per bin."""
 
     max_seq_length: int
     shard: ShardNumber
@@ -139,7 +139,7 @@ class BuildShard(beam.DoFn):
 
 
 def rows_name(max_seq_length: int, shard: ShardNumber) -> str:
-    """Scratch file in which `BuildShard` leaves the rows of a shard."""
+    """Scratch file to which `BuildShard` writes the rows of a shard."""
     return f"{ROWS_GROUP}/{length_directory(max_seq_length)}/{shard_name(*shard)}"
 
 
@@ -237,7 +237,7 @@ class CompleteExamples(beam.DoFn):
         self._config = config
 
     def process(self, written: list[WrittenFiles], shards: list[ShardRows]) -> Iterator[Manifest]:
-        # A runner may repeat this step although it went well; the build has taken its place by then.
+        # A runner may repeat this step after it succeeded, when the build is installed.
         if is_open(self._result_directory):
             self._complete(written, shards)
         install_build(self._result_directory, self._key)

@@ -1,6 +1,6 @@
-"""What a person should know about examples before training on them, and when they are of no use at all.
+"""Warnings about examples before training on them, and reasons to refuse them.
 
-Pure functions of what the manifest states, so `pipelines.validate` finds the same.
+Pure functions of the manifest's statistics, so `pipelines.validate` computes the same.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, UNK_SHARE_WARNED
 TOKENS_CUT_WARNED = 0.25
 """The released algorithm itself cuts 12 % of the tokens of English novels at length 128, and 3 % at 512."""
 SAME_DOCUMENT_WARNED = 0.01
-"""So many wrong labels cost the next-sentence task about as much accuracy."""
+"""This share of wrong labels costs the next-sentence task about as much accuracy."""
 FEWEST_OF_A_LABEL = 0.1
 """A model that always gives the same answer is then right nine times in ten."""
 PIECES_PER_WORD_OF_WHOLE_WORDS = 1.02
-"""With fewer pieces a word, whole-word masking draws what masking of single tokens draws."""
+"""With fewer pieces per word, whole-word masking draws what masking of single tokens draws."""
 
 FEWEST_HELDOUT_DOCUMENTS = 20
 """The word-order task takes its dev sentences from a fifth of them, by hash: with fewer, it may get none."""
 
 
 def refusal_of(statistics: ExamplesStatistics) -> str | None:
-    """Why these examples cannot be trained on, with the remedy; None where they can."""
+    """Why these examples cannot be trained on, with the remedy; None if they can."""
     text = statistics.text
     if text.unk_share > UNK_SHARE_REFUSED:
         return (
@@ -43,7 +43,7 @@ def refusal_of(statistics: ExamplesStatistics) -> str | None:
 
 
 def warnings_of(lengths: Mapping[str, LengthStatistics], text: ExamplesText, config: ExamplesConfig) -> list[str]:
-    """Lines, each with the setting that changes it.
+    """Warnings, each with the setting that changes it.
 
     Args:
         lengths: the statistics of each maximum length, as in the manifest.

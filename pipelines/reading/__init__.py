@@ -1,1 +1,1 @@
-"""From the bytes of a file to records of text."""
+"""Read the bytes of a file into records of text."""

@@ -1,7 +1,7 @@
-"""Arrow IPC, files and streams: one document a row, its text in a column.
+"""Arrow IPC files and streams: one document per row, its text in a column.
 
-Of a file, the n record batches belong to ranges as if they were of one size; a stream has no index, so the range that
-begins it reads all of it.
+The n record batches of a file are assigned to ranges as if they were of equal size; a stream has no index, so the range
+that begins it reads all of it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def source_of(config: SourceConfig) -> Source:
 
 
 def is_splittable(file: InputFile, config: SourceConfig) -> bool:
-    """Can ranges of the file be read without reading what lies before them?"""
+    """Whether ranges of the file can be read without the bytes before them."""
     if config.format == "text" and config.document_separator == "file":
         return False
     # A bz2 file may hold many streams; of one that holds a single stream, the other ranges are empty.
@@ -27,7 +27,7 @@ def is_splittable(file: InputFile, config: SourceConfig) -> bool:
 
 
 def split_file(file: InputFile, config: SourceConfig, range_bytes: int) -> list[InputFile]:
-    """Cut a file into equal ranges of `range_bytes` to twice as many; one that cannot be cut stays whole."""
+    """Cut a file into equal ranges of `range_bytes` to twice as many; one that cannot be cut is returned as it is."""
     num_ranges = file.range_bytes // range_bytes
     if num_ranges < 2 or not is_splittable(file, config):
         return [file]
@@ -42,7 +42,7 @@ def find_inputs(config: DocumentsConfig, workspace: str | None = None) -> list[l
     """The files of each source of a recipe's corpus, cut to `max_input_bytes` where that is set.
 
     Args:
-        workspace: of the run; what lies in it is no input, also where it lies among the inputs.
+        workspace: of the run; files in it are not inputs, even if it is among the inputs.
 
     Raises:
         InputError: an input names nothing, or the files lack the field that the recipe names.

@@ -1,4 +1,4 @@
-"""JSON lines: one object a line, its text under a dotted path."""
+"""JSON lines: one object per line, its text under a dotted path."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def text_at(value: dict[str, Any], path: str, record: Record) -> str | Reject:
     try:
         node.encode()
     except UnicodeEncodeError as error:
-        # Half a surrogate pair may be written in JSON, but is no text that a file could hold.
+        # JSON can hold half a surrogate pair, but text with it cannot be encoded.
         place = f"{record.place}: half a surrogate pair at character {error.start} of {path!r}"
         return Reject(record.source, "undecodable", place)
     return node
@@ -82,7 +82,7 @@ def _document(record: Record, path: str) -> RawDocument | Reject:
 
 
 def _check_field(files: list[InputFile], config: SourceConfig) -> None:
-    """Look for the field in the first file's first records: where none has it, the recipe is wrong and not the data.
+    """Look for the field in the first records of the first file: if none has it, the recipe is wrong, not the data.
 
     Raises:
         InputError: records can be read and none has the field.

@@ -1,7 +1,7 @@
 """MediaWiki XML dumps: the articles' prose, page by page.
 
-Pages are cut out of the dump by their lines and parsed one at a time, so a damaged page costs itself only, and memory
-is bounded by a page. Text in these dumps is escaped: a line that begins with `<page>` is always a page's start.
+Pages are cut out of the dump by their lines and parsed one at a time, so a damaged page costs only itself, and memory
+is bounded by a page. Text in these dumps is escaped: a line that begins with `<page>` is always the start of a page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ARTICLES, _FILES, _CATEGORIES = 0, 6, 14
 _SITE_INFO = re.compile(r"<siteinfo>.*?</siteinfo>", re.DOTALL)
 _NO_SITE_INFO = "<siteinfo></siteinfo>"
 _REDIRECT = re.compile(r"\s*#\s*\w+\s*:?\s*\[\[")
-# `mwxml` checks structure, not values: a page with a wrong number or without a title ends in one of the built-in ones.
+# `mwxml` checks structure, not values: a wrong number or a missing title raises one of the built-in errors.
 _BAD_PAGE = (mwxml.errors.MalformedXML, ParseError, ValueError, TypeError, AttributeError, LookupError)
 
 
@@ -70,7 +70,7 @@ _PAGES = RecordShape(_begins_page, _is_whole_page)
 
 
 def _site_info(head: str) -> str:
-    """The dump's own description, which names its namespaces; extracts made by hand often have none."""
+    """The dump's own description, which names its namespaces; hand-made extracts often have none."""
     found = _SITE_INFO.search(head)
     if found is None:
         return _NO_SITE_INFO
@@ -113,7 +113,7 @@ def _article(file: InputFile, record: Record, site_info: str, dropped: frozenset
 
 
 def _parse(site_info: str, page_xml: str) -> _Page:
-    """A page with its newest revision, which stands last."""
+    """A page with its newest revision, which is the last."""
     page = next(_dump(site_info, page_xml).pages)
     content = None
     for revision in page:

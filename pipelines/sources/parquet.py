@@ -1,4 +1,4 @@
-"""Parquet: one document a row, its text in a column. A row group belongs to the range in which its first byte lies."""
+"""Parquet: one document per row, its text in a column. A row group belongs to the range with its first byte."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Parquet:
             with open_file(file.uri) as stream:
                 yield from _rows(pq.ParquetFile(stream), file, config.text_field)
         except pa.ArrowException as error:
-            # Every range finds the same damage; one says so.
+            # Every range finds the same damage; only one reports it.
             if file.begins_file:
                 yield Reject(file.name, "damaged", str(error))
         except UnreadableError as error:

@@ -1,4 +1,4 @@
-"""Plain text: one document a file, one between blank lines, or Google BERT's form with a sentence a line."""
+"""Plain text: one document per file or per block between blank lines, or Google BERT's form, a sentence per line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PlainText:
             if isinstance(record, Reject):
                 yield record
             else:
-                # Lines between blank lines are kept apart: in this form one line is often one sentence or paragraph.
+                # Keep the lines apart: in this form a line is often one sentence or paragraph.
                 text = record.text.strip().replace("\n", "\n\n")
                 yield RawDocument(record.source, text, has_ready_sentences)
 

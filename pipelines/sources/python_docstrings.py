@@ -1,4 +1,4 @@
-"""English docstrings of installed Python source, one document a module: a corpus that every newcomer already has.
+"""English docstrings of installed Python source, one document per module: a corpus that needs no download.
 
 Source is parsed, never imported. Inputs are `stdlib` and names of installed distributions.
 """
@@ -44,7 +44,7 @@ class PythonDocstrings:
         except (SyntaxError, ValueError, RecursionError) as error:
             yield Reject(file.name, "syntax-error", str(error))
             return
-        # A docstring may hold an escaped half of a surrogate pair, which is no text that a file could hold.
+        # A docstring may hold an escaped half of a surrogate pair, which cannot be encoded.
         text = "\n\n".join(_prose(docstring) for docstring in _docstrings(tree)).encode("utf-8", "replace").decode()
         if text.strip():
             yield RawDocument(file.name, text)
@@ -61,7 +61,7 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def _prose(docstring: str) -> str:
-    """Drop doctests, directives and rules; a line of another indentation starts a paragraph of its own."""
+    """Drop doctests, directives and rules; a change of indentation starts a new paragraph."""
     lines: list[str] = []
     indentation = 0
     for line in docstring.splitlines():
@@ -102,6 +102,6 @@ def _distribution_files(distribution: str) -> list[InputFile]:
             uri = str(path.locate())
             size_bytes = storage.file_size_bytes(uri)
             if size_bytes:
-                # An installed file changes with its distribution's version, not with the minute of its installation.
+                # An installed file changes with its distribution's version, not with its time of installation.
                 files.append(InputFile(uri, name, size_bytes, 0))
     return files

@@ -1,4 +1,4 @@
-"""WikiExtractor's output, in both of its forms: articles between `<doc ...>` and `</doc>`, or JSON lines."""
+"""WikiExtractor's output in both forms: articles between `<doc ...>` and `</doc>`, or JSON lines."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _from_json(file: InputFile, record: Record) -> Iterator[RawDocument | Reject
 
 
 def _article(source: str, title: str, text: str) -> RawDocument | Reject:
-    """An article without its title, which stands alone on the first line; every line is a paragraph.
+    """An article without its title, which is alone on the first line; every line is a paragraph.
 
     WikiExtractor escapes `<`, `>` and `&` in the text.
     """
@@ -87,5 +87,5 @@ def _article(source: str, title: str, text: str) -> RawDocument | Reject:
 
 
 def _label(file: InputFile, record: Record, article_id: str) -> str:
-    """Articles are known by their id, and those without one by their place."""
+    """The label of an article: its id or, without one, its place."""
     return f"{file.name}#{encodable(article_id)}" if article_id else record.source

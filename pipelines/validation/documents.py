@@ -57,7 +57,7 @@ def validate_documents(directory: str, manifest: Manifest) -> None:
 
 
 def _count_rejects(directory: str, manifest: Manifest) -> Counter[str]:
-    """The lines of the rejects' file by reason."""
+    """Number of lines in the file of rejects, by reason."""
     (file,) = (file for file in manifest.files if file.name == REJECTS_NAME)
     where = f"{directory}/{file.name}"
     reasons: Counter[str] = Counter()
@@ -68,6 +68,6 @@ def _count_rejects(directory: str, manifest: Manifest) -> Counter[str]:
                 reasons[json.loads(line)["reason"]] += 1
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         row = sum(reasons.values())
-        raise FaultError(f"{where}, row {row}: no JSON with a reason, or the file is cut ({error})") from error
+        raise FaultError(f"{where}, row {row}: not JSON with a reason, or the file is cut off ({error})") from error
     compare(where, "rows", file.rows, sum(reasons.values()))
     return reasons

@@ -31,7 +31,7 @@ from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 
 
 def validate_examples(directory: str, manifest: Manifest) -> None:
-    """Check the rows of all files, and what the manifest says about them.
+    """Check the rows of all files, and what the manifest states about them.
 
     Raises:
         InputError: the vocabulary is not next to the examples.
@@ -82,10 +82,10 @@ def _check_files(
 
 
 def _num_files(manifest: Manifest, split: str) -> int:
-    """How many files of a split each length and bin has, as the first of their names says; 0 where it says nothing."""
+    """Number of files of a split per length and bin, from the first of their names; 0 if it has no number."""
     names = [file.name for file in manifest.files if f"/{split}-" in file.name]
     number = names[0].removesuffix(".arrow").rpartition("-")[2] if names else ""
-    # No more than there are files: a number that is damaged may be any.
+    # At most the number of files: a damaged number may have any value.
     return min(int(number), len(manifest.files)) if number.isdecimal() and len(number) < 9 else 0
 
 
@@ -125,7 +125,7 @@ def _check_balance(directory: str, files: list[FileRecord]) -> None:
 def _planned_shards(
     directory: str, manifest: Manifest, config: ExamplesConfig, casing: VocabularyConfig, tokens: list[str]
 ) -> list[ShardRows] | None:
-    """Cut the documents next to the examples into rows again; None where those are not, or are not the ones."""
+    """Cut the documents next to the examples into rows again; None if they are absent or not the inputs."""
     source = sibling(directory, DOCUMENTS)
     documents = stated(source)
     if documents is None or documents.digest != manifest.inputs.get(DOCUMENTS):
@@ -148,7 +148,7 @@ def _planned_shards(
 
 
 def _compare_totals(directory: str, manifest: Manifest, config: ExamplesConfig, shards: list[ShardRows]) -> None:
-    """The files of each length and split hold as many rows, tokens and random next sentences as the documents give."""
+    """Check that the files of each length and split hold the rows, tokens and labels that the documents give."""
     for length in config.lengths:
         most = length.max_seq_length
         for split in SPLITS:
@@ -168,7 +168,7 @@ def _compare_totals(directory: str, manifest: Manifest, config: ExamplesConfig, 
 def _compare_without_documents(
     directory: str, manifest: Manifest, config: ExamplesConfig, rows_by_length: dict[int, NDArray[np.int64]]
 ) -> None:
-    """What the rows alone give; figures about the documents are taken from the manifest, and used for the others."""
+    """Check what the rows alone give, with the manifest's figures about the documents."""
     lengths, text = (_mapping(directory, manifest.statistics, name) for name in ("lengths", "text"))
     losses: dict[int, dict[str, int]] = {}
     for length in config.lengths:
@@ -198,7 +198,7 @@ def _mapping(directory: str, values: Mapping[str, Any], name: str) -> Mapping[st
 def _count(directory: str, values: Mapping[str, Any], name: str) -> int:
     value = values.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise FaultError(f"{directory}/{MANIFEST_NAME}: statistics: {name} = {value!r} is no count")
+        raise FaultError(f"{directory}/{MANIFEST_NAME}: statistics: {name} = {value!r} is not a count")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What the checks of `pipelines.validate` share: faults in words, and reading files that may be damaged."""
+"""Shared by the checks of `pipelines.validate`: fault messages, and reading files that may be damaged."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class FaultError(InputError):
 
 
 def compare(where: str, name: str, stated: object, found: object) -> None:
-    """Compare a statement of the manifest with what the files give.
+    """Compare a value in the manifest with that computed from the files.
 
     Raises:
-        FaultError: they differ; also where one is a truth value and the other a number.
+        FaultError: they differ, or one is a boolean and the other a number.
     """
     if stated != found or isinstance(stated, bool) != isinstance(found, bool):
         raise FaultError(f"{where}: the manifest states {name} = {_shown(stated)}, the files give {_shown(found)}")
@@ -39,12 +39,12 @@ def _shown(value: object) -> str:
 def compare_names(directory: str, files: list[FileRecord], expected: list[str]) -> None:
     """Check that a manifest lists the files of its stage and no others."""
     for name in sorted({file.name for file in files} ^ set(expected)):
-        what = "is missing from the manifest" if name in expected else "is no file that this stage writes"
+        what = "is missing from the manifest" if name in expected else "is not a file that this stage writes"
         raise FaultError(f"{directory}/{name}: {what}")
 
 
 def config_of(directory: str, manifest: Manifest, section: type[Config]) -> Config:
-    """The settings that a manifest states, checked as those of a recipe are.
+    """The settings that a manifest states, validated like those of a recipe.
 
     Raises:
         FaultError: they are not settings of this version, or not all of them.
@@ -77,13 +77,13 @@ def tokens_of(vocabulary_directory: str) -> list[str]:
 
 
 def table_of(directory: str, file: FileRecord, schema: pa.Schema) -> pa.Table:
-    """The rows of an Arrow file that has to have this schema, its metadata included."""
+    """The rows of an Arrow file, which must have this schema, including metadata."""
     where = f"{directory}/{file.name}"
     try:
         table = read_table(storage.join(directory, file.name))
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
-        raise FaultError(f"{where}: not a sound Arrow file ({error})") from error
+        raise FaultError(f"{where}: not a valid Arrow file ({error})") from error
     if not table.schema.equals(schema):
         raise FaultError(f"{where}: its schema is not the contract's")
     found, expected = table.schema.metadata or {}, schema.metadata or {}

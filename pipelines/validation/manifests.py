@@ -1,4 +1,4 @@
-"""Do the manifests of a workspace belong together, and do their files lie where they say, and no others?"""
+"""Check that the manifests of a workspace match each other, and that exactly their files exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def stated(directory: str) -> Manifest | None:
-    """The manifest of a directory, None where there is none.
+    """The manifest of a directory, None if there is none.
 
     Raises:
         FaultError: it is damaged, or another release wrote it.
@@ -47,10 +47,10 @@ def sibling(directory: str, stage: str) -> str:
 
 
 def check_manifest(directory: str, manifest: Manifest) -> None:
-    """Check what a manifest says of itself and of its files, without opening one.
+    """Check a manifest's version and the records of its files, without opening the files.
 
     Raises:
-        FaultError: another release wrote it, a file's record is not one, or a file is missing.
+        FaultError: another release wrote it, a file's record is invalid, or a file is missing.
     """
     where = f"{directory}/{MANIFEST_NAME}"
     for name, found, known in (
@@ -87,7 +87,7 @@ def check_strays(directory: str, manifest: Manifest) -> None:
 def _check_record(where: str, file: FileRecord, seen: set[str]) -> None:
     parts = file.name.split("/")
     if not all(parts) or {".", ".."} & {*parts} or "\\" in file.name or not file.name.isprintable():
-        raise FaultError(f"{where}: names the file {file.name!r}, which is no place in this directory")
+        raise FaultError(f"{where}: names the file {file.name!r}, which is not a path in this directory")
     if file.name in seen:
         raise FaultError(f"{where}: names {file.name} twice")
     if file.rows < 0 or file.size_bytes < 0 or not _SHA256.fullmatch(file.sha256):
@@ -106,10 +106,10 @@ def _stray(name: str) -> str:
 
 
 def check_inputs(directory: str, manifest: Manifest) -> None:
-    """Check that a stage was made from the stages that lie next to it; one that is not there is not asked for.
+    """Check that a stage was made from the stages next to it, as far as these exist.
 
     Raises:
-        FaultError: the digest of an input is not one, or not that of the stage in the workspace.
+        FaultError: the digest of an input is invalid, or not that of the stage in the workspace.
     """
     where = f"{directory}/{MANIFEST_NAME}"
     expected = _INPUTS[manifest.stage]
@@ -121,7 +121,7 @@ def check_inputs(directory: str, manifest: Manifest) -> None:
     for name in expected:
         digest = manifest.inputs[name]
         if not _SHA256.fullmatch(digest) or not digest.strip("0"):
-            raise FaultError(f"{where}: inputs.{name} = {digest!r} is no digest")
+            raise FaultError(f"{where}: inputs.{name} = {digest!r} is not a digest")
         if name == CORPUS_INPUT:
             continue
         source = sibling(directory, name)

@@ -28,9 +28,9 @@ def validate_vocabulary(directory: str, manifest: Manifest) -> None:
     seen: dict[str, int] = {}
     for row, token in enumerate(tokens):
         if not token or token != token.strip():
-            raise FaultError(f"{where}, row {row}: {token!r} is no token")
+            raise FaultError(f"{where}, row {row}: {token!r} is not a token")
         if seen.setdefault(token, row) != row:
-            raise FaultError(f"{where}, row {row}: {token!r} stands already in row {seen[token]}")
+            raise FaultError(f"{where}, row {row}: {token!r} is already in row {seen[token]}")
     for token in SPECIAL_TOKENS:
         if token not in seen:
             raise FaultError(f"{where}: has no {token}")

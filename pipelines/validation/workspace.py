@@ -17,13 +17,13 @@ from pipelines.validation.vocabulary import validate_vocabulary
 
 
 def validate(directory: str) -> list[str]:
-    """Check a stage's directory, or all stages of a workspace, and say in one line a stage what was found in order.
+    """Check a stage's directory, or all stages of a workspace; return one line per valid stage.
 
-    Where the stages that a stage was made from lie next to it, its statistics are computed from them again.
+    If the inputs of a stage are next to it, its statistics are recomputed from them.
 
     Raises:
         InputError: there is no complete stage here.
-        FaultError: a file, a row or a statistic is wrong; the line names the file and, where there is one, the row.
+        FaultError: a file, a row or a statistic is wrong; the line names the file and, if there is one, the row.
     """
     manifest = stated(directory)
     if manifest is not None:
@@ -33,7 +33,7 @@ def validate(directory: str) -> list[str]:
     manifests = {stage: stated(uri) for stage, uri in stages.items()}
     if not any(manifests.values()):
         if storage.is_local(directory) and not os.path.isdir(storage.local_path(directory)):
-            raise InputError(f"{directory}: no such directory; name a workspace or the directory of a stage")
+            raise InputError(f"{directory}: no such directory; give a workspace or the directory of a stage")
         raise InputError(f"{directory}: neither a complete stage nor a workspace with one")
     for stage, uri in stages.items():
         manifest = manifests[stage]
@@ -54,7 +54,7 @@ def _validate_stage(directory: str, manifest: Manifest) -> str:
     if manifest.stage not in checks:
         raise InputError(f"{directory}: holds the stage {manifest.stage!r}; this command checks {', '.join(checks)}")
     check_manifest(directory, manifest)
-    # Rows first: where a file is damaged, the row that shows it says more than the checksum.
+    # Rows first: for a damaged file, the row at fault says more than the checksum.
     checks[manifest.stage](directory, manifest)
     for file in manifest.files:
         try:

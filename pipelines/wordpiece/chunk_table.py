@@ -1,8 +1,8 @@
 """A hash table of the distinct chunks of text (see `chunk_edges`), filled by a compiled loop over Arrow's own buffers.
 
 A chunk of up to 15 bytes is its own key: two words, of which the second ends in the length. So most chunks of most
-languages are found with two comparisons in one cache line, and no byte is looked at twice. A longer chunk has a 64-bit
-hash and its length as key, and its bytes are compared too. Price on English text: 5 ns a chunk.
+languages are found with two comparisons in one cache line, and no byte is read twice. A longer chunk has a 64-bit hash
+and its length as key, and its bytes are compared too. Cost on English text: 5 ns a chunk.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipelines.wordpiece.chunk_edges import FOLD_LETTERS, FOLD_NOTHING, find_edg
 
 _FIRST_SLOTS = 1 << 14
 _MAX_CHUNKS, _MAX_BYTES = 3 << 19, 1 << 27
-"""With so many chunks a tokeniser holds about 250 MB; a crawl has new ones without end."""
+"""With this many chunks a tokeniser holds about 250 MB; a crawl never stops bringing new ones."""
 
 _GROUP_BYTES = 1 << 18
-"""So much text is split before its chunks are looked up: what is written between the two stays in the cache."""
+"""Size of text that is split before its chunks are looked up, so that the intermediate results stay in the cache."""
 
 _LONGEST_SHORT = 15
 _IS_LONG = np.uint64(1 << 63)
@@ -65,9 +65,9 @@ class ChunkTable:
         return self.key_bytes[self.key_offsets[number] : self.key_offsets[number + 1]].tobytes().decode()
 
     def trim(self) -> None:
-        """Where the table has outgrown what a worker should hold, forget the newer half of the chunks.
+        """If the table is larger than a worker should hold, forget the newer half of the chunks.
 
-        The older half is the more useful one: a chunk met early is likely to be a frequent one.
+        The older half is more useful: a chunk seen early is likely to be frequent.
         """
         if self.size > _MAX_CHUNKS or int(self.key_offsets[self.size]) > _MAX_BYTES:
             self.size = int(np.searchsorted(self.key_offsets[: self.size + 1], _MAX_BYTES // 2, "right")) - 1
@@ -136,13 +136,13 @@ def _string_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[Any]]:
 
 @numba.njit(inline="always")
 def _first_slot(first: np.uint64, second: np.uint64, shift: np.uint64) -> np.uint64:
-    """Where to begin to look for a key: the product's highest bits, which depend on every bit of the two words."""
+    """The first slot to probe for a key: the product's highest bits, which depend on every bit of the two words."""
     return ((first ^ (second * _SECOND_MULTIPLIER)) * _MULTIPLIER) >> shift
 
 
 @numba.njit(inline="always")
 def _shift_to(num_slots: int) -> np.uint64:
-    """By how much a 64-bit hash is shifted to be one of so many slots, a power of two."""
+    """The shift that maps a 64-bit hash to `num_slots` slots, a power of two."""
     shift = np.uint64(64)
     while num_slots > 1:
         num_slots >>= 1
@@ -169,7 +169,7 @@ def _hash_of_long(word_at: NDArray[np.uint64], start: np.uint64, length: np.uint
 def _is_key(
     word_at: NDArray[np.uint64], start: np.uint64, length: np.uint64, key_word_at: NDArray[np.uint64], base: np.uint64
 ) -> bool:
-    """Are the bytes of a long chunk those of a key? The last eight are compared on their own, so none are left over."""
+    """Whether the bytes of a long chunk are those of a key; the last eight are compared separately."""
     eight = np.uint64(8)
     difference = word_at[start + length - eight] ^ key_word_at[base + length - eight]
     done = np.uint64(0)
@@ -191,7 +191,7 @@ def _number_chunks(
     size: int,
     chunks: NDArray[np.uint32],
 ) -> tuple[int, int]:
-    """Write the chunks' numbers into `chunks`; stop before a new chunk for which the table lacks room.
+    """Write the chunks' numbers into `chunks`; stop before a new chunk for which the table has no room.
 
     `word_at` holds the eight bytes from each byte of the texts on, `key_word_at` those of `key_bytes`.
 
@@ -200,6 +200,7 @@ def _number_chunks(
     last_slot, shift = np.uint64(len(slots) - 1), _shift_to(len(slots))
     max_size = len(slots) // 2
     for chunk in range(len(starts)):
+        # Make the key: the bytes of a short chunk, the hash of a long one.
         start = np.uint64(starts[chunk])
         length = np.uint64(ends[chunk]) - start
         if length <= np.uint64(_LONGEST_SHORT):
@@ -209,6 +210,7 @@ def _number_chunks(
                 second |= word_at[start + np.uint64(8)] & _SECOND_MASKS[length]
         else:
             first, second = _hash_of_long(word_at, start, length), _IS_LONG | length
+        # Probe until the key or an empty slot is found; a new key takes the empty slot.
         slot = _first_slot(first, second, shift)
         while True:
             first_here, second_here = slots[slot, 0], slots[slot, 1]

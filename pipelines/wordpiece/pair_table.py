@@ -2,8 +2,8 @@
 
 Each symbol of each distinct word has a slot in one flat array, linked to its neighbours within the word. A hash table
 gives every pair a number; per pair there is its count (weighted by the words' counts) and a list of the slots where it
-was seen, some of which may be stale. A heap yields the most frequent pair: its entries are checked when they surface,
-for a count only shrinks between a push and a pop. Merging costs time in proportion to the occurrences merged.
+was seen, some of which may be stale. A heap yields the most frequent pair: its entries are checked when popped, because
+a count only shrinks between a push and a pop. Merging takes time in proportion to the occurrences merged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PairTable:
         filled = lengths > 0
         self._previous[word_offsets[:-1][filled]] = _NONE
         self._following[word_offsets[1:][filled] - 1] = _NONE
-        # A merge takes one slot away and adds at most two occurrences, so three per slot suffice for good.
+        # A merge removes one slot and adds at most two occurrences, so three per slot always suffice.
         self._node_slot = np.empty(3 * num_slots, np.int32)
         self._node_next = np.empty(3 * num_slots, np.int32)
         self._sizes = np.zeros(3, np.int64)
@@ -255,21 +255,24 @@ def _merge(
     num_nodes: NDArray[np.int32],
 ) -> NDArray[np.int32]:
     """Merge all occurrences of a pair; returns the pairs that became more frequent."""
+    # Collect the slots where the pair was seen.
     left, right = lefts[pair], rights[pair]
     slots = np.empty(num_nodes[pair], np.int32)
     node = first_node[pair]
     for index in range(len(slots)):
         slots[index] = node_slot[node]
         node = node_next[node]
-    # In "aaa" it matters which pair goes first, and a reused id can bring slots out of order.
+    # In "aaa" the order of merges matters, and a reused id can bring slots out of order.
     slots.sort()
     num_nodes[pair] = 0
     grown = np.empty(2 * len(slots), np.int32)
     num_grown = 0
     for slot in slots:
+        # Skip stale slots.
         after = following[slot]
         if symbols[slot] != left or after < 0 or symbols[after] != right:
             continue
+        # Replace the pairs with both neighbours by those with the merged symbol, then unlink the right slot.
         weight = weights[slot]
         before, behind = previous[slot], following[after]
         if before >= 0:

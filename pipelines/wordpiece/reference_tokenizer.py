@@ -1,4 +1,4 @@
-"""The tokenizer that `tokenizers` builds from a vocabulary: the file tokenizer.json, and the oracle of ours."""
+"""The tokenizer that `tokenizers` builds from a vocabulary: the file tokenizer.json, and the oracle of `tokenizer`."""
 
 from __future__ import annotations
 

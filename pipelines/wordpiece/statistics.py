@@ -1,4 +1,4 @@
-"""What the manifest of the vocabulary says about the corpus that it was trained on, and what is lost with it."""
+"""What the manifest of the vocabulary states about its training corpus, and what is lost with it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ UNK_SHARE_WARNED = 0.01
 """From about one token in a hundred on, [UNK] is among the ten most frequent tokens."""
 MARKS_SHARE_WARNED = 0.08
 """English loses 0.0 %, French 3.6, Swedish 5.3; Hungarian 9.8, Czech 13.6, Thai 19.9, Vietnamese 28.6, Burmese 33.6 of
-the characters of the Universal Declaration of Human Rights: in the second group different words fall together."""
+the characters of the Universal Declaration of Human Rights: in the second group different words become equal."""
 UNK_SHARE_REFUSED = 0.5
-"""Where most tokens are [UNK], always predicting [UNK] is right more often than not, and nothing else is learnt."""
+"""If most tokens are [UNK], always predicting [UNK] is right more often than not, and nothing else is learnt."""
 
 _WORDS_PER_BATCH = 1 << 18
 
@@ -29,11 +29,11 @@ _WORDS_PER_BATCH = 1 << 18
 def statistics_of(
     words: pa.Table, marks_stripped: int, tokens: Sequence[str], config: VocabularyConfig
 ) -> VocabularyStatistics:
-    """Counts of the training corpus with a vocabulary: what `pipelines.validate` computes again from the documents.
+    """Counts of the training corpus with a vocabulary: what `pipelines.validate` recomputes from the documents.
 
     Args:
-        words: distinct words and their counts, as `pipelines.wordpiece.word_counts` gives them.
-        marks_stripped: accents and vowel signs that are not in the words any more.
+        words: distinct words and their counts, as from `pipelines.wordpiece.word_counts`.
+        marks_stripped: number of accents and vowel signs removed from the words.
         tokens: the vocabulary in id order.
     """
     counts = words["count"].to_numpy()
@@ -66,7 +66,7 @@ def _count_pieces(
 
 
 def warnings_of(statistics: VocabularyStatistics, config: VocabularyConfig) -> list[str]:
-    """What a person should know before training with this vocabulary, each with the setting that changes it."""
+    """Warnings before training with this vocabulary, each with the setting that changes it."""
     warnings = []
     if statistics.unk_share > UNK_SHARE_WARNED:
         warnings.append(

@@ -1,7 +1,7 @@
-"""What tokenising texts kept and lost: words, pieces, and the characters that vanish in [UNK].
+"""What tokenising texts kept and lost: words, pieces, and the characters that are lost in [UNK].
 
-Kept for each distinct chunk of text (see `chunk_table`), once, when its ids are found; a batch of texts is then counted
-by how often it has each chunk.
+Computed once for each distinct chunk of text (see `chunk_table`), when its ids are found; a batch of texts is then
+counted by how often it has each chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 
 class TokenCounts(NamedTuple):
-    """Counts over texts. Characters are those of words: white space is not among them."""
+    """Counts over texts. Characters are those of words, without white space."""
 
     words: int = 0
     tokens: int = 0
@@ -56,12 +56,12 @@ class ChunkCounts:
     def correct(
         self, numbers: NDArray[np.int64], chunks: Sequence[str], ids: Sequence[Sequence[int]], judge: Tokenizer
     ) -> None:
-        """Count chunks that are not one word of ASCII each by what the library made of them.
+        """Count chunks that are not a single word of ASCII by the library's results.
 
         Args:
             numbers: int64 [chunks].
             chunks: their texts.
-            ids: their ids, by `judge`, which is asked again where the characters behind an [UNK] have to be found.
+            ids: their ids, by `judge`, which is called again to find the characters behind an [UNK].
         """
         flat = np.fromiter((index for one in ids for index in one), np.int64)
         sizes = np.array([len(one) for one in ids], np.int64)
@@ -113,7 +113,7 @@ def added(counts: Sequence[TokenCounts]) -> TokenCounts:
 
 
 def shares_of(counts: TokenCounts) -> dict[str, Any]:
-    """The fields of `TextFit`: the counts, and the shares that a person looks for."""
+    """The fields of `TextFit`: the counts, and the shares of interest."""
     return {
         **counts._asdict(),
         "pieces_per_word": ratio(counts.tokens, counts.words),
@@ -123,5 +123,5 @@ def shares_of(counts: TokenCounts) -> dict[str, Any]:
 
 
 def ratio(part: int, whole: int) -> float:
-    """`part / whole` to six places; 0 of nothing."""
+    """`part / whole` to six places; 0 if `whole` is 0."""
     return round(part / whole, 6) if whole else 0.0

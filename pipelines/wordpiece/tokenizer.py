@@ -1,9 +1,9 @@
 """WordPiece tokenisation of Arrow strings at memory speed, with ids equal to those of `BertTokenizerFast`.
 
-BERT's tokeniser first splits at white space and around punctuation, and what it does to one piece never depends on
-its neighbours. So a text's ids are the ids of its chunks (see `chunk_edges`), one after the other, and each distinct
-chunk is tokenised once. The table of chunks outlives the batch, so a worker soon meets few new ones. Words of plain
-ASCII are split here; every other chunk goes to the `tokenizers` library, which therefore remains the one judge of
+BERT's tokeniser first splits at white space and around punctuation, and processes each piece independently of its
+neighbours. So a text's ids are the ids of its chunks (see `chunk_edges`), one after the other, and each distinct
+chunk is tokenised once. The table of chunks outlives the batch, so a worker soon sees few new ones. Words of plain
+ASCII are split here; every other chunk goes to the `tokenizers` library, which remains the only authority on
 Unicode: control characters, accents, CJK, exotic white space.
 """
 
@@ -60,13 +60,13 @@ class WordPieceTokenizer:
         return TokenizedTexts(input_ids, offsets)
 
     def tokenize_and_count(self, texts: pa.Array) -> tuple[TokenizedTexts, TokenCounts]:
-        """As `tokenize`, and what was kept and lost on the way."""
+        """As `tokenize`, with counts of what was kept and lost."""
         chunks, chunk_offsets = self._chunks_of(texts)
         input_ids, offsets = self._learned.gather(chunks, chunk_offsets)
         return TokenizedTexts(input_ids, offsets), self._counts.of(chunks)
 
     def count(self, texts: pa.Array, occurrences: NDArray[np.int64]) -> TokenCounts:
-        """Counts over texts that occur so often each.
+        """Counts over texts, weighted by how often each occurs.
 
         Args:
             texts: Arrow `string` array without nulls, [texts].
@@ -109,7 +109,7 @@ class WordPieceTokenizer:
 
 
 class _IdLists:
-    """The ids of numbered chunks. Most have one id only, so that one is also kept where the number leads directly."""
+    """The ids of numbered chunks. Most have a single id, which is also stored in an array indexed by the number."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -131,7 +131,7 @@ class _IdLists:
         ends = first + np.cumsum(counts)
         self._ids[first : first + len(ids)] = ids
         self._offsets[start + 1 : size + 1] = ends
-        # Where a chunk has no ids, `ends - 1` is an earlier chunk's place, which `where` passes over.
+        # If a chunk has no ids, `ends - 1` is an earlier chunk's place, which `where` ignores.
         self._only_id[start:size] = np.where(counts == 1, self._ids[ends - 1], _NOT_ONE)
         self._size = size
 
@@ -228,12 +228,14 @@ def _split_plain_chunks(
     written = 0
     for chunk in range(first_chunk, last_chunk):
         start, stop = key_offsets[chunk], key_offsets[chunk + 1]
+        # Leave chunks that are not printable ASCII to the library.
         plain = True
         for position in range(start, stop):
             plain &= 32 < key_bytes[position] < 127
         if not plain:
             counts[chunk - first_chunk] = -1
             continue
+        # Take the longest piece at each position; words that are too long are not split.
         before = written
         position = start if stop - start <= MAX_CHARACTERS_PER_WORD else stop
         while position < stop:
@@ -259,6 +261,7 @@ def _split_plain_chunks(
             ids[written] = best
             written += 1
             position = best_stop
+        # Without a match for the complete word, replace its pieces by [UNK].
         if position < stop or written == before:
             written = before + 1
             ids[before] = unk_id
@@ -274,7 +277,7 @@ def _gather_ids(
     ids: NDArray[np.int32],
     id_offsets: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Put the ids of each chunk one after the other."""
+    """Concatenate the ids of the chunks."""
     total = 0
     for chunk in chunks:
         total += 1 if only_id[chunk] >= 0 else id_offsets[chunk + 1] - id_offsets[chunk]

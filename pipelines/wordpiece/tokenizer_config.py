@@ -1,7 +1,7 @@
-"""What tokenizer_config.json and special_tokens_map.json say of a BERT tokenizer, in keys that every reader knows.
+"""Contents of tokenizer_config.json and special_tokens_map.json for a BERT tokenizer, in keys that all readers know.
 
 `transformers` takes casing and accents from tokenizer_config.json alone: without the file it lower-cases, whatever
-tokenizer.json says, and knows no maximum length. Readers for ONNX models also ask for special_tokens_map.json.
+tokenizer.json says, and has no maximum length. Readers for ONNX models also require special_tokens_map.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROLES: Mapping[str, str] = {
     "sep_token": SEP,
     "unk_token": UNK,
 }
-"""BERT's own special tokens by what they are for."""
+"""BERT's own special tokens by role."""
 
 
 def bert_settings(
@@ -48,9 +48,9 @@ def tokenizer_config(
     Args:
         tokenizer_class: BERT_TOKENIZER or ANY_TOKENIZER.
         settings: what `bert_settings` gives; empty for ANY_TOKENIZER.
-        roles: special tokens by what they are for, as ROLES.
+        roles: special tokens by role, as ROLES.
         added_tokens: the list of this name in tokenizer.json.
-        model_max_length: the model's positions; None where there is no model yet.
+        model_max_length: the model's positions; None if there is no model yet.
     """
     decoder = {
         str(token["id"]): {name: value for name, value in sorted(token.items()) if name != "id"}

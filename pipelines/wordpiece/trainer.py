@@ -1,8 +1,8 @@
-"""Train a WordPiece vocabulary from word counts: exact in size, the same to the byte for any order of input.
+"""Train a WordPiece vocabulary from word counts: exact in size, byte-identical for any order of input.
 
 The algorithm is the one behind the `tokenizers` WordPiece trainer: byte-pair merges on words spelt as a first
 character and `##` continuations, always the most frequent pair next. (Google never released the trainer of BERT's own
-vocabulary.) Counts are 64-bit, and ties go to the pair with the smaller ids, so nothing depends on a hash order.
+vocabulary.) Counts are 64-bit, and ties go to the pair with the smaller ids, so nothing depends on hash order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NUM_UNUSED, _NUM_UNUSED_BEFORE_UNK = 994, 99
 
 
 def reserved_tokens(layout: Layout) -> list[str]:
-    """What stands before the alphabet: the special tokens, and for `bert` the `[unused]` entries around them.
+    """The entries before the alphabet: the special tokens, and for `bert` the `[unused]` entries around them.
 
     `bert` is the beginning of the released uncased vocabulary (vocab.txt of uncased_L-12_H-768_A-12): [PAD] 0,
     [unused0] to [unused98] 1 to 99, [UNK] [CLS] [SEP] [MASK] 100 to 103, [unused99] to [unused993] 104 to 998. (The
@@ -49,11 +49,11 @@ def train(
     """Train a vocabulary of exactly `size` entries: reserved tokens, alphabet, then merges in order of merging.
 
     Args:
-        words: Arrow `string` array of distinct words as BERT's pre-tokeniser gives them.
+        words: Arrow `string` array of distinct words from BERT's pre-tokeniser.
         counts: int64 [words], how often each occurs.
         min_count: a pair rarer than this is not merged.
-        alphabet_size: so many characters, the most frequent, get an entry (ties: the smaller code point); as in
-            `tokenizers`, the others are left out of the words that hold them.
+        alphabet_size: number of characters, the most frequent, that get an entry (ties: the smaller code point); as in
+            `tokenizers`, the others are removed from the words that hold them.
         layout: which tokens are reserved, see `reserved_tokens`; they count in `size`.
 
     Raises:
@@ -62,8 +62,8 @@ def train(
     """
     if not len(words):
         raise InputError(
-            "vocabulary: the training documents hold no word; look at what the documents stage kept and rejected, and "
-            "at documents.sources, documents.languages and documents.heldout_share"
+            "vocabulary: the training documents hold no word; check what the documents stage kept and rejected, and "
+            "documents.sources, documents.languages and documents.heldout_share"
         )
     codes, word_offsets = _code_points(words)
     alphabet, num_characters = _alphabet(codes, word_offsets, counts, alphabet_size)
@@ -77,7 +77,7 @@ def train(
     heads, tails = np.unique(codes[starts]), np.unique(codes[~starts])
     tokens = reserved_tokens(layout)
     num_reserved = len(tokens)
-    # Every character can start a word at inference, so all of the alphabet stands there without ## as well.
+    # Every character can start a word at inference, so all of the alphabet is entered without ## as well.
     tokens += [chr(code) for code in np.union1d(alphabet, heads)]
     first_tail = len(tokens)
     tokens += [CONTINUATION + chr(code) for code in tails]
@@ -117,14 +117,14 @@ class _Loss:
 
     @property
     def remedy(self) -> str:
-        """Where characters are left out, they are the entries to add first: a smaller size would leave them out."""
+        """If characters are left out, they are the entries to add first: a smaller size would omit them."""
         if self.distinct_characters <= self.alphabet_size:
             return ""
         return f"raise vocabulary.alphabet_size = {self.alphabet_size} first ({self.in_words}), "
 
 
 def _unk_share(kept_before: NDArray[np.int64], offsets: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
-    """Share of words, by count, that have a character which is not kept."""
+    """Share of words, by count, with a character that is not kept."""
     return float(counts[np.diff(kept_before) < np.diff(offsets)].sum() / max(counts.sum(), 1))
 
 

@@ -32,7 +32,7 @@ _MARKS_KEY = b"marks_stripped"
 
 
 class _Marks(dict[str, int]):
-    """How many non-spacing marks a character loses when accents are stripped, looked up once a character."""
+    """How many non-spacing marks a character loses when accents are stripped, computed once per character."""
 
     def __missing__(self, character: str) -> int:
         parts = unicodedata.normalize("NFD", character)
@@ -40,9 +40,9 @@ class _Marks(dict[str, int]):
 
 
 def count_words(texts: pa.Array, lowercase: bool, strip_accents: bool | None) -> pa.Table:
-    """Words as BERT's normaliser and pre-tokeniser give them, with their counts, in word order.
+    """Words from BERT's normaliser and pre-tokeniser, with their counts, in word order.
 
-    Each distinct chunk of text is normalised once; most are words already. The table also knows its `marks_stripped`.
+    Each distinct chunk of text is normalised once; most are words already. The table also holds its `marks_stripped`.
     """
     table = ChunkTable(lowercase)
     chunks, _ = table.chunk_numbers(texts)
@@ -122,7 +122,7 @@ def tokenizer_files(tokens: Sequence[str], lowercase: bool, strip_accents: bool 
     """The files of a vocabulary by name, which `transformers` loads as a BertTokenizer with these settings."""
     tokenizer: str = build_tokenizer(tokens, lowercase, strip_accents).to_str(pretty=True)
     settings, added = bert_settings(lowercase, strip_accents), json.loads(tokenizer)["added_tokens"]
-    # How long a text may be is a model's to say.
+    # The maximum length depends on the model.
     config = tokenizer_config(BERT_TOKENIZER, settings, ROLES, added, model_max_length=None)
     return {
         VOCABULARY_NAME: "".join(f"{token}\n" for token in tokens).encode(),
@@ -141,7 +141,7 @@ class TrainVocabulary(beam.DoFn):
         self._config = config
 
     def process(self, words: pa.Table) -> Iterator[Manifest]:
-        # A runner may repeat this step although it went well; the build has taken its place by then.
+        # A runner may repeat this step after it succeeded, when the build is installed.
         if is_open(self._result_directory):
             self._train(words)
         install_build(self._result_directory, self._key)

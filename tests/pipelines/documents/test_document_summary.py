@@ -78,7 +78,7 @@ def test_faults_above_the_share_are_a_warning_with_what_changes_it() -> None:
     _, warning = closing_lines(manifest, config_of(warn_rejected_share=0.01))
     assert warning == (
         "documents: warning: 8 of 563 texts (1.4%) were rejected for a fault, more than documents.warn_rejected_share "
-        "= 0.01. To do: set the source's encoding, such as encoding = 'latin-1' or 'cp1251'; lower "
+        "= 0.01. Remedy: set the source's encoding, such as encoding = 'latin-1' or 'cp1251'; lower "
         "documents.min_characters"
     )
     assert len(closing_lines(manifest, config_of(warn_rejected_share=0.02))) == 1
@@ -112,7 +112,7 @@ def test_the_number_of_shards_that_helps_is_named() -> None:
 def test_sentences_that_were_cut_and_languages_without_rules_are_said() -> None:
     cleaning = {"sentences_cut": 3}
     _, *warnings = closing_lines(manifest_of([20], [5], {}, cleaning=cleaning), config_of(language="th"))
-    assert "documents.sources.0.language = 'th' has no rules of its own" in warnings[0]
+    assert "documents.sources.0.language = 'th' has no sentence rules of its own" in warnings[0]
     assert "3 times no sentence ended within 10,000 characters" in warnings[1]
 
 
@@ -126,8 +126,8 @@ def test_nothing_kept_shows_three_rejects() -> None:
         require_documents(manifest.statistics_as(DocumentsStatistics), {"heldout_share": 0.01})
     assert str(caught.value) == (
         "documents: none of the 10 texts read was kept, 10 were rejected. First of them: a#0: list, not an object "
-        "[bad-json]; b: no text [empty]; a#1: list, not an object [bad-json]. To do: format = 'jsonl' needs one JSON "
-        "object a line, not an array; or set another format"
+        "[bad-json]; b: no text [empty]; a#1: list, not an object [bad-json]. Remedy: format = 'jsonl' needs one JSON "
+        "object per line, not an array; or set another format"
     )
 
 
@@ -172,7 +172,7 @@ def write_one_and_others(root: Path) -> str:
         (write_array, r"none of the 1 texts read was kept.*list, not an object \[bad-json\].*not an array"),
         (write_latin, r"none of the 5 texts read was kept.*not UTF-8 at byte 6.*encoding = 'latin-1'"),
         (write_wrong_column, r"none of the 2 texts read was kept.*\[damaged\].*columns there: body.*set text_field"),
-        (write_blank, r"hold no text at all"),
+        (write_blank, r"the inputs hold no text; point"),
         (
             write_one_and_others,
             r"all of the 1 documents.*\. Of 3 texts read, 2 were rejected: corpus/1.zip: a ZIP.*\[archive\]",

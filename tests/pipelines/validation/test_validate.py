@@ -107,8 +107,8 @@ def test_sound_stages_pass(workspace: Path, other_options: Path) -> None:
         (setter("masked_lm_ids", 0, 300), "a masked_lm_id is not in the vocabulary"),
         (setter("segment_b_start", None, 1), "segment_b_start leaves a segment without a token"),
         (lambda row: row.update(segment_b_start=row["segment_b_start"] + 1), r"segment A does not end with \[SEP\]"),
-        (setter("masked_lm_positions", 0, 0), "a masked position lies outside the text"),
-        (setter("masked_lm_positions", -1, 31), "a masked position lies outside the text"),
+        (setter("masked_lm_positions", 0, 0), "a masked position is outside the text"),
+        (setter("masked_lm_positions", -1, 31), "a masked position is outside the text"),
         (setter("masked_lm_ids", 0, 4), r"a \[MASK\] where no token is predicted"),
         (setter("masked_lm_ids", 0, 0), r"a \[PAD\] in the text"),
         (setter("masked_lm_ids", 0, 2), r"\[CLS\] within the text"),
@@ -257,7 +257,7 @@ def test_any_flipped_byte_is_found(workspace: Path) -> None:
         named_row += ", row " in str(error.value)
     assert named_row > 5
     path.write_bytes(sound[:-100])
-    with pytest.raises(FaultError, match=rf"{NAME}: not a sound Arrow file"):
+    with pytest.raises(FaultError, match=rf"{NAME}: not a valid Arrow file"):
         validate(str(directory))
 
 
@@ -288,7 +288,7 @@ def test_rejects_that_do_not_add_up_are_named(workspace: Path) -> None:
     with pytest.raises(FaultError, match="the manifest states rejected_by_reason"):
         validate(str(directory))
     (directory / name).write_bytes(gzip.compress("".join([lines[0], "no JSON\n"]).encode()))
-    with pytest.raises(FaultError, match=rf"{name}, row 1: no JSON with a reason"):
+    with pytest.raises(FaultError, match=rf"{name}, row 1: not JSON with a reason"):
         validate(str(directory))
 
 
@@ -297,8 +297,8 @@ def test_a_damaged_vocabulary_is_named(workspace: Path) -> None:
     path = directory / "vocab.txt"
     tokens = path.read_text().splitlines()
     for row, token, message in (
-        (7, tokens[9], rf"vocab\.txt, row 9: '{tokens[9]}' stands already in row 7"),
-        (8, "", r"vocab\.txt, row 8: '' is no token"),
+        (7, tokens[9], rf"vocab\.txt, row 9: '{tokens[9]}' is already in row 7"),
+        (8, "", r"vocab\.txt, row 8: '' is not a token"),
         (4, "mask", r"vocab\.txt: has no \[MASK\]"),
         (9, "otherwise", r"tokenizer\.json: 'otherwise' has the id None, in vocab\.txt it is row 9"),
     ):
@@ -329,5 +329,5 @@ def test_the_command_exits_with_0_1_and_2(
     (workspace / "nothing").mkdir()
     with pytest.raises(InputError, match="neither a complete stage nor a workspace with one"):
         validate(str(workspace / "nothing"))
-    with pytest.raises(InputError, match="nowhere: no such directory; name a workspace"):
+    with pytest.raises(InputError, match="nowhere: no such directory; give a workspace"):
         validate(str(workspace / "nowhere"))
