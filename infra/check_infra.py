@@ -1,8 +1,8 @@
-"""Check what lies in infra/ with the tools made for it, and by the rules of this house: `python infra/check_infra.py`.
+"""Check the files in infra/ with standard tools and by this project's rules: `python infra/check_infra.py`.
 
 Scripts by shellcheck, Dockerfiles by hadolint, the compose file by Compose's schema, manifests by Kubernetes' schemas
-of an old and a new version, unknown keys refused. All of it is installed with the extra `dev` and needs no network.
-One line a file; exit code 1 if one has a fault, 2 if a tool is missing.
+of an old and a new version, unknown keys refused. All tools are installed with the extra `dev` and need no network.
+One line per file; exit code 1 if one has a fault, 2 if a tool is missing.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import yaml
 from house_rules import compose_problems, dockerfile_problems, kubernetes_problems
 
 KUBERNETES_VERSIONS = ("1.31", "1.37")
-"""The oldest in which Jobs have a settled podFailurePolicy, and the newest whose schemas we have."""
+"""The oldest with a stable podFailurePolicy for Jobs, and the newest whose schemas are installed."""
 KUSTOMIZATION = "kustomization.yaml"
 
 
 class UniqueKeysLoader(yaml.SafeLoader):
-    """PyYAML lets the last of two equal keys win, silently."""
+    """Refuses duplicate keys, of which PyYAML silently takes the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {key!r} stands there twice")
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {key!r} occurs twice")
         return super().construct_mapping(node, deep)
 
 
 def documents_of(path: Path) -> list[dict[str, Any]]:
-    """The YAML documents of a file, empty ones left out."""
+    """The YAML documents of a file, without empty ones."""
     with path.open(encoding="utf-8") as stream:
         return [document for document in yaml.load_all(stream, Loader=UniqueKeysLoader) if document]
 
 
 def tool_problems(*command: str) -> Iterator[str]:
-    """Run one of this environment's tools; every line that it prints is a fault if it ends with another code than 0."""
+    """Run one of this environment's tools; if its exit code is not 0, every line that it prints is a fault."""
     program = Path(sys.executable).parent / command[0]
     result = subprocess.run([str(program), *command[1:]], capture_output=True, text=True, check=False)  # noqa: S603  # no shell
     if result.returncode:
@@ -69,12 +69,12 @@ def compose_faults(path: Path) -> Iterator[str]:
 
 
 def kubernetes_faults(path: Path) -> Iterator[str]:
-    import kubernetes_validate  # a second, for a hundred megabytes of schemas
+    import kubernetes_validate  # takes a second, for a hundred megabytes of schemas
 
     if path.name == KUSTOMIZATION:
         listed = set(documents_of(path)[0]["resources"])
         there = {other.name for other in path.parent.glob("*.yaml")} - {KUSTOMIZATION}
-        yield from (f"resources: {name} is not in both, the list and the folder" for name in sorted(listed ^ there))
+        yield from (f"resources: {name} is not in both the list and the folder" for name in sorted(listed ^ there))
         return
     for document in documents_of(path):
         try:
@@ -93,7 +93,7 @@ Check = Callable[[Path], Iterator[str]]
 
 
 def checks_in(root: Path) -> list[tuple[Path, str, Check]]:
-    """Every file that has to be checked, what by, and how."""
+    """Every file to check, the name of its check, and the check."""
     infra = root / "infra"
     scripts = [*sorted(infra.rglob("*.sh")), *([root / ".ci" / "run"] if (root / ".ci" / "run").exists() else [])]
     dockerfiles = sorted([*infra.rglob("Dockerfile"), *infra.rglob("*.Dockerfile")])
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     root = parser.parse_args(arguments).root
     checks = checks_in(root)
     if not checks:
-        print(f"error: {root}: no infra/ with anything to check", file=sys.stderr)
+        print(f"error: {root}: no infra/ with files to check", file=sys.stderr)
         return 2
     faulty = 0
     for path, kind, check in checks:

@@ -1,6 +1,6 @@
-"""What this project asks of its images, compose file and manifests beyond what their schemas say.
+"""Rules of this project for its images, compose file and manifests, in addition to their schemas.
 
-Nothing listens beyond loopback, nothing runs as root, no secret stands in a file, every image has a tag and a health
+Nothing listens beyond loopback, nothing runs as root, no secret is in a file, every image has a tag and a health
 check. Each function takes a parsed file and returns its faults, one line each.
 """
 
@@ -34,7 +34,7 @@ class Stage:
 
 
 def instructions_of(text: str) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions, their lines joined and comments left out."""
+    """A Dockerfile's instructions, with joined lines and without comments."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     pairs = (line.strip().split(None, 1) for line in joined.splitlines() if line.strip())
@@ -75,7 +75,7 @@ def dockerfile_problems(text: str) -> Iterator[str]:
         if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", user):
             yield f"{stage.name}: USER {user or 'root'}: give a number other than 0, which Kubernetes can check"
         if stage.last("HEALTHCHECK") is None:
-            yield f"{stage.name}: no HEALTHCHECK (HEALTHCHECK NONE says that it has none)"
+            yield f"{stage.name}: no HEALTHCHECK (write HEALTHCHECK NONE if it needs none)"
 
 
 def compose_problems(document: Document) -> Iterator[str]:
@@ -88,7 +88,7 @@ def compose_problems(document: Document) -> Iterator[str]:
             if host != _LOOPBACK:
                 yield f"{name}: port {port}: publish it as {_LOOPBACK}:{port}"
         if service.get("network_mode") == "host" or service.get("privileged"):
-            yield f"{name}: network_mode host and privileged give away the machine"
+            yield f"{name}: network_mode host and privileged expose the machine"
         if "build" not in service and "healthcheck" not in service:
             yield f"{name}: no healthcheck"
         environment = service.get("environment", {})
@@ -102,7 +102,7 @@ def _secret_problems(where: str, variable: str, value: str | None) -> Iterator[s
     if _SECRET_NAME.search(variable) and not (value and _REQUIRED_VARIABLE.match(value)):
         yield f"{where}: {variable}: take it from the environment, without a default: ${{NAME:?what to do}}"
     if value and _PASSWORD_IN_URL.search(value):
-        yield f"{where}: {variable}: an address with a password in it is logged and seen by `ps`"
+        yield f"{where}: {variable}: an address with a password in it is logged and shown by `ps`"
 
 
 def _image_problem(image: str) -> str | None:
@@ -133,9 +133,9 @@ def _pod_problems(where: str, pod: Document) -> Iterator[str]:
         yield f"{where}: securityContext: set runAsNonRoot: true and a runAsUser other than 0"
     for key in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(key):
-            yield f"{where}: {key} gives away the node"
+            yield f"{where}: {key} exposes the node"
     if any("hostPath" in volume for volume in pod.get("volumes", [])):
-        yield f"{where}: hostPath gives away the node"
+        yield f"{where}: hostPath exposes the node"
     for container in pod["containers"]:
         inside = f"{where}: {container['name']}"
         if problem := _image_problem(container["image"]):
@@ -156,7 +156,7 @@ def _pod_problems(where: str, pod: Document) -> Iterator[str]:
 
 
 def _job_problems(where: str, job: Document) -> Iterator[str]:
-    """What the training's entry point takes for granted."""
+    """Faults of a Job in what the training entry point relies on."""
     container = job["template"]["spec"]["containers"][0]
     environment = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
     sizes = (job.get("completions"), job.get("parallelism"), int(environment.get("NODES") or 1))
@@ -168,4 +168,4 @@ def _job_problems(where: str, job: Document) -> Iterator[str]:
     rules = job.get("podFailurePolicy", {}).get("rules", [])
     ignored = [rule["onExitCodes"]["values"] for rule in rules if rule["action"] == "Ignore" and "onExitCodes" in rule]
     if [_EXIT_INTERRUPTED] not in ignored:
-        yield f"{where}: podFailurePolicy: ignore exit code {_EXIT_INTERRUPTED}, which means: a checkpoint is written"
+        yield f"{where}: podFailurePolicy: ignore exit code {_EXIT_INTERRUPTED}: a checkpoint is written"

@@ -2,8 +2,8 @@
 
     python infra/secret_scan.py
 
-Exit code 0 where none is found, 1 with a line for each one that is: file, line, kind; never the secret itself. A line
-that holds a made-up one for a test says so: `secret-scan: made up`.
+Exit code 0 if none is found, else 1 with one line each: file, line, kind; never the secret itself. Mark a line with a
+made-up secret for a test by `secret-scan: made up`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 
 MADE_UP = "secret-scan: made up"
 EXAMPLES = ("password", "secret", "word")
-"""What stands for a password in an address that is an example."""
+"""Placeholders for a password in example addresses."""
 MAX_FILE_BYTES = 4 << 20
 LEAST_ENTROPY_BITS = 3.5
-"""Of a character: random base64 of 24 characters has 4.2 and more, words have 3 and less."""
+"""Per character: random base64 of 24 characters has 4.2 or more, words have 3 or less."""
 
 KINDS: dict[str, re.Pattern[str]] = {
     "private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----"),
@@ -44,7 +44,7 @@ _ASSIGNED = re.compile(
 
 
 def faults_of(text: str) -> Iterator[tuple[int, str]]:
-    """Number of each line that holds a secret, and its kind."""
+    """Line number and kind of each secret."""
     for number, line in enumerate(text.splitlines(), start=1):
         if MADE_UP in line:
             continue
@@ -56,7 +56,7 @@ def faults_of(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_random(value: str) -> bool:
-    """Has the value the entropy of a key, and digits besides letters, which names in code seldom have?"""
+    """Whether the value has the entropy of a key, and both digits and letters, unlike most names in code."""
     if not (re.search(r"\d", value) and re.search(r"[A-Za-z]", value)):
         return False
     shares = [count / len(value) for count in Counter(value).values()]
@@ -64,7 +64,7 @@ def _is_random(value: str) -> bool:
 
 
 def files_of(root: Path) -> list[Path]:
-    """What git tracks or would track; everything below the root where that is no checkout."""
+    """Files that git tracks or would track; all files below the root if it is not a checkout."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, capture_output=True, check=False)  # noqa: S603  # no shell
     if listed.returncode:

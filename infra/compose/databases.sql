@@ -1,2 +1,2 @@
--- Run once by the Postgres image, on an empty volume; POSTGRES_DB makes the other one.
+-- Run once by the Postgres image, on an empty volume; POSTGRES_DB creates the other one.
 CREATE DATABASE prefect;

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Bring up Postgres, an object store, MLflow, Prefect and a worker on this machine: `infra/compose/up.sh [options of up]`.
 #
-# The first call writes infra/compose/.env, readable by its owner only, with fresh passwords. The databases keep those
-# of their first start: whoever deletes the file has to delete the volumes too (docker compose down --volumes).
+# The first call writes infra/compose/.env, readable by its owner only, with new passwords. The databases keep those of
+# their first start: if you delete the file, delete the volumes too (docker compose down --volumes).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 file=${ENV_FILE:-$here/.env}

@@ -4,7 +4,7 @@
 #     infra/dataflow/launch.sh build
 #     infra/dataflow/launch.sh run shard_corpus gs://bucket/recipe.toml gs://bucket/runs/one [settings]
 #
-# Who may do so is gcloud's matter (gcloud auth login, or GOOGLE_APPLICATION_CREDENTIALS); nothing secret is read here.
+# Credentials are gcloud's (gcloud auth login, or GOOGLE_APPLICATION_CREDENTIALS); this script reads no secret.
 #
 #   PROJECT, REGION   where it runs
 #   BUCKET            gs://... for the template, staged files and temporary files
@@ -26,7 +26,7 @@ case ${1:-} in
     ;;
   run)
     [[ $# -ge 4 ]] || usage
-    # Another delimiter than the comma, which settings may hold.
+    # A delimiter other than the comma, which settings may contain.
     parameters="^|^job=$2|recipe=$3|workspace=$4|sdk_container_image=$IMAGE|sdk_location=container"
     [[ -z ${5:-} ]] || parameters+="|settings=$5"
     options=(--disable-public-ips)

@@ -1,4 +1,4 @@
-"""What the Flex Template's launcher runs: its `--name=value` parameters become the command line of one of the jobs."""
+"""Entry point of the Flex Template's launcher: turns its `--name=value` parameters into the command line of a job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--job", required=True, choices=JOBS)
     parser.add_argument("--recipe", required=True, help="recipe file, such as gs://bucket/recipe.toml")
     parser.add_argument("--workspace", required=True, help="directory of the run, such as gs://bucket/runs/one")
-    parser.add_argument("--settings", default="", help="section.key=value, with ; between them")
+    parser.add_argument("--settings", default="", help="section.key=value, separated by ;")
     arguments, beam_arguments = parser.parse_known_args(argv)
     overrides = [part for setting in arguments.settings.split(";") if setting for part in ("--set", setting)]
     with tempfile.NamedTemporaryFile(suffix=".toml") as recipe:

@@ -6,7 +6,7 @@
 #   MASTER_ADDR=... infra/deepspeed/launch.sh --node N RECIPE [arguments of training.pretrain]
 #       on node N itself (0 is the hostfile's first), for schedulers that start every node; no ssh
 #
-# HOSTFILE (default: hostfile beside this script), MASTER_ADDR (the first node's address) and MASTER_PORT may be set.
+# HOSTFILE (default: hostfile next to this script), MASTER_ADDR (the first node's address) and MASTER_PORT may be set.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -25,7 +25,7 @@ if [[ ${1:-} == --node ]]; then
   shift 2
 fi
 [[ $# -ge 1 ]] || fail "no recipe; write: launch.sh [--node N] RECIPE [arguments of training.pretrain]"
-# Without a hostfile DeepSpeed would quietly train on this node alone.
+# Without a hostfile DeepSpeed would silently train on this node only.
 [[ -f $hostfile ]] || fail "$hostfile: no such hostfile; copy hostfile.example there, or set HOSTFILE"
 command -v deepspeed > /dev/null || fail "deepspeed is not on PATH; activate the virtual environment (.venv/bin)"
 

@@ -1,5 +1,5 @@
 # Three images, built from the repository's root: the servers of MLflow and Prefect without torch, and a Prefect worker,
-# which runs every stage itself and so has all of the project.
+# which runs every stage itself and so contains the complete project.
 #
 #     docker build -f infra/docker/flows.Dockerfile --target servers -t clozeworks/servers .
 #     docker build -f infra/docker/flows.Dockerfile --target worker -t clozeworks/worker .
@@ -74,6 +74,6 @@ ENTRYPOINT ["/usr/bin/tini", "--", "/opt/clozeworks/infra/docker/entrypoints/wor
 
 FROM worker AS job
 USER 10001:10001
-# It lives as long as one run, and the worker that started it watches it.
+# It runs for one flow run, and the worker that started it monitors it.
 HEALTHCHECK NONE
 ENTRYPOINT ["/usr/bin/tini", "--"]

@@ -1,11 +1,11 @@
-"""Is a container well? Exit code 0 or 1 and one line; used by the images' HEALTHCHECK and by Kubernetes' probes.
+"""Check a container's health: exit code 0 or 1 and one line, for the images' HEALTHCHECK and Kubernetes' probes.
 
     health.py url http://127.0.0.1:5000/health
     health.py writable /workspace
     health.py progress /workspace/pretraining.building/metrics.jsonl /tmp/training_started --seconds 1800
 
-`progress`: the newest of these files has changed within so many seconds. Training whose peer is gone may wait forever
-in a collective call, alive to every other probe.
+`progress`: the newest of these files has changed within `--seconds`. Training whose peer is gone may wait forever in a
+collective call, alive to every other probe.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _HTTP_TIMEOUT_SECONDS = 5.0
 
 
 def url_problem(url: str) -> str | None:
-    """What is wrong with an HTTP address, None if it answers."""
+    """Why an HTTP address does not answer; None if it does."""
     try:
-        with urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_SECONDS):  # noqa: S310  # an address of ours
+        with urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_SECONDS):  # noqa: S310  # an address of this deployment
             return None
     except (OSError, ValueError) as error:
         return f"{url}: {error}"
@@ -42,7 +42,7 @@ def writable_problem(directory: str) -> str | None:
 
 
 def progress_problem(paths: list[str], seconds: float, now_seconds: float) -> str | None:
-    """Say so if none of the files has changed lately; absent ones do not count."""
+    """Why training counts as stalled: no existing file has changed within `seconds`; None if one has."""
     changed = [os.path.getmtime(path) for path in paths if os.path.exists(path)]
     if not changed:
         return f"{', '.join(paths)}: none of them exists"

@@ -1,11 +1,11 @@
-"""Cut requirements.lock down to what some extras need, hashes and all: no resolver, no network, no index address.
+"""Reduce requirements.lock to what some extras need, hashes included: no resolver, no network, no index address.
 
     python infra/docker/select_lock.py --extra training --package setuptools > training.lock
     python infra/docker/select_lock.py --package uv > uv.lock
 
-The lock tells under each package which others brought it ("# via"). Read backwards that is the graph of dependencies,
-and what is reached from the extras is what they need. Where an extra of a dependency was asked for by one package, its
-parts are taken for all that need this dependency: a little too much, never too little.
+The lock lists under each package which others require it ("# via"). Read backwards, this is the graph of dependencies,
+and everything reachable from the extras is selected. If one package requires an extra of a dependency, the parts of
+that extra are selected for all packages with this dependency: a little too much, never too little.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VIA = "# via"
 
 @dataclass
 class LockedPackage:
-    """One package of the lock: its lines as they stand there, and who asked for it."""
+    """One package of the lock: its original lines, and which packages require it."""
 
     lines: list[str]
     parents: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ def read_lock(text: str) -> dict[str, list[LockedPackage]]:
     """Packages by normalised name; one that differs by platform has several entries.
 
     Raises:
-        ValueError: a line belongs to no package, or a package tells no parent.
+        ValueError: a line belongs to no package, or a package has no parent.
     """
     packages: dict[str, list[LockedPackage]] = {}
     current: LockedPackage | None = None
@@ -58,12 +58,12 @@ def read_lock(text: str) -> dict[str, list[LockedPackage]]:
                 current.parents.append(normalized(parent.split(" ")[0]))
     for name, entries in packages.items():
         if not any(entry.parents for entry in entries):
-            raise ValueError(f"{name}: nothing is said about who needs it; make the lock with annotations")
+            raise ValueError(f"{name}: has no comment '# via'; make the lock with annotations")
     return packages
 
 
 def roots_of(pyproject: str, extras: list[str]) -> list[str]:
-    """Names that the project itself and some of its extras ask for.
+    """Names of the packages that the project itself and some of its extras require.
 
     Raises:
         ValueError: there is no such extra.
@@ -71,7 +71,7 @@ def roots_of(pyproject: str, extras: list[str]) -> list[str]:
     project = tomllib.loads(pyproject)["project"]
     known = project["optional-dependencies"]
     if missing := [extra for extra in extras if extra not in known]:
-        raise ValueError(f"no extra {', '.join(missing)} in pyproject.toml; there are {', '.join(sorted(known))}")
+        raise ValueError(f"no extra {', '.join(missing)} in pyproject.toml; known extras: {', '.join(sorted(known))}")
     requirements = [*project["dependencies"], *(line for extra in extras for line in known[extra])]
     names = [match[0] for line in requirements if (match := _REQUIREMENT_NAME.match(line))]
     assert len(names) == len(requirements), requirements
@@ -79,7 +79,7 @@ def roots_of(pyproject: str, extras: list[str]) -> list[str]:
 
 
 def select(packages: dict[str, list[LockedPackage]], roots: list[str]) -> list[str]:
-    """Names of all that the roots need, sorted.
+    """Names of all packages that the roots need, sorted.
 
     Raises:
         ValueError: a root is not in the lock.
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extra", action="append", default=[], help="an extra of pyproject.toml; may be repeated")
     parser.add_argument("--package", action="append", default=[], help="one more package; may be repeated")
-    parser.add_argument("--directory", default=".", help="where requirements.lock and pyproject.toml lie")
+    parser.add_argument("--directory", default=".", help="directory of requirements.lock and pyproject.toml")
     parsed = parser.parse_args(arguments)
     directory = Path(parsed.directory)
     try:

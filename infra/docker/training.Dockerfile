@@ -4,7 +4,7 @@
 #     docker run --rm --gpus all --shm-size 16g --stop-timeout 300 -v /shared/run:/workspace \
 #         -e PROCESSES_PER_NODE=8 clozeworks/training flows/recipes/bert-base.toml
 #
-# Another stage of it: --entrypoint python ... -m training.finetune RECIPE. CUDA comes with torch's wheels; the host
+# For another stage: --entrypoint python ... -m training.finetune RECIPE. CUDA comes with torch's wheels; the host
 # brings the driver. Name the base by digest in your own builds: --build-arg BASE=python@sha256:...
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS builder
@@ -44,7 +44,7 @@ ENV PATH=/opt/clozeworks/.venv/bin:$PATH \
     WORKSPACE=/workspace \
     STARTED_FILE=/var/lib/clozeworks/training_started
 USER 10001:10001
-# By the user who will load it: the loader takes a lock beside it.
+# Build as the user who will load it: the loader takes a lock next to it.
 RUN python -m training.build_ops
 VOLUME /workspace
 HEALTHCHECK --interval=60s --timeout=10s --start-period=300s CMD \

@@ -1,11 +1,11 @@
-"""Run a job on a Spark of this machine, two executors and Beam's own job server:
+"""Run a job on a local Spark, with two executors and Beam's own job server:
 
     python infra/spark/local_spark.py -- python -m pipelines.shard_corpus flows/recipes/demo.toml
 
 Fetches the jars once, starts the server, runs the command with Beam's options for it appended, and stops the server.
 
-Beam's job server listens on every interface and runs whatever it is sent, so it gets a network of its own, in which
-there is only loopback; the command is run in there too. That is a namespace of Linux; without one nothing is started.
+Beam's job server listens on every interface and runs any command that it receives, so it and the command run in a
+separate Linux network namespace with only loopback; without namespaces nothing is started.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FETCH_SECONDS = 1200.0
 _START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 _EXECUTOR_MEBIBYTES = 1024
-# Workers live from stage to stage, which saves their start; with 0 a task that is tried again gets a new worker.
+# Workers persist from stage to stage, which saves their start; with 0 a retried task gets a new worker.
 _WORKER_CACHE_MILLISECONDS = 60_000
 # What Spark's own launcher opens on Java 17 (JavaModuleOptions.java).
 _OPENED = (
@@ -47,11 +47,11 @@ _OPENED = (
 
 
 class SparkUnavailableError(Exception):
-    """There can be no Spark here; the text says why and what to do."""
+    """Spark cannot run here; the message gives the cause and the remedy."""
 
 
 def fetch_jars(beam_version: str = TESTED_BEAM_VERSION, scope: str = WITH_SPARK) -> Path:
-    """Directory of the class path that pom.xml names; what was fetched once is found again.
+    """Fetch the class path that pom.xml names, once; return its directory.
 
     Args:
         scope: `WITH_SPARK`, or `WITHOUT_SPARK` for what a Spark cluster lacks.
@@ -170,11 +170,11 @@ class LocalSpark:
         ]
 
     def command(self, job: list[str]) -> list[str]:
-        """The job's command line, to be run in the server's network and on it; options that it names itself stay."""
+        """The job's command line in the server's network, with Beam's options; its own options take precedence."""
         return [*self._inside(), *_with_options(job, self.options())]
 
     def command_outside(self, job: list[str]) -> list[str]:
-        """The same, but run in the network of this machine, for a job that reads or writes elsewhere."""
+        """As `command`, but in the network of this machine, for a job that reads or writes elsewhere."""
         endpoints = {"--job_endpoint": _JOB_PORT, "--artifact_endpoint": _ARTIFACT_PORT}
         own = [f"{name}=127.0.0.1:{self._relay(port)}" for name, port in endpoints.items()]
         return _with_options([*job, *own], self.options())
@@ -190,7 +190,7 @@ class LocalSpark:
             return int(listener.getsockname()[1])
 
     def stop(self) -> None:
-        """End the server and every worker that it started."""
+        """Stop the server and every worker that it started."""
         for relay in self._relays:
             relay.kill()
             relay.wait()
@@ -224,7 +224,7 @@ def _with_options(job: list[str], options: list[str]) -> list[str]:
 
 
 def _listens(pid: int, port: int) -> bool:
-    """Tells from the kernel's table of the process's own network, which no socket of ours reaches."""
+    """Whether the process's own network has a listener, by the kernel's table: sockets of this one cannot reach it."""
     for table in ("tcp", "tcp6"):
         try:
             rows = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
@@ -247,8 +247,8 @@ def _require_namespaces() -> None:
     )
     if result.returncode:
         raise SparkUnavailableError(
-            f"no network namespace of our own here ({result.stderr.strip()}), and Beam's job server would listen on "
-            "all interfaces; allow user namespaces, in a container with --privileged"
+            f"cannot create a network namespace ({result.stderr.strip()}), and Beam's job server would listen on all "
+            "interfaces; allow user namespaces, in a container with --privileged"
         )
 
 
@@ -257,7 +257,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="executors, each with a Python worker")
     parser.add_argument("--beam-version", default=TESTED_BEAM_VERSION, help="version of Beam's Java side")
     parser.add_argument(
-        "--cluster-jars", type=Path, metavar="DIRECTORY", help="print the jars that a Spark lacks, and end"
+        "--cluster-jars", type=Path, metavar="DIRECTORY", help="print the jars that a Spark lacks, and exit"
     )
     parser.add_argument("--outside", action="store_true", help="run the command itself in this machine's network")
     parser.add_argument("job", nargs="*", help="the job's command, after --")

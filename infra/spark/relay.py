@@ -1,4 +1,4 @@
-"""Carry connections from a socket of one network to a port in another: `relay.py LISTENING_FD PORT`.
+"""Forward connections from a socket of one network to a port in another: `relay.py LISTENING_FD PORT`.
 
 A socket stays in the network where it was opened, so a process that enters another network reaches both.
 """
@@ -12,7 +12,7 @@ from contextlib import suppress
 
 
 def carry(source: socket.socket, target: socket.socket) -> None:
-    # Either side may hang up at any time.
+    # Either side may close the connection at any time.
     with suppress(OSError):
         while block := source.recv(1 << 16):
             target.sendall(block)

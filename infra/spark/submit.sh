@@ -3,7 +3,7 @@
 #
 #     SPARK_MASTER=spark://head:7077 infra/spark/submit.sh shard_corpus recipe.toml --workspace=hdfs://head/runs/one
 #
-# Makes a jar of the job on this machine and hands it to spark-submit. What stands behind the recipe goes to the job.
+# Builds a jar of the job on this machine and passes it to spark-submit. Arguments after the recipe go to the job.
 #
 #   SPARK_HOME     Spark's directory; spark-submit is its bin/spark-submit
 #   SPARK_MASTER   spark://host:port, yarn, k8s://..., as spark-submit takes it
@@ -19,7 +19,7 @@ shift 2
 worker=${WORKER:-/opt/clozeworks/bin/clozeworks-worker}
 python=${PYTHON:-$here/../../.venv/bin/python}
 
-# What Spark has under the same name stays Spark's.
+# Jars that Spark has under the same name are not replaced.
 jars=$("$python" "$here/local_spark.py" --cluster-jars "$SPARK_HOME/jars")
 
 scratch=$(mktemp -d)
@@ -28,7 +28,7 @@ trap 'rm -rf "$scratch"' EXIT
   "--output_executable_path=$scratch/$job.jar" \
   "--environment_config={\"command\": \"$worker\"}" \
   --environment_cache_millis=0
-# A stage that is complete makes no jar.
+# A complete stage makes no jar.
 [[ -e $scratch/$job.jar ]] || exit 0
 
 "$SPARK_HOME/bin/spark-submit" \

@@ -62,7 +62,7 @@ def test_everything_in_infra_passes() -> None:
         pytest.param("compose.yaml", '"127.0.0.1:5000:5000"', '"0.0.0.0:5000:5000"', "127.0.0.1", id="any-address"),
         pytest.param("compose.yaml", "${POSTGRES_PASSWORD:?}", "${POSTGRES_PASSWORD:-pg}", "PGPASSWORD", id="default"),
         pytest.param("compose.yaml", "clozeworks@postgres", "clozeworks:pg@postgres", "password in it", id="in-url"),
-        pytest.param("compose.yaml", "    ports:\n", "    ports: []\n    ports:\n", "stands there twice", id="twice"),
+        pytest.param("compose.yaml", "    ports:\n", "    ports: []\n    ports:\n", "occurs twice", id="twice"),
         pytest.param(JOB, "parallelism: 2", "parallelisms: 2", "parallelisms", id="unknown-field"),
         pytest.param(JOB, "parallelism: 2", 'parallelism: "2"', "parallelism", id="wrong-type"),
         pytest.param(JOB, "parallelism: 2", "parallelism: 1", "make them equal", id="sizes"),

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # MLflow's tracking server and registry: SQLite and a folder, or Postgres and an object store, by settings.
 #
-#   DATA_DIRECTORY                where SQLite and the folder lie (/var/lib/clozeworks)
+#   DATA_DIRECTORY                of SQLite and the folder (/var/lib/clozeworks)
 #   MLFLOW_BACKEND_STORE_URI      such as postgresql+psycopg2://mlflow@postgres/mlflow; default SQLite
-#   PGPASSWORD                    Postgres's password; never a part of the URI, which is logged and seen by `ps`
+#   PGPASSWORD                    Postgres's password; must not be in the URI, which is logged and shown by `ps`
 #   MLFLOW_ARTIFACTS_DESTINATION  such as s3://mlflow; default the folder
 #   MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY   of the object store
 #   MLFLOW_HOST, MLFLOW_PORT      127.0.0.1, 5000
-#   MLFLOW_SERVER_ALLOWED_HOSTS   names by which browsers and clients may call it, where it is not loopback
+#   MLFLOW_SERVER_ALLOWED_HOSTS   host names that browsers and clients may use, if it is not loopback
 #   MLFLOW_WORKERS                2
 set -euo pipefail
 
 data=${DATA_DIRECTORY:-/var/lib/clozeworks}
 if [[ ${MLFLOW_BACKEND_STORE_URI:-} =~ ://[^/@]*:[^/@]*@ ]]; then
-  echo "error: MLFLOW_BACKEND_STORE_URI holds a password; put it into PGPASSWORD" >&2
+  echo "error: MLFLOW_BACKEND_STORE_URI holds a password; set PGPASSWORD instead" >&2
   exit 2
 fi
 export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$data/mlflow.db}

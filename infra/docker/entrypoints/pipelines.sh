@@ -5,7 +5,7 @@
 #
 #   WORKSPACE   overrides the recipe's run.workspace
 #
-# The Python worker of a runner that starts its workers itself is clozeworks-worker, on the image's PATH.
+# For runners that start their workers themselves, the Python worker is clozeworks-worker, on the image's PATH.
 set -euo pipefail
 
 [[ $# -ge 1 ]] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -14,5 +14,5 @@ shift
 case $job in
   shard_corpus | train_vocabulary | build_examples) exec python -m "pipelines.$job" "$@" ${WORKSPACE:+--workspace "$WORKSPACE"} ;;
   validate) exec python -m pipelines.validate "$@" ;;
-  *) echo "error: $job: no such job; there are shard_corpus, train_vocabulary, build_examples and validate" >&2; exit 2 ;;
+  *) echo "error: $job: no such job; use shard_corpus, train_vocabulary, build_examples or validate" >&2; exit 2 ;;
 esac

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# One node's processes of training.pretrain, one a GPU; the nodes find one another without ssh and without a launcher.
+# One node's processes of training.pretrain, one per GPU; the nodes find each other without ssh and without a launcher.
 #
 #     train.sh RECIPE [arguments of training.pretrain]
 #
-#   WORKSPACE            overrides the recipe's run.workspace; needed, and shared by all nodes, where there are several
-#   NODES                how many nodes (1)
-#   NODE_RANK            which one this is; else JOB_COMPLETION_INDEX, which an indexed Job of Kubernetes sets; else 0
+#   WORKSPACE            overrides the recipe's run.workspace; required for several nodes, which must share it
+#   NODES                number of nodes (1)
+#   NODE_RANK            number of this node; else JOB_COMPLETION_INDEX, set by an indexed Job of Kubernetes; else 0
 #   PROCESSES_PER_NODE   one for each GPU of a node (1)
-#   MASTER_ADDR          node 0; needed where there are several
-#   MASTER_PORT          29500 where there are several
-#   STARTED_FILE         is written at the start; infra/docker/health.py measures from it
+#   MASTER_ADDR          address of node 0; required for several nodes
+#   MASTER_PORT          port on node 0, for several nodes (29500)
+#   STARTED_FILE         written at the start; infra/docker/health.py reads its time
 #
-# Ends with 0 when the stage is complete, with 75 after a signal (a checkpoint is written; run it again), with 2 on a
-# mistake in what was given, and otherwise with what the first failing process ended with.
+# Exits with 0 when the stage is complete, 75 after a signal (a checkpoint is written; run it again), 2 on a user error,
+# and otherwise with the exit code of the first failing process.
 set -euo pipefail
 
 interrupted=75 # EXIT_INTERRUPTED in training/pretraining/run.py, EX_TEMPFAIL
@@ -44,8 +44,8 @@ if ((world > 1)); then
 fi
 : > "${STARTED_FILE:-/tmp/training_started}"
 
-# Every process gets the signal that this shell gets, and finishes its step. torchrun was no choice: it makes exit code
-# 1 of every other one, and kills its processes 30 s after a signal, in the middle of a large checkpoint.
+# Every process gets the signal that this shell gets, and finishes its step. torchrun is no alternative: it turns every
+# exit code into 1, and kills its processes 30 s after a signal, in the middle of a large checkpoint.
 declare -A running=()
 stopping=
 pass_on() {
@@ -66,10 +66,10 @@ for ((local_rank = 0; local_rank < per_node; local_rank++)); do
     python -m training.pretrain "$@" ${WORKSPACE:+--workspace "$WORKSPACE"} &
   running[$!]=$local_rank
 done
-# A signal between two starts reached only the first.
+# A signal between two starts has reached only the first process.
 [[ -z $stopping ]] || pass_on
 
-# Looks instead of waiting for the next end: `wait -n` may miss a process whose end comes together with a signal.
+# Poll: `wait -n` may miss a process that ends together with a signal.
 code=0 deadline=
 while ((${#running[@]})); do
   for process in "${!running[@]}"; do
@@ -77,7 +77,7 @@ while ((${#running[@]})); do
     status=0
     wait "$process" || status=$?
     unset "running[$process]"
-    # Ended by the signal before training had begun: nothing is lost.
+    # Ended by the signal before training had started: nothing is lost.
     if [[ -n $stopping ]] && ((status == 143 || status == 130)); then
       status=$interrupted
     fi
@@ -85,7 +85,7 @@ while ((${#running[@]})); do
       ((code != 0)) || code=$status
     elif ((code == 0 || code == interrupted)); then
       code=$status
-      # One that waits for a dead peer does not act on the first signal.
+      # A process that waits for a dead peer ignores the first signal.
       deadline=$((SECONDS + peers_grace_seconds))
       echo "node $node: a process ended with exit code $status" >&2
       kill -TERM "${!running[@]}" 2> /dev/null || true
@@ -97,8 +97,8 @@ while ((${#running[@]})); do
   pause
 done
 
-# Node 0 still writes the model when the others are done. If it died in that, all would have to begin again together,
-# so the others stay until the stage is complete.
+# Node 0 still writes the model when the others are done. If it died then, all would have to resume together, so the
+# others stay until the stage is complete.
 give_up=$((SECONDS + manifest_wait_seconds))
 while ((code == 0 && node > 0)) && [[ ! -e $WORKSPACE/pretraining/manifest.json ]]; do
   if [[ -n $stopping ]] || ((SECONDS >= give_up)); then

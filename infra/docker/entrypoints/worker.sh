@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A Prefect worker that runs flows as processes of its own, one at a time: each takes the whole machine.
+# A Prefect worker that runs flows as child processes, one at a time: each uses the complete machine.
 #
 #   PREFECT_API_URL           the server, such as http://prefect:4200/api
-#   PREFECT_API_AUTH_STRING   user:password, where the server asks for it
-#   PREFECT_POOL              work pool (clozeworks-cpu); it is created if it is absent
+#   PREFECT_API_AUTH_STRING   user:password, if the server requires it
+#   PREFECT_POOL              work pool (clozeworks-cpu); created if it does not exist
 #   MLFLOW_TRACKING_URI       such as http://mlflow:5000
 #   PREFECT_WORKER_WEBSERVER_HOST, PREFECT_WORKER_WEBSERVER_PORT   of the health check: 127.0.0.1, 8080
 set -euo pipefail
