@@ -1,4 +1,4 @@
-"""One finished workspace for all tests of the preprocessing jobs."""
+"""A finished workspace for all tests of the preprocessing jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests: what makes a stage complete, and what makes it out of date."""
+"""Manifests: when a stage is complete, and when it is out of date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a name from outside may do to a terminal or a log: nothing."""
+"""Names from outside have no effect on a terminal or a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cleaning: what is mended in a text and what stays, language, limits, and that the manifest tells all of it."""
+"""Cleaning: what changes in a text and what stays, languages, limits, and the counts in the manifest."""
 
 from __future__ import annotations
 

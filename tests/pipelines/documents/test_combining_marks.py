@@ -1,4 +1,4 @@
-"""Runs of combining marks of any length: the text that the standard wants, in time that grows with the text."""
+"""Runs of combining marks of any length: the text that the standard requires, in linear time."""
 
 from __future__ import annotations
 

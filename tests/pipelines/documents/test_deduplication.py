@@ -60,7 +60,7 @@ def changed(generator: random.Random, words: list[str], num_changes: int) -> lis
 
 
 def dropped_of(texts: list[str], config: NearDuplicatesConfig) -> set[int]:
-    """Which texts go; texts are their own ids, in order."""
+    """Which texts are dropped; texts are their own ids, in order."""
     signatures = signatures_of(texts, config)
     keys = band_keys(signatures, band_shape(config))
     rows = np.repeat(np.arange(len(texts), dtype=np.uint64), keys.shape[1])
@@ -84,7 +84,7 @@ def test_words_without_spaces_are_characters() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.5, 0.7, 0.8, 0.9]))
 def test_pairs_well_above_the_threshold_go_and_pairs_well_below_stay(seed: int, min_similarity: float) -> None:
-    """The standard error of an estimate is 0.04: four of them are well."""
+    """The standard error of an estimate is 0.04; "well" means four of them."""
     generator = random.Random(seed)
     config = NearDuplicatesConfig(min_similarity=min_similarity)
     for num_changes in (0, 2, 5, 10, 20, 60):
@@ -98,7 +98,7 @@ def test_pairs_well_above_the_threshold_go_and_pairs_well_below_stay(seed: int, 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32))
 def test_components_are_those_of_exact_similarity(seed: int) -> None:
-    """Families of copies with few changes, and strangers: one of each family stays, the first by id."""
+    """Families of copies with few changes, and unrelated texts: one of each family stays, the first by id."""
     generator = random.Random(seed)
     families: list[list[str]] = []
     for _ in range(8):
@@ -137,7 +137,7 @@ def test_bands_let_pairs_at_the_threshold_meet(min_similarity: float, num_permut
 
 
 def test_a_group_in_which_only_some_are_alike() -> None:
-    """The first of a band may be like none, and two others like each other."""
+    """The first of a band may resemble none, and two others each other."""
     signatures = np.zeros((4, 100), np.uint32)
     signatures[0] = 1
     signatures[2] = 2
@@ -202,7 +202,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    """All but locks and what was verified, whose names begin with a dot."""
+    """All files but locks and verification records, whose names begin with a dot."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
@@ -244,7 +244,7 @@ def test_parts_buckets_and_workers_do_not_change_a_byte(
     monkeypatch.setattr("pipelines.documents.near_duplicates._PARTS_PER_BUCKET", 2)
     shard_corpus.run([recipe, "--workspace", str(tmp_path / "two"), "--set", "run.workers=2"])
     two = files_below(tmp_path / "two/documents")
-    # Rejects stand in the order of parts, in one compressed member for each.
+    # Rejects are in the order of parts, with one compressed member for each.
     assert {name for name in one if one[name] != two[name]} <= {"rejected.jsonl.gz", "manifest.json"}
     lines = [sorted(gzip.decompress(files["rejected.jsonl.gz"]).splitlines()) for files in (one, two)]
     assert lines[0] == lines[1]

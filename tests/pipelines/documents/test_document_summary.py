@@ -1,4 +1,4 @@
-"""The documents job's last words: what became of the corpus, and an error where nothing did."""
+"""Closing lines of the documents job: what became of the corpus, and an error if nothing was kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROSE = "A text that is long enough to be kept. It has two sentences."
 
 
 def manifest_of(train: list[int], heldout: list[int], rejected: dict[str, int], **more: Any) -> Manifest:
-    """A manifest of shards of so many rows; each reason comes with one reject."""
+    """A manifest of shards with these numbers of rows; each reason has one reject."""
     shards = [("train", train), ("heldout", heldout)]
     files = [
         FileRecord(name=f"{split}-{index:05d}-of-{len(rows):05d}.arrow", rows=number, size_bytes=0, sha256="")

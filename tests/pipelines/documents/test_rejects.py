@@ -1,4 +1,4 @@
-"""The rejects' file: its bytes do not depend on the version of Python, nor on when it is written."""
+"""The file of rejects: its bytes depend neither on the version of Python nor on the time of writing."""
 
 from __future__ import annotations
 

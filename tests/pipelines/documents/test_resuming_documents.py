@@ -1,4 +1,4 @@
-"""A documents job that was killed goes on where it stood: what was finished stays, and the bytes are the same."""
+"""A killed documents job resumes: finished units are kept, and the bytes are the same."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def times_below(directory: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A workspace from a run that nothing disturbed, and its recipe."""
+    """A workspace from an undisturbed run, and its recipe."""
     root = tmp_path_factory.mktemp("resuming")
     write_corpus(root / "corpus")
     text = (root / "corpus/003.txt").read_text()
@@ -118,7 +118,7 @@ def test_a_killed_run_is_taken_up(
     assert len(before) >= 3 * num_parts + 3 * num_shards
 
     monkeypatch.setattr("pipelines.documents.document.PART_BYTES", PART_BYTES)
-    # The build stays where it is, to be looked at.
+    # The build stays, for inspection.
     monkeypatch.setattr("pipelines.documents.shards.install_build", lambda *_: None)
     monkeypatch.setattr("pipelines.documents.shards.require_manifest", lambda *_: read_manifest(str(stage)))
     shard_corpus.run([recipe, "--workspace", str(tmp_path)])
@@ -157,7 +157,7 @@ def test_other_settings_start_from_nothing(
 
 
 def test_the_last_step_may_be_repeated(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
-    """A runner that lost the answer of a step asks again; the scratch files are gone by then."""
+    """A runner that lost the result of a step repeats it, after the scratch files are gone."""
     workspace, recipe = undisturbed
     shutil.copytree(workspace / "documents", tmp_path / "documents")
     key = key_of(recipe, workspace)

@@ -1,4 +1,4 @@
-"""Sharing out rows: every row once, files within one row of each other, tokens far within one per cent."""
+"""Distributing rows: every row once, files within one row of each other, tokens well within one per cent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_groups_cover_all_shards_and_are_alike(count: int) -> None:
 def share_out(
     lengths_of_shards: list[NDArray[np.int64]], bin_ends: list[int], seed: int = 0
 ) -> list[list[list[tuple[int, int]]]]:
-    """For each bin and file its rows as (shard, row), as the job does it."""
+    """For each bin and file its rows as (shard, row), like the job."""
     num_files = len(lengths_of_shards)
     generator = np.random.Generator(np.random.Philox(key=seed))
     dealt = [

@@ -107,12 +107,12 @@ def plans(
 
 TOKENS, SENTENCES, CHUNK = 3, 25, 10
 """Sentences of 3 tokens: ten make a chunk of 30, at least the 29 that fit. Truncation takes two tokens at most, so the
-sentences of A can be told from the range that is left."""
+sentences of A follow from the remaining range."""
 
 
 @pytest.fixture(scope="module")
 def regular_pairs() -> NDArray[np.int64]:
-    """Pairs, and beside them: sentences of the chunk, sentences of A, B's document, B's first sentence in it."""
+    """Pairs with further columns: sentences of the chunk, sentences of A, B's document, B's first sentence in it."""
     pairs = plans(regular_corpus(10_000, SENTENCES, TOKENS), 34, 0.0)
     assert len(pairs) > MILLION
     first, last = pairs[:, A_START] // TOKENS, -(-pairs[:, A_END] // TOKENS)

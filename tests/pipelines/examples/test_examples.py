@@ -1,4 +1,4 @@
-"""Job 3, run for real with each of its options; killed, resumed and retried."""
+"""Job 3, run end to end with each of its options; killed, resumed and retried."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipelines.validation.workspace import validate
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    """All but locks and what was verified, whose names begin with a dot."""
+    """All files but locks and verification records, whose names begin with a dot."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 

@@ -1,4 +1,4 @@
-"""What is lost on the way from documents to rows is counted: against slow counts in plain Python."""
+"""Counts of what is lost between documents and rows, against slow counts in plain Python."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TEXTS = st.lists(SENTENCE.map(lambda text: text.encode("utf-8", "ignore").decode
 
 
 def slow_counts(texts: list[str], lowercase: bool, strip_accents: bool | None) -> TokenCounts:
-    """Word by word, as the pre-tokeniser cuts a complete text."""
+    """Word by word, from the pre-tokeniser on the complete text."""
     judge = build_tokenizer(VOCABULARY, lowercase, strip_accents)
     judge.encode_special_tokens = True
     total = Counter(dict.fromkeys(TokenCounts._fields, 0))
@@ -120,7 +120,7 @@ def test_vocabulary_statistics_equal_slow_ones(texts: list[str], alphabet_size: 
 
 
 def _possible_size(words: pa.Array, counts: Any, alphabet_size: int) -> int:
-    """A size that these words give."""
+    """A vocabulary size that these words allow."""
     for size in range(5, 200):
         try:
             train(words, counts, size, 2, alphabet_size)
@@ -146,7 +146,7 @@ def test_a_size_that_cannot_be_says_what_becomes_unk() -> None:
 
 
 def slow_losses(documents: TokenizedDocuments, sources: list[int], rows: Any, passes: int, length: int) -> Counter[str]:
-    """Token by token: which of them stand in a row that follows the text."""
+    """Token by token: which of them are in a row that follows the text."""
     tokens = len(documents.input_ids)
     document_of = np.repeat(
         np.arange(len(sources)), np.diff(documents.sentence_offsets[documents.document_offsets])
@@ -206,7 +206,7 @@ def test_pieces_of_one_book_are_seen_among_random_next_sentences() -> None:
 
 
 def statistics(train: tuple[int, int] = (100, 50), heldout: int = 5, **changes: Any) -> ExamplesStatistics:
-    """Statistics of good examples, but for `changes`; train: rows, and how many of them are random."""
+    """Statistics of good examples, except for `changes`; train: rows, and how many of them are random."""
     text = {
         "train_documents": 90,
         "heldout_documents": 30,

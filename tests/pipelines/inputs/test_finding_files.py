@@ -1,4 +1,4 @@
-"""Which files inputs name: literal names, links, hidden and foreign things in the tree, and results of our own."""
+"""Which files inputs match: literal names, links, hidden and foreign files in the tree, and this project's results."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_corpus_in_its_own_workspace_is_read_without_the_results(tmp_path: Pat
     write(tmp_path, "a.txt", "texts/b.txt", "mlartifacts/1/vocab.txt", "finetuning/data/dev.txt", "prefect/log.txt")
     write(tmp_path, "documents.building/x.txt", "pretraining.1/y.txt", "documents/novel.txt")
     stage_in(tmp_path / "vocabulary")
-    # Nothing shows that documents/ is ours.
+    # Nothing shows that documents/ is this project's.
     assert names_of(f"{tmp_path}/**/*.txt", tmp_path) == ["a.txt", "documents/novel.txt", "texts/b.txt"]
     assert names_of(f"{tmp_path}/texts", tmp_path) == ["b.txt"]
 

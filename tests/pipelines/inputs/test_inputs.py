@@ -1,4 +1,4 @@
-"""Readers: what is found, what is read, and what becomes of files that are not as they should be."""
+"""Readers: what is found, what is read, and what becomes of invalid files."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_file_uris(corpus: Path, pattern: str) -> None:
     ],
 )
 def test_host_bucket_and_query_reach_the_reader(corpus: Path, monkeypatch: pytest.MonkeyPatch, inputs: str) -> None:
-    """A stand-in for remote file systems, with URIs and paths as Arrow has them: only ASCII, and quoted."""
+    """A stand-in for remote file systems, with URIs and paths as in Arrow: only ASCII, and quoted."""
     opened: list[str] = []
     bucket = fs.SubTreeFileSystem(str(corpus), fs.LocalFileSystem())
 

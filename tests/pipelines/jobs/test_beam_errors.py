@@ -1,4 +1,4 @@
-"""What Beam quotes of a worker's exception is raised again as itself: the first cause, without the step's name."""
+"""A worker's exception quoted by Beam is raised with its own type: the first cause, without the step's name."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_exception_of_this_process_loses_the_name_of_the_step() -> None:
 
 
 def test_of_one_failure_the_exception_that_knows_the_path_is_taken() -> None:
-    """Arrow's own knows none, and the one that names it is raised while that is handled."""
+    """Arrow's own exception has no path, and the one that names it is raised while that is handled."""
     error = first_cause(
         'Traceback (most recent call last):\n  File "a.py", line 1, in f\n'
         "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device\n\n"

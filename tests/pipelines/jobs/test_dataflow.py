@@ -1,8 +1,8 @@
-"""The three jobs' graphs as Dataflow would get them, as far as that goes without an account.
+"""The three jobs' graphs as Dataflow would get them, as far as possible without an account.
 
-Beam's Dataflow runner is run in earnest up to the point of submission (`--dry_run`), and then its own code describes
-the workers. The graph must survive serialisation, hold our own code by name only, and ask for the image and the
-machines that the options name.
+Beam's Dataflow runner is run up to the point of submission (`--dry_run`), and then its own code describes the workers.
+The graph must survive serialisation, hold this project's code by name only, and request the image and the machines
+that the options name.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module", params=JOBS, ids=lambda job: job.__name__.split(".")[-1])
 def job(request: pytest.FixtureRequest, built: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Beam's description of one of our jobs, made by the job's own `run`."""
+    """Beam's description of one of the jobs, made by the job's own `run`."""
     described: list[Any] = []
     construct = apiclient.Job.__init__
 
@@ -159,7 +159,7 @@ def pickles_of(graph: beam_runner_api_pb2.Pipeline) -> Iterator[bytes]:
 
 
 class ModuleRecorder(pickle.Unpickler):
-    """Reads a pickle and keeps the names of the modules that it looks into."""
+    """Reads a pickle and records the names of the modules that it refers to."""
 
     def __init__(self, payload: bytes):
         super().__init__(io.BytesIO(payload))

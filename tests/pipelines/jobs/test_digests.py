@@ -1,6 +1,6 @@
-"""Equal recipe, equal bytes: the digests of a small corpus' stages, to be compared on every supported Python.
+"""Equal recipe, equal bytes: the digests of a small corpus' stages, the same on every supported Python.
 
-Where one of these changes on purpose, the stage's version in `pipelines/stage_keys.py` goes up in the same commit.
+If one of these changes on purpose, the stage's version in `pipelines/stage_keys.py` goes up in the same commit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the jobs say at their end, and corpora that lose much: run for real."""
+"""Closing lines of the jobs, and corpora that lose much, run end to end."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Corpus:
 
 
 def chinese(num_texts: int, num_characters: int, is_even: bool = False) -> list[str]:
-    """Sentences of characters that differ in frequency as those of a language do, or are all as frequent."""
+    """Sentences of characters with the frequencies of a natural language, or all equally frequent."""
     generator = random.Random(5)
     characters = [chr(0x4E00 + number) for number in range(num_characters)]
     weights = [1.0 if is_even else 1 / (1 + number) for number in range(num_characters)]
@@ -154,7 +154,7 @@ def test_paragraphs_without_stops_are_cut_and_said_to_be(tmp_path: Path) -> None
 
 @pytest.fixture
 def error_of() -> Callable[[Callable[[], Any]], str]:
-    """The message with which a job ends, wherever the runner put it."""
+    """The message with which a job ends, with any runner."""
 
     def error(job: Callable[[], Any]) -> str:
         with pytest.raises(Exception) as caught:  # noqa: PT011 - Beam wraps what a worker raises

@@ -1,4 +1,4 @@
-"""The three Beam jobs, run for real: same bytes with one worker and two, skipping, rebuilding, rejects, mistakes."""
+"""The three Beam jobs, run end to end: same bytes with one worker and two, skipping, rebuilding, rejects, errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.jobs.arrow_files import read_table
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    """All but locks and what was verified, whose names begin with a dot."""
+    """All files but locks and verification records, whose names begin with a dot."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 

@@ -1,4 +1,4 @@
-"""Every step of the three jobs dies after each of its writes and is tried again, as a runner does; same bytes."""
+"""Every step of the three jobs dies after each of its writes and is retried, as by a runner; same bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEVER = 1 << 30
 
 
 class WorkerDiedError(Exception):
-    """Stands for a worker's end: what it wrote is there, what it would have reported is not."""
+    """Simulates a worker's end: its files exist, its report does not."""
 
 
 class DyingWorker:
@@ -52,14 +52,14 @@ class DyingWorker:
                     continue
                 break
             self._dies_after = NEVER
-            # That attempt was whole, but its worker died before it could say so.
+            # That attempt was complete, but its worker died before it could report it.
             return list(process(*arguments, **keywords))
 
         return process_in_attempts
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    """All but locks and what was verified, whose names begin with a dot."""
+    """All files but locks and verification records, whose names begin with a dot."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 

@@ -1,4 +1,4 @@
-"""Temporary files of a killed run are cleared away by the next one, and those of a living run never are."""
+"""Temporary files of a killed run are removed by the next one, and those of a live run never are."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ FAULTY_FORMATS = {
 
 @pytest.mark.parametrize("name", FAULTY_FORMATS)
 def test_a_file_system_that_fails_is_no_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """It may do better when the runner tries again, so the records must not be given up."""
+    """A retry may succeed, so the records must not be given up."""
     texts = [f'{{"text": "{text}"}}\n\n' for text in records(500)]
     table = pa.table({"text": texts})
     kind = name.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""bz2 files of many streams: any cuts give what the whole file gives, and damage costs the rest of its range."""
+"""bz2 files of many streams: any cuts give what the complete file gives, and damage costs the rest of its range."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_any_cuts_of_any_streams_give_what_the_whole_file_gives(
 
 
 def test_every_single_cut_between_lines_that_cross_streams(tmp_path: Path) -> None:
-    """Whether a line is blank may be told by a stream before the one before."""
+    """Whether a line is blank may depend on the stream before the previous one."""
     pieces = [
         b"",
         b"One",
@@ -78,7 +78,7 @@ def test_every_single_cut_between_lines_that_cross_streams(tmp_path: Path) -> No
 
 
 def write_dump(path: Path, num_streams: int) -> list[int]:
-    """A dump as MediaWiki writes them: header, streams of whole pages, closing tag. Returns the streams' starts."""
+    """A dump as MediaWiki writes them: header, streams of complete pages, closing tag. Returns the streams' starts."""
     pages = ["".join(f"  {PAGE.format(number * 10 + page)}\n" for page in range(10)) for number in range(num_streams)]
     starts, data = [], b""
     for piece in ["<mediawiki>\n", *pages, "</mediawiki>\n"]:

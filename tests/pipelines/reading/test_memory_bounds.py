@@ -1,4 +1,4 @@
-"""What a small packed file may take of a worker's memory: a few times a text that it holds, never all it unpacks to."""
+"""Memory that a small packed file takes in a worker: a few times one of its texts, never all of its contents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of a file give together what the file gives, wherever it is cut; large inputs become several parts."""
+"""Ranges of a file together give what the file gives, wherever it is cut; large inputs become several parts."""
 
 from __future__ import annotations
 

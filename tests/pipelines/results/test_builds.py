@@ -1,4 +1,4 @@
-"""Replacing a result: the old one is valid until the new one is complete, and nothing that is not ours is touched."""
+"""Replacing a result: the old one is valid until the new one is complete, and foreign files are not touched."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_without_an_exchange_two_renames_do(directory: str, monkeypatch: pytest.
 
 
 class Crash(BaseException):
-    """As a kill: nothing catches it."""
+    """Like a kill: nothing catches it."""
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
@@ -152,7 +152,7 @@ def test_a_crash_at_any_step_loses_no_complete_result(
                 crashed = True
         there = [path for path in (directory, *kept_directories(directory)) if key_of(1).difference(path) is None]
         is_replaced = key_of(2).difference(directory) is None
-        # Kept results stay, others until the new one stands.
+        # Kept results stay, others until the new one is complete.
         building = building_directory(directory)
         assert there or is_replaced or key_of(1).difference(building) is None, (crash_at, os.listdir(tmp_path))
         finish_exchange(directory, keep_earlier)
@@ -249,7 +249,7 @@ def test_a_stage_that_is_linked_to_another_disk_stays_there(
 def test_who_deletes_at_the_same_time_hinders_no_deletion(
     directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one empties the shared trash just before this one's rename: the old build must not be taken for new."""
+    """A process empties the shared trash just before another's rename: the old build must not be taken for new."""
     open_build(directory, key_of(1))
     fill(directory, 1)
     original = storage.move_directory

@@ -1,4 +1,4 @@
-"""One holder at a time, named in the refusal; a lock ends with its holder, however that ends."""
+"""One holder at a time, named in the error; a lock always ends with its holder."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_child_does_not_inherit_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fs.FileSystem:
-    """A directory behind a scheme of its own, asked for what every store can: files by name."""
+    """A directory behind its own scheme, used only as every store can be: files by name."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(storage, "filesystem_of", lambda uri: (store, uri.removeprefix("store://")))
     store.create_dir("run/.locks", recursive=True)

@@ -45,7 +45,7 @@ def test_what_a_killed_worker_was_writing_is_cleared_away(tmp_path: Path) -> Non
     directory = str(tmp_path / "documents")
     building = building_directory(directory)
     open_build(directory, KEY)
-    # By hand, for a process that is still alive tidies up after itself.
+    # Written by hand, because a live process cleans up after itself.
     with storage.atomic_output(f"{building}/shard.arrow"):
         (name,) = (name for name in storage.list_files(building) if name.startswith("shard"))
     storage.remove_file(f"{building}/shard.arrow")

@@ -1,4 +1,4 @@
-"""Which languages a recipe may name for its sentences: those that the splitter knows, and no others in silence."""
+"""The languages that a recipe may name for its sentences: those that the splitter knows, none silently ignored."""
 
 # ruff: noqa: RUF001 - the probes are texts in many scripts
 
@@ -14,7 +14,7 @@ from pipelines.settings.documents import SourceConfig
 from pipelines.settings.languages import LANGUAGES
 from pipelines.settings.sentence_languages import _NAMES, SENTENCE_LANGUAGES, nearest_languages, rules_of
 
-# Of each language something that it reads otherwise than English: abbreviations, or stops of its script.
+# For each language, text that its rules split differently from English: abbreviations, or stops of its script.
 PROBES = [
     "Xx am. Yy ca. Zz bzw. Aa ggf. Bb vgl. Cc u.s.w. Dd bijv. Ee dhr. Ff a.o. Gg np. Hh tzv. Ii prof. Jj kl. Kk fx. Ll",
     "Mm p.ej. Nn Sra. Oo Ud. Pp pág. Qq M. Rr av. Ss ex. Tt Mlle. Uu Dra. Vv Exmo. Ww ecc. Xx sig. Yy dott. Zz esim. A",

@@ -25,7 +25,7 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-be", "latin-1", "
 
 
 def packed(name: str, data: bytes) -> bytes:
-    """Data in two packed streams, as `cat a.gz b.gz` and multistream dumps have them."""
+    """Data in two packed streams, as from `cat a.gz b.gz` and in multistream dumps."""
     half = len(data) // 2
     pack = {"gz": gzip.compress, "bz2": bz2.compress, "zst": lambda part: pa.Codec("zstd").compress(part, asbytes=True)}
     compress = pack[name]

@@ -1,6 +1,6 @@
 """`pipelines.validate` finds every deliberate damage to a workspace, in one line that names the place.
 
-Each case changes one thing, and many then make checksums, sizes and digests fit again, as a clever hand would.
+Each case changes one thing, and many then make checksums, sizes and digests consistent again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Facts = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another sound workspace: the same settings on fewer documents."""
+    """Another valid workspace: the same settings on fewer documents."""
     root = tmp_path_factory.mktemp("other")
     write_corpus(root / "corpus", num_documents=40)
     recipe = root / "small.toml"
@@ -154,7 +154,7 @@ def swap_tokens(lines: str) -> str:
 
 
 def swap_vocabulary(workspace: Path) -> None:
-    """Two tokens change places, in vocab.txt and tokenizer.json alike."""
+    """Swap two tokens, in vocab.txt and tokenizer.json alike."""
     text("vocabulary", "vocab.txt", swap_tokens)(workspace)
     tokens = (workspace / "vocabulary" / "vocab.txt").read_text().split("\n")[:-1]
 
@@ -445,7 +445,7 @@ def fault_of(directory: str) -> list[str]:
 
 
 def test_random_values_in_a_manifest_end_in_one_line(built: tuple[Path, str], tmp_path: Path) -> None:
-    """Whatever stands in a manifest: in order, or one line; never another exception."""
+    """With any value in a manifest: valid, or one line; never another exception."""
     generator = np.random.default_rng(11)
     values: list[Any] = [None, True, -1, 10**30, 0.5, "x", "", [], {}, [[1]], {"a": {}}]
     workspace = tmp_path / "w"

@@ -1,4 +1,4 @@
-"""`pipelines.validate`: sound stages pass, and each kind of damage is named with its file and row."""
+"""`pipelines.validate`: valid stages pass, and each kind of damage is reported with its file and row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DOCUMENTS_NAME = "train-00000-of-00004.arrow"
 
 @pytest.fixture
 def workspace(built: tuple[Path, str], tmp_path: Path) -> Path:
-    """A copy of a finished workspace, to be damaged."""
+    """A copy of a finished workspace, to damage."""
     copy = tmp_path / "workspace"
     subprocess.run(["cp", "-a", str(built[0]), str(copy)], check=True)
     return copy
@@ -51,7 +51,7 @@ def stated(directory: Path) -> Manifest:
 
 
 def restate(directory: Path, name: str, **changes: Any) -> None:
-    """Make the manifest's record of a file fit what is there now, but for `changes`."""
+    """Make the manifest's record of a file match its present contents, except for `changes`."""
     manifest = stated(directory)
     files: list[FileRecord] = []
     for file in manifest.files:
@@ -62,7 +62,7 @@ def restate(directory: Path, name: str, **changes: Any) -> None:
 
 
 def rewrite(directory: Path, name: str, change: Callable[[list[dict[str, Any]]], Any]) -> None:
-    """Change the rows of a file and make the manifest's record of it fit again."""
+    """Change the rows of a file and make the manifest's record of it match again."""
     table = read_table(str(directory / name))
     rows = table.to_pylist()
     change(rows)
@@ -130,7 +130,7 @@ def test_a_wrong_row_is_named(workspace: Path, change: Change, message: str) -> 
 
 
 def mask_half_a_word(row: dict[str, Any], tokens: list[str]) -> None:
-    """Take the mask off the last piece of a masked word."""
+    """Unmask the last piece of a masked word."""
     for number in reversed(range(len(row["masked_lm_ids"]))):
         if tokens[row["masked_lm_ids"][number]].startswith("##"):
             position = row["masked_lm_positions"].pop(number)

@@ -40,7 +40,7 @@ def alphabet_of(word_counts: dict[str, int], layout: Layout = "compact") -> list
 
 
 def written(directory: Path, words: pa.Table, config: VocabularyConfig) -> Manifest:
-    """What job 2 makes of word counts: `vocab.txt` and `tokenizer.json` in `directory`."""
+    """Output of job 2 for word counts: `vocab.txt` and `tokenizer.json` in `directory`."""
     key = StageKey("vocabulary", 1, config, {})
     open_build(str(directory), key)
     (manifest,) = TrainVocabulary(str(directory), key, config).process(words)

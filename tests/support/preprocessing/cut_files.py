@@ -31,5 +31,5 @@ FORMATS: dict[str, tuple[dict[str, Any], st.SearchStrategy[str]]] = {
 
 
 def place_free(item: Any) -> Any:
-    """A range that does not begin the file knows no line numbers: its details name bytes."""
+    """A range that does not begin the file has no line numbers: its details name bytes."""
     return replace(item, detail="") if isinstance(item, Reject) else item

@@ -85,7 +85,7 @@ def full_sentence_rows(
 ) -> list[tuple[list[list[int]], int, int]]:
     """RoBERTa's "full-sentences": each row's pieces (one a document), the document it begins in, and at which token."""
     order = sorted(range(len(documents)), key=lambda index: derive_key(order_key, document_keys[index]))
-    # Everything that is to be placed, in order: (document, place of its first token, tokens).
+    # Everything to place, in order: (document, place of its first token, tokens).
     units = []
     for index in order:
         place = 0
@@ -124,7 +124,7 @@ def masked(
     continuations: set[int],
     vocabulary_size: int,
 ) -> tuple[list[int], list[int], list[int]]:
-    """`create_masked_lm_predictions`: ids after masking, positions and labels; `pieces` stand between [SEP]s."""
+    """`create_masked_lm_predictions`: ids after masking, positions and labels; `pieces` are separated by [SEP]."""
     ids = [special["cls"]]
     candidates: list[list[int]] = []
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""Documents of made-up tokens, for the tests of what is cut and masked."""
+"""Documents of made-up tokens, for the tests of cutting and masking."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def flat(documents: Documents) -> TokenizedDocuments:
 
 
 def regular_corpus(num_documents: int, sentences: int, tokens: int) -> TokenizedDocuments:
-    """Documents of so many sentences of so many tokens; a token's id is its place, so that every range shows."""
+    """Documents with these numbers of sentences and tokens; a token's id is its place, so that ranges are visible."""
     num_sentences = num_documents * sentences
     return TokenizedDocuments(
         input_ids=np.arange(num_sentences * tokens, dtype=np.int32),
