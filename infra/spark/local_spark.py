@@ -89,13 +89,13 @@ def fetch_jars(beam_version: str = TESTED_BEAM_VERSION, scope: str = WITH_SPARK)
 
 
 class LocalSpark:
-    """A job server with a small cluster behind it: a Spark master and executors of one core, each a process.
+    """A job server with a small cluster: a Spark master and executors of one core, each a process.
 
-    A context manager. Beside each executor runs a Python worker. An executor has one core because Beam gives up a dead
-    Python worker only when no task of its executor is left; with two, a task that is tried again may meet it again.
+    A context manager. Each executor has a Python worker next to it. An executor has one core because Beam drops a dead
+    Python worker only when no task of its executor is left; with two, a retried task may get the dead worker again.
 
     Raises:
-        SparkUnavailableError: see `fetch_jars`; or this is no Linux that lets us make a network namespace.
+        SparkUnavailableError: see `fetch_jars`; or the system does not allow creating a network namespace.
     """
 
     def __init__(self, log: Path, workers: int = 2, beam_version: str = TESTED_BEAM_VERSION):

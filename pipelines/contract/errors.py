@@ -34,7 +34,7 @@ _PEER_GONE = re.compile(
 )
 _TORCH_WRITE = re.compile(r"PytorchStreamWriter failed|file write failed|iostream error|unexpected pos \d+ vs \d+")
 _ERROR_NUMBER = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
-"""How Arrow and libraries written in Rust quote the operating system's error within a message of their own."""
+"""How Arrow and libraries written in Rust quote the operating system's error within their own messages."""
 _SQLITE = {
     "database or disk is full": errno.ENOSPC,
     "attempt to write a readonly database": errno.EROFS,
@@ -246,7 +246,7 @@ def _closed_output(error: BaseException) -> str | None:
         return None
     except OSError as problem:
         reason = os.strerror(problem.errno or errno.EIO)
-    # At exit the interpreter flushes its buffers, and would print a traceback of its own.
+    # At exit the interpreter flushes its buffers, and would print another traceback.
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.close(descriptor)

@@ -44,7 +44,7 @@ def examples_schema(vocabulary_size: int, metadata: Mapping[str, str]) -> pa.Sch
     With next sentences a row is the pair `[CLS] A [SEP] B [SEP]`; `segment_b_start` is the position of B's first token,
     and `next_sentence_label` is 1 where B is random, as in the released code. Without (metadata `next_sentence` =
     "false") it is `[CLS]`, full sentences with a [SEP] between documents, `[SEP]`; `segment_b_start` is then the row's
-    length, for there is no B, and `next_sentence_label` is 0.
+    length, as there is no B, and `next_sentence_label` is 0.
 
     Masks are reversible: put `masked_lm_ids` back at `masked_lm_positions`. With metadata `masking` = "dynamic" both
     lists are empty and training draws the masks. Rows are longer than metadata `bin_above` and at most `bin_up_to`.

@@ -16,7 +16,7 @@ def losses_of(
 ) -> dict[str, int]:
     """`LOSSES` of one shard's rows.
 
-    A random segment B repeats text of another document, so it does not count as keeping anything.
+    A random segment B repeats text of another document, so its tokens do not count as kept.
 
     Args:
         sources: int64 [documents]; two documents that are pieces of one text have the same number.

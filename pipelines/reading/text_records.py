@@ -256,7 +256,7 @@ def _placed(lines: Iterable[_Line], streams: Bz2Streams) -> Iterator[_Line]:
 
 
 def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:
-    """At least `num_bytes`, if there are as many."""
+    """At least `num_bytes` bytes, or all of them."""
     data = bytearray()
     for block in blocks:
         data += block

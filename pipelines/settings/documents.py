@@ -42,7 +42,7 @@ class SourceConfig(Section):
     encoding: Text = "utf-8"
     """Encoding of text without a byte order mark, by Python's name for it; a mark in the file overrides this."""
     max_record_bytes: Annotated[int, Bounded(1 << 10, 1 << 36, _IN_MEMORY)] = 256 << 20
-    """A longer record (a complete file where a document is a file) is rejected: it would have to fit in memory."""
+    """A longer record (a complete file if each file is a document) is rejected: it would have to fit in memory."""
     language: str = Field("en", min_length=2)
     """Language code for sentence splitting, such as `en` or `de` (`pipelines.settings.sentence_languages`)."""
     max_input_bytes: (

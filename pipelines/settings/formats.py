@@ -34,7 +34,7 @@ FORMATS = {
 
 
 def formats_with(setting: str) -> tuple[str, ...]:
-    """The formats that a setting applies to; empty where it applies to all."""
+    """The formats that a setting applies to; empty if it applies to all."""
     return tuple(name for name, entry in FORMATS.items() if setting in entry.settings)
 
 

@@ -39,7 +39,7 @@ def split_file(file: InputFile, config: SourceConfig, range_bytes: int) -> list[
 
 
 def find_inputs(config: DocumentsConfig, workspace: str | None = None) -> list[list[InputFile]]:
-    """The files of each source of a recipe's corpus, cut to `max_input_bytes` where that is set.
+    """The files of each source of a recipe's corpus, cut to `max_input_bytes` if that is set.
 
     Args:
         workspace: of the run; files in it are not inputs, even if it is among the inputs.

@@ -48,7 +48,7 @@ def _count_bits(mask: np.uint64) -> np.int64:
 
 @numba.njit(inline="always")
 def _lowest_bit(mask: np.uint64) -> np.int64:
-    """The place of the lowest set bit; LLVM knows this form too. 64 where there is none."""
+    """The place of the lowest set bit; LLVM knows this form too. 64 if there is none."""
     return _count_bits(~mask & (mask - _ONE))
 
 
@@ -74,7 +74,7 @@ def find_edges(
         fold: FOLD_LETTERS to lower-case ASCII letters, or FOLD_NOTHING.
 
     Returns:
-        The folded bytes from the first text on, as words, with at least 64 spaces behind them; where each chunk begins
+        The folded bytes from the first text on, as words, with at least 64 spaces after them; where each chunk begins
         and ends in those bytes, [chunks]; and where each text's chunks begin, [texts + 1].
     """
     first, num_bytes = np.int64(text_offsets[0]), np.int64(text_offsets[-1]) - np.int64(text_offsets[0])

@@ -56,7 +56,7 @@ class PairTable:
         self._push(np.arange(self._sizes[_NUM_PAIRS], dtype=np.int32))
 
     def pop_most_frequent(self) -> tuple[int, int, int]:
-        """The pair with the highest count and that count (0 where no pair is left); ties: the smaller ids."""
+        """The pair with the highest count and that count (0 if no pair is left); ties: the smaller ids."""
         left, right, count = _pop(self._heap_count, self._heap_pair, self._sizes, self._count, self._left, self._right)
         return int(left), int(right), int(count)
 
@@ -177,7 +177,7 @@ def _add_occurrence(
     last_node: NDArray[np.int32],
     num_nodes: NDArray[np.int32],
 ) -> int:
-    """Count a pair once more, at a slot; a pair never seen gets the next number."""
+    """Count one more occurrence of a pair, at a slot; a new pair gets the next number."""
     slot = _home(table, left, right)
     pair = _NONE
     while table[slot] >= 0:

@@ -170,7 +170,7 @@ class _PieceTable:
         _insert_pieces(self._slots, self._bytes, self._offsets, self._lengths, self._is_continuation)
 
     def split(self, table: ChunkTable, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ids of the plain ASCII chunks one after the other, and how many each chunk has: -1 where it is not plain."""
+        """Ids of the plain ASCII chunks one after the other, and how many each chunk has: -1 if it is not plain."""
         return _split_plain_chunks(
             table.key_bytes,
             table.key_offsets,
@@ -221,7 +221,7 @@ def _split_plain_chunks(
     longest_piece: int,
     unk_id: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Split each chunk of printable ASCII into the longest pieces, from left to right; [UNK] where none fits."""
+    """Split each chunk of printable ASCII into the longest pieces, from left to right; [UNK] if none fits."""
     last_slot = np.uint64(len(slots) - 1)
     counts = np.empty(last_chunk - first_chunk, np.int64)
     ids = np.empty(key_offsets[last_chunk] - key_offsets[first_chunk], np.int32)
