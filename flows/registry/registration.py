@@ -33,7 +33,6 @@ from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
 from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
 from training.settings.distillation import DistillationConfig
-from training.settings.glue import TASKS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,7 +94,7 @@ def _finetuned(whole: WholeRecipe, name: str, directory: str) -> Made:
         f"{whole.model_prefix}-{name}",
         storage.join(directory, MODEL_DIRECTORY),
         manifest.config,
-        takes_pairs=name in TASKS and TASKS[name].sentence_b is not None,
+        takes_pairs=whole.finetuning.family(name).takes_pairs(whole.finetuning, name),
         null_threshold=manifest.statistics.get("dev", {}).get("null_threshold"),
     )
     # The folder too, for GLUE has a dev.tsv in each of its tasks'.

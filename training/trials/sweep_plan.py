@@ -14,10 +14,9 @@ from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, read_manifest, require_manifest, write_manifest
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, PRETRAINED, workspace_of
-from training.glue.reading import read_examples
 from training.settings.finetuning import FinetuningConfig
-from training.settings.glue import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, TASKS, task_files
-from training.settings.sweep import SMALL_TASK_ROWS, Cell
+from training.settings.glue import MNLI
+from training.settings.sweep import Cell
 from training.stages.finetuning import finetuning_directory, finetuning_key
 
 SWEEP_DIRECTORY = "sweep"
@@ -71,33 +70,30 @@ class SweepTrial:
 
     def config(self, config: FinetuningConfig) -> FinetuningConfig:
         """The section [finetuning] with this trial's settings."""
-        settings = {**self.cell._asdict(), "seed": self.seed}
-        section = {SQUAD: "squad", TAGGING: "tagging"}.get(self.task)
-        if section is None:
-            return config.model_copy(update=settings)
-        return config.model_copy(update={section: config.fitting(self.task).model_copy(update=settings)})
+        return config.with_fitting(self.task, {**self.cell._asdict(), "seed": self.seed})
 
 
-def plan(recipe: Recipe, config: FinetuningConfig, task: str, glue_dir: str | None) -> list[SweepTrial]:
+def plan(recipe: Recipe, config: FinetuningConfig, task: str, folder: str | None) -> list[SweepTrial]:
     """All trials of a task: each point of the grid with the first seed, then with the next.
 
     Args:
         recipe: of the run.
         config: its section [finetuning].
         task: a name that `finetuning.tasks` takes.
-        glue_dir: folder that holds the task's own; not asked for by SQuAD and tagging.
+        folder: that the task's own is in; None where its files are named one by one.
 
     Raises:
         InputError: a file of the task is missing or has a bad row, or the MNLI model that it begins from is missing.
     """
-    if config.mnli_first and task in BEGIN_FROM_MNLI:
+    if config.begins_from_mnli(task):
         directory = finetuning_directory(recipe, MNLI, PRETRAINED)
         require_manifest(directory, FINETUNING, f"clozeworks finetune {recipe.path} --tasks {MNLI}")
     own = config.fitting(task)
     # Data and encoder are hashed once, not for each trial.
     key = finetuning_key(recipe, task, PRETRAINED, config)
     trials = []
-    for seed in range(own.seed, own.seed + config.sweep.num_seeds(_is_small(task, glue_dir))):
+    num_seeds = config.sweep.num_seeds(config.family(task).is_small(config, task, folder))
+    for seed in range(own.seed, own.seed + num_seeds):
         for cell in config.sweep.cells(own):
             directory = storage.join(workspace_of(recipe), FINETUNING, task, SWEEP_DIRECTORY, f"{cell.name}-seed{seed}")
             settings = {**key.config, **cell._asdict(), "seed": seed}
@@ -105,11 +101,3 @@ def plan(recipe: Recipe, config: FinetuningConfig, task: str, glue_dir: str | No
                 SweepTrial(task, cell, seed, directory, StageKey(key.stage, key.stage_version, settings, key.inputs))
             )
     return trials
-
-
-def _is_small(task: str, glue_dir: str | None) -> bool:
-    """Has one of GLUE's tasks, or the word-order task, few training rows? The others never count as small."""
-    if task not in TASKS:
-        return False
-    assert glue_dir is not None
-    return len(read_examples(TASKS[task], task_files(task, glue_dir)[0])) < SMALL_TASK_ROWS

@@ -14,13 +14,12 @@ from pipelines.results.marks import building_directory
 from training.bert.huggingface import huggingface_config, read_config, write_model
 from training.engine.processes import Processes
 from training.finetuning.loop import Beginning, Fitted, Fitting
-from training.finetuning.problem import Problem
-from training.finetuning.text import TextEncoder
+from training.finetuning.problem import Problem, TaskInputs
 from training.resuming.checkpointed_stage import lock_of_ranks, on_first
 from training.resuming.result_checks import require_finite
 from training.settings.finetuning import FinetuningConfig
-from training.settings.glue import SQUAD, TAGGING
 from training.settings.model import ModelConfig
+from training.settings.tasks import load
 from training.tracking.tracker import Tracker
 
 PREDICTIONS_DIRECTORY = "predictions"
@@ -49,31 +48,20 @@ class Trial:
         print(f"finetuning: {self.name or f'{self.task}/{self.start}'}: {line}", flush=True)
 
 
-def open_problem(task: str, config: FinetuningConfig, glue_dir: str | None, vocabulary_directory: str) -> Problem:
+def open_problem(task: str, config: FinetuningConfig, folder: str | None, vocabulary_directory: str) -> Problem:
     """Read and tokenise what a task learns from.
 
     Args:
         task: a name that `finetuning.tasks` takes.
         config: the section [finetuning].
-        glue_dir: folder that holds the task's own; not asked for by SQuAD and tagging.
+        folder: that the task's own is in; None where its files are named one by one.
         vocabulary_directory: whose tokenizer is used.
 
     Raises:
         InputError: a file is missing or has a bad row.
     """
-    if task == SQUAD:
-        from training.squad.problem import open_squad
-
-        return open_squad(config.squad, vocabulary_directory)
-    if task == TAGGING:
-        from training.tagging.problem import open_tagging
-
-        return open_tagging(config.tagging, vocabulary_directory)
-    from training.glue.problem import GlueProblem
-    from training.settings.glue import TASKS
-
-    assert glue_dir is not None
-    return GlueProblem(TASKS[task], glue_dir, TextEncoder(vocabulary_directory), config.max_seq_length)
+    problem: Problem = load(config.family(task).opener)(TaskInputs(task, config, folder, vocabulary_directory))
+    return problem
 
 
 def run_trial(

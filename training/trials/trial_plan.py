@@ -9,10 +9,8 @@ from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, require_manifest
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import (
-    DATA_DIRECTORY,
     DOCUMENTS,
     ENCODER_DIRECTORY,
-    FINETUNING,
     MODEL_DIRECTORY,
     PRETRAINED,
     PRETRAINING,
@@ -24,9 +22,10 @@ from pipelines.contract.workspace import (
 )
 from pipelines.results.verification import require_stage
 from training.settings.finetuning import FinetuningConfig
-from training.settings.glue import BEGIN_FROM_MNLI, MNLI, WORD_ORDER
+from training.settings.glue import MNLI
 from training.settings.model import ModelConfig
-from training.stages.finetuning import finetuning_directory, finetuning_key
+from training.settings.tasks import load
+from training.stages.finetuning import data_folder, finetuning_directory, finetuning_key
 
 if TYPE_CHECKING:
     from training.trials.trial import Trial
@@ -70,7 +69,7 @@ def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
         require_stage(workspace, VOCABULARY, f"clozeworks vocabulary {recipe.path}")
     if config.encoder is None:
         require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}")
-    if WORD_ORDER in config.tasks:
+    if any(config.family(task).preparer for task in config.tasks):
         require_stage(
             workspace,
             DOCUMENTS,
@@ -80,17 +79,17 @@ def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
 
 
 def data_directory(recipe: Recipe, config: FinetuningConfig, task: str) -> str | None:
-    """The folder that a task's own folder lies in; the word-order task's is made here where it is not there yet."""
-    if task != WORD_ORDER:
-        return config.glue_dir
-    from training.glue.word_order import prepare_word_order
+    """The folder that a task's own folder is in, None where its files are named one by one.
 
-    workspace = workspace_of(recipe)
-    documents = storage.join(workspace, DOCUMENTS)
-    manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {recipe.path}")
-    target = storage.join(workspace, FINETUNING, DATA_DIRECTORY)
-    prepare_word_order(target, documents, manifest, config.word_order, code_version())
-    return target
+    A task that is made from held-out documents is made here where it is not there yet.
+    """
+    workspace, family = workspace_of(recipe), config.family(task)
+    folder = data_folder(workspace, config, task)
+    if family.preparer:
+        documents = storage.join(workspace, DOCUMENTS)
+        manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {recipe.path}")
+        load(family.preparer)(folder, documents, manifest, family.own_settings(config, task), code_version())
+    return folder
 
 
 def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, directory: str, key: StageKey) -> Trial:
@@ -106,7 +105,7 @@ def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, di
         vocabulary = storage.join(workspace, VOCABULARY)
         model = recipe.section("model", ModelConfig)
         return Trial(task, start, directory, key, model, vocabulary_size(vocabulary), None, vocabulary)
-    if config.mnli_first and task in BEGIN_FROM_MNLI:
+    if config.begins_from_mnli(task):
         source = storage.join(finetuning_directory(recipe, MNLI, PRETRAINED), MODEL_DIRECTORY)
     elif config.encoder is not None:
         from training.stages.encoders import encoder_directory
