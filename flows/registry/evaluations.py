@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.registry.promotion import Evaluation
+from flows.registry.criteria import Evaluation
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, digest_of, read_manifest
 from pipelines.contract.workspace import EXAMPLES, VOCABULARY, length_directory

@@ -17,6 +17,7 @@ from flows.console.narration import Narrator
 from flows.console.tables import shown
 from flows.parameters.tracking_config import TrackingConfig
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.criteria import Evaluation
 from flows.registry.evaluations import (
     dev_files,
     distilled_evaluation,
@@ -26,7 +27,7 @@ from flows.registry.evaluations import (
 )
 from flows.registry.logged_models import ModelFiles, log_model
 from flows.registry.model_card import CardFacts, card_facts, card_text, summary
-from flows.registry.promotion import CHALLENGER, PROMOTION_TAG, Evaluation, move_alias, promote, version_at
+from flows.registry.promotion import CHALLENGER, PROMOTION_TAG, move_alias, promote, version_at
 from flows.running.outcomes import RegisteredModel, StageOutcome, shown_seconds
 from flows.tracking.runs import CODE_VERSION_TAG, DIGEST_TAG, Tracker
 from pipelines.contract import storage
@@ -138,7 +139,7 @@ def enter_contest(client: MlflowClient, name: str, number: str, tracking: Tracki
     if version_at(client, name, alias) != number and move_alias(client, name, CHALLENGER, number):
         narrator.event(f"models:/{name}@{CHALLENGER} is version {number}")
     if PROMOTION_TAG not in client.get_model_version(name, number).tags:
-        decided = promote(client, name, number, tracking.promotion_margin, alias, chance_margin=tracking.chance_margin)
+        decided = promote(client, name, number, tracking)
         outcome = f"is now @{alias}" if decided.promoted else f"stays @{CHALLENGER}"
         narrator.event(f"{name} version {number} {outcome}: {decided.reason}")
     return alias if version_at(client, name, alias) == number else CHALLENGER

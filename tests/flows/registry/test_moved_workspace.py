@@ -15,9 +15,10 @@ from tests.support.training import tiny_models
 
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.criteria import Evaluation
 from flows.registry.logged_models import ModelFiles
 from flows.registry.model_card import card_facts
-from flows.registry.promotion import Evaluation, move_alias
+from flows.registry.promotion import move_alias
 from flows.registry.registration import Made, log_version
 from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME, set_up_mlflow
 from flows.servers.moved_workspace import KEPT_SUFFIX, relocate

@@ -18,9 +18,10 @@ from tests.support.training import tiny_models
 
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.criteria import Evaluation, evaluation_of
 from flows.registry.logged_models import ModelFiles
 from flows.registry.model_card import card_facts
-from flows.registry.promotion import Evaluation, evaluation_of, move_alias
+from flows.registry.promotion import move_alias
 from flows.registry.registration import Made, log_version, registered_version
 from flows.tracking.runs import DIGEST_TAG, Tracker
 from pipelines.contract import storage
