@@ -10,7 +10,6 @@ are skipped.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
@@ -19,10 +18,8 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import Recipe
 from training.resuming.process_end import exit_code_of_rank, run_and_leave
 from training.settings.finetuning import FinetuningConfig
-from training.trials.trial_plan import PlannedTrial, data_directory, planned_trials, require_inputs, trial_of
-
-if TYPE_CHECKING:
-    pass
+from training.trials.trial import Trial
+from training.trials.trial_plan import data_directory, planned_trials, require_inputs, trial_of
 
 _EXAMPLE = "example: clozeworks finetune recipe.toml --tasks rte --set finetuning.glue_dir=glue"
 
@@ -47,42 +44,44 @@ def main(arguments: list[str] | None = None) -> int:
     if not config.tasks:
         raise InputError(f"{recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
     require_inputs(recipe, config)
-    planned = planned_trials(recipe, config, parsed.restart is not None)
-    if all(trial.difference() is None for trial in planned):
+    restart = parsed.restart is not None
+    if all(_difference(trial_of(recipe, config, *each), restart) is None for each in planned_trials(config)):
         print("finetuning: all trials are complete and up to date", flush=True)
         return 0
-    _run(recipe, config, planned)
+    _run(recipe, config, restart)
     return 0
 
 
-def _run(recipe: Recipe, config: FinetuningConfig, planned: list[PlannedTrial]) -> None:
+def _difference(trial: Trial, restart: bool) -> str | None:
+    return trial.difference() or ("--restart" if restart else None)
+
+
+def _run(recipe: Recipe, config: FinetuningConfig, restart: bool) -> None:
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
     from training.engine.processes import start_processes, stop_processes
     from training.finetuning.problem import Problem
     from training.tracking.flattening import numbers_of
     from training.tracking.trial_runs import TrialRuns
-    from training.trials.trial import open_problem, run_trial
+    from training.trials.running import beginning_of, open_problem, run_trial
 
     processes = start_processes()
     try:
         runs = TrialRuns.from_environment() if processes.is_first else TrialRuns(None)
         problems: dict[tuple[str, str], Problem] = {}
-        for each in planned:
-            difference = processes.from_first(each.difference() if processes.is_first else None)
+        for task, start in planned_trials(config):
+            trial = trial_of(recipe, config, task, start)
+            difference = processes.from_first(_difference(trial, restart) if processes.is_first else None)
             if difference is None:
                 continue
             if processes.is_first:
-                print(f"finetuning: {each.task}/{each.start}: {difference}", flush=True)
-                data_directory(recipe, config, each.task)
+                trial.say(difference)
+                data_directory(recipe, config, task)
             processes.barrier()
-            trial = trial_of(recipe, config, each.task, each.start, each.directory, each.key)
-            read = (each.task, trial.vocabulary_directory)
+            beginning, read = beginning_of(trial), (task, trial.vocabulary_directory)
             if read not in problems:
-                folder = data_directory(recipe, config, each.task)
-                problems = {read: open_problem(each.task, config, folder, trial.vocabulary_directory)}
-            with runs.trial(f"{each.task}/{each.start}", trial.directory, trial.key) as run:
-                statistics = run_trial(trial, config, problems[read], processes, run.run_id)
-                run.scores = numbers_of(statistics)
+                problems = {read: open_problem(trial, data_directory(recipe, config, task))}
+            with runs.trial(trial.label, trial.directory, trial.key) as run:
+                run.scores = numbers_of(run_trial(trial, beginning, problems[read], processes, run.run_id))
     finally:
         stop_processes()
 

@@ -6,74 +6,22 @@ manifest says that it is complete, so a sweep that is run again after a kill rep
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import StageKey, read_manifest, require_manifest, write_manifest
+from pipelines.contract.manifest import StageKey, require_manifest
 from pipelines.contract.recipe import Recipe
-from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, PRETRAINED, workspace_of
+from pipelines.contract.workspace import FINETUNING, PRETRAINED, workspace_of
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import MNLI
-from training.settings.sweep import Cell
-from training.stages.finetuning import finetuning_directory, finetuning_key
+from training.stages.finetuning import finetuning_directory
+from training.trials.trial import Trial
+from training.trials.trial_plan import trial_of
 
 SWEEP_DIRECTORY = "sweep"
 
-_MODEL_PREFIX = f"{MODEL_DIRECTORY}/"
 
-
-@dataclass(frozen=True)
-class SweepTrial:
-    """One point of a task's grid with one seed."""
-
-    task: str
-    cell: Cell
-    seed: int
-    directory: str
-    key: StageKey
-
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.directory)
-
-    @property
-    def label(self) -> str:
-        """What it is called in lines and as an MLflow run."""
-        return f"{self.task}/{self.name}"
-
-    def difference(self) -> str | None:
-        """Why it has to be trained, in words; None where it is complete."""
-        return self.key.difference(self.directory)
-
-    def statistics(self) -> dict[str, Any]:
-        """Its manifest's; it is complete."""
-        manifest = read_manifest(self.directory)
-        assert manifest is not None, self.directory
-        return manifest.statistics
-
-    def has_model(self) -> bool:
-        """Does its manifest name weights?"""
-        manifest = read_manifest(self.directory)
-        return manifest is not None and any(file.name.startswith(_MODEL_PREFIX) for file in manifest.files)
-
-    def drop_model(self) -> None:
-        """Delete its weights, complete as it is; the manifest no longer names them, scores and predictions stay."""
-        manifest = read_manifest(self.directory)
-        assert manifest is not None, self.directory
-        kept = tuple(file for file in manifest.files if not file.name.startswith(_MODEL_PREFIX))
-        if len(kept) < len(manifest.files):
-            # First the manifest: whatever happens in between, it names nothing that is not there.
-            write_manifest(self.directory, manifest.model_copy(update={"files": kept}))
-        storage.remove_directory(storage.join(self.directory, MODEL_DIRECTORY))
-
-    def config(self, config: FinetuningConfig) -> FinetuningConfig:
-        """The section [finetuning] with this trial's settings."""
-        return config.with_fitting(self.task, {**self.cell._asdict(), "seed": self.seed})
-
-
-def plan(recipe: Recipe, config: FinetuningConfig, task: str, folder: str | None) -> list[SweepTrial]:
+def plan(recipe: Recipe, config: FinetuningConfig, task: str, folder: str | None) -> list[Trial]:
     """All trials of a task: each point of the grid with the first seed, then with the next.
 
     Args:
@@ -88,16 +36,21 @@ def plan(recipe: Recipe, config: FinetuningConfig, task: str, folder: str | None
     if config.begins_from_mnli(task):
         directory = finetuning_directory(recipe, MNLI, PRETRAINED)
         require_manifest(directory, FINETUNING, f"clozeworks finetune {recipe.path} --tasks {MNLI}")
-    own = config.fitting(task)
+    own, root = config.fitting(task), storage.join(workspace_of(recipe), FINETUNING, task, SWEEP_DIRECTORY)
     # Data and encoder are hashed once, not for each trial.
-    key = finetuning_key(recipe, task, PRETRAINED, config)
+    pattern = trial_of(recipe, config, task, PRETRAINED)
     trials = []
     num_seeds = config.sweep.num_seeds(config.family(task).is_small(config, task, folder))
     for seed in range(own.seed, own.seed + num_seeds):
         for cell in config.sweep.cells(own):
-            directory = storage.join(workspace_of(recipe), FINETUNING, task, SWEEP_DIRECTORY, f"{cell.name}-seed{seed}")
-            settings = {**key.config, **cell._asdict(), "seed": seed}
+            settings = {**cell._asdict(), "seed": seed}
+            key = pattern.key
             trials.append(
-                SweepTrial(task, cell, seed, directory, StageKey(key.stage, key.stage_version, settings, key.inputs))
+                dataclasses.replace(
+                    pattern,
+                    directory=storage.join(root, f"{cell.name}-seed{seed}"),
+                    config=config.with_fitting(task, settings),
+                    key=StageKey(key.stage, key.stage_version, {**key.config, **settings}, key.inputs),
+                )
             )
     return trials

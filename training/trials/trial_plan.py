@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from pipelines.contract import storage
-from pipelines.contract.manifest import StageKey, require_manifest
+from pipelines.contract.manifest import require_manifest
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import (
     DOCUMENTS,
@@ -17,7 +14,6 @@ from pipelines.contract.workspace import (
     RANDOM,
     VOCABULARY,
     code_version,
-    vocabulary_size,
     workspace_of,
 )
 from pipelines.results.verification import require_stage
@@ -26,36 +22,14 @@ from training.settings.glue import MNLI
 from training.settings.model import ModelConfig
 from training.settings.tasks import load
 from training.stages.finetuning import data_folder, finetuning_directory, finetuning_key
-
-if TYPE_CHECKING:
-    from training.trials.trial import Trial
+from training.trials.trial import Trial
 
 
-@dataclass(frozen=True)
-class PlannedTrial:
-    recipe: Recipe
-    task: str
-    start: str
-    restart: bool = False
-
-    @property
-    def directory(self) -> str:
-        return finetuning_directory(self.recipe, self.task, self.start)
-
-    @property
-    def key(self) -> StageKey:
-        """Asked for when the trial's turn comes: it may begin from what an earlier trial writes."""
-        return finetuning_key(self.recipe, self.task, self.start)
-
-    def difference(self) -> str | None:
-        return self.key.difference(self.directory) or ("--restart" if self.restart else None)
-
-
-def planned_trials(recipe: Recipe, config: FinetuningConfig, restart: bool) -> list[PlannedTrial]:
-    """All trials of the recipe, MNLI's first where others begin from it."""
+def planned_trials(config: FinetuningConfig) -> list[tuple[str, str]]:
+    """Task and start of all trials of a recipe, MNLI's first where others begin from it."""
     tasks = sorted(config.tasks, key=lambda task: task != MNLI) if config.mnli_first else config.tasks
     starts = (PRETRAINED, RANDOM) if config.compare_with_random else (PRETRAINED,)
-    return [PlannedTrial(recipe, task, start, restart) for task in tasks for start in starts]
+    return [(task, start) for task in tasks for start in starts]
 
 
 def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
@@ -92,19 +66,17 @@ def data_directory(recipe: Recipe, config: FinetuningConfig, task: str) -> str |
     return folder
 
 
-def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, directory: str, key: StageKey) -> Trial:
-    """Find the weights and the vocabulary that a trial begins from.
+def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str) -> Trial:
+    """A trial as the files are now: it may begin from what an earlier one writes.
 
     Raises:
-        InputError: the encoder cannot be read.
+        InputError: a file of the task is missing, or the encoder that the recipe names.
     """
-    from training.trials.trial import Trial, architecture_of
-
-    workspace = workspace_of(recipe)
+    workspace, directory = workspace_of(recipe), finetuning_directory(recipe, task, start)
+    key = finetuning_key(recipe, task, start, config)
     if start == RANDOM:
-        vocabulary = storage.join(workspace, VOCABULARY)
-        model = recipe.section("model", ModelConfig)
-        return Trial(task, start, directory, key, model, vocabulary_size(vocabulary), None, vocabulary)
+        vocabulary, model = storage.join(workspace, VOCABULARY), recipe.section("model", ModelConfig)
+        return Trial(task, start, directory, config, key, None, vocabulary, model)
     if config.begins_from_mnli(task):
         source = storage.join(finetuning_directory(recipe, MNLI, PRETRAINED), MODEL_DIRECTORY)
     elif config.encoder is not None:
@@ -113,4 +85,4 @@ def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str, di
         source = encoder_directory(config.encoder)
     else:
         source = storage.join(workspace, PRETRAINING, ENCODER_DIRECTORY)
-    return Trial(task, start, directory, key, *architecture_of(source), source, source)
+    return Trial(task, start, directory, config, key, source, source)
