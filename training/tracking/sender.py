@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 TIME_KEY = "timestamp_ms"
-"""In each line of metrics.jsonl, beside its step and its metrics."""
+"""In each line of metrics.jsonl, next to its step and its metrics."""
 
 
 class Feed(NamedTuple):
