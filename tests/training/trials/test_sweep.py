@@ -115,7 +115,7 @@ def test_beginning_from_mnli_asks_for_that_model(tmp_path: Path) -> None:
     recipe = rte_recipe(tmp_path, 3, "mnli_first = true")
     recipe.tables["finetuning"]["tasks"] = ["rte", "mnli"]
     checked = recipe.section("finetuning", FinetuningConfig)
-    with pytest.raises(InputError, match=r"mnli/pretrained: no manifest\.json.*training\.finetune .* --tasks mnli"):
+    with pytest.raises(InputError, match=r"mnli/pretrained: no manifest\.json.*clozeworks finetune .* --tasks mnli"):
         plan(recipe, checked, "rte", checked.glue_dir)
 
 
