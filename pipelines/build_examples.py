@@ -27,7 +27,6 @@ from pipelines.contract.workspace import (
     VOCABULARY,
     VOCABULARY_NAME,
     length_directory,
-    stage_directory,
 )
 from pipelines.examples.planning import ShardNumber
 from pipelines.examples.transforms import (
@@ -80,10 +79,10 @@ def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
     job = parse_job(EXAMPLES, __doc__, argv)
     config = job.recipe.section("examples", ExamplesConfig)
-    directories = {stage: stage_directory(job.recipe, stage) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
+    directories = {stage: storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
     documents = require_manifest(directories[DOCUMENTS], DOCUMENTS, "clozeworks documents")
     vocabulary = require_manifest(directories[VOCABULARY], VOCABULARY, "clozeworks vocabulary")
-    key = examples_key(job.recipe)
+    key = examples_key(config, job.workspace)
     with job.build_of(key, directories[EXAMPLES]) as is_needed:
         if is_needed:
             _run(job, config, key, documents, vocabulary, directories)

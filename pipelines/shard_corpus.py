@@ -17,7 +17,7 @@ from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, StageKey
-from pipelines.contract.workspace import DOCUMENTS, PARTS_GROUP, SHARDS_GROUP, stage_directory
+from pipelines.contract.workspace import DOCUMENTS, PARTS_GROUP, SHARDS_GROUP
 from pipelines.documents.document import CorpusPart, PartSummary, plan_parts, shards_of
 from pipelines.documents.near_duplicates import ChooseDocuments, EmitBands, MeetInBands, num_buckets
 from pipelines.documents.parts import ReadPart
@@ -91,8 +91,8 @@ def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
     job = parse_job(DOCUMENTS, __doc__, argv)
     config = job.recipe.section("documents", DocumentsConfig)
-    directory = stage_directory(job.recipe, DOCUMENTS)
-    key = documents_key(job.recipe)
+    directory = storage.join(job.workspace, DOCUMENTS)
+    key = documents_key(config, job.workspace)
     with job.build_of(key, directory) as is_needed:
         if not is_needed:
             return

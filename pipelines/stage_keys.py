@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, digest_of, read_manifest
-from pipelines.contract.recipe import Recipe, RunConfig
-from pipelines.contract.workspace import CORPUS_INPUT, DOCUMENTS, EXAMPLES, VOCABULARY, stage_directory
+from pipelines.contract.workspace import CORPUS_INPUT, DOCUMENTS, EXAMPLES, VOCABULARY
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
@@ -17,41 +17,39 @@ VOCABULARY_VERSION = 1
 EXAMPLES_VERSION = 2
 
 
-def documents_key(recipe: Recipe) -> StageKey:
+def documents_key(config: DocumentsConfig, workspace: str) -> StageKey:
     """Key of the documents stage: settings, and the names, sizes and times of the files to be read.
 
     Where the corpus is not here but its documents are, the key is that of the complete stage: nothing needs the texts.
 
     Raises:
-        InputError: an input names no file, or the section is wrong.
+        InputError: an input names no file.
     """
-    config = recipe.section("documents", DocumentsConfig)
     try:
-        found = find_inputs(config, recipe.section("run", RunConfig).workspace)
+        found = find_inputs(config, workspace)
     except InputError:
-        manifest = read_manifest(stage_directory(recipe, DOCUMENTS))
+        directory = storage.join(workspace, DOCUMENTS)
+        manifest = read_manifest(directory)
         if manifest is None:
             raise
         key = StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, manifest.inputs)
-        if key.difference(stage_directory(recipe, DOCUMENTS)) is not None:
+        if key.difference(directory) is not None:
             raise
         return key
     files = [[[file.name, file.size_bytes, file.modified_ns] for file in of_source] for of_source in found]
     return StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, {CORPUS_INPUT: digest_of(files)})
 
 
-def vocabulary_key(recipe: Recipe) -> StageKey:
+def vocabulary_key(config: VocabularyConfig, workspace: str) -> StageKey:
     """Key of the vocabulary stage: settings and the documents' digest (empty while there are none)."""
-    config = recipe.section("vocabulary", VocabularyConfig)
-    return StageKey(VOCABULARY, VOCABULARY_VERSION, config, _digests(recipe, DOCUMENTS))
+    return StageKey(VOCABULARY, VOCABULARY_VERSION, config, _digests(workspace, DOCUMENTS))
 
 
-def examples_key(recipe: Recipe) -> StageKey:
+def examples_key(config: ExamplesConfig, workspace: str) -> StageKey:
     """Key of the examples stage: settings and the digests of documents and vocabulary."""
-    config = recipe.section("examples", ExamplesConfig)
-    return StageKey(EXAMPLES, EXAMPLES_VERSION, config, _digests(recipe, DOCUMENTS, VOCABULARY))
+    return StageKey(EXAMPLES, EXAMPLES_VERSION, config, _digests(workspace, DOCUMENTS, VOCABULARY))
 
 
-def _digests(recipe: Recipe, *stages: str) -> dict[str, str]:
-    manifests = {stage: read_manifest(stage_directory(recipe, stage)) for stage in stages}
+def _digests(workspace: str, *stages: str) -> dict[str, str]:
+    manifests = {stage: read_manifest(storage.join(workspace, stage)) for stage in stages}
     return {stage: manifest.digest if manifest else "" for stage, manifest in manifests.items()}

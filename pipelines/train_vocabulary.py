@@ -14,9 +14,10 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipelines.commands.lifeline import follow_lifeline
+from pipelines.contract import storage
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, require_manifest
-from pipelines.contract.workspace import DOCUMENTS, VOCABULARY, stage_directory
+from pipelines.contract.workspace import DOCUMENTS, VOCABULARY
 from pipelines.jobs.runner import parse_job, run_pipeline
 from pipelines.jobs.summary import vocabulary_summary
 from pipelines.results.builds import open_build
@@ -48,9 +49,9 @@ def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a stage that is complete and unchanged is left as it is."""
     job = parse_job(VOCABULARY, __doc__, argv)
     config = job.recipe.section("vocabulary", VocabularyConfig)
-    documents_directory, directory = stage_directory(job.recipe, DOCUMENTS), stage_directory(job.recipe, VOCABULARY)
+    documents_directory, directory = (storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY))
     documents = require_manifest(documents_directory, DOCUMENTS, "clozeworks documents")
-    key = vocabulary_key(job.recipe)
+    key = vocabulary_key(config, job.workspace)
     with job.build_of(key, directory) as is_needed:
         if not is_needed:
             return

@@ -18,6 +18,7 @@ from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restar
 from training.resuming.checkpointed_stage import is_to_run
 from training.resuming.process_end import StopRequest, exit_code_of_rank, run_and_leave
 from training.stages.distillation import distillation_inputs
+from training.stages.sections import DistillationSections
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     parsed = parser.parse_args(arguments)
     follow_lifeline()
-    inputs = distillation_inputs(recipe_from_arguments(parsed))
+    inputs = distillation_inputs(DistillationSections.of(recipe_from_arguments(parsed)))
     if not is_to_run(inputs.key, inputs.directory, parsed.restart):
         return 0
 

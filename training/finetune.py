@@ -15,9 +15,8 @@ from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
 from pipelines.contract.errors import InputError
-from pipelines.contract.recipe import Recipe
 from training.resuming.process_end import exit_code_of_rank, run_and_leave
-from training.settings.finetuning import FinetuningConfig
+from training.stages.sections import FinetuningSections
 from training.trials.trial import Trial
 from training.trials.trial_plan import data_directory, planned_trials, require_inputs, trial_of
 
@@ -39,16 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.encoder:
         parsed.overrides.append(f"finetuning.encoder={parsed.encoder!r}")
     follow_lifeline()
-    recipe = recipe_from_arguments(parsed)
-    config = recipe.section("finetuning", FinetuningConfig)
-    if not config.tasks:
-        raise InputError(f"{recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
-    require_inputs(recipe, config)
+    sections = FinetuningSections.of(recipe_from_arguments(parsed))
+    if not sections.finetuning.tasks:
+        raise InputError(f"{sections.recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
+    require_inputs(sections)
     restart = parsed.restart is not None
-    if all(_difference(trial_of(recipe, config, *each), restart) is None for each in planned_trials(config)):
+    planned = planned_trials(sections.finetuning)
+    if all(_difference(trial_of(sections, *each), restart) is None for each in planned):
         print("finetuning: all trials are complete and up to date", flush=True)
         return 0
-    _run(recipe, config, restart)
+    _run(sections, restart)
     return 0
 
 
@@ -56,7 +55,7 @@ def _difference(trial: Trial, restart: bool) -> str | None:
     return trial.difference() or ("--restart" if restart else None)
 
 
-def _run(recipe: Recipe, config: FinetuningConfig, restart: bool) -> None:
+def _run(sections: FinetuningSections, restart: bool) -> None:
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
     from training.engine.processes import start_processes, stop_processes
     from training.finetuning.problem import Problem
@@ -68,20 +67,21 @@ def _run(recipe: Recipe, config: FinetuningConfig, restart: bool) -> None:
     try:
         runs = TrialRuns.from_environment() if processes.is_first else TrialRuns(None)
         problems: dict[tuple[str, str], Problem] = {}
-        for task, start in planned_trials(config):
-            trial = trial_of(recipe, config, task, start)
+        for task, start in planned_trials(sections.finetuning):
+            trial = trial_of(sections, task, start)
             difference = processes.from_first(_difference(trial, restart) if processes.is_first else None)
             if difference is None:
                 continue
             if processes.is_first:
                 trial.say(difference)
-                data_directory(recipe, config, task)
+                data_directory(sections, task)
             processes.barrier()
             beginning, read = beginning_of(trial), (task, trial.vocabulary_directory)
             if read not in problems:
-                problems = {read: open_problem(trial, data_directory(recipe, config, task))}
+                problems = {read: open_problem(trial, data_directory(sections, task))}
             with runs.trial(trial.label, trial.directory, trial.key) as run:
-                run.scores = numbers_of(run_trial(trial, beginning, problems[read], processes, run.run_id))
+                statistics = run_trial(trial, beginning, problems[read], processes, run.run_id)
+                run.scores = numbers_of(statistics.to_json())
     finally:
         stop_processes()
 

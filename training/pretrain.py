@@ -18,6 +18,7 @@ from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restar
 from training.resuming.checkpointed_stage import is_to_run
 from training.resuming.process_end import StopRequest, exit_code_of_rank, run_and_leave
 from training.stages.pretraining import pretraining_inputs
+from training.stages.sections import PretrainingSections
 
 _EXAMPLE = (
     "example: clozeworks pretrain recipe.toml --set pretraining.seed=7; on two ranks: "
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     follow_lifeline()
-    inputs = pretraining_inputs(recipe_from_arguments(parsed))
+    inputs = pretraining_inputs(PretrainingSections.of(recipe_from_arguments(parsed)))
     if not is_to_run(inputs.key, inputs.directory, parsed.restart):
         return 0
 

@@ -10,6 +10,7 @@ trials are not repeated, so a sweep that was killed is started again.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -21,10 +22,9 @@ from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
-from pipelines.contract.recipe import Recipe
-from pipelines.contract.workspace import FINETUNING, workspace_of
+from pipelines.contract.workspace import FINETUNING
 from training.resuming.process_end import run_and_leave
-from training.settings.finetuning import FinetuningConfig
+from training.stages.sections import FinetuningSections
 from training.tracking.trial_runs import SweepRun
 from training.trials.side_by_side import run_side_by_side, sole_sweep, worker_environments
 from training.trials.sweep_plan import SWEEP_DIRECTORY, plan
@@ -48,35 +48,36 @@ def main(arguments: list[str] | None = None) -> int:
     follow_lifeline()
     if parsed.encoder:
         parsed.overrides.append(f"finetuning.encoder={json.dumps(parsed.encoder)}")
-    recipe, config, tasks = _read(parsed)
+    sections, tasks = _read(parsed)
     if parsed.worker is not None:
-        return _work(recipe, config, tasks, parsed.worker)
-    require_inputs(recipe, config.model_copy(update={"tasks": tasks, "compare_with_random": False}))
+        return _work(sections, tasks, parsed.worker)
+    swept = sections.finetuning.model_copy(update={"tasks": tasks, "compare_with_random": False})
+    require_inputs(dataclasses.replace(sections, finetuning=swept))
     command = [sys.executable, "-m", "training.sweep", *(sys.argv[1:] if arguments is None else arguments), "--worker"]
-    with sole_sweep(workspace_of(recipe)) as lock:
-        return _sweep(recipe, config, tasks, command, lock)
+    with sole_sweep(sections.workspace) as lock:
+        return _sweep(sections, tasks, command, lock)
 
 
-def _read(parsed: argparse.Namespace) -> tuple[Recipe, FinetuningConfig, tuple[str, ...]]:
-    """The recipe, its section, and the tasks: `--tasks` stand beside the recipe's own for the checks that need all."""
+def _read(parsed: argparse.Namespace) -> tuple[FinetuningSections, tuple[str, ...]]:
+    """The recipe's sections, and the tasks: `--tasks` stand beside the recipe's own for the checks that need all."""
     recipe = recipe_from_arguments(parsed)
     if parsed.tasks:
         own = recipe.tables.get("finetuning", {}).get("tasks", [])
         names = list(dict.fromkeys([*parsed.tasks, *(own if isinstance(own, list) else [])]))
         parsed.overrides.append(f"finetuning.tasks={json.dumps(names)}")
         recipe = recipe_from_arguments(parsed)
-    config = recipe.section("finetuning", FinetuningConfig)
-    tasks = tuple(parsed.tasks or config.tasks)
+    sections = FinetuningSections.of(recipe)
+    tasks = tuple(parsed.tasks or sections.finetuning.tasks)
     if not tasks:
         raise InputError(f"{recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
-    return recipe, config, tasks
+    return sections, tasks
 
 
-def _sweep(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], command: list[str], lock: int) -> int:
-    root = storage.join(workspace_of(recipe), FINETUNING)
+def _sweep(sections: FinetuningSections, tasks: tuple[str, ...], command: list[str], lock: int) -> int:
+    root, config = storage.join(sections.workspace, FINETUNING), sections.finetuning
     sweeps: dict[str, TaskSweep] = {}
     for task in tasks:
-        trials = plan(recipe, config, task, data_directory(recipe, config, task))
+        trials = plan(sections, task, data_directory(sections, task))
         directory, keeps_all = storage.join(root, task, SWEEP_DIRECTORY), config.sweep.keep_models == "all"
         sweep = sweeps[task] = TaskSweep(directory, trials, keeps_all, config.mnli_first)
         sweep.settle()
@@ -138,7 +139,7 @@ def _visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(index) for index in range(count)]
 
 
-def _work(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], answers: int) -> int:
+def _work(sections: FinetuningSections, tasks: tuple[str, ...], answers: int) -> int:
     """Train the trials whose labels come in on standard input; see `sweeping.run_side_by_side`."""
     # Ctrl-C reaches all processes of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -149,8 +150,9 @@ def _work(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], answ
     from training.tracking.trial_runs import TrialRuns
     from training.trials.running import beginning_of, open_problem, run_trial
 
-    folders = {task: data_directory(recipe, config, task) for task in tasks}
-    planned = {trial.label: trial for task in tasks for trial in plan(recipe, config, task, folders[task])}
+    config = sections.finetuning
+    folders = {task: data_directory(sections, task) for task in tasks}
+    planned = {trial.label: trial for task in tasks for trial in plan(sections, task, folders[task])}
     runs, processes = TrialRuns.from_environment(), start_processes()
     opened: dict[str, tuple[Beginning, Problem]] = {}
     for line in iter(sys.stdin.readline, ""):
@@ -161,7 +163,8 @@ def _work(recipe: Recipe, config: FinetuningConfig, tasks: tuple[str, ...], answ
                 opened = {each.task: (beginning_of(each), open_problem(each, folders[each.task]))}
             beginning, learnt = opened[each.task]
             with runs.trial(each.label, each.directory, each.key, {"mnli_first": config.mnli_first}) as run:
-                run.scores = numbers_of(run_trial(each, beginning, learnt, processes, run.run_id))
+                statistics = run_trial(each, beginning, learnt, processes, run.run_id)
+                run.scores = numbers_of(statistics.to_json())
         except InputError as error:
             problem = str(error)
         os.write(answers, json.dumps(problem).encode() + b"\n")

@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -22,6 +21,7 @@ from flows.running.timings import earlier_seconds
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest
+from pipelines.contract.statistics import DocumentsStatistics, ExamplesStatistics, LengthStatistics
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, METRICS_NAME, PRETRAINING, VOCABULARY
 from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
 from pipelines.settings.examples import ExamplesConfig
@@ -123,11 +123,12 @@ def measured_rates(whole: WholeRecipe, workspace: str) -> Rates:
             "rows are then of another shape, so name a workspace of the same kind"
         )
     megabytes = text_bytes(documents) / MEGABYTE
+    statistics = examples.statistics_as(ExamplesStatistics)
     shapes = dict(rates.shapes)
     for length in shapes:
-        if statistics := examples.statistics["lengths"].get(str(length)):
-            shapes[length] = _measured_shape(statistics, length, megabytes * made.passes)
-    absent_lengths = sorted(set(shapes) - {int(length) for length in examples.statistics["lengths"]})
+        if of_length := statistics.of_length(length):
+            shapes[length] = _measured_shape(of_length, length, megabytes * made.passes)
+    absent_lengths = sorted(set(shapes) - {int(length) for length in statistics.lengths})
     of_defaults = f"; length {', '.join(map(str, absent_lengths))}: {SHAPES_BASIS}" if absent_lengths else ""
     rates = replace(rates, shapes=shapes, shapes_basis=f"{workspace}, {megabytes:,.1f} MB of text{of_defaults}")
     rates = _with_measured_seconds(rates, workspace, documents, vocabulary, examples, megabytes)
@@ -136,22 +137,22 @@ def measured_rates(whole: WholeRecipe, workspace: str) -> Rates:
 
 def text_bytes(documents: Manifest) -> float:
     """UTF-8 bytes of the sentences in finished documents: the files without Arrow's offsets, ids and sources."""
-    statistics = documents.statistics
+    statistics = documents.statistics_as(DocumentsStatistics)
     size_bytes = sum(file.size_bytes for file in documents.files if file.name.endswith(".arrow"))
-    overhead = _SENTENCE_OVERHEAD_BYTES * statistics["sentences"]
-    overhead += _DOCUMENT_OVERHEAD_BYTES * statistics["documents_kept"]
-    return max(float(statistics["characters"]), float(size_bytes - overhead))
+    overhead = _SENTENCE_OVERHEAD_BYTES * statistics.sentences
+    overhead += _DOCUMENT_OVERHEAD_BYTES * statistics.documents_kept
+    return max(float(statistics.characters), float(size_bytes - overhead))
 
 
-def _measured_shape(statistics: Mapping[str, Any], max_seq_length: int, megabytes: float) -> LengthShape:
+def _measured_shape(statistics: LengthStatistics, max_seq_length: int, megabytes: float) -> LengthShape:
     """The histogram tells squares up to the width of its bars; the last bar is taken as full rows, as most are."""
-    counts = {int(up_to): count for up_to, count in statistics["length_histogram"].items()}
+    counts = {int(up_to): count for up_to, count in statistics.length_histogram.items()}
     edges = [0, *sorted(counts)]
     middles = {up_to: (above + 1 + up_to) / 2 for above, up_to in pairwise(edges)}
     middles[max_seq_length] = float(max_seq_length)
     squares = sum(count * middles[up_to] ** 2 for up_to, count in counts.items())
-    rows = statistics["examples"]
-    return LengthShape(rows / megabytes, statistics["mean_length"], squares / max(rows, 1))
+    rows = statistics.examples
+    return LengthShape(rows / megabytes, statistics.mean_length, squares / max(rows, 1))
 
 
 def _with_measured_seconds(
@@ -165,7 +166,7 @@ def _with_measured_seconds(
     if None in found.values():
         return rates
     spent = {stage: max(0.0, (seconds or 0.0) - START_SECONDS) for stage, seconds in found.items()}
-    million_tokens = sum(values["tokens"] for values in examples.statistics["lengths"].values()) / 1e6
+    million_tokens = sum(values.tokens for values in examples.statistics_as(ExamplesStatistics).lengths.values()) / 1e6
     return replace(
         rates,
         documents_seconds_per_megabyte=spent[DOCUMENTS] / megabytes,
@@ -190,6 +191,7 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
         return None
     with open(path, encoding="utf-8") as stream:
         lines = [line for line in map(json.loads, stream) if "tokens_per_second" in line]
+    made = examples.statistics_as(ExamplesStatistics)
     tokens = seconds = flops = 0.0
     ends, end = [], 0
     for phase in phases:
@@ -197,13 +199,13 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
         ends.append(end)
     for line in lines:
         phase = next((phase for phase, end in zip(phases, ends, strict=True) if line["step"] <= end), phases[-1])
-        statistics = examples.statistics["lengths"].get(str(phase.max_seq_length))
+        statistics = made.of_length(phase.max_seq_length)
         new_tokens, tokens = line["tokens"] - tokens, line["tokens"]
         if statistics is None or new_tokens <= 0:
             return None
         shape = _measured_shape(statistics, phase.max_seq_length, 1.0)
         rows = new_tokens / shape.mean_length
-        masked = new_tokens * (statistics["masked_share"] or examples.config["masked_lm_prob"])
+        masked = new_tokens * (statistics.masked_share or examples.config["masked_lm_prob"])
         flops += step_flops(model, vocab_size, new_tokens, rows * shape.mean_squared_length, masked, rows)
         seconds += new_tokens / line["tokens_per_second"]
     return TrainingSpeed(tokens / seconds, flops / seconds) if seconds else None

@@ -21,6 +21,12 @@ from flows.running.plan import StageOutput, finetuning_stages, preprocessing_sta
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest
+from pipelines.contract.statistics import (
+    DocumentsStatistics,
+    ExamplesStatistics,
+    TrialStatistics,
+    VocabularyStatistics,
+)
 from pipelines.contract.workspace import (
     BUILDING_SUFFIX,
     CHECKPOINT_PREFIX,
@@ -224,15 +230,23 @@ def _trials(workspace: str) -> list[str]:
 
 
 def _outcome(name: str, manifest: Manifest) -> str:
-    """What a person would ask of a finished stage first; statistics that another version left out are passed over."""
+    """What a person would ask of a finished stage first; where another version wrote its statistics, that it did."""
+    try:
+        return _stated_outcome(name, manifest)
+    except InputError as error:
+        return str(error)
+
+
+def _stated_outcome(name: str, manifest: Manifest) -> str:
     statistics = manifest.statistics
     if name == DOCUMENTS:
-        parts = [_counted(statistics, "documents_kept", "documents"), _counted(statistics, "characters", "characters")]
+        documents = manifest.statistics_as(DocumentsStatistics)
+        parts = [f"{documents.documents_kept:,} documents", f"{documents.characters:,} characters"]
     elif name == VOCABULARY:
-        parts = [_counted(statistics, "size", "entries")]
+        parts = [f"{manifest.statistics_as(VocabularyStatistics).size:,} entries"]
     elif name == EXAMPLES:
-        lengths: dict[str, Any] = statistics.get("lengths", {})
-        parts = [f"{values['examples']:,} of length {length}" for length, values in lengths.items()]
+        lengths = manifest.statistics_as(ExamplesStatistics).lengths
+        parts = [f"{values.examples:,} of length {length}" for length, values in lengths.items()]
     elif name == DISTILLATION:
         parts = [_counted(statistics, "steps", "steps"), _counted(statistics, "tokens", "tokens")]
     elif name == PRETRAINING:
@@ -240,8 +254,8 @@ def _outcome(name: str, manifest: Manifest) -> str:
         parts = [_counted(statistics, "steps", "steps"), _counted(statistics, "tokens", "tokens")]
         parts += [f"held-out MLM accuracy {accuracy:.3f}"] if accuracy is not None else []
     else:
-        score = statistics.get("score")
-        parts = [f"{statistics.get('metric', 'score')} {score:.3f}"] if isinstance(score, (int, float)) else []
+        trial = manifest.statistics_as(TrialStatistics)
+        parts = [f"{trial.metric} {trial.score:.3f}"]
     return ", ".join(part for part in parts if part)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, get_type_hints
 
 from flows import TRACKING_SERVER
 from flows.parameters.contradictions import Sections, contradiction
@@ -18,22 +19,13 @@ from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
 
-SECTION_MODELS: dict[str, type[Section]] = {
-    "run": RunConfig,
-    "documents": DocumentsConfig,
-    "vocabulary": VocabularyConfig,
-    "examples": ExamplesConfig,
-    "model": ModelConfig,
-    "pretraining": PretrainingConfig,
-    "distillation": DistillationConfig,
-    "finetuning": FinetuningConfig,
-    "tracking": TrackingConfig,
-}
-
 
 @dataclass(frozen=True)
 class WholeRecipe:
-    """All sections of one recipe, each valid, and consistent with one another."""
+    """All sections of one recipe, each valid, and consistent with one another.
+
+    Its fields are the one table of sections: their names in the file, and the models that check them.
+    """
 
     recipe: Recipe
     run: RunConfig
@@ -53,18 +45,8 @@ class WholeRecipe:
         Raises:
             RecipeError: the first mistake, in one line.
         """
-        whole = cls(
-            recipe=recipe,
-            run=recipe.section("run", RunConfig),
-            documents=recipe.section("documents", DocumentsConfig),
-            vocabulary=recipe.section("vocabulary", VocabularyConfig),
-            examples=recipe.section("examples", ExamplesConfig),
-            model=recipe.section("model", ModelConfig),
-            pretraining=recipe.section("pretraining", PretrainingConfig),
-            distillation=recipe.section("distillation", DistillationConfig),
-            finetuning=recipe.section("finetuning", FinetuningConfig),
-            tracking=recipe.section("tracking", TrackingConfig),
-        )
+        sections: dict[str, Any] = {name: recipe.section(name, model) for name, model in SECTION_MODELS.items()}
+        whole = cls(recipe, **sections)
         whole._check_workspace()
         if problem := contradiction(whole._sections_to_compare()):
             raise RecipeError(f"{recipe.path}: {problem}")
@@ -86,17 +68,7 @@ class WholeRecipe:
 
     def sections(self) -> dict[str, Section]:
         """Every section by its name in the file."""
-        return {
-            "run": self.run,
-            "documents": self.documents,
-            "vocabulary": self.vocabulary,
-            "examples": self.examples,
-            "model": self.model,
-            "pretraining": self.pretraining,
-            "distillation": self.distillation,
-            "finetuning": self.finetuning,
-            "tracking": self.tracking,
-        }
+        return {name: getattr(self, name) for name in SECTION_MODELS}
 
     def _sections_to_compare(self) -> Sections:
         distillation = self.distillation if "distillation" in self.recipe.tables else None
@@ -108,3 +80,9 @@ class WholeRecipe:
                 f"{self.recipe.path}: run.workspace = {self.run.workspace} is not local, so MLflow's SQLite cannot "
                 "lie in it; set tracking.mlflow_tracking_uri to a tracking server"
             )
+
+
+SECTION_MODELS: dict[str, type[Section]] = {
+    name: model for name, model in get_type_hints(WholeRecipe).items() if issubclass(model, Section)
+}
+"""The model of every section by its name in the file."""

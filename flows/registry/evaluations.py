@@ -9,29 +9,22 @@ from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.criteria import Evaluation
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, digest_of, read_manifest
-from pipelines.contract.workspace import EXAMPLES, VOCABULARY, length_directory
-from training.settings.glue import CONSTANT_BASELINE
+from pipelines.contract.statistics import TrialStatistics
+from pipelines.contract.workspace import EXAMPLES, FINETUNING, VOCABULARY, length_directory
 from training.stages.finetuning import data_folder
 
 MLM_ACCURACY = "mlm_accuracy"
-_ROWS = ("dev_rows", "dev_questions", "dev_sentences")
 
 
 def finetuned_evaluation(whole: WholeRecipe, task: str, manifest: Manifest) -> Evaluation | None:
-    """The score of a trial on its task's development files; None where the manifest or the files do not tell."""
-    metric, score = manifest.statistics.get("metric"), manifest.statistics.get("score")
+    """The score of a trial on its task's development files; None where these are not there."""
+    trial = manifest.statistics_as(TrialStatistics)
     paths = dev_files(whole, task)
-    if not paths or metric is None or score is None or any(storage.file_size_bytes(path) is None for path in paths):
+    if not paths or any(storage.file_size_bytes(path) is None for path in paths):
         return None
     # Contents only: the same file in another folder is the same data.
     data = digest_of([storage.sha256_of(path) for path in paths])
-    return Evaluation(str(metric), float(score), data, chance=_chance(manifest))
-
-
-def _chance(manifest: Manifest) -> float:
-    """What the best answer that is always the same scores: 0 for correlations and spans of tags."""
-    statistics = manifest.statistics
-    return float(statistics.get(CONSTANT_BASELINE, statistics.get("majority_baseline", 0.0)))
+    return Evaluation(trial.metric, trial.score, data, chance=trial.chance)
 
 
 def dev_files(whole: WholeRecipe, task: str) -> list[str]:
@@ -63,8 +56,7 @@ def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str)
     """A version's score in one sentence: metric, data, rows, seed and what chance gives."""
     if evaluation is None:
         return "It states no score on development data."
-    statistics = manifest.statistics
-    rows = next((statistics[name] for name in _ROWS if name in statistics), None)
+    rows = manifest.statistics_as(TrialStatistics).num_dev_rows if manifest.stage == FINETUNING else None
     config = manifest.config.get(manifest.stage, manifest.config)
     rows = manifest.config.get("eval_examples", config.get("eval_examples")) if rows is None else rows
     of_rows = "" if rows is None else f", {rows:,} rows"

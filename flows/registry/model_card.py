@@ -11,7 +11,8 @@ from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.logged_models import ModelFiles
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.workspace import DOCUMENTS, ENCODER_DIRECTORY, EXAMPLES, PRETRAINING, VOCABULARY
+from pipelines.contract.statistics import DocumentsStatistics, TrialStatistics, VocabularyStatistics
+from pipelines.contract.workspace import DOCUMENTS, ENCODER_DIRECTORY, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 from training.bert.model_readme import FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from training.settings.glue import MNLI
 from training.tracking.flattening import numbers_of
@@ -102,10 +103,15 @@ def _data_rows(facts: CardFacts) -> list[tuple[str, Any]]:
         for source in documents.config.get("sources", []):
             inputs = ", ".join(map(str, source.get("inputs", [])))
             rows.append(("source", f"{inputs} ({source.get('format', 'format by name')})"))
-        for name in ("documents_kept", "sentences", "characters", "heldout_documents"):
-            rows.append((name.replace("_", " "), documents.statistics.get(name)))
+        corpus = documents.statistics_as(DocumentsStatistics)
+        rows += [
+            ("documents kept", corpus.documents_kept),
+            ("sentences", corpus.sentences),
+            ("characters", corpus.characters),
+            ("heldout documents", corpus.heldout_documents),
+        ]
     if VOCABULARY in facts.origin:
-        rows.append(("vocabulary entries", facts.origin[VOCABULARY].statistics.get("size")))
+        rows.append(("vocabulary entries", facts.origin[VOCABULARY].statistics_as(VocabularyStatistics).size))
     if PRETRAINING in facts.origin:
         statistics = facts.origin[PRETRAINING].statistics
         rows += [(f"pre-training {name}", statistics.get(name)) for name in ("steps", "sequences", "tokens")]
@@ -120,8 +126,8 @@ def _is_count(name: str) -> bool:
 
 
 def _score_rows(manifest: Manifest) -> list[tuple[str, Any]]:
-    metric = manifest.statistics.get("metric")
-    rows: list[tuple[str, Any]] = [("chosen by", metric)] if metric else []
+    is_trial = manifest.stage == FINETUNING
+    rows: list[tuple[str, Any]] = [("chosen by", manifest.statistics_as(TrialStatistics).metric)] if is_trial else []
     scores = {name: value for name, value in manifest.statistics.items() if not _is_count(name) and name != "seconds"}
     return rows + [(name, f"{value:.6g}") for name, value in sorted(numbers_of(scores).items())]
 

@@ -15,8 +15,8 @@ from flows.registry.model_card import CardFacts, card_facts
 from flows.running.outcomes import StageOutcome
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
+from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
-from training.settings.distillation import DistillationConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def distilled_encoder(whole: WholeRecipe, outcome: StageOutcome) -> ModelToRegis
     Raises:
         InputError: a file is not what the manifest says.
     """
-    config = whole.recipe.section("distillation", DistillationConfig)
+    config = whole.distillation
 
     def evaluation(manifest: Manifest) -> Evaluation | None:
         return distilled_evaluation(whole, manifest, config.eval_examples)
@@ -88,7 +88,7 @@ def _finetuned(whole: WholeRecipe, task: str, directory: str) -> ModelToRegister
         storage.join(directory, MODEL_DIRECTORY),
         manifest.config,
         takes_pairs=whole.finetuning.family(task).takes_pairs(whole.finetuning, task),
-        null_threshold=manifest.statistics.get("dev", {}).get("null_threshold"),
+        null_threshold=manifest.statistics_as(TrialStatistics).null_threshold,
     )
     # The folder too, for GLUE has a dev.tsv in each of its tasks'.
     names = [shown("/".join(path.split("/")[-2:])) for path in dev_files(whole, task)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.report.charts import histogram
@@ -20,25 +20,25 @@ from flows.report.html import (
     table,
     text,
 )
+from flows.report.manifest_facts import CorpusFacts, TextFigure
 from flows.report.samples import CONTINUES, mask_kind
 from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.contract.statistics import LengthStatistics
 
 Facts = dict[str, Any]
 
 _LABELS = {0: "B continues A (IsNext)", 1: "B is from another document (NotNext)"}
 _FIGURES = {
     "unk_share": "[UNK] among all tokens",
-    "masked_unk_share": "[UNK] among tokens to predict",
     "pieces_per_word": "pieces a word",
-    "tokens_cut": "tokens cut off, their sentence longer than a row",
 }
 _KINDS = {"mask": "shown as [MASK]", "random": "shown as a random token", "kept": "shown as it is"}
 
 
 def corpus(facts: Facts) -> str:
     """What was read, what was kept, and why texts were rejected, with one of each."""
-    found = facts["corpus"]
-    if found["documents_read"] is None:
+    found = CorpusFacts.model_validate(facts["corpus"])
+    if found.documents_read is None:
         return ""
     sources = [
         paragraph(
@@ -46,23 +46,23 @@ def corpus(facts: Facts) -> str:
             ", ".join(foreign(name) for name in source.get("inputs", [])[:8])
             + (f" and {count(len(source['inputs']) - 8)} more" if len(source.get("inputs", [])) > 8 else ""),
         )
-        for source in found.get("sources", [])
+        for source in found.sources
     ]
-    kept, read = found["documents_kept"], found["documents_read"]
+    kept, read = found.documents_kept, found.documents_read
     counts = table(
         "What was read",
         ("", "number", "of those read"),
         [
             ("documents read", count(read), ""),
             ("documents kept", count(kept), _share(kept, read)),
-            ("documents rejected", count(found["documents_rejected"]), _share(found["documents_rejected"], read)),
+            ("documents rejected", count(found.documents_rejected), _share(found.documents_rejected, read)),
             (
                 "documents held out for evaluation",
-                count(found["heldout_documents"]),
-                _share(found["heldout_documents"], read),
+                count(found.heldout_documents),
+                _share(found.heldout_documents, read),
             ),
-            ("sentences", count(found["sentences"]), ""),
-            ("characters", count(found["characters"]), ""),
+            ("sentences", count(found.sentences), ""),
+            ("characters", count(found.characters), ""),
         ],
         numbers=(1, 2),
     )
@@ -73,8 +73,8 @@ def _share(part: int | None, whole: int | None) -> str:
     return percent(part / whole) if part is not None and whole else UNKNOWN
 
 
-def _rejected(found: Facts, samples: Facts) -> str:
-    reasons = sorted(found["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
+def _rejected(found: CorpusFacts, samples: Facts) -> str:
+    reasons = sorted(found.rejected_by_reason.items(), key=lambda item: (-item[1], item[0]))
     if not reasons:
         return ""
     examples = samples if "problem" not in samples else {}
@@ -93,19 +93,19 @@ def _rejected(found: Facts, samples: Facts) -> str:
     )
 
 
-def _cleaning(found: Facts) -> str:
-    changes = [f"{count(number)} {text(name.replace('_', ' '))}" for name, number in found.get("cleaning", {}).items()]
+def _cleaning(found: CorpusFacts) -> str:
+    changes = [f"{count(number)} {text(name.replace('_', ' '))}" for name, number in found.cleaning.items()]
     return paragraph(f"Cleaning: {', '.join(changes)}.", css="small") if changes else ""
 
 
 def vocabulary(facts: Facts) -> str:
     """Sizes and samples of the vocabulary."""
-    found, sample, examples = facts["corpus"], facts["vocabulary"], facts["examples"]
+    found, sample, examples = CorpusFacts.model_validate(facts["corpus"]), facts["vocabulary"], facts["examples"]
     if not sample:
         return ""
     if "problem" in sample:
         return problem(sample)
-    distinct = found["distinct_words"]
+    distinct = found.distinct_words
     lead = paragraph(
         f"{count(sample['entries'])} entries"
         + (f" learnt from {count(distinct)} distinct words:" if distinct is not None else ":"),
@@ -125,26 +125,26 @@ def vocabulary(facts: Facts) -> str:
         cut = '<span class="cut">·</span>'
         words = [cut.join(foreign(piece) for piece in word) for word in split]
         parts.insert(1, f"<h3>Words in three or more pieces</h3>{_tokens(words)}")
-    parts.append(_text_figures(found.get("text_figures", [])))
+    parts.append(_text_figures(found.text_figures))
     if rows := examples.get("rows_counted"):
         parts.append(paragraph(f"Frequencies are those of {count(rows)} training examples.", css="small"))
     return joined(lead, *parts)
 
 
-def _text_figures(figures: Sequence[Facts]) -> str:
+def _text_figures(figures: Sequence[TextFigure]) -> str:
     """How well the vocabulary fits the text, where the manifests say."""
     if not figures:
         return ""
     rows = [
-        (text(_FIGURES.get(each["figure"], each["figure"].replace("_", " "))), text(each["stage"]), _figure(each))
+        (text(_FIGURES.get(each.figure, each.figure.replace("_", " "))), text(each.stage), _figure(each))
         for each in figures
     ]
     return "<h3>How it fits the text</h3>" + table("Fit of the vocabulary", ("", "of", "value"), rows, numbers=(2,))
 
 
-def _figure(each: Facts) -> str:
-    value = each["value"]
-    if each["figure"].endswith("_share"):
+def _figure(each: TextFigure) -> str:
+    value = each.value
+    if each.figure.endswith("_share"):
         return percent(value)
     return count(value) if isinstance(value, int) else f"{value:.2f}"
 
@@ -155,18 +155,18 @@ def _tokens(items: Any) -> str:
 
 def examples(facts: Facts) -> str:
     """Lengths and masks of all examples, and single ones as text."""
-    found, sample = facts["corpus"], facts["examples"]
-    lengths = dict(sorted(found["lengths"].items(), key=lambda item: int(item[0])))
+    found, sample = CorpusFacts.model_validate(facts["corpus"]), facts["examples"]
+    lengths = dict(sorted(found.lengths.items(), key=lambda item: int(item[0])))
     if not lengths and not sample:
         return ""
-    lead = paragraph(f"{count(found['examples'])} examples with {large(found['example_tokens'])} tokens.")
+    lead = paragraph(f"{count(found.examples)} examples with {large(found.example_tokens)} tokens.")
     rows = [
         (
             text(length),
-            count(each.get("examples")),
-            count(each.get("tokens")),
-            percent(each.get("masked_share")),
-            percent(each.get("random_next_share")),
+            count(each.examples),
+            count(each.tokens),
+            percent(each.masked_share),
+            percent(each.random_next_share),
         )
         for length, each in lengths.items()
     ]
@@ -182,16 +182,19 @@ def examples(facts: Facts) -> str:
     )
 
 
-def _length_chart(length: str, statistics: Facts) -> str:
-    bars = [(str(int(label)), number) for label, number in statistics.get("length_histogram", {}).items()]
+def _length_chart(length: str, statistics: LengthStatistics) -> str:
+    bars = [(str(int(label)), number) for label, number in statistics.length_histogram.items()]
     chart = histogram(f"Examples by number of tokens, maximum {length}", "tokens, up to", bars)
-    mean = statistics.get("mean_length")
-    shown = f"Mean {mean:.1f}, shortest {count(statistics.get('shortest_example'))}." if mean is not None else ""
+    shown = f"Mean {statistics.mean_length:.1f}, shortest {count(statistics.shortest_example)}."
     return figure(chart, f"Lengths, maximum {text(length)}", text(shown))
 
 
-def _mask_shares(lengths: Facts) -> str:
-    kinds = {kind: sum(each.get(f"masked_as_{kind}", 0) for each in lengths.values()) for kind in _KINDS}
+def _mask_shares(lengths: Mapping[str, LengthStatistics]) -> str:
+    kinds = {
+        "mask": sum(each.masked_as_mask for each in lengths.values()),
+        "random": sum(each.masked_as_random for each in lengths.values()),
+        "kept": sum(each.masked_as_kept for each in lengths.values()),
+    }
     total = sum(kinds.values())
     if not total:
         return ""

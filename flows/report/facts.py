@@ -13,28 +13,17 @@ from typing import Any
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import samples as report_samples
 from flows.report.html import UNKNOWN
+from flows.report.manifest_facts import CorpusFacts, corpus_facts, task_facts
 from flows.report.samples import sampled
 from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import LOOPBACK
-from pipelines.contract import storage
 from pipelines.contract.credentials import redacted
-from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.workspace import (
-    DOCUMENTS,
-    EXAMPLES,
-    FINETUNING,
-    MANIFEST_NAME,
-    PRETRAINED,
-    PRETRAINING,
-    RANDOM,
-    VOCABULARY,
-)
+from pipelines.contract.statistics import StageWarnings
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
 from training.tracking.flattening import flatten
 
 WARNING_CHARACTERS = 600
-TEXT_FIGURES = ("unk_share", "masked_unk_share", "pieces_per_word", "tokens_cut")
-"""What vocabulary and examples may say of how well they fit the text."""
 DISTRIBUTIONS = (
     "clozeworks",
     "torch",
@@ -58,19 +47,19 @@ def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_
     """
     directories = {name: directory for stage in outcome.stages for name, directory in stage.directories.items()}
     manifests = _manifests(directories)
-    statistics = {name: manifest.statistics for name, manifest in manifests.items()}
+    corpus, left_out = corpus_facts(manifests)
     return {
         "run": whole.run.name,
         "recipe": whole.recipe.path,
         "overrides": list(whole.recipe.overrides),
         "workspace": whole.run.workspace,
-        "warnings": _warnings(manifests),
-        "corpus": _corpus(manifests),
-        **_samples(directories, manifests),
+        "warnings": _warnings(manifests, left_out),
+        "corpus": corpus.model_dump(),
+        **_samples(directories, manifests, corpus),
         "model": whole.model.identity(),
         "phases": [phase.identity() for phase in whole.pretraining.phases],
-        "pretraining": dict(statistics.get(PRETRAINING, {})),
-        "tasks": _tasks(whole, statistics),
+        "pretraining": dict(manifests[PRETRAINING].statistics) if PRETRAINING in manifests else {},
+        "tasks": [task.to_json() for task in task_facts(whole, manifests)],
         "stages": [{"stage": stage.stage, "built": stage.built, "seconds": stage.seconds} for stage in outcome.stages],
         "models": [{"uri": model.uri, **model.model_dump()} for model in outcome.models],
         "commands": commands(tracking_uri, prefect_home),
@@ -117,21 +106,21 @@ def _manifests(directories: Mapping[str, str]) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _warnings(manifests: Mapping[str, Manifest]) -> list[Facts]:
-    """What the stages' manifests warn of, in the order of the stages; texts may quote a corpus."""
+def _warnings(manifests: Mapping[str, Manifest], left_out: Mapping[str, str]) -> list[Facts]:
+    """What the stages' manifests warn of, or why they cannot, in the order of the stages; texts may quote a corpus."""
     return [
-        {"stage": stage, "text": report_samples.printable(str(warning), WARNING_CHARACTERS)}
+        {"stage": stage, "text": report_samples.printable(warning, WARNING_CHARACTERS)}
         for stage, manifest in manifests.items()
-        for warning in manifest.statistics.get("warnings", [])
+        for warning in ([left_out[stage]] if stage in left_out else manifest.statistics_as(StageWarnings).warnings)
     ]
 
 
-def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest]) -> Facts:
+def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest], corpus: CorpusFacts) -> Facts:
     """What the page shows of single files; empty for a stage that the run does not have."""
     tokens: list[str] = []
 
     def rejects() -> Facts:
-        reasons = manifests[DOCUMENTS].statistics.get("rejected_by_reason", {})
+        reasons = corpus.rejected_by_reason
         return report_samples.reject_samples(directories[DOCUMENTS], reasons) if reasons else {}
 
     def vocabulary() -> Facts:
@@ -169,91 +158,3 @@ def _origin(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> Facts:
         "digests": {name: manifest.digest for name, manifest in manifests.items()},
         "recipe_text": sampled(recipe_text),
     }
-
-
-def _corpus(manifests: Mapping[str, Manifest]) -> Facts:
-    documents, vocabulary, examples = (
-        manifests[name].statistics if name in manifests else {} for name in (DOCUMENTS, VOCABULARY, EXAMPLES)
-    )
-    lengths = examples.get("lengths", {})
-    config = manifests[DOCUMENTS].config if DOCUMENTS in manifests else {}
-    return {
-        "sources": [
-            {"format": source.get("format"), "inputs": source.get("inputs", [])} for source in config.get("sources", [])
-        ],
-        "documents_read": documents.get("documents_read"),
-        "documents_kept": documents.get("documents_kept"),
-        "documents_rejected": documents.get("documents_rejected"),
-        "rejected_by_reason": documents.get("rejected_by_reason", {}),
-        "heldout_documents": documents.get("heldout_documents"),
-        "sentences": documents.get("sentences"),
-        "characters": documents.get("characters"),
-        "cleaning": documents.get("cleaning", {}),
-        "vocabulary_size": vocabulary.get("size"),
-        "distinct_words": vocabulary.get("distinct_words"),
-        "examples": _total(lengths, "examples"),
-        "example_tokens": _total(lengths, "tokens"),
-        "lengths": lengths,
-        "text_figures": [
-            {"stage": stage, "figure": name, "value": found[name]}
-            for stage, found in ((VOCABULARY, vocabulary), (EXAMPLES, examples))
-            for name in TEXT_FIGURES
-            if isinstance(found.get(name), int | float)
-        ],
-    }
-
-
-def _total(lengths: Mapping[str, Mapping[str, Any]], key: str) -> int | None:
-    values = [length[key] for length in lengths.values() if key in length]
-    return sum(values) if values else None
-
-
-def _tasks(whole: WholeRecipe, statistics: Mapping[str, Mapping[str, Any]]) -> list[Facts]:
-    """The recipe's tasks in its order, then those that lie in the workspace besides."""
-    trials: dict[str, Mapping[str, Any]] = {f"{task}/{PRETRAINED}": {} for task in whole.finetuning.tasks}
-    trials |= _trials_in_workspace(whole)
-    trials |= statistics
-    tasks: dict[str, Facts] = {}
-    for name, trial in trials.items():
-        task, _, start = name.rpartition("/")
-        if start not in (PRETRAINED, RANDOM):
-            continue
-        in_recipe = task in whole.finetuning.tasks
-        found = tasks.setdefault(
-            task,
-            {
-                "task": task,
-                "metric": None,
-                "pretrained": None,
-                "random": None,
-                "majority_baseline": None,
-                "train_rows": None,
-                "dev_rows": None,
-                "in_recipe": in_recipe,
-            },
-        )
-        found[start] = trial.get("score")
-        for key in ("metric", "majority_baseline", "train_rows", "dev_rows"):
-            found[key] = trial.get(key) if found[key] is None else found[key]
-        if "problem" in trial:
-            found["problem"] = trial["problem"]
-    return list(tasks.values())
-
-
-def _trials_in_workspace(whole: WholeRecipe) -> dict[str, Mapping[str, Any]]:
-    """Statistics of every fine-tuning trial that is complete, by `task/start`; of no other manifest there."""
-    root = storage.join(whole.run.workspace, FINETUNING)
-    found: dict[str, Mapping[str, Any]] = {}
-    for name in storage.list_files(root):
-        trial, _, file = name.rpartition("/")
-        if file != MANIFEST_NAME or trial.rpartition("/")[2] not in (PRETRAINED, RANDOM):
-            continue
-        try:
-            manifest = read_manifest(storage.join(root, trial))
-        except InputError as error:
-            found[trial] = {"problem": str(error)}
-            continue
-        assert manifest is not None, trial
-        if "score" in manifest.statistics:
-            found[trial] = manifest.statistics
-    return found

@@ -14,6 +14,7 @@ from rich.text import Text
 from flows.console.tables import shown
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.report.html import UNKNOWN
+from flows.report.manifest_facts import CorpusFacts, TaskFacts
 from flows.report.page import html_page
 from flows.running.outcomes import shown_seconds
 from pipelines.contract import storage
@@ -76,13 +77,13 @@ def show(facts: Facts, console: Console) -> None:
 
 
 def _result_rows(facts: Facts) -> list[tuple[str, str]]:
-    corpus, pretraining = facts["corpus"], facts["pretraining"]
+    corpus, pretraining = CorpusFacts.model_validate(facts["corpus"]), facts["pretraining"]
     before, after = pretraining.get("heldout_before", {}), pretraining.get("heldout_after", {})
-    kept = f"{_count(corpus['documents_kept'])} of {_count(corpus['documents_read'])} read"
+    kept = f"{_count(corpus.documents_kept)} of {_count(corpus.documents_read)} read"
     rows = [
-        ("documents", f"{kept}, {_count(corpus['heldout_documents'])} held out"),
-        ("examples", f"{_count(corpus['examples'])} with {_count(corpus['example_tokens'])} tokens"),
-        ("vocabulary", f"{_count(corpus['vocabulary_size'])} of {_count(corpus['distinct_words'])} distinct words"),
+        ("documents", f"{kept}, {_count(corpus.heldout_documents)} held out"),
+        ("examples", f"{_count(corpus.examples)} with {_count(corpus.example_tokens)} tokens"),
+        ("vocabulary", f"{_count(corpus.vocabulary_size)} of {_count(corpus.distinct_words)} distinct words"),
         ("encoder", f"{_count(pretraining.get('parameters'))} parameters, {_count(pretraining.get('steps'))} steps"),
         ("deviations from BERT", pretraining.get("deviations", UNKNOWN)),
     ]
@@ -90,14 +91,12 @@ def _result_rows(facts: Facts) -> list[tuple[str, str]]:
         if key == "nsp_accuracy" and after and key not in after:
             continue
         rows.append((label, f"{_score(before.get(key))} -> {_score(after.get(key))}"))
-    for task in facts["tasks"]:
-        text = f"{_score(task['pretrained'])} pre-trained"
+    for task in map(TaskFacts.model_validate, facts["tasks"]):
+        text = f"{_score(task.pretrained)} pre-trained"
         # Without finetuning.compare_with_random there is no second score.
-        if task["random"] is not None or task["pretrained"] is None:
-            text += f", {_score(task['random'])} from random weights"
-        rows.append(
-            (f"{task['task']}, {task['metric'] or UNKNOWN}", f"{text}, {_score(task['majority_baseline'])} majority")
-        )
+        if task.random is not None or task.pretrained is None:
+            text += f", {_score(task.random)} from random weights"
+        rows.append((f"{task.task}, {task.metric or UNKNOWN}", f"{text}, {_score(task.majority_baseline)} majority"))
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from flows.report import data_sections, origin_sections, result_sections
 from flows.report.html import UNKNOWN, count, foreign, large, percent, score, text
+from flows.report.manifest_facts import TaskFacts
 
 Facts = dict[str, Any]
 
@@ -105,18 +106,19 @@ def _results(facts: Facts) -> list[Card]:
         )
         if name in after
     ]
-    return cards + [_task_card(task) for task in _headline_tasks(facts["tasks"])]
+    return cards + [_task_card(task) for task in _headline_tasks(facts)]
 
 
-def _headline_tasks(tasks: Sequence[Facts]) -> list[Facts]:
-    return [task for task in tasks if task["in_recipe"] and task["pretrained"] is not None][:_SHOWN_TASKS]
+def _headline_tasks(facts: Facts) -> list[TaskFacts]:
+    tasks = [TaskFacts.model_validate(task) for task in facts["tasks"]]
+    return [task for task in tasks if task.in_recipe and task.pretrained is not None][:_SHOWN_TASKS]
 
 
-def _task_card(task: Facts) -> Card:
-    metric = task["metric"]
+def _task_card(task: TaskFacts) -> Card:
+    metric = task.metric
     compared = []
-    if task["random"] is not None:
-        compared.append(f"{score(metric, task['random'])} from random weights ({result_sections.gain(task)})")
-    if task["majority_baseline"] is not None:
-        compared.append(f"{score(metric, task['majority_baseline'])} majority")
-    return Card(f"{task['task']}, {metric or UNKNOWN}", score(metric, task["pretrained"]), ", ".join(compared))
+    if task.random is not None:
+        compared.append(f"{score(metric, task.random)} from random weights ({result_sections.gain(task)})")
+    if task.majority_baseline is not None:
+        compared.append(f"{score(metric, task.majority_baseline)} majority")
+    return Card(f"{task.task}, {metric or UNKNOWN}", score(metric, task.pretrained), ", ".join(compared))

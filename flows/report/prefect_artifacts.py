@@ -21,13 +21,15 @@ from prefect.artifacts import (
 
 from flows.console.tables import shown
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.report.manifest_facts import corpus_facts
 from flows.running.outcomes import FlowOutcome
 from flows.running.progress_bar import artifact_key
 from flows.servers.artifact_calls import told_to_prefect
 from flows.tracking.mlflow_pages import run_page
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
+from pipelines.contract.statistics import StageWarnings, TrialStatistics
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 
 MAX_PICTURE_BYTES = 1 << 20
 """A larger one is left to MLflow: artifacts are rows of Prefect's database."""
@@ -47,21 +49,23 @@ def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
     rows += [
         {"stage": stage, "fact": "warning", "value": shown(warning)}
         for stage, manifest in manifests.items()
-        for warning in manifest.statistics.get("warnings", [])
+        for warning in manifest.statistics_as(StageWarnings).warnings
     ]
-    lengths: Mapping[str, Any] = manifests[EXAMPLES].statistics.get("lengths", {}) if EXAMPLES in manifests else {}
-    for length, facts in sorted(lengths.items(), key=lambda item: int(item[0])):
+    corpus, _ = corpus_facts(manifests)
+    for length, facts in sorted(corpus.lengths.items(), key=lambda item: int(item[0])):
+        values = {
+            "examples": facts.examples,
+            "tokens": facts.tokens,
+            "mean_length": facts.mean_length,
+            "masked_share": facts.masked_share,
+            "random_next_share": facts.random_next_share,
+        }
         rows += [
-            {"stage": EXAMPLES, "fact": f"{name} of length {length}", "value": facts[name]}
-            for name in ("examples", "tokens", "mean_length", "masked_share", "random_next_share")
-            if name in facts
+            {"stage": EXAMPLES, "fact": f"{name} of length {length}", "value": value} for name, value in values.items()
         ]
-        if histogram := facts.get("length_histogram"):
-            key = artifact_key(whole.run.name, "lengths", length)
-            picture = histogram_picture({name.lstrip("0") or "0": count for name, count in histogram.items()})
-            create_image_artifact(
-                _data_uri("image/svg+xml", picture.encode()), key, f"Examples by length, up to {length}"
-            )
+        key = artifact_key(whole.run.name, "lengths", length)
+        picture = histogram_picture({name.lstrip("0") or "0": count for name, count in facts.length_histogram.items()})
+        create_image_artifact(_data_uri("image/svg+xml", picture.encode()), key, f"Examples by length, up to {length}")
     if rows:
         create_table_artifact(rows, artifact_key(whole.run.name, "corpus"), "Corpus, vocabulary and examples")
 
@@ -85,12 +89,21 @@ def tell_pretraining(whole: WholeRecipe, outcome: FlowOutcome) -> None:
 def tell_scores(whole: WholeRecipe, outcome: FlowOutcome) -> None:
     """The development scores of every task that was fine-tuned."""
     rows = []
-    for name, manifest in sorted(_manifests(outcome).items()):
+    tuned = FlowOutcome(stages=tuple(stage for stage in outcome.stages if stage.stage == FINETUNING))
+    for name, manifest in sorted(_manifests(tuned).items()):
         task, _, start = name.partition("/")
-        facts = manifest.statistics
-        if "score" in facts:
-            kept = {key: facts.get(key) for key in ("metric", "score", "majority_baseline", "train_rows", "dev_rows")}
-            rows.append({"task": task, "from": start, **kept})
+        trial = manifest.statistics_as(TrialStatistics)
+        rows.append(
+            {
+                "task": task,
+                "from": start,
+                "metric": trial.metric,
+                "score": trial.score,
+                "majority_baseline": trial.majority_baseline,
+                "train_rows": trial.train_rows,
+                "dev_rows": trial.dev_rows,
+            }
+        )
     if rows:
         create_table_artifact(rows, artifact_key(whole.run.name, "scores"), "Development scores")
 

@@ -22,6 +22,7 @@ from flows.report.html import (
     table,
     text,
 )
+from flows.report.manifest_facts import TaskFacts
 from flows.running.outcomes import shown_seconds
 
 Facts = dict[str, Any]
@@ -29,7 +30,6 @@ Facts = dict[str, Any]
 _LOSSES = (("mlm_loss", "masked tokens", "s1"),)
 _ACCURACIES = (("mlm_accuracy", "masked tokens", "s1"), ("nsp_accuracy", "next sentence", "s2"))
 _HELDOUT = "heldout_"
-_STARTS = (("pretrained", "pre-trained", "s1"), ("random", "random", "s2"), ("majority_baseline", "majority", "quiet"))
 
 
 def standard_error(metric: str | None, share: float | None, rows: int | None) -> float | None:
@@ -149,19 +149,14 @@ def _deviations(found: Facts) -> str:
 
 def tasks(facts: Facts) -> str:
     """Scores of every task from the pre-trained encoder, from random weights, and of the majority class."""
-    found = facts["tasks"]
+    found = [TaskFacts.model_validate(task) for task in facts["tasks"]]
     if not found:
         return paragraph("The recipe names no task.", css="note")
     groups, rows = [], []
     for task in found:
-        metric = task["metric"]
-        bars = [
-            Bar(label, _share(task[name]), score(metric, task[name]), colour)
-            for name, label, colour in _STARTS
-            if task[name] is not None
-        ]
+        bars = _bars(task)
         low = min([0.0, *(bar.value for bar in bars if bar.value is not None)])
-        heading = f"{task['task']}, {metric}" if metric else task["task"]
+        heading = f"{task.task}, {task.metric}" if task.metric else task.task
         groups.append(Group(heading, bars, low, 1.0))
         rows.append(_task_row(task))
     header = ("task", "metric", "pre-trained", "random", "majority", "difference", "train rows", "dev rows")
@@ -172,11 +167,9 @@ def tasks(facts: Facts) -> str:
             css="small",
         )
     ]
-    if any(not task["in_recipe"] for task in found):
+    if any(not task.in_recipe for task in found):
         notes.append(paragraph("* lies in the workspace, but is not of this recipe.", css="small"))
-    problems = [
-        paragraph(f"{text(task['task'])}:", foreign(task["problem"]), css="note") for task in found if "problem" in task
-    ]
+    problems = [paragraph(f"{text(task.task)}:", foreign(task.problem), css="note") for task in found if task.problem]
     chart = horizontal_bars("Scores by task and start", [group for group in groups if group.bars])
     table_html = table("Scores by task", header, rows, numbers=range(2, 8))
     return joined(figure(chart, "Scores on the dev set", ""), table_html, *notes, *problems)
@@ -186,29 +179,42 @@ def _share(value: Any) -> float | None:
     return None if value is None else value if abs(value) <= 1 else value / 100
 
 
-def _task_row(task: Facts) -> tuple[str, ...]:
-    metric = task["metric"]
-    name = text(task["task"]) + ("" if task["in_recipe"] else "&nbsp;*")
+def _bars(task: TaskFacts) -> list[Bar]:
+    scores = (
+        (task.pretrained, "pre-trained", "s1"),
+        (task.random, "random", "s2"),
+        (task.majority_baseline, "majority", "quiet"),
+    )
+    return [
+        Bar(label, _share(value), score(task.metric, value), colour)
+        for value, label, colour in scores
+        if value is not None
+    ]
+
+
+def _task_row(task: TaskFacts) -> tuple[str, ...]:
+    metric = task.metric
+    name = text(task.task) + ("" if task.in_recipe else "&nbsp;*")
     return (
         name,
         text(metric or UNKNOWN),
-        score(metric, task["pretrained"]),
-        score(metric, task["random"]),
-        score(metric, task["majority_baseline"]),
+        score(metric, task.pretrained),
+        score(metric, task.random),
+        score(metric, task.majority_baseline),
         gain(task),
-        count(task["train_rows"]),
-        count(task["dev_rows"]),
+        count(task.train_rows),
+        count(task.dev_rows),
     )
 
 
-def gain(task: Facts) -> str:
+def gain(task: TaskFacts) -> str:
     """Pre-trained minus random, with its standard error where that can be told: `+6.0 ± 2.2`."""
-    metric, pretrained, random = task["metric"], _share(task["pretrained"]), _share(task["random"])
+    metric, pretrained, random = task.metric, _share(task.pretrained), _share(task.random)
     if pretrained is None or random is None:
         return UNKNOWN
     in_percent = score(metric, 0.0) != "0.000"
     difference = f"{(pretrained - random) * 100:+.1f}" if in_percent else f"{pretrained - random:+.3f}"
-    errors = [standard_error(metric, share, task["dev_rows"]) for share in (pretrained, random)]
+    errors = [standard_error(metric, share, task.dev_rows) for share in (pretrained, random)]
     if errors[0] is None or errors[1] is None:
         return difference
     return f"{difference} ± {math.hypot(errors[0], errors[1]) * 100:.1f}".replace(" ", "\N{NO-BREAK SPACE}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import Manifest, read_manifest
+from pipelines.contract.statistics import TrialStatistics
+from pipelines.contract.workspace import FINETUNING
 from training.tracking.flattening import numbers_of
-
-_OF_A_TRIAL = ("score", "majority_baseline")
 
 
 def final_scores(outcome: FlowOutcome) -> dict[str, float]:
@@ -15,14 +15,17 @@ def final_scores(outcome: FlowOutcome) -> dict[str, float]:
     for stage in outcome.stages:
         for name, directory in stage.directories.items():
             if (manifest := read_manifest(directory)) is not None:
-                scores |= _scores_of(name, manifest)
+                scores |= _trial_scores(name, manifest) if stage.stage == FINETUNING else _heldout_scores(manifest)
     return scores
 
 
-def _scores_of(name: str, manifest: Manifest) -> dict[str, float]:
+def _trial_scores(name: str, manifest: Manifest) -> dict[str, float]:
+    trial = manifest.statistics_as(TrialStatistics)
+    return numbers_of({f"{name}/score": trial.score, f"{name}/majority_baseline": trial.majority_baseline})
+
+
+def _heldout_scores(manifest: Manifest) -> dict[str, float]:
     statistics = manifest.statistics
-    if "score" in statistics:
-        return numbers_of({f"{name}/{key}": statistics[key] for key in _OF_A_TRIAL if key in statistics})
     student = statistics.get("student")
     if isinstance(student, dict) and "heldout" in student:
         return numbers_of({"student": {"heldout": student["heldout"]}})

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.tracking.stores import tracking_uri
-from pipelines import stage_keys as preprocessing
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, digest_of, read_manifest
 from pipelines.contract.workspace import (
@@ -27,12 +26,13 @@ from pipelines.contract.workspace import (
     PRETRAINING,
     RANDOM,
     VOCABULARY,
-    stage_directory,
-    workspace_of,
+    local_workspace,
 )
+from pipelines.stage_keys import documents_key, examples_key, vocabulary_key
 from training.stages import finetuning
 from training.stages import pretraining as training
 from training.stages.distillation import distillation_inputs
+from training.stages.sections import DistillationSections, FinetuningSections, PretrainingSections
 
 LOOPBACK = "127.0.0.1"
 RANKS_WITHOUT_GPU = 2
@@ -98,23 +98,24 @@ def _mark_of(uri: str) -> tuple[int, int] | None:
 
 def preprocessing_stages(whole: WholeRecipe) -> list[Stage]:
     """Documents, vocabulary and examples, in the order in which they depend on one another."""
-    recipe = whole.recipe
+    workspace = whole.run.workspace
 
     def stage(name: str, module: str, key: Callable[[], StageKey]) -> Stage:
-        output = StageOutput(name, stage_directory(recipe, name), key)
+        output = StageOutput(name, storage.join(workspace, name), key)
         return Stage(name, (output,), lambda: _python_module(whole, module))
 
     return [
-        stage(DOCUMENTS, "pipelines.shard_corpus", lambda: preprocessing.documents_key(recipe)),
-        stage(VOCABULARY, "pipelines.train_vocabulary", lambda: preprocessing.vocabulary_key(recipe)),
-        stage(EXAMPLES, "pipelines.build_examples", lambda: preprocessing.examples_key(recipe)),
+        stage(DOCUMENTS, "pipelines.shard_corpus", lambda: documents_key(whole.documents, workspace)),
+        stage(VOCABULARY, "pipelines.train_vocabulary", lambda: vocabulary_key(whole.vocabulary, workspace)),
+        stage(EXAMPLES, "pipelines.build_examples", lambda: examples_key(whole.examples, workspace)),
     ]
 
 
 def pretraining_stage(whole: WholeRecipe) -> Stage:
     """Pre-training, through DeepSpeed's launcher."""
-    directory = storage.join(workspace_of(whole.recipe), PRETRAINING)
-    output = StageOutput(PRETRAINING, directory, lambda: training.pretraining_inputs(whole.recipe).key)
+    sections = PretrainingSections(whole.recipe, _local_workspace(whole), whole.model, whole.pretraining)
+    directory = storage.join(sections.workspace, PRETRAINING)
+    output = StageOutput(PRETRAINING, directory, lambda: training.pretraining_inputs(sections).key)
     return Stage(
         PRETRAINING,
         (output,),
@@ -125,11 +126,12 @@ def pretraining_stage(whole: WholeRecipe) -> Stage:
 
 def distillation_stage(whole: WholeRecipe) -> Stage:
     """Distillation of the pre-trained encoder, or of another teacher, through DeepSpeed's launcher."""
-    directory = storage.join(workspace_of(whole.recipe), DISTILLATION)
+    sections = DistillationSections(whole.recipe, _local_workspace(whole), whole.distillation)
+    directory = storage.join(sections.workspace, DISTILLATION)
 
     def key() -> StageKey:
         with _registry_of(whole):
-            return distillation_inputs(whole.recipe).key
+            return distillation_inputs(sections).key
 
     output = StageOutput(DISTILLATION, directory, key)
     return Stage(
@@ -143,19 +145,21 @@ def distillation_stage(whole: WholeRecipe) -> Stage:
 def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     """Fine-tuning: one command that trains every task of the recipe; none where the recipe names no task."""
 
+    if not whole.finetuning.tasks:
+        return []
+    sections = FinetuningSections(whole.recipe, _local_workspace(whole), whole.finetuning, whole.model)
+
     def output(task: str, start: str) -> StageOutput:
-        directory = finetuning.finetuning_directory(whole.recipe, task, start)
+        directory = finetuning.finetuning_directory(sections.workspace, task, start)
 
         def key() -> StageKey:
             with _registry_of(whole):
-                return finetuning.finetuning_key(whole.recipe, task, start)
+                return finetuning.finetuning_key(sections, task, start)
 
         return StageOutput(f"{task}/{start}", directory, key)
 
     starts = (PRETRAINED, RANDOM) if whole.finetuning.compare_with_random else (PRETRAINED,)
     outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
-    if not outputs:
-        return []
     if whole.finetuning.ranks == 1:
         return [Stage(FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))]
     ranks = whole.finetuning.ranks
@@ -169,6 +173,10 @@ def require_task_data(whole: WholeRecipe) -> None:
         InputError: a file of a task is missing.
     """
     finetuning.require_task_data(whole.finetuning)
+
+
+def _local_workspace(whole: WholeRecipe) -> str:
+    return local_workspace(whole.run, whole.recipe.path)
 
 
 @contextmanager

@@ -12,12 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import Section
 from pipelines.contract.schemas import Split
+from pipelines.contract.statistics import Statistics, StatisticsT, missing_or_wrong
 from pipelines.contract.workspace import MANIFEST_NAME
 
 SCHEMA_VERSION = 1
@@ -48,6 +49,26 @@ class Manifest(_Record):
     inputs: dict[str, str]
     files: tuple[FileRecord, ...]
     statistics: dict[str, Any] = {}
+    _uri: str = PrivateAttr("")
+    """Where it was read from, for messages; empty for one that was not read."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Manifest) and self.model_dump() == other.model_dump()
+
+    def statistics_as(self, model: type[StatisticsT]) -> StatisticsT:
+        """The statistics as a stage's model has them (`pipelines.contract.statistics`); unknown ones are left out.
+
+        Raises:
+            InputError: one that the model requires is missing or of another type.
+        """
+        try:
+            return model.model_validate(self.statistics)
+        except ValidationError as error:
+            where = self._uri or f"manifest of stage {self.stage}"
+            raise InputError(
+                f"{where}: {missing_or_wrong(error)}; another version wrote it, or it was edited: restore it from a "
+                "copy, or build the stage again with --restart"
+            ) from error
 
     @property
     def digest(self) -> str:
@@ -80,7 +101,9 @@ class StageKey:
         self.config: dict[str, Any] = config.identity() if isinstance(config, Section) else dict(config)
         self.inputs = dict(inputs)
 
-    def manifest(self, files: Sequence[FileRecord], statistics: Mapping[str, Any], code_version: str) -> Manifest:
+    def manifest(
+        self, files: Sequence[FileRecord], statistics: Statistics | Mapping[str, Any], code_version: str
+    ) -> Manifest:
         """The manifest of this stage once its files are written; files are put in name order."""
         return Manifest(
             stage=self.stage,
@@ -89,7 +112,7 @@ class StageKey:
             config=self.config,
             inputs=self.inputs,
             files=tuple(sorted(files, key=lambda file: file.name)),
-            statistics=dict(statistics),
+            statistics=statistics.to_json() if isinstance(statistics, Statistics) else dict(statistics),
         )
 
     @property
@@ -173,7 +196,7 @@ def read_manifest(directory: str) -> Manifest | None:
         version = json.loads(data)["schema_version"]
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise InputError(_newer(directory, f"schema {version}", f"{SCHEMA_VERSION}"))
-        return Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate_json(data)
     except (ValidationError, ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -182,6 +205,8 @@ def read_manifest(directory: str) -> Manifest | None:
             f"{uri}: damaged, or no manifest of ours ({cause}); restore it from a copy, or move {directory} away to "
             "build the stage anew"
         ) from error
+    manifest._uri = uri
+    return manifest
 
 
 def require_manifest(directory: str, stage: str, command: str) -> Manifest:

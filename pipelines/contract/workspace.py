@@ -16,7 +16,7 @@ import importlib.metadata
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.recipe import Recipe, RunConfig
+from pipelines.contract.recipe import RunConfig
 from pipelines.contract.schemas import LengthBin, Split
 
 DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
@@ -47,24 +47,18 @@ TRASH_DIRECTORY = ".clozeworks-trash"
 """What is deleted is first moved here by rename, so a kill never leaves a directory that is half deleted."""
 
 
-def stage_directory(recipe: Recipe, stage: str) -> str:
-    """The directory of a stage in the recipe's workspace."""
-    return storage.join(recipe.section("run", RunConfig).workspace, stage)
-
-
-def workspace_of(recipe: Recipe) -> str:
+def local_workspace(run: RunConfig, recipe_path: str) -> str:
     """The run's directory, which training needs on a local disk.
 
     Raises:
-        InputError: it is not a path, or lies on a remote file system.
+        InputError: it is not a path, or is on a remote file system.
     """
-    workspace = recipe.section("run", RunConfig).workspace
-    if not storage.is_local(workspace):
+    if not storage.is_local(run.workspace):
         raise InputError(
-            f"{recipe.path}: run.workspace = {workspace!r}: training memory-maps its examples and needs a local "
+            f"{recipe_path}: run.workspace = {run.workspace!r}: training memory-maps its examples and needs a local "
             "directory; copy vocabulary/ and examples/ to one and pass --workspace"
         )
-    return storage.local_path(workspace)
+    return storage.local_path(run.workspace)
 
 
 def length_directory(max_seq_length: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipelines.contract.manifest import (
     write_manifest,
 )
 from pipelines.contract.schemas import DOCUMENTS_SCHEMA
+from pipelines.contract.statistics import DocumentsStatistics
 from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME, SHARDS_GROUP, shard_name
 from pipelines.documents.cleaning import CLEANING_COUNTS
 from pipelines.documents.document import PartSummary, shards_of
@@ -146,19 +147,19 @@ class CompleteDocuments(beam.DoFn):
             cleaned.update(part.cleaned)
         files = [shard.file for shard in shards]
         num_rejected = sum(rejected.values())
-        statistics: dict[str, Any] = {
-            "documents_read": sum(part.documents_read for part in parts),
-            "documents_kept": sum(file.rows for file in files),
-            "documents_rejected": num_rejected,
-            "rejected_by_reason": {reason: count for reason, count in sorted(rejected.items()) if count},
-            "first_rejects": dict(sorted(first_rejects.items())),
-            "cleaning": dict(cleaned),
-            "train_documents": sum(file.rows for file in files if file.name.startswith("train-")),
-            "heldout_documents": sum(file.rows for file in files if file.name.startswith("heldout-")),
-            "sentences": sum(file.statistics["sentences"] for file in files),
-            "characters": sum(file.statistics["characters"] for file in files),
-        }
-        assert statistics["documents_read"] == statistics["documents_kept"] + num_rejected, statistics
+        statistics = DocumentsStatistics(
+            documents_read=sum(part.documents_read for part in parts),
+            documents_kept=sum(file.rows for file in files),
+            documents_rejected=num_rejected,
+            rejected_by_reason={reason: count for reason, count in sorted(rejected.items()) if count},
+            first_rejects=dict(sorted(first_rejects.items())),
+            cleaning=dict(cleaned),
+            train_documents=sum(file.rows for file in files if file.name.startswith("train-")),
+            heldout_documents=sum(file.rows for file in files if file.name.startswith("heldout-")),
+            sentences=sum(file.statistics["sentences"] for file in files),
+            characters=sum(file.statistics["characters"] for file in files),
+        )
+        assert statistics.documents_read == statistics.documents_kept + num_rejected, statistics
         require_documents(statistics, self._key.config)
         rejects_file = record_of(self._directory, REJECTS_NAME, num_rejected)
         write_manifest(self._directory, self._key.manifest([*files, rejects_file], statistics, __version__))

@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.shown_text import shown
+from pipelines.contract.statistics import DocumentsStatistics
 from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME
 from pipelines.documents.rejects import REJECTS_SHOWN
 from pipelines.settings.documents import DocumentsConfig
@@ -47,13 +48,13 @@ _REMEDIES = {
 }
 
 
-def require_documents(statistics: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def require_documents(statistics: DocumentsStatistics, config: Mapping[str, Any]) -> None:
     """To be called before a stage counts as complete.
 
     Raises:
         InputError: no document was kept, or none to train on.
     """
-    read, kept, rejected = (statistics[f"documents_{name}"] for name in ("read", "kept", "rejected"))
+    read, kept, rejected = statistics.documents_read, statistics.documents_kept, statistics.documents_rejected
     if not kept:
         examples = list(_first_rejects(statistics))
         if not examples:
@@ -63,7 +64,7 @@ def require_documents(statistics: Mapping[str, Any], config: Mapping[str, Any]) 
             f"documents: none of the {read:,} texts read was kept, {rejected:,} were rejected. First of them: "
             f"{shown_rejects}. {_remedies(statistics)}"
         )
-    if not statistics["train_documents"]:
+    if not statistics.train_documents:
         others = f". Of {read:,} texts read, {rejected:,} were rejected: {'; '.join(_first_rejects(statistics))}"
         raise InputError(
             f"documents: all of the {kept:,} documents kept are held out (documents.heldout_share = "
@@ -74,17 +75,17 @@ def require_documents(statistics: Mapping[str, Any], config: Mapping[str, Any]) 
 
 def closing_lines(manifest: Manifest, config: DocumentsConfig) -> list[str]:
     """The closing line, and a line for each thing that is worth a warning."""
-    statistics = manifest.statistics
-    read, kept = statistics["documents_read"], statistics["documents_kept"]
-    train, heldout = statistics["train_documents"], statistics["heldout_documents"]
+    statistics = manifest.statistics_as(DocumentsStatistics)
+    read, kept = statistics.documents_read, statistics.documents_kept
+    train, heldout = statistics.train_documents, statistics.heldout_documents
     line = f"{DOCUMENTS}: {read:,} read, {kept:,} kept ({train:,} to train on, {heldout:,} held out)"
     return [
-        f"{line}, {statistics['documents_rejected']:,} rejected{_reasons(statistics)}",
-        *(f"{DOCUMENTS}: warning: {text}" for text in _warnings(manifest, config)),
+        f"{line}, {statistics.documents_rejected:,} rejected{_reasons(statistics)}",
+        *(f"{DOCUMENTS}: warning: {text}" for text in _warnings(manifest, statistics, config)),
     ]
 
 
-def _reasons(statistics: Mapping[str, Any]) -> str:
+def _reasons(statistics: DocumentsStatistics) -> str:
     counts = _commonest(statistics)
     if not counts:
         return ""
@@ -94,8 +95,8 @@ def _reasons(statistics: Mapping[str, Any]) -> str:
     return f": {', '.join(words)}; all are in {REJECTS_NAME}"
 
 
-def _example(statistics: Mapping[str, Any], reason: str) -> str:
-    examples = statistics["first_rejects"].get(reason)
+def _example(statistics: DocumentsStatistics, reason: str) -> str:
+    examples = statistics.first_rejects.get(reason)
     return f" ({_in_words(*examples[0])})" if examples else ""
 
 
@@ -103,32 +104,30 @@ def _in_words(source: str, detail: str) -> str:
     return f"{shown(source, _SOURCE_CHARACTERS)}: {shown(detail, _DETAIL_CHARACTERS)}"
 
 
-def _commonest(statistics: Mapping[str, Any]) -> list[tuple[str, int]]:
-    counts: dict[str, int] = statistics["rejected_by_reason"]
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+def _commonest(statistics: DocumentsStatistics) -> list[tuple[str, int]]:
+    return sorted(statistics.rejected_by_reason.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _first_rejects(statistics: Mapping[str, Any]) -> Iterator[str]:
+def _first_rejects(statistics: DocumentsStatistics) -> Iterator[str]:
     """Three rejects: one of each of the commonest reasons, or more of one where there are fewer reasons."""
     reasons = [reason for reason, _ in _commonest(statistics)]
     found = [
         (reason, example)
         for place in range(REJECTS_SHOWN)
         for reason in reasons
-        for example in statistics["first_rejects"].get(reason, [])[place : place + 1]
+        for example in statistics.first_rejects.get(reason, [])[place : place + 1]
     ]
     for reason, example in found[:REJECTS_SHOWN]:
         yield f"{_in_words(*example)} [{reason}]"
 
 
-def _remedies(statistics: Mapping[str, Any]) -> str:
+def _remedies(statistics: DocumentsStatistics) -> str:
     found = [_REMEDIES[reason] for reason, _ in _commonest(statistics)[:REJECTS_SHOWN] if reason in _REMEDIES]
     return "To do: " + "; ".join(dict.fromkeys(found)) if found else "Let documents.sources name other files"
 
 
-def _warnings(manifest: Manifest, config: DocumentsConfig) -> Iterator[str]:
-    statistics = manifest.statistics
-    read = statistics["documents_read"]
+def _warnings(manifest: Manifest, statistics: DocumentsStatistics, config: DocumentsConfig) -> Iterator[str]:
+    read = statistics.documents_read
     faults = sum(count for reason, count in _commonest(statistics) if reason not in _EXPECTED)
     if faults > config.warn_rejected_share * read:
         yield (
@@ -141,13 +140,15 @@ def _warnings(manifest: Manifest, config: DocumentsConfig) -> Iterator[str]:
                 f"documents.sources.{index}.language = {source.language!r} has no rules of its own for the ends of "
                 "sentences; the general ones were used"
             )
-    if num_cut := statistics["cleaning"].get("sentences_cut"):
+    if num_cut := statistics.cleaning.get("sentences_cut"):
         yield f"{num_cut:,} times no sentence ended within 10,000 characters and one was cut there"
-    yield from _what_later_stages_lack(manifest, config)
+    yield from _what_later_stages_lack(manifest, statistics, config)
 
 
-def _what_later_stages_lack(manifest: Manifest, config: DocumentsConfig) -> Iterator[str]:
-    train = manifest.statistics["train_documents"]
+def _what_later_stages_lack(
+    manifest: Manifest, statistics: DocumentsStatistics, config: DocumentsConfig
+) -> Iterator[str]:
+    train = statistics.train_documents
     rows = [file.rows for file in manifest.files_of("train")]
     singles, empty = rows.count(1), rows.count(0)
     if singles:
@@ -160,7 +161,7 @@ def _what_later_stages_lack(manifest: Manifest, config: DocumentsConfig) -> Iter
         )
     elif empty:
         yield f"{empty:,} of {len(rows):,} training shards hold no document; lower documents.num_shards"
-    heldout = manifest.statistics["heldout_documents"]
+    heldout = statistics.heldout_documents
     lacks = "pre-training gets no held-out loss and the word-order task no dev sentences"
     if not heldout:
         yield (

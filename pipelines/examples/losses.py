@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.contract.statistics import TokenLosses
 from pipelines.examples.planned_rows import PlannedRows, TokenizedDocuments
 
-LOSSES = ("sentences", "long_sentences", "tokens_to_place", "tokens_cut", "same_document_random_next")
-"""For one maximum length: sentences; those with more tokens than a row has room for; tokens, each counted once a pass;
-how many of these no row holds; and random next sentences from another piece of the same text."""
+LOSSES = tuple(TokenLosses.model_fields)
 
 
 def losses_of(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -23,6 +23,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest, StageKey, record_of, require_manifest, write_manifest
 from pipelines.contract.schemas import MASK, SPLITS, UNK, LengthBin, examples_schema, length_bins
+from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics
 from pipelines.contract.workspace import (
     DOCUMENTS,
     EXAMPLES,
@@ -259,7 +260,7 @@ def stage_statistics(
     rows_by_length: dict[int, NDArray[np.int64]],
     shards: list[ShardRows],
     config: ExamplesConfig,
-) -> dict[str, Any]:
+) -> ExamplesStatistics:
     """The statistics of the manifest.
 
     Args:
@@ -267,14 +268,15 @@ def stage_statistics(
         rows_by_length: by maximum length: how many rows have 0, 1, ... tokens.
         shards: what was made of each documents shard.
     """
-    lengths: dict[str, Any] = {}
+    lengths: dict[str, LengthStatistics] = {}
     for length in config.lengths:
         most = length.max_seq_length
         losses = {name: sum(shard.losses[most][name] for shard in shards) for name in LOSSES}
         lengths[str(most)] = summary_of(files, rows_by_length[most], most, config.num_length_bins, losses)
     documents = {split: sum(one.documents for one in shards if one.shard.split == split) for split in SPLITS}
-    text = {
-        **{f"{split}_documents": count for split, count in documents.items()},
+    text = ExamplesText(
+        train_documents=documents["train"],
+        heldout_documents=documents["heldout"],
         **shares_of(added([TokenCounts(), *(shard.counts for shard in shards)])),
-    }
-    return {"lengths": lengths, "text": text, "warnings": warnings_of(lengths, text, config)}
+    )
+    return ExamplesStatistics(lengths=lengths, text=text, warnings=warnings_of(lengths, text, config))

@@ -6,8 +6,8 @@ Pure functions of what the manifest states, so `pipelines.validate` finds the sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, UNK_SHARE_WARNED
 
@@ -23,28 +23,26 @@ PIECES_PER_WORD_OF_WHOLE_WORDS = 1.02
 FEWEST_HELDOUT_DOCUMENTS = 20
 """The word-order task takes its dev sentences from a fifth of them, by hash: with fewer, it may get none."""
 
-Facts = Mapping[str, Any]
 
-
-def refusal_of(statistics: Facts) -> str | None:
+def refusal_of(statistics: ExamplesStatistics) -> str | None:
     """Why these examples cannot be trained on, with the remedy; None where they can."""
-    text = statistics["text"]
-    if text["unk_share"] > UNK_SHARE_REFUSED:
+    text = statistics.text
+    if text.unk_share > UNK_SHARE_REFUSED:
         return (
-            f"examples: [UNK] is {text['unk_share']:.1%} of all tokens, so there is nothing to learn: the vocabulary "
+            f"examples: [UNK] is {text.unk_share:.1%} of all tokens, so there is nothing to learn: the vocabulary "
             "is not that of these documents; train it on them, or raise vocabulary.alphabet_size"
         )
-    for length, facts in statistics["lengths"].items():
-        if not facts["splits"]["train"]["examples"]:
+    for length, facts in statistics.lengths.items():
+        if not facts.splits["train"].examples:
             return (
-                f"examples: no training row of length {length} came of {text['train_documents']:,} training documents "
-                f"with {text['tokens']:,} tokens; give documents.sources more text, or lower documents.heldout_share "
+                f"examples: no training row of length {length} came of {text.train_documents:,} training documents "
+                f"with {text.tokens:,} tokens; give documents.sources more text, or lower documents.heldout_share "
                 "or documents.num_shards"
             )
     return None
 
 
-def warnings_of(lengths: Facts, text: Facts, config: ExamplesConfig) -> list[str]:
+def warnings_of(lengths: Mapping[str, LengthStatistics], text: ExamplesText, config: ExamplesConfig) -> list[str]:
     """Lines, each with the setting that changes it.
 
     Args:
@@ -52,49 +50,49 @@ def warnings_of(lengths: Facts, text: Facts, config: ExamplesConfig) -> list[str
         text: those of the documents' text.
     """
     warnings = []
-    if text["unk_share"] > UNK_SHARE_WARNED:
+    if text.unk_share > UNK_SHARE_WARNED:
         warnings.append(
-            f"[UNK] is {text['unk_share']:.1%} of all tokens and stands for {text['unk_characters_share']:.1%} of the "
+            f"[UNK] is {text.unk_share:.1%} of all tokens and stands for {text.unk_characters_share:.1%} of the "
             "characters; raise vocabulary.alphabet_size and vocabulary.size, and see the warnings of the vocabulary"
         )
-    if config.masking == "whole_word" and text["pieces_per_word"] < PIECES_PER_WORD_OF_WHOLE_WORDS:
+    if config.masking == "whole_word" and text.pieces_per_word < PIECES_PER_WORD_OF_WHOLE_WORDS:
         warnings.append(
-            f"whole-word masking has no effect: words have {text['pieces_per_word']:.2f} pieces each, as in Chinese, "
+            f"whole-word masking has no effect: words have {text.pieces_per_word:.2f} pieces each, as in Chinese, "
             "where each character is a word; examples.masking = 'static' gives the same"
         )
-    if not text["heldout_documents"]:
+    if not text.heldout_documents:
         warnings.append(
             "no document is held out: losses on unseen text cannot be measured, and the fine-tuning task word-order "
             "has no sentences; raise documents.heldout_share, or give more documents"
         )
-    elif text["heldout_documents"] < FEWEST_HELDOUT_DOCUMENTS:
+    elif text.heldout_documents < FEWEST_HELDOUT_DOCUMENTS:
         warnings.append(
-            f"only {text['heldout_documents']} documents are held out: held-out losses say little, and the fine-tuning "
+            f"only {text.heldout_documents} documents are held out: held-out losses say little, and the fine-tuning "
             "task word-order may have no dev sentences; raise documents.heldout_share, or give more documents"
         )
     for length, facts in lengths.items():
-        warnings += [f"length {length}: {line}" for line in _of_length(facts, config, bool(text["heldout_documents"]))]
+        warnings += [f"length {length}: {line}" for line in _of_length(facts, config, bool(text.heldout_documents))]
     return warnings
 
 
-def _of_length(facts: Facts, config: ExamplesConfig, has_heldout: bool) -> list[str]:
-    train, lines = facts["splits"]["train"], []
-    if has_heldout and not facts["splits"]["heldout"]["examples"]:
+def _of_length(facts: LengthStatistics, config: ExamplesConfig, has_heldout: bool) -> list[str]:
+    train, lines = facts.splits["train"], []
+    if has_heldout and not facts.splits["heldout"].examples:
         lines.append("no held-out row, so its held-out loss cannot be measured; raise documents.heldout_share")
-    if facts["tokens_cut_share"] > TOKENS_CUT_WARNED:
+    if facts.tokens_cut_share > TOKENS_CUT_WARNED:
         remedy = "raise max_seq_length in examples.lengths"
-        if facts["long_sentences"]:
+        if facts.long_sentences:
             remedy += ", or look at documents.sources.language: sentences may not have been told apart"
         lines.append(
-            f"{facts['tokens_cut_share']:.1%} of the tokens are cut off and in no row; {facts['long_sentences']:,} of "
-            f"{facts['sentences']:,} sentences are longer than a row; {remedy}"
+            f"{facts.tokens_cut_share:.1%} of the tokens are cut off and in no row; {facts.long_sentences:,} of "
+            f"{facts.sentences:,} sentences are longer than a row; {remedy}"
         )
-    if config.next_sentence and train["examples"]:
-        lines += _of_labels(facts, train["random_next"] / train["examples"])
+    if config.next_sentence and train.examples:
+        lines += _of_labels(facts, train.random_next / train.examples)
     return lines
 
 
-def _of_labels(facts: Facts, random_share: float) -> list[str]:
+def _of_labels(facts: LengthStatistics, random_share: float) -> list[str]:
     lines = []
     if random_share < FEWEST_OF_A_LABEL:
         lines.append(
@@ -108,9 +106,9 @@ def _of_labels(facts: Facts, random_share: float) -> list[str]:
             "without learning: most sentences fill a row and have no true continuation in it; raise max_seq_length in "
             "examples.lengths, or set examples.next_sentence = false"
         )
-    if facts["same_document_random_next_share"] > SAME_DOCUMENT_WARNED:
+    if facts.same_document_random_next_share > SAME_DOCUMENT_WARNED:
         lines.append(
-            f"{facts['same_document_random_next_share']:.1%} of the random next sentences come from another piece of "
+            f"{facts.same_document_random_next_share:.1%} of the random next sentences come from another piece of "
             "the same text, so their label is wrong; raise documents.max_characters, lower documents.num_shards, or "
             "set examples.next_sentence = false"
         )

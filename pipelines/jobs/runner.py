@@ -57,14 +57,11 @@ class Job(NamedTuple):
     """What a job's command line asks for. Without `--runner` it runs on this machine with `workers` processes."""
 
     recipe: Recipe
+    workspace: str
     options: PipelineOptions
     names_runner: bool
     workers: int
     restart: str | None = None
-
-    @property
-    def workspace(self) -> str:
-        return self.recipe.section("run", RunConfig).workspace
 
     @contextmanager
     def build_of(self, key: StageKey, directory: str) -> Iterator[bool]:
@@ -123,8 +120,8 @@ def parse_job(stage: str, description: str | None, argv: list[str] | None) -> Jo
     arguments, beam_arguments = parser.parse_known_args(argv)
     recipe = recipe_from_arguments(arguments)
     names_runner = any(argument.split("=", 1)[0] == "--runner" for argument in beam_arguments)
-    workers = recipe.section("run", RunConfig).workers
-    return Job(recipe, pipeline_options(beam_arguments), names_runner, workers, arguments.restart)
+    run = recipe.section("run", RunConfig)
+    return Job(recipe, run.workspace, pipeline_options(beam_arguments), names_runner, run.workers, arguments.restart)
 
 
 def pipeline_options(arguments: list[str]) -> PipelineOptions:

@@ -6,41 +6,42 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.contract.manifest import Manifest
+from pipelines.contract.statistics import ExamplesStatistics, LengthStatistics, TextFit, VocabularyStatistics
 
 
 def vocabulary_summary(manifest: Manifest) -> list[str]:
     """Lines about a vocabulary: entries, words, pieces a word, [UNK]; then its warnings."""
-    facts = manifest.statistics
+    facts = manifest.statistics_as(VocabularyStatistics)
     line = (
-        f"vocabulary: {facts['size']:,} entries from {facts['words']:,} words ({facts['distinct_words']:,} different); "
+        f"vocabulary: {facts.size:,} entries from {facts.words:,} words ({facts.distinct_words:,} different); "
         f"{_in_words(facts)}"
     )
-    return [line, *_warnings(manifest)]
+    return [line, *_warnings(manifest, facts.warnings)]
 
 
 def examples_summary(manifest: Manifest) -> list[str]:
     """Lines about examples: rows and what was cut of each length, pieces a word, [UNK]; then their warnings."""
-    statistics = manifest.statistics
-    parts = [_length_in_words(length, facts, manifest.config) for length, facts in statistics["lengths"].items()]
-    return [f"examples: {'; '.join([*parts, _in_words(statistics['text'])])}", *_warnings(manifest)]
+    statistics = manifest.statistics_as(ExamplesStatistics)
+    parts = [_length_in_words(length, facts, manifest.config) for length, facts in statistics.lengths.items()]
+    return [f"examples: {'; '.join([*parts, _in_words(statistics.text)])}", *_warnings(manifest, statistics.warnings)]
 
 
-def _in_words(facts: Mapping[str, Any]) -> str:
+def _in_words(facts: TextFit) -> str:
     return (
-        f"{facts['pieces_per_word']:.2f} pieces a word, [UNK] {facts['unk_share']:.2%} of the tokens and "
-        f"{facts['unk_characters_share']:.2%} of the characters"
+        f"{facts.pieces_per_word:.2f} pieces a word, [UNK] {facts.unk_share:.2%} of the tokens and "
+        f"{facts.unk_characters_share:.2%} of the characters"
     )
 
 
-def _length_in_words(length: str, facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    splits = facts["splits"]
-    line = f"length {length}: {splits['train']['examples']:,} rows, {splits['heldout']['examples']:,} held out"
+def _length_in_words(length: str, facts: LengthStatistics, config: Mapping[str, Any]) -> str:
+    splits = facts.splits
+    line = f"length {length}: {splits['train'].examples:,} rows, {splits['heldout'].examples:,} held out"
     if config["next_sentence"]:
-        line += f", {facts['random_next_share']:.1%} random next"
-    if facts["masked"]:
-        line += f", [UNK] {facts['masked_unk_share']:.2%} of what is predicted"
-    return line + f", {facts['tokens_cut_share']:.1%} of the tokens cut off"
+        line += f", {facts.random_next_share:.1%} random next"
+    if facts.masked:
+        line += f", [UNK] {facts.masked_unk_share:.2%} of what is predicted"
+    return line + f", {facts.tokens_cut_share:.1%} of the tokens cut off"
 
 
-def _warnings(manifest: Manifest) -> list[str]:
-    return [f"{manifest.stage}: WARNING: {line}" for line in manifest.statistics["warnings"]]
+def _warnings(manifest: Manifest, warnings: list[str]) -> list[str]:
+    return [f"{manifest.stage}: WARNING: {line}" for line in warnings]

@@ -90,6 +90,6 @@ def _retrain(directory: str, manifest: Manifest, tokens: list[str], config: Voca
                 f"{where}, row {row}: {token!r}, where training on {source} with the settings of the manifest gives "
                 f"{expected!r}"
             )
-    statistics = statistics_of(words, marks_stripped(words), tokens, config)
+    statistics = statistics_of(words, marks_stripped(words), tokens, config).to_json()
     for name in sorted({*statistics, *manifest.statistics}):
         compare(directory, name, manifest.statistics.get(name), statistics.get(name))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.contract.statistics import VocabularyStatistics
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.reference_tokenizer import MAX_CHARACTERS_PER_WORD
 from pipelines.wordpiece.token_counts import TokenCounts, added, ratio, shares_of
@@ -28,7 +28,7 @@ _WORDS_PER_BATCH = 1 << 18
 
 def statistics_of(
     words: pa.Table, marks_stripped: int, tokens: Sequence[str], config: VocabularyConfig
-) -> dict[str, Any]:
+) -> VocabularyStatistics:
     """Counts of the training corpus with a vocabulary: what `pipelines.validate` computes again from the documents.
 
     Args:
@@ -42,17 +42,18 @@ def statistics_of(
     total = _count_pieces(distinct, counts, tokens, config)
     characters = int(np.dot(lengths, counts))
     is_long = lengths > MAX_CHARACTERS_PER_WORD
-    statistics = {
-        "size": len(tokens),
-        "distinct_words": len(counts),
+    statistics = VocabularyStatistics(
+        size=len(tokens),
+        distinct_words=len(counts),
         **shares_of(total._replace(words=int(counts.sum()), characters=characters)),
-        "distinct_characters": len(set("".join(distinct.to_pylist()))),
-        "long_words": int(counts[is_long].sum()),
-        "long_words_characters_share": ratio(int(np.dot(lengths[is_long], counts[is_long])), characters),
-        "marks_stripped": marks_stripped,
-        "marks_stripped_share": ratio(marks_stripped, characters + marks_stripped),
-    }
-    return statistics | {"warnings": warnings_of(statistics, config)}
+        distinct_characters=len(set("".join(distinct.to_pylist()))),
+        long_words=int(counts[is_long].sum()),
+        long_words_characters_share=ratio(int(np.dot(lengths[is_long], counts[is_long])), characters),
+        marks_stripped=marks_stripped,
+        marks_stripped_share=ratio(marks_stripped, characters + marks_stripped),
+        warnings=[],
+    )
+    return statistics.model_copy(update={"warnings": warnings_of(statistics, config)})
 
 
 def _count_pieces(
@@ -64,31 +65,31 @@ def _count_pieces(
     return added([TokenCounts(), *(tokenizer.count(words[batch], counts[batch]) for batch in batches)])
 
 
-def warnings_of(statistics: dict[str, Any], config: VocabularyConfig) -> list[str]:
+def warnings_of(statistics: VocabularyStatistics, config: VocabularyConfig) -> list[str]:
     """What a person should know before training with this vocabulary, each with the setting that changes it."""
     warnings = []
-    if statistics["unk_share"] > UNK_SHARE_WARNED:
+    if statistics.unk_share > UNK_SHARE_WARNED:
         warnings.append(
-            f"[UNK] is {statistics['unk_share']:.1%} of all tokens and stands for "
-            f"{statistics['unk_characters_share']:.1%} of the characters: {unk_remedy(statistics, config)}"
+            f"[UNK] is {statistics.unk_share:.1%} of all tokens and stands for "
+            f"{statistics.unk_characters_share:.1%} of the characters: {unk_remedy(statistics, config)}"
         )
-    if statistics["marks_stripped_share"] > MARKS_SHARE_WARNED:
+    if statistics.marks_stripped_share > MARKS_SHARE_WARNED:
         warnings.append(
-            f"lower-casing strips {statistics['marks_stripped_share']:.1%} of the characters, accents and vowel signs, "
+            f"lower-casing strips {statistics.marks_stripped_share:.1%} of the characters, accents and vowel signs, "
             "as BERT does; set vocabulary.strip_accents = false to keep them"
         )
     return warnings
 
 
-def unk_remedy(statistics: dict[str, Any], config: VocabularyConfig) -> str:
+def unk_remedy(statistics: VocabularyStatistics, config: VocabularyConfig) -> str:
     """Why words are [UNK], and what changes it."""
-    if 2 * statistics["long_words_characters_share"] > statistics["unk_characters_share"]:
+    if 2 * statistics.long_words_characters_share > statistics.unk_characters_share:
         return (
-            f"{statistics['long_words']:,} words are longer than {MAX_CHARACTERS_PER_WORD} characters and become [UNK] "
+            f"{statistics.long_words:,} words are longer than {MAX_CHARACTERS_PER_WORD} characters and become [UNK] "
             "with any vocabulary, as in a language written without spaces; put spaces between the words of "
             "documents.sources.inputs"
         )
     return (
-        f"the corpus has {statistics['distinct_characters']:,} different characters, of which "
+        f"the corpus has {statistics.distinct_characters:,} different characters, of which "
         f"vocabulary.alphabet_size = {config.alphabet_size:,} get an entry; raise it, and vocabulary.size by as much"
     )

@@ -7,7 +7,7 @@ by how often it has each chunk.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -112,8 +112,8 @@ def added(counts: Sequence[TokenCounts]) -> TokenCounts:
     return TokenCounts(*(sum(column) for column in zip(*counts, strict=True)))
 
 
-def shares_of(counts: TokenCounts) -> dict[str, int | float]:
-    """The counts by name, with the shares that a person looks for."""
+def shares_of(counts: TokenCounts) -> dict[str, Any]:
+    """The fields of `TextFit`: the counts, and the shares that a person looks for."""
     return {
         **counts._asdict(),
         "pieces_per_word": ratio(counts.tokens, counts.words),

@@ -153,9 +153,9 @@ class TrainVocabulary(beam.DoFn):
         distinct = words["word"].combine_chunks()
         tokens = train(distinct, counts, config.size, config.min_count, config.alphabet_size, config.layout)
         statistics = statistics_of(words, marks_stripped(words), tokens, config)
-        if statistics["unk_share"] > UNK_SHARE_REFUSED:
+        if statistics.unk_share > UNK_SHARE_REFUSED:
             raise InputError(
-                f"vocabulary: [UNK] would be {statistics['unk_share']:.1%} of all tokens, and a model would learn "
+                f"vocabulary: [UNK] would be {statistics.unk_share:.1%} of all tokens, and a model would learn "
                 f"nothing else: {unk_remedy(statistics, config)}"
             )
         contents = tokenizer_files(tokens, config.lowercase, config.strip_accents)

@@ -41,7 +41,7 @@ def local_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     recipe = tmp_path / "empty.toml"
     recipe.write_text("")
-    return Job(read_recipe(str(recipe)), pipeline_options([]), names_runner=False, workers=2)
+    return Job(read_recipe(str(recipe)), str(tmp_path), pipeline_options([]), names_runner=False, workers=2)
 
 
 def run_step(job: Job, step: beam.DoFn) -> None:

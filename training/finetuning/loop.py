@@ -11,12 +11,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.contract.errors import InputError
+from pipelines.contract.statistics import FamilyStatistics
 from training.bert.attention import flash_attention_applies
 from training.bert.huggingface import load_into, read_weights
 from training.bert.modeling import initialize_weights
@@ -53,7 +53,7 @@ class Fitted:
     epoch: int
     metrics: dict[str, float]
     state: dict[str, torch.Tensor]
-    more: dict[str, Any]
+    more: FamilyStatistics
 
 
 class Fitting:
@@ -129,7 +129,7 @@ class Fitting:
             raise InputError(unusable(f"fine-tuning, epoch {best[0]}", fault))
         # Predictions are made with the best epoch's weights, not with the last one's.
         engine.load_full_precision_state(best[2])
-        more = problem.finish(forward, predictions_directory) if self._processes.is_first else {}
+        more = problem.finish(forward, predictions_directory) if self._processes.is_first else FamilyStatistics()
         engine.close()
         return Fitted(*best, self._processes.from_first(more))
 

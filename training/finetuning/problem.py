@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from pipelines.contract.statistics import FamilyStatistics
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
 from training.finetuning.text import EncodedText
@@ -56,7 +57,7 @@ class Problem(Protocol):
     def evaluate(self, forward: Forward) -> dict[str, float]:
         """Scores on the development rows."""
 
-    def finish(self, forward: Forward, directory: str) -> dict[str, Any]:
+    def finish(self, forward: Forward, directory: str) -> FamilyStatistics:
         """With the best weights in place: write predictions into a directory; more statistics for the manifest."""
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipelines.contract import storage
+from pipelines.contract.statistics import FamilyStatistics
 from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
@@ -17,7 +18,7 @@ from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.metrics import Values, constant_baseline, majority_baseline, scores
 from training.glue.reading import LabelledText, read_examples, read_test
 from training.glue.submission import write_predictions
-from training.settings.glue import CONSTANT_BASELINE, TASKS, Task, task_files
+from training.settings.glue import TASKS, Task, task_files
 from training.settings.model import ModelConfig
 
 
@@ -52,15 +53,15 @@ class GlueProblem:
     def evaluate(self, forward: Forward) -> dict[str, float]:
         return self._score(forward, *self._dev[0])
 
-    def finish(self, forward: Forward, directory: str) -> dict[str, Any]:
-        statistics: dict[str, Any] = {
-            "majority_baseline": majority_baseline(self.task, self._train_labels, self._dev[0][1]),
-            CONSTANT_BASELINE: constant_baseline(self.task, self._dev[0][1]),
-            "train_rows": len(self._train_labels),
-            "dev_rows": len(self._dev[0][1]),
-        }
+    def finish(self, forward: Forward, directory: str) -> FamilyStatistics:
+        statistics = FamilyStatistics(
+            majority_baseline=majority_baseline(self.task, self._train_labels, self._dev[0][1]),
+            constant_baseline=constant_baseline(self.task, self._dev[0][1]),
+            train_rows=len(self._train_labels),
+            dev_rows=len(self._dev[0][1]),
+        )
         if len(self._dev) > 1:
-            statistics["mismatched"] = self._score(forward, *self._dev[1])
+            statistics = statistics.model_copy(update={"mismatched": self._score(forward, *self._dev[1])})
         self._predict_tests(forward, directory)
         return statistics
 

@@ -22,6 +22,7 @@ from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import read_manifest
+from pipelines.contract.statistics import TrialStatistics
 from training.glue.submission_checks import HEADER, SUBMITTED, archive_problems, rows_of, table_problems
 from training.settings.glue import GLUE_TASKS, MAX_SCORE, Task
 
@@ -162,8 +163,8 @@ class _Collected:
         manifest = read_manifest(self.trial)
         if manifest is None:
             return " (warning: the trial has no manifest.json, it did not finish)"
-        statistics = manifest.statistics
-        return f" (dev {statistics['metric']} {statistics['score']:.4f})"
+        statistics = manifest.statistics_as(TrialStatistics)
+        return f" (dev {statistics.metric} {statistics.score:.4f})"
 
 
 def _trained_task(task: Task) -> str:
@@ -199,7 +200,8 @@ def dev_results(directory: str) -> dict[str, dict[str, float]]:
     for task in GLUE_TASKS:
         manifest = read_manifest(storage.join(directory, task.name, _TRIAL))
         if manifest is not None:
-            sets = [manifest.statistics["dev"], manifest.statistics.get("mismatched")]
+            statistics = manifest.statistics_as(TrialStatistics)
+            sets = [statistics.dev, *([statistics.mismatched] if statistics.mismatched is not None else [])]
             results.update(zip(task.submissions, sets, strict=False))
     return results
 

@@ -11,9 +11,6 @@ WORD_ORDER, MNLI = "word-order", "mnli"
 BEGIN_FROM_MNLI = ("mrpc", "rte", "sts-b")
 """Small tasks that later systems begin from an MNLI-tuned encoder (RoBERTa, section 5.1); BERT itself did not."""
 
-CONSTANT_BASELINE = "constant_baseline"
-"""Name of a trial's statistic: the task's metric for the best answer that is the same for every row."""
-
 
 @dataclass(frozen=True)
 class Column:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from pipelines.contract import storage
+from pipelines.contract.statistics import FamilyStatistics
 from training.bert.packing import IntArray, PackedSequences
 from training.finetuning.problem import Forward, TaskInputs
-from training.settings.glue import CONSTANT_BASELINE
 from training.settings.model import ModelConfig
 from training.settings.squad import SquadConfig, data_files
 from training.squad.answers import Logits, QuestionAnswers, WindowLogits, answer_question
@@ -64,22 +64,22 @@ class SquadProblem:
         """How much there is, in one line."""
         counts = self._counts()
         return (
-            f"version {counts['version']}, training {counts['train_questions']} questions in {counts['train_windows']} "
-            f"windows ({counts['train_answers_inside_tokens']} answers end inside a token), development "
-            f"{counts['dev_questions']} in {counts['dev_windows']}"
+            f"version {counts.version}, training {counts.train_questions} questions in {counts.train_windows} "
+            f"windows ({counts.train_answers_inside_tokens} answers end inside a token), development "
+            f"{counts.dev_questions} in {counts.dev_windows}"
         )
 
-    def _counts(self) -> dict[str, Any]:
-        return {
-            "version": "2.0" if self._dev.is_version_2 else "1.1",
-            "train_questions": len(self._train.questions),
-            "train_windows": len(self.train_text.lengths),
-            "train_answers_inside_tokens": self._targets.inexact,
-            "dev_questions": len(self._dev.questions),
+    def _counts(self) -> FamilyStatistics:
+        return FamilyStatistics(
+            version="2.0" if self._dev.is_version_2 else "1.1",
+            train_questions=len(self._train.questions),
+            train_windows=len(self.train_text.lengths),
+            train_answers_inside_tokens=self._targets.inexact,
+            dev_questions=len(self._dev.questions),
             # Always "no answer", which is right for every impossible question.
-            CONSTANT_BASELINE: sum(each.is_impossible for each in self._dev.questions) / len(self._dev.questions),
-            "dev_windows": len(self._dev_windows.text.lengths),
-        }
+            constant_baseline=sum(each.is_impossible for each in self._dev.questions) / len(self._dev.questions),
+            dev_windows=len(self._dev_windows.text.lengths),
+        )
 
     def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
         return BertForQuestionAnswering(model, vocab_size)
@@ -97,7 +97,7 @@ class SquadProblem:
         """Exact match and F1, from 0 to 1; for 2.0 over both kinds of questions too, and the threshold used."""
         return self._scored(self._answers(forward))[0]
 
-    def finish(self, forward: Forward, directory: str) -> dict[str, Any]:
+    def finish(self, forward: Forward, directory: str) -> FamilyStatistics:
         """Write what run_squad.py writes: predictions, the n best of each question, and for 2.0 the odds of none."""
         answers = self._answers(forward)
         metrics, predictions = self._scored(answers)
@@ -109,7 +109,7 @@ class SquadProblem:
         _write(directory, N_BEST_NAME, n_best)
         if is_version_2:
             _write(directory, NULL_ODDS_NAME, {identifier: answer.null_odds for identifier, answer in answers.items()})
-        return {**metrics, **self._counts()}
+        return self._counts().model_copy(update=metrics)
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
         return "BertForQuestionAnswering", {"finetuning_task": "squad"}

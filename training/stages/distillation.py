@@ -15,12 +15,12 @@ from pipelines.contract.workspace import (
     PRETRAINING,
     VOCABULARY_NAME,
     length_directory,
-    workspace_of,
 )
 from pipelines.results.verification import require_stage, verify_stage
 from training.settings.distillation import DistillationConfig
 from training.stages.encoders import encoder_digest, encoder_directory
 from training.stages.pretraining import shard_metadata
+from training.stages.sections import DistillationSections
 
 TEACHER = "teacher"
 
@@ -56,15 +56,13 @@ class DistillationInputs:
         return StageKey(DISTILLATION, DISTILLATION_VERSION, settings, inputs)
 
 
-def distillation_inputs(recipe: Recipe) -> DistillationInputs:
-    """Check the section and the stages that distillation consumes.
+def distillation_inputs(sections: DistillationSections) -> DistillationInputs:
+    """Check the stages that distillation consumes.
 
     Raises:
-        InputError: a setting is wrong, a stage or the teacher is missing, or examples and teacher have not the same
-            vocabulary.
+        InputError: a stage or the teacher is missing, or examples and teacher have not the same vocabulary.
     """
-    config = recipe.section("distillation", DistillationConfig)
-    workspace = workspace_of(recipe)
+    recipe, workspace, config = sections.recipe, sections.workspace, sections.distillation
     examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
     if config.teacher is None:
         stage = storage.join(workspace, PRETRAINING)

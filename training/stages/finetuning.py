@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, digest_of, read_manifest
-from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import (
     DATA_DIRECTORY,
     DOCUMENTS,
@@ -14,37 +13,35 @@ from pipelines.contract.workspace import (
     PRETRAINING,
     RANDOM,
     VOCABULARY,
-    workspace_of,
 )
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import MNLI
-from training.settings.model import ModelConfig
 from training.settings.optimization import FittingConfig, OptimizerConfig
 from training.settings.tasks import FAMILIES
+from training.stages.sections import FinetuningSections
 
 FINETUNING_VERSION = 2
 
 
-def finetuning_directory(recipe: Recipe, task: str, start: str) -> str:
-    """Directory of one fine-tuning trial; `start` tells which weights it begins from."""
-    return storage.join(workspace_of(recipe), FINETUNING, task, start)
+def finetuning_directory(workspace: str, task: str, start: str) -> str:
+    """Directory of one fine-tuning trial; `start` names the weights that it is initialized from."""
+    return storage.join(workspace, FINETUNING, task, start)
 
 
-def finetuning_key(recipe: Recipe, task: str, start: str, config: FinetuningConfig | None = None) -> StageKey:
+def finetuning_key(sections: FinetuningSections, task: str, start: str) -> StageKey:
     """Key of one fine-tuning trial: the settings that its task depends on, and the digests of what it reads.
 
     Args:
-        recipe: with the sections [model] and [finetuning].
+        sections: of the recipe, or with the settings of this trial in place of the recipe's.
         task: a name that `finetuning.tasks` takes.
-        start: RANDOM, or another word for a trial that begins from an encoder.
-        config: settings of this trial, instead of the recipe's own section.
+        start: RANDOM, or another word for a trial that is initialized from an encoder.
 
     Raises:
-        InputError: a section is wrong, or a file of the task is missing.
+        InputError: a file of the task is missing.
     """
-    config = config or recipe.section("finetuning", FinetuningConfig)
-    workspace = workspace_of(recipe)
-    settings = {name: config.identity()[name] for name in (*OptimizerConfig.model_fields, "dropout")}
+    config, workspace = sections.finetuning, sections.workspace
+    shared = config.identity()
+    settings = {name: shared[name] for name in (*OptimizerConfig.model_fields, "dropout")}
     settings |= config.fitting(task).identity()
     for name in _NOT_OF_A_TRIAL:
         settings.pop(name, None)
@@ -58,7 +55,7 @@ def finetuning_key(recipe: Recipe, task: str, start: str, config: FinetuningConf
         inputs["data"] = digest_of({path: storage.sha256_of(path) for path in family.data_files(config, task)})
     if start == RANDOM:
         inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
-        settings["model"] = recipe.section("model", ModelConfig).identity()
+        settings["model"] = sections.model.identity()
     elif config.begins_from_mnli(task):
         inputs[MNLI] = _digest(workspace, storage.join(FINETUNING, MNLI, PRETRAINED))
     elif config.encoder is not None:

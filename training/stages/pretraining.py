@@ -16,11 +16,11 @@ from pipelines.contract.workspace import (
     VOCABULARY,
     VOCABULARY_NAME,
     length_directory,
-    workspace_of,
 )
 from pipelines.results.verification import verify_stage
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig, require_lengths_fit
+from training.stages.sections import PretrainingSections
 
 # To be raised whenever the same settings and inputs would give another model than before.
 PRETRAINING_VERSION = 2
@@ -59,29 +59,35 @@ class PretrainingInputs:
 
     @property
     def key(self) -> StageKey:
-        return StageKey(
-            PRETRAINING,
-            PRETRAINING_VERSION,
-            {"model": self.model.identity(), "pretraining": self.pretraining.identity()},
-            {EXAMPLES: self.examples.digest, VOCABULARY: self.vocabulary.digest},
-        )
+        return pretraining_key(self.model, self.pretraining, self.vocabulary, self.examples)
 
 
-def pretraining_inputs(recipe: Recipe) -> PretrainingInputs:
-    """Check the sections and the stages that pre-training consumes.
+def pretraining_key(
+    model: ModelConfig, pretraining: PretrainingConfig, vocabulary: Manifest, examples: Manifest
+) -> StageKey:
+    """Key of pre-training: settings and the digests of vocabulary and examples."""
+    return StageKey(
+        PRETRAINING,
+        PRETRAINING_VERSION,
+        {"model": model.identity(), "pretraining": pretraining.identity()},
+        {EXAMPLES: examples.digest, VOCABULARY: vocabulary.digest},
+    )
+
+
+def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
+    """Check the stages that pre-training consumes.
 
     Raises:
-        InputError: a setting is wrong, a stage is missing, or the examples were made with another vocabulary.
+        InputError: the sections contradict each other, a stage is missing, or the examples were made with another
+            vocabulary.
     """
-    model = recipe.section("model", ModelConfig)
-    pretraining = recipe.section("pretraining", PretrainingConfig)
-    require_lengths_fit(model, pretraining, recipe.path)
-    workspace = workspace_of(recipe)
+    recipe, workspace = sections.recipe, sections.workspace
+    require_lengths_fit(sections.model, sections.pretraining, recipe.path)
     vocabulary = require_manifest(
         storage.join(workspace, VOCABULARY), VOCABULARY, f"clozeworks vocabulary {recipe.path}"
     )
     examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
-    inputs = PretrainingInputs(recipe, workspace, model, pretraining, vocabulary, examples)
+    inputs = PretrainingInputs(recipe, workspace, sections.model, sections.pretraining, vocabulary, examples)
     _require_same_vocabulary(inputs)
     return inputs
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
+from pipelines.contract.statistics import FamilyStatistics
 from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences
 from training.finetuning.problem import Forward, TaskInputs
@@ -88,14 +89,15 @@ class TaggingProblem:
     def evaluate(self, forward: Forward) -> dict[str, float]:
         return span_scores(self._dev.gold(), self._predicted(self._dev, forward))
 
-    def finish(self, forward: Forward, directory: str) -> dict[str, Any]:
+    def finish(self, forward: Forward, directory: str) -> FamilyStatistics:
         """Write dev.conll and, with a test file, test.conll; scores by type, and those on the test file."""
-        results: dict[str, Any] = {
-            "labels": list(self.labels),
-            "train_sentences": len(self._train.text.sentences),
-            "dev_sentences": len(self._dev.text.sentences),
-            "schemes": {name: file.text.scheme for name, file in self._files.items()},
-        }
+        statistics = FamilyStatistics(
+            labels=list(self.labels),
+            train_sentences=len(self._train.text.sentences),
+            dev_sentences=len(self._dev.text.sentences),
+            schemes={name: file.text.scheme for name, file in self._files.items()},
+        )
+        results: dict[str, Any] = {}
         for name, file in self._files.items():
             if name == "train":
                 continue
@@ -105,7 +107,7 @@ class TaggingProblem:
                 results["test"] = span_scores(gold, predicted)
             results[f"{name}_by_type"] = scores_by_type(gold, predicted)
             storage.write_bytes(storage.join(directory, f"{name}.conll"), conll_of(file.text, predicted))
-        return results
+        return statistics.model_copy(update=results)
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
         return "BertForTokenClassification", {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import record_of, write_manifest
+from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_version, vocabulary_size
 from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
 from pipelines.results.marks import building_directory
@@ -50,7 +50,7 @@ def open_problem(trial: Trial, folder: str | None) -> Problem:
 
 def run_trial(
     trial: Trial, beginning: Beginning, problem: Problem, processes: Processes, run_id: str | None = None
-) -> dict[str, Any]:
+) -> TrialStatistics:
     """Train a trial and write its directory, the manifest last.
 
     Args:
@@ -74,7 +74,7 @@ def run_trial(
 
 def _run_locked(
     trial: Trial, beginning: Beginning, problem: Problem, processes: Processes, run_id: str | None
-) -> dict[str, Any]:
+) -> TrialStatistics:
     config = trial.config
     if config.dropout is not None:
         beginning = replace(beginning, model=_with_dropout(beginning.model, config.dropout))
@@ -92,27 +92,27 @@ def _run_locked(
     prefix = f"{trial.task}.{trial.start}." if run_id is None else ""
     with Tracker(building, processes.is_first, prefix, -1, run_id=run_id) as tracker:
         fitted = fitting.run(tracker, storage.join(building, PREDICTIONS_DIRECTORY))
-    statistics = {
-        "task": trial.task,
-        "start": trial.start,
-        "metric": problem.metric,
-        "score": fitted.metrics[problem.metric],
-        "dev": fitted.metrics,
-        "best_epoch": fitted.epoch,
-        "seconds": round(time.monotonic() - started, 1),
-        **fitted.more,
-    }
+    statistics = TrialStatistics(
+        task=trial.task,
+        start=trial.start,
+        metric=problem.metric,
+        score=fitted.metrics[problem.metric],
+        dev=fitted.metrics,
+        best_epoch=fitted.epoch,
+        seconds=round(time.monotonic() - started, 1),
+        **fitted.more.to_json(),
+    )
 
     def write() -> None:
         require_finite(fitted.state, fitted.metrics, f"{trial.task}/{trial.start}")
         _write(trial, beginning, problem, fitted, statistics)
 
     on_first(processes, write)
-    say(f"complete: best epoch {fitted.epoch}, {problem.metric} {statistics['score']:.4f}, {statistics['seconds']} s")
+    say(f"complete: best epoch {fitted.epoch}, {problem.metric} {statistics.score:.4f}, {statistics.seconds} s")
     return statistics
 
 
-def _write(trial: Trial, beginning: Beginning, problem: Problem, fitted: Fitted, statistics: dict[str, Any]) -> None:
+def _write(trial: Trial, beginning: Beginning, problem: Problem, fitted: Fitted, statistics: TrialStatistics) -> None:
     architecture, more = problem.huggingface()
     config = huggingface_config(beginning.model, beginning.vocab_size, architecture, **more)
     building = building_directory(trial.directory)

@@ -10,35 +10,34 @@ import dataclasses
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, require_manifest
-from pipelines.contract.recipe import Recipe
-from pipelines.contract.workspace import FINETUNING, PRETRAINED, workspace_of
-from training.settings.finetuning import FinetuningConfig
+from pipelines.contract.workspace import FINETUNING, PRETRAINED
 from training.settings.glue import MNLI
 from training.stages.finetuning import finetuning_directory
+from training.stages.sections import FinetuningSections
 from training.trials.trial import Trial
 from training.trials.trial_plan import trial_of
 
 SWEEP_DIRECTORY = "sweep"
 
 
-def plan(recipe: Recipe, config: FinetuningConfig, task: str, folder: str | None) -> list[Trial]:
+def plan(sections: FinetuningSections, task: str, folder: str | None) -> list[Trial]:
     """All trials of a task: each point of the grid with the first seed, then with the next.
 
     Args:
-        recipe: of the run.
-        config: its section [finetuning].
+        sections: of the run's recipe.
         task: a name that `finetuning.tasks` takes.
         folder: that the task's own is in; None where its files are named one by one.
 
     Raises:
         InputError: a file of the task is missing or has a bad row, or the MNLI model that it begins from is missing.
     """
+    config, workspace = sections.finetuning, sections.workspace
     if config.begins_from_mnli(task):
-        directory = finetuning_directory(recipe, MNLI, PRETRAINED)
-        require_manifest(directory, FINETUNING, f"clozeworks finetune {recipe.path} --tasks {MNLI}")
-    own, root = config.fitting(task), storage.join(workspace_of(recipe), FINETUNING, task, SWEEP_DIRECTORY)
+        directory = finetuning_directory(workspace, MNLI, PRETRAINED)
+        require_manifest(directory, FINETUNING, f"clozeworks finetune {sections.recipe.path} --tasks {MNLI}")
+    own, root = config.fitting(task), storage.join(workspace, FINETUNING, task, SWEEP_DIRECTORY)
     # Data and encoder are hashed once, not for each trial.
-    pattern = trial_of(recipe, config, task, PRETRAINED)
+    pattern = trial_of(sections, task, PRETRAINED)
     trials = []
     num_seeds = config.sweep.num_seeds(config.family(task).is_small(config, task, folder))
     for seed in range(own.seed, own.seed + num_seeds):

@@ -81,7 +81,10 @@ class TaskSweep:
     @property
     def outcomes(self) -> dict[str, Mapping[str, Any] | None]:
         """Statistics by directory; None of a trial that is not complete."""
-        return {trial.directory: self._complete.get(trial) for trial in self.trials}
+        return {
+            trial.directory: self._complete[trial].to_json() if trial in self._complete else None
+            for trial in self.trials
+        }
 
     @property
     def best(self) -> Trial | None:
@@ -90,10 +93,10 @@ class TaskSweep:
 
     @property
     def metric(self) -> str:
-        return str(next((facts["metric"] for facts in self._complete.values()), ""))
+        return next((facts.metric for facts in self._complete.values()), "")
 
     def score(self, trial: Trial) -> float:
-        return float(self._complete[trial]["score"])
+        return self._complete[trial].score
 
     def cells(self) -> list[CellScores]:
         """Those that have a score, in the order of the grid."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, read_manifest, write_manifest
+from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import MODEL_DIRECTORY
 from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
@@ -60,11 +60,11 @@ class Trial:
         """Why it has to be trained, in words; None where it is complete."""
         return self.key.difference(self.directory)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> TrialStatistics:
         """Its manifest's; it is complete."""
         manifest = read_manifest(self.directory)
         assert manifest is not None, self.directory
-        return manifest.statistics
+        return manifest.statistics_as(TrialStatistics)
 
     def has_model(self) -> bool:
         """Does its manifest name weights?"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import require_manifest
-from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import (
     DOCUMENTS,
     ENCODER_DIRECTORY,
@@ -14,14 +13,13 @@ from pipelines.contract.workspace import (
     RANDOM,
     VOCABULARY,
     code_version,
-    workspace_of,
 )
 from pipelines.results.verification import require_stage
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import MNLI
-from training.settings.model import ModelConfig
 from training.settings.tasks import load
 from training.stages.finetuning import data_folder, finetuning_directory, finetuning_key
+from training.stages.sections import FinetuningSections
 from training.trials.trial import Trial
 
 
@@ -32,13 +30,13 @@ def planned_trials(config: FinetuningConfig) -> list[tuple[str, str]]:
     return [(task, start) for task in tasks for start in starts]
 
 
-def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
+def require_inputs(sections: FinetuningSections) -> None:
     """Check that the stages which fine-tuning reads are complete, and that their files are what the manifests state.
 
     Raises:
         InputError: one is missing, and the message names its command; or a file is damaged.
     """
-    workspace = workspace_of(recipe)
+    recipe, workspace, config = sections.recipe, sections.workspace, sections.finetuning
     if config.encoder is None or config.compare_with_random:
         require_stage(workspace, VOCABULARY, f"clozeworks vocabulary {recipe.path}")
     if config.encoder is None:
@@ -52,33 +50,33 @@ def require_inputs(recipe: Recipe, config: FinetuningConfig) -> None:
         )
 
 
-def data_directory(recipe: Recipe, config: FinetuningConfig, task: str) -> str | None:
+def data_directory(sections: FinetuningSections, task: str) -> str | None:
     """The folder that a task's own folder is in, None where its files are named one by one.
 
     A task that is made from held-out documents is made here where it is not there yet.
     """
-    workspace, family = workspace_of(recipe), config.family(task)
+    workspace, config = sections.workspace, sections.finetuning
+    family = config.family(task)
     folder = data_folder(workspace, config, task)
     if family.preparer:
         documents = storage.join(workspace, DOCUMENTS)
-        manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {recipe.path}")
+        manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {sections.recipe.path}")
         load(family.preparer)(folder, documents, manifest, family.own_settings(config, task), code_version())
     return folder
 
 
-def trial_of(recipe: Recipe, config: FinetuningConfig, task: str, start: str) -> Trial:
+def trial_of(sections: FinetuningSections, task: str, start: str) -> Trial:
     """A trial as the files are now: it may begin from what an earlier one writes.
 
     Raises:
         InputError: a file of the task is missing, or the encoder that the recipe names.
     """
-    workspace, directory = workspace_of(recipe), finetuning_directory(recipe, task, start)
-    key = finetuning_key(recipe, task, start, config)
+    workspace, config = sections.workspace, sections.finetuning
+    directory, key = finetuning_directory(workspace, task, start), finetuning_key(sections, task, start)
     if start == RANDOM:
-        vocabulary, model = storage.join(workspace, VOCABULARY), recipe.section("model", ModelConfig)
-        return Trial(task, start, directory, config, key, None, vocabulary, model)
+        return Trial(task, start, directory, config, key, None, storage.join(workspace, VOCABULARY), sections.model)
     if config.begins_from_mnli(task):
-        source = storage.join(finetuning_directory(recipe, MNLI, PRETRAINED), MODEL_DIRECTORY)
+        source = storage.join(finetuning_directory(workspace, MNLI, PRETRAINED), MODEL_DIRECTORY)
     elif config.encoder is not None:
         from training.stages.encoders import encoder_directory
 

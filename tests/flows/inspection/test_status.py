@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import status
 from flows.inspection.workspace import StageStatus, in_words, statuses_of_recipe, statuses_of_workspace
-from flows.parameters.whole_recipe import WholeRecipe
+from flows.parameters.whole_recipe import SECTION_MODELS, WholeRecipe
 from flows.remove import remove
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
-from pipelines.contract.recipe import read_recipe
+from pipelines.contract.recipe import Section, read_recipe
 from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory, write_mark
 from pipelines.results.unfinished import finish_unit
@@ -56,8 +58,8 @@ def whole(write_recipe: Callable[..., str], tmp_path: Path) -> WholeRecipe:
 def test_stages_become_complete_one_by_one_and_the_next_command_goes_on(whole: WholeRecipe) -> None:
     workspace = whole.run.workspace
     assert set(states(statuses_of_workspace(workspace)).values()) == {"missing"}
-    complete(f"{workspace}/documents", documents_key(whole.recipe))
-    complete(f"{workspace}/vocabulary", vocabulary_key(whole.recipe))
+    complete(f"{workspace}/documents", documents_key(whole.documents, whole.run.workspace))
+    complete(f"{workspace}/vocabulary", vocabulary_key(whole.vocabulary, whole.run.workspace))
     for statuses in (statuses_of_workspace(workspace), statuses_of_recipe(whole)):
         told = states(statuses)
         assert [told[name] for name in ("documents", "vocabulary", "examples", "pretraining")] == [
@@ -70,8 +72,8 @@ def test_stages_become_complete_one_by_one_and_the_next_command_goes_on(whole: W
 
 def test_a_stage_is_stale_by_settings_by_what_it_read_and_by_damage(whole: WholeRecipe) -> None:
     workspace = whole.run.workspace
-    complete(f"{workspace}/documents", documents_key(whole.recipe))
-    complete(f"{workspace}/vocabulary", vocabulary_key(whole.recipe))
+    complete(f"{workspace}/documents", documents_key(whole.documents, whole.run.workspace))
+    complete(f"{workspace}/vocabulary", vocabulary_key(whole.vocabulary, whole.run.workspace))
     other = WholeRecipe.check(read_recipe(whole.recipe.path, ["vocabulary.size=4000"]))
     stale = named(statuses_of_recipe(other), "vocabulary")
     assert (stale.state, stale.detail) == ("stale", "size was 30522, is 4000")
@@ -87,14 +89,14 @@ def test_a_stage_is_stale_by_settings_by_what_it_read_and_by_damage(whole: Whole
 
 
 def test_a_corpus_that_is_elsewhere_does_not_make_documents_stale(whole: WholeRecipe, tmp_path: Path) -> None:
-    complete(f"{whole.run.workspace}/documents", documents_key(whole.recipe))
+    complete(f"{whole.run.workspace}/documents", documents_key(whole.documents, whole.run.workspace))
     os.remove(tmp_path / "corpus.txt")
     assert named(statuses_of_recipe(whole), "documents").state == "complete"
 
 
 def test_units_of_an_unfinished_job_are_counted(whole: WholeRecipe) -> None:
     directory = f"{whole.run.workspace}/documents"
-    open_build(directory, documents_key(whole.recipe))
+    open_build(directory, documents_key(whole.documents, whole.run.workspace))
     directory = building_directory(directory)
     finish_unit(directory, "parts/000000", {})
     for number in range(3):
@@ -219,7 +221,23 @@ def test_watching_needs_a_time(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_of_a_workspace_too_what_is_missing_after_the_last_result_comes_next(whole: WholeRecipe) -> None:
     workspace = whole.run.workspace
-    complete(f"{workspace}/documents", documents_key(whole.recipe))
-    complete(f"{workspace}/vocabulary", vocabulary_key(whole.recipe))
+    complete(f"{workspace}/documents", documents_key(whole.documents, whole.run.workspace))
+    complete(f"{workspace}/vocabulary", vocabulary_key(whole.vocabulary, whole.run.workspace))
     command = status.next_command(statuses_of_workspace(workspace), workspace, "RECIPE.toml")
     assert command == "clozeworks examples RECIPE.toml"
+
+
+def test_every_section_is_parsed_once(whole: WholeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = whole.run.workspace
+    complete(f"{workspace}/documents", documents_key(whole.documents, workspace))
+    complete(f"{workspace}/vocabulary", vocabulary_key(whole.vocabulary, workspace))
+    parsed: Counter[str] = Counter()
+    validate = Section.model_validate.__func__  # type: ignore[attr-defined]  # a class method's function
+
+    def counted(model: type[Section], values: Any) -> Section:
+        parsed[model.__name__] += 1
+        return validate(model, values)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Section, "model_validate", classmethod(counted))
+    assert status.main([whole.recipe.path]) == 0
+    assert parsed == {model.__name__: 1 for model in SECTION_MODELS.values()}

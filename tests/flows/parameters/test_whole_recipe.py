@@ -11,8 +11,8 @@ import pytest
 from tests.support import REPOSITORY
 
 from flows.parameters.requests import RunRequest
-from flows.parameters.whole_recipe import WholeRecipe
-from pipelines.contract.recipe import read_recipe
+from flows.parameters.whole_recipe import SECTION_MODELS, WholeRecipe
+from pipelines.contract.recipe import SECTION_NAMES, read_recipe
 from pipelines.contract.recipe_text import RecipeError
 
 RECIPES = str(REPOSITORY / "flows" / "recipes")
@@ -41,6 +41,10 @@ def test_sizes_are_those_of_the_paper(name: str, layers: int, hidden: int, heads
     assert (pretraining.learning_rate, pretraining.num_warmup_steps) == (1e-4, 10_000)
     lengths = [(length.max_seq_length, length.max_predictions_per_seq) for length in whole.examples.lengths]
     assert lengths == [(128, 20), (512, 80)]
+
+
+def test_every_section_of_a_file_has_a_model() -> None:
+    assert tuple(SECTION_MODELS) == SECTION_NAMES
 
 
 CROSS_SECTION = [

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.support.statistics import statistics_with
 
 from flows.parameters.requests import RunRequest
 from flows.parameters.tracking_config import TrackingConfig
@@ -15,6 +16,7 @@ from flows.registry.criteria import Contest, Evaluation, judge
 from flows.registry.evaluations import encoder_evaluation, finetuned_evaluation, score_in_words
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, record_of, write_manifest
+from pipelines.contract.statistics import Statistics, TrialStatistics
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def whole(write_recipe: Callable[..., str], tmp_path: object) -> WholeRecipe:
     return whole
 
 
-def manifest_of(stage: str, statistics: dict[str, Any], **config: Any) -> Manifest:
+def manifest_of(stage: str, statistics: Statistics | dict[str, Any], **config: Any) -> Manifest:
     return StageKey(stage, 1, config, {}).manifest([], statistics, "0")
 
 
@@ -47,7 +49,7 @@ def passes_floor(evaluation: Evaluation) -> bool:
     ],
 )
 def test_chance_is_the_best_constant_answer(whole: WholeRecipe, statistics: dict[str, Any], chance: float) -> None:
-    manifest = manifest_of("finetuning", {"metric": "f1", "score": 0.45, **statistics})
+    manifest = manifest_of("finetuning", statistics_with(TrialStatistics, metric="f1", score=0.45, **statistics))
     evaluation = finetuned_evaluation(whole, "cola", manifest)
     assert evaluation is not None
     assert evaluation.chance == chance
@@ -80,7 +82,7 @@ def test_an_encoder_that_always_answers_the_commonest_token_does_not_pass(whole:
 
 
 def test_a_score_in_words(whole: WholeRecipe) -> None:
-    statistics = {"metric": "accuracy", "score": 0.577, "constant_baseline": 0.5, "dev_rows": 1000}
+    statistics = statistics_with(TrialStatistics, metric="accuracy", score=0.577, constant_baseline=0.5, dev_rows=1000)
     manifest = manifest_of("finetuning", statistics, seed=42)
     evaluation = finetuned_evaluation(whole, "cola", manifest)
     assert evaluation is not None

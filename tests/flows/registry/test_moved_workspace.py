@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from tests.support.flows import registered_models as models
+from tests.support.statistics import statistics_with
 from tests.support.training import tiny_models
 
 from flows.parameters.requests import RunRequest
@@ -25,6 +26,7 @@ from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME, set_up_
 from flows.servers.moved_workspace import KEPT_SUFFIX, relocate
 from flows.tracking.runs import Tracker
 from pipelines.contract.errors import InputError
+from pipelines.contract.statistics import TrialStatistics
 
 NAME = "trial-cola"
 SENTENCES = ["It returns the number of items."]
@@ -45,7 +47,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = str(workspace.parent / "model")
     tiny_models.write_tiny_classifier(directory)
     settings = {"max_seq_length": 16}
-    manifest = models.manifest_of(directory, "finetuning", settings, {"metric": "mcc", "score": 0.5})
+    manifest = models.manifest_of(
+        directory, "finetuning", settings, statistics_with(TrialStatistics, metric="mcc", score=0.5)
+    )
     files = ModelFiles(NAME, directory, settings)
     with tracker.flow_run("finetune", whole) as run_id:
         card = card_facts(whole, files, manifest)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from tests.support.flows import registered_models as models
+from tests.support.statistics import statistics_with
 from tests.support.training import tiny_models
 
 from flows.parameters.requests import RunRequest
@@ -27,6 +28,7 @@ from flows.registry.registration import log_version, registered_version
 from flows.tracking.runs import DIGEST_TAG, Tracker
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
+from pipelines.contract.statistics import TrialStatistics
 
 SENTENCES = ["It returns the number of items.", "items the of number returns it"]
 
@@ -75,7 +77,7 @@ def tracker(whole: WholeRecipe) -> Tracker:
 
 def made_from(whole: WholeRecipe, name: str, directory: str) -> ModelToRegister:
     settings = {} if name == "trial-encoder" else {"max_seq_length": 16}
-    statistics = {"metric": "mcc", "score": 0.5, "dev": {"accuracy": 0.75}, "train_rows": 8551}
+    statistics = statistics_with(TrialStatistics, metric="mcc", score=0.5, dev={"accuracy": 0.75}, train_rows=8551)
     manifest = models.manifest_of(directory, "finetuning", settings, statistics)
     files = ModelFiles(name, directory, settings)
     return ModelToRegister(files, manifest, Evaluation("mcc", 0.5, "d" * 64), card_facts(whole, files, manifest))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.support.statistics import statistics_with
 
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
@@ -19,19 +20,35 @@ from flows.running import timings
 from flows.running.outcomes import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, write_manifest
+from pipelines.contract.statistics import (
+    DocumentsStatistics,
+    ExamplesStatistics,
+    LengthStatistics,
+    Statistics,
+    TrialStatistics,
+    VocabularyStatistics,
+)
 
-STATISTICS: dict[str, dict[str, Any]] = {
-    "documents": {"documents_read": 1200, "documents_kept": 1100, "heldout_documents": 90, "characters": 5_000_000},
-    "vocabulary": {"size": 8192, "distinct_words": 43_210},
-    "examples": {"lengths": {"128": {"examples": 900, "tokens": 90_000}, "512": {"examples": 100, "tokens": 10_000}}},
+STATISTICS: dict[str, Statistics | dict[str, Any]] = {
+    "documents": statistics_with(DocumentsStatistics, documents_read=1200, documents_kept=1100, heldout_documents=90),
+    "vocabulary": statistics_with(VocabularyStatistics, size=8192, distinct_words=43_210),
+    "examples": statistics_with(
+        ExamplesStatistics,
+        lengths={
+            "128": statistics_with(LengthStatistics, examples=900, tokens=90_000),
+            "512": statistics_with(LengthStatistics, examples=100, tokens=10_000),
+        },
+    ),
     "pretraining": {
         "heldout_before": {"mlm_accuracy": 0.0001, "nsp_accuracy": 0.5},
         "heldout_after": {"mlm_accuracy": 0.2468, "nsp_accuracy": 0.625},
         "steps": 300,
         "parameters": 1_500_000,
     },
-    "cola/pretrained": {"metric": "mcc", "score": 0.321, "majority_baseline": 0.0, "dev_rows": 1043},
-    "cola/random": {"metric": "mcc", "score": 0.012},
+    "cola/pretrained": statistics_with(
+        TrialStatistics, metric="mcc", score=0.321, majority_baseline=0.0, dev_rows=1043
+    ),
+    "cola/random": statistics_with(TrialStatistics, metric="mcc", score=0.012),
 }
 
 
@@ -40,7 +57,7 @@ def whole(write_recipe: Callable[..., str]) -> WholeRecipe:
     return RunRequest(recipe=write_recipe()).read()
 
 
-def outcome_of(whole: WholeRecipe, statistics: dict[str, dict[str, Any]]) -> FlowOutcome:
+def outcome_of(whole: WholeRecipe, statistics: Mapping[str, Statistics | dict[str, Any]]) -> FlowOutcome:
     directories = {}
     for name, values in statistics.items():
         directories[name] = storage.join(whole.run.workspace, name)
@@ -111,6 +128,13 @@ def test_what_was_not_compared_and_not_timed_is_not_shown(whole: WholeRecipe) ->
 def test_what_a_manifest_does_not_tell_is_shown_as_unknown(whole: WholeRecipe) -> None:
     facts, page, screen = written(whole, outcome_of(whole, {name: {} for name in STATISTICS}))
     assert facts["corpus"]["documents_read"] is None
+    missing = [(each["stage"], each["text"].partition(": ")[2].partition(";")[0]) for each in facts["warnings"]]
+    assert missing == [
+        ("documents", "statistics.documents_read is missing"),
+        ("vocabulary", "statistics.words is missing"),
+        ("examples", "statistics.lengths is missing"),
+    ]
+    assert "statistics.task is missing" in facts["tasks"][0]["problem"]
     for text in (page, screen):
         assert "- of - read" in text
         assert "- -> -" in text

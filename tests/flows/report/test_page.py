@@ -27,6 +27,7 @@ from flows.report import page as report_page
 from flows.report import result_sections as report_results
 from flows.report import samples as report_samples
 from flows.report.facts import gather
+from flows.report.manifest_facts import TaskFacts
 from flows.report.page import SECTIONS, html_page
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import read_manifest
@@ -361,9 +362,9 @@ def test_examples_are_read_from_a_length_that_is_a_pleasure_to_read(whole: Whole
 def test_the_standard_error_of_an_accuracy() -> None:
     assert report_results.standard_error("accuracy", 0.5, 100) == pytest.approx(0.05)
     assert report_results.standard_error("matthews_correlation", 0.5, 100) is None
-    task = {"metric": "matthews_correlation", "pretrained": 0.125, "random": 0.25, "dev_rows": 1043}
+    task = TaskFacts(task="cola", metric="matthews_correlation", pretrained=0.125, random=0.25, dev_rows=1043)
     assert report_results.gain(task) == "-0.125"
-    assert report_results.gain({**task, "random": None}) == "-"
+    assert report_results.gain(task.model_copy(update={"random": None})) == "-"
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-5, 1e3), st.integers(2, 8))

@@ -17,6 +17,7 @@ from tests.support.preprocessing.small_run import RECIPE, write_corpus
 from pipelines import shard_corpus
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest, read_manifest
+from pipelines.contract.statistics import DocumentsStatistics
 from pipelines.documents.summary import closing_lines, require_documents
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
 
@@ -41,6 +42,8 @@ def manifest_of(train: list[int], heldout: list[int], rejected: dict[str, int], 
         "train_documents": sum(train),
         "heldout_documents": sum(heldout),
         "cleaning": {},
+        "sentences": 0,
+        "characters": 0,
     } | more
     return Manifest(
         stage="documents", stage_version=3, code_version="1", config={}, inputs={}, files=files, statistics=statistics
@@ -118,9 +121,9 @@ def test_nothing_kept_shows_three_rejects() -> None:
         "bad-json": [[f"a#{number}", "list, not an object"] for number in range(3)],
         "empty": [["b", "no text"]],
     }
-    statistics = manifest_of([], [], {"bad-json": 9, "empty": 1}, first_rejects=examples).statistics
+    manifest = manifest_of([], [], {"bad-json": 9, "empty": 1}, first_rejects=examples)
     with pytest.raises(InputError) as caught:
-        require_documents(statistics, {"heldout_share": 0.01})
+        require_documents(manifest.statistics_as(DocumentsStatistics), {"heldout_share": 0.01})
     assert str(caught.value) == (
         "documents: none of the 10 texts read was kept, 10 were rejected. First of them: a#0: list, not an object "
         "[bad-json]; b: no text [empty]; a#1: list, not an object [bad-json]. To do: format = 'jsonl' needs one JSON "

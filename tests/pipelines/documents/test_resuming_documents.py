@@ -13,11 +13,12 @@ import pytest
 from tests.support.preprocessing.small_run import RECIPE, write_corpus
 
 from pipelines import shard_corpus
-from pipelines.contract.manifest import read_manifest
+from pipelines.contract.manifest import StageKey, read_manifest
 from pipelines.contract.recipe import read_recipe
 from pipelines.documents.shards import CompleteDocuments
 from pipelines.results.builds import install_build
 from pipelines.results.unfinished import count_finished
+from pipelines.settings.documents import DocumentsConfig
 from pipelines.stage_keys import documents_key
 
 PART_BYTES = 6_000
@@ -42,6 +43,10 @@ shard_corpus.run(sys.argv[1:])
 
 def files_below(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def key_of(recipe: str, workspace: Path) -> StageKey:
+    return documents_key(read_recipe(recipe).section("documents", DocumentsConfig), str(workspace))
 
 
 def times_below(directory: Path) -> dict[str, int]:
@@ -122,7 +127,7 @@ def test_a_killed_run_is_taken_up(
     after = times_below(stage)
     assert {name: after[name] for name in before} == before
     monkeypatch.undo()
-    install_build(str(tmp_path / "documents"), documents_key(read_recipe(recipe)))
+    install_build(str(tmp_path / "documents"), key_of(recipe, workspace))
     assert files_below(tmp_path / "documents") == files_below(workspace / "documents")
 
 
@@ -155,7 +160,7 @@ def test_the_last_step_may_be_repeated(undisturbed: tuple[Path, str], tmp_path: 
     """A runner that lost the answer of a step asks again; the scratch files are gone by then."""
     workspace, recipe = undisturbed
     shutil.copytree(workspace / "documents", tmp_path / "documents")
-    key = documents_key(read_recipe(recipe))
+    key = key_of(recipe, workspace)
     (manifest,) = CompleteDocuments(str(tmp_path / "documents"), key).process([], [])
     assert manifest == read_manifest(str(workspace / "documents"))
     assert files_below(tmp_path / "documents") == files_below(workspace / "documents")

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.preprocessing.token_documents import flat, random_corpus
+from tests.support.statistics import statistics_with
 from tokenizers import pre_tokenizers
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics, SplitRows
 from pipelines.examples.losses import losses_of
 from pipelines.examples.planned_rows import TokenizedDocuments
 from pipelines.examples.planning import plan_examples
@@ -110,11 +112,11 @@ def test_vocabulary_statistics_equal_slow_ones(texts: list[str], alphabet_size: 
             number, total, pieces = number + 1, total + len(word), pieces + len(ids)
             if ids == [1]:
                 unk, lost = unk + 1, lost + len(word)
-    assert (facts["words"], facts["tokens"], facts["unk"], facts["characters"]) == (number, pieces, unk, total)
-    assert facts["unk_share"] == round(unk / pieces, 6)
-    assert facts["unk_characters_share"] == round(lost / total, 6)
-    assert facts["pieces_per_word"] == round(pieces / number, 6)
-    assert bool(facts["warnings"]) == (unk / pieces > 0.01)
+    assert (facts.words, facts.tokens, facts.unk, facts.characters) == (number, pieces, unk, total)
+    assert facts.unk_share == round(unk / pieces, 6)
+    assert facts.unk_characters_share == round(lost / total, 6)
+    assert facts.pieces_per_word == round(pieces / number, 6)
+    assert bool(facts.warnings) == (unk / pieces > 0.01)
 
 
 def _possible_size(words: pa.Array, counts: Any, alphabet_size: int) -> int:
@@ -203,8 +205,8 @@ def test_pieces_of_one_book_are_seen_among_random_next_sentences() -> None:
     assert abs(share - 3 / 7) < 0.05
 
 
-def statistics(**changes: Any) -> dict[str, Any]:
-    """Statistics of good examples, but for `changes`."""
+def statistics(train: tuple[int, int] = (100, 50), heldout: int = 5, **changes: Any) -> ExamplesStatistics:
+    """Statistics of good examples, but for `changes`; train: rows, and how many of them are random."""
     text = {
         "train_documents": 90,
         "heldout_documents": 30,
@@ -213,22 +215,15 @@ def statistics(**changes: Any) -> dict[str, Any]:
         "unk_characters_share": 0.001,
         "pieces_per_word": 1.3,
     }
-    facts = {
-        "splits": {"train": {"examples": 100, "random_next": 50}, "heldout": {"examples": 5, "random_next": 2}},
-        "tokens_cut_share": 0.02,
-        "sentences": 400,
-        "long_sentences": 3,
-        "same_document_random_next_share": 0.0,
-    }
-    train = changes.pop("train", None)
-    heldout = changes.pop("heldout", None)
+    facts = {"tokens_cut_share": 0.02, "sentences": 400, "long_sentences": 3}
     for name, value in changes.items():
         (text if name in text else facts)[name] = value
-    if train is not None:
-        facts["splits"]["train"] = dict(zip(("examples", "random_next"), train, strict=True))  # type: ignore[index]
-    if heldout is not None:
-        facts["splits"]["heldout"] = {"examples": heldout, "random_next": 0}  # type: ignore[index]
-    return {"lengths": {"128": facts}, "text": text}
+    splits = {
+        "train": statistics_with(SplitRows, examples=train[0], random_next=train[1]),
+        "heldout": statistics_with(SplitRows, examples=heldout),
+    }
+    lengths = {"128": statistics_with(LengthStatistics, splits=splits, **facts)}
+    return statistics_with(ExamplesStatistics, lengths=lengths, text=statistics_with(ExamplesText, **text))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +248,7 @@ def test_each_loss_is_warned_of_with_its_setting(
 ) -> None:
     facts = statistics(**changes)
     assert refusal_of(facts) is None
-    found = warnings_of(facts["lengths"], facts["text"], ExamplesConfig.model_validate(settings))
+    found = warnings_of(facts.lengths, facts.text, ExamplesConfig.model_validate(settings))
     assert len(found) == (line is not None)
     if line is not None:
         assert re.search(line, found[0])

@@ -19,6 +19,7 @@ from pipelines.inputs import local_files
 from pipelines.inputs.file_patterns import find_files
 from pipelines.jobs.arrow_files import read_table
 from pipelines.reading.unpacking import StorageFaultError
+from pipelines.settings.documents import DocumentsConfig
 from pipelines.stage_keys import documents_key
 
 
@@ -218,7 +219,9 @@ def test_a_workspace_among_its_inputs_stays_complete_and_unchanged(
     for job in JOBS:
         job.run([str(recipe)])
     assert capsys.readouterr().out.count("complete and unchanged") == 3
-    assert documents_key(read_recipe(str(recipe))).difference(str(tmp_path / "corpus/ws/documents")) is None
+    workspace = str(tmp_path / "corpus/ws")
+    key = documents_key(read_recipe(str(recipe)).section("documents", DocumentsConfig), workspace)
+    assert key.difference(f"{workspace}/documents") is None
 
 
 def test_a_documents_job_tells_what_it_could_not_read(tmp_path: Path) -> None:

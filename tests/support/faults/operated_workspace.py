@@ -28,6 +28,8 @@ from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY
 from pipelines.results.locks import workspace_lock
 from pipelines.results.marks import building_directory
 from pipelines.results.verification import require_stage
+from pipelines.settings.documents import DocumentsConfig
+from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.stage_keys import documents_key, vocabulary_key
 from training.resuming.checkpointed_stage import begin, complete, is_to_run
 from training.resuming.checkpoints import checkpoint_names
@@ -106,10 +108,11 @@ class OperatedWorkspace:
         return [SETTINGS[stage][settings[stage]] for stage in SETTINGS]
 
     def key(self, stage: str, settings: dict[str, int]) -> StageKey:
+        recipe = self.recipe(settings)
         if stage == "documents":
-            return documents_key(self.recipe(settings))
+            return documents_key(recipe.section("documents", DocumentsConfig), self.path)
         if stage == "vocabulary":
-            return vocabulary_key(self.recipe(settings))
+            return vocabulary_key(recipe.section("vocabulary", VocabularyConfig), self.path)
         manifest = read_manifest(self.directory("vocabulary"))
         inputs = {"vocabulary": manifest.digest if manifest else ""}
         return StageKey("pretraining", 1, {"value": settings["pretraining"]}, inputs)

@@ -8,12 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from tests.support.statistics import statistics_with
 
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.outcomes import FlowOutcome, RegisteredModel, StageOutcome
 from pipelines.contract import storage
 from pipelines.contract.manifest import FileRecord, StageKey, record_of, write_manifest
 from pipelines.contract.schemas import SPECIAL_TOKENS, examples_schema
+from pipelines.contract.statistics import (
+    DocumentsStatistics,
+    ExamplesStatistics,
+    LengthStatistics,
+    Statistics,
+    TrialStatistics,
+    VocabularyStatistics,
+)
 
 SCRIPT = "</script></td><script>alert(1)</script>"
 PICTURE = "<img src='http://127.0.0.1:9/leak.png' onerror=alert(1)>"
@@ -36,23 +45,25 @@ NOT_NEXT = ("[CLS] long ##est ##ation [SEP] [MASK] \u05e9\u05dc\u05d5\u05dd \u20
 PLAIN = ("[CLS] long ##est ##ation &amp; the [SEP]", {}, 5, 0)
 
 LENGTHS = {
-    "32": {
-        "examples": 900,
-        "tokens": 27_000,
-        "length_histogram": {f"{length:02d}": length * length for length in range(2, 33, 2)},
-        "masked_share": 0.15,
-        "random_next_share": 0.5,
-        "masked_as_mask": 800,
-        "masked_as_random": 100,
-        "masked_as_kept": 100,
-        "mean_length": 30.0,
-        "shortest_example": 5,
-    },
-    "512": {
-        "examples": 1_234_567_890,
-        "tokens": 567_890_123_456,
-        "length_histogram": {f"{length:03d}": 10**8 + length for length in range(32, 513, 32)},
-    },
+    "32": statistics_with(
+        LengthStatistics,
+        examples=900,
+        tokens=27_000,
+        length_histogram={f"{length:02d}": length * length for length in range(2, 33, 2)},
+        masked_share=0.15,
+        random_next_share=0.5,
+        masked_as_mask=800,
+        masked_as_random=100,
+        masked_as_kept=100,
+        mean_length=30.0,
+        shortest_example=5,
+    ),
+    "512": statistics_with(
+        LengthStatistics,
+        examples=1_234_567_890,
+        tokens=567_890_123_456,
+        length_histogram={f"{length:03d}": 10**8 + length for length in range(32, 513, 32)},
+    ),
 }
 HELDOUT = {"mlm_accuracy": 0.0001, "nsp_accuracy": 0.5, "mlm_perplexity": 9670.04, "loss": 9.9}
 PRETRAINING = {
@@ -64,7 +75,7 @@ PRETRAINING = {
     "world_size": 2,
     "deviations": "hidden_dropout_prob 0.0 (BERT: 0.1), adam_beta2 0.98 (BERT: 0.999)",
 }
-TRIALS = {
+TRIALS: dict[str, dict[str, Any]] = {
     "cola/pretrained": {
         "metric": "accuracy",
         "score": 0.573,
@@ -95,7 +106,8 @@ def write_workspace(
     }
     directories = {name: {name: directory} for name, directory in outputs.items()}
     for name, statistics in TRIALS.items():
-        _complete(storage.join(workspace, "finetuning", name), name, [], statistics)
+        trial = statistics_with(TrialStatistics, **statistics)
+        _complete(storage.join(workspace, "finetuning", name), "finetuning", [], trial)
     directories["finetuning"] = {
         name: storage.join(workspace, "finetuning", name) for name in TRIALS if name.startswith("cola/")
     }
@@ -116,7 +128,9 @@ def write_workspace(
     return FlowOutcome(stages=stages, models=models)
 
 
-def _complete(directory: str, stage: str, files: Sequence[FileRecord], statistics: Mapping[str, Any]) -> str:
+def _complete(
+    directory: str, stage: str, files: Sequence[FileRecord], statistics: Statistics | Mapping[str, Any]
+) -> str:
     config = (
         {"sources": [{"format": "text", "inputs": [f"{TURNED}.txt", "corpus.txt", FORGED_NAME]}]}
         if stage == "documents"
@@ -136,28 +150,30 @@ def _documents(directory: str) -> str:
     # Lone surrogates get into files as JSON escapes.
     lines = "".join(json.dumps(reject) + "\n" for reject in rejects)
     storage.write_bytes(storage.join(directory, "rejected.jsonl.gz"), gzip.compress(lines.encode(), mtime=0))
-    statistics = {
-        "documents_read": 1200,
-        "documents_kept": 1100,
-        "documents_rejected": 104,
-        "rejected_by_reason": {"duplicate": 1, "not-utf-8": 1, "too-short": 2, "unseen": 100},
-        "heldout_documents": 90,
-        "sentences": 99_000,
-        "characters": 123_456_789_012,
-        "cleaning": {"control_characters_removed": 8},
-    }
+    statistics = statistics_with(
+        DocumentsStatistics,
+        documents_read=1200,
+        documents_kept=1100,
+        documents_rejected=104,
+        rejected_by_reason={"duplicate": 1, "not-utf-8": 1, "too-short": 2, "unseen": 100},
+        heldout_documents=90,
+        sentences=99_000,
+        characters=123_456_789_012,
+        cleaning={"control_characters_removed": 8},
+    )
     return _complete(directory, "documents", [record_of(directory, "rejected.jsonl.gz", rows=4)], statistics)
 
 
 def _vocabulary(directory: str) -> str:
     storage.write_bytes(storage.join(directory, "vocab.txt"), "".join(f"{token}\n" for token in VOCABULARY).encode())
-    statistics = {
-        "size": len(VOCABULARY),
-        "distinct_words": 43_210,
-        "unk_share": 0.0973,
-        "pieces_per_word": 1.2345,
-        "warnings": [WARNING],
-    }
+    statistics = statistics_with(
+        VocabularyStatistics,
+        size=len(VOCABULARY),
+        distinct_words=43_210,
+        unk_share=0.0973,
+        pieces_per_word=1.2345,
+        warnings=[WARNING],
+    )
     return _complete(directory, "vocabulary", [record_of(directory, "vocab.txt", rows=len(VOCABULARY))], statistics)
 
 
@@ -181,7 +197,12 @@ def _examples(
         pa.ipc.new_file(stream, schema) as writer,
     ):
         writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return _complete(directory, "examples", [record_of(directory, name, rows=len(rows))], {"lengths": LENGTHS})
+    return _complete(
+        directory,
+        "examples",
+        [record_of(directory, name, rows=len(rows))],
+        statistics_with(ExamplesStatistics, lengths=LENGTHS),
+    )
 
 
 def _pretraining(directory: str) -> str:

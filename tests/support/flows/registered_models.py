@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.support.statistics import statistics_with
 
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.logged_models import ModelFiles
@@ -22,6 +23,7 @@ from flows.tracking.runs import Tracker
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, record_of
 from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.contract.statistics import Statistics, TrialStatistics
 from pipelines.wordpiece.word_counts import tokenizer_files
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model
@@ -158,7 +160,7 @@ INPUTS: dict[str, list[Any]] = {
 }
 
 
-def manifest_of(directory: str, stage: str, config: dict[str, Any], statistics: dict[str, Any]) -> Manifest:
+def manifest_of(directory: str, stage: str, config: dict[str, Any], statistics: Statistics) -> Manifest:
     key = StageKey(stage, 1, config, {"vocabulary": "0" * 64})
     records = [record_of(directory, name, rows=0) for name in storage.list_files(directory)]
     return key.manifest(records, statistics, "0.1.0")
@@ -265,7 +267,7 @@ def register(tracker: Tracker, whole: WholeRecipe, run_id: str, variant: Variant
         takes_pairs=kind in ("pair", "regression"),
         null_threshold=written.null_threshold,
     )
-    statistics = {"metric": "f1", "score": 0.5, "dev": {"accuracy": 0.75}, "train_rows": 7}
+    statistics = statistics_with(TrialStatistics, metric="f1", score=0.5, dev={"accuracy": 0.75}, train_rows=7)
     manifest = manifest_of(written.directory, "finetuning", settings, statistics)
     model = ModelToRegister(files, manifest, None, card_facts(whole, files, manifest))
     number = log_version(tracker, run_id, model)

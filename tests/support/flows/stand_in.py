@@ -8,8 +8,11 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # it runs as a script
+
+from tests.support.statistics import statistics_with
 
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
@@ -17,23 +20,35 @@ from pipelines.contract import storage
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
 from pipelines.contract.recipe import Recipe
+from pipelines.contract.statistics import (
+    DocumentsStatistics,
+    ExamplesStatistics,
+    LengthStatistics,
+    Statistics,
+    TrialStatistics,
+    VocabularyStatistics,
+)
 from pipelines.results.builds import discard_build, install_build, open_build
 from pipelines.results.marks import building_directory
 
 ORDER = ("documents", "vocabulary", "examples", "pretraining", "cola/pretrained", "cola/random")
 SECTIONS = ("documents", "vocabulary", "examples", "pretraining", "finetuning", "finetuning")
-STATISTICS = {
-    "documents": {"documents_read": 12, "documents_kept": 10, "documents_rejected": 2, "heldout_documents": 1},
-    "vocabulary": {"size": 100, "distinct_words": 321},
-    "examples": {"lengths": {"32": {"examples": 40, "tokens": 1200}}},
+STATISTICS: dict[str, Statistics | dict[str, Any]] = {
+    "documents": statistics_with(
+        DocumentsStatistics, documents_read=12, documents_kept=10, documents_rejected=2, heldout_documents=1
+    ),
+    "vocabulary": statistics_with(VocabularyStatistics, size=100, distinct_words=321),
+    "examples": statistics_with(
+        ExamplesStatistics, lengths={"32": statistics_with(LengthStatistics, examples=40, tokens=1200)}
+    ),
     "pretraining": {
         "heldout_before": {"mlm_accuracy": 0.01, "nsp_accuracy": 0.5},
         "heldout_after": {"mlm_accuracy": 0.25, "nsp_accuracy": 0.75},
         "steps": 3,
         "parameters": 12345,
     },
-    "cola/pretrained": {"metric": "mcc", "score": 0.5, "majority_baseline": 0.0},
-    "cola/random": {"metric": "mcc", "score": 0.125, "majority_baseline": 0.0},
+    "cola/pretrained": statistics_with(TrialStatistics, metric="mcc", score=0.5, majority_baseline=0.0),
+    "cola/random": statistics_with(TrialStatistics, metric="mcc", score=0.125, majority_baseline=0.0),
 }
 
 

@@ -24,6 +24,7 @@ from training.engine.training_engine import TrainingEngine
 from training.pretraining.run import PretrainingRun
 from training.resuming.process_end import StopRequest
 from training.stages.pretraining import pretraining_inputs
+from training.stages.sections import PretrainingSections
 
 poisoned = range(0)
 
@@ -57,7 +58,7 @@ def run(arguments: list[str], processes: Processes) -> None:
     parsed = parser.parse_args(arguments)
     poisoned = range(*map(int, parsed.poison.split(":")))
     try:
-        inputs = pretraining_inputs(recipe_from_arguments(parsed))
+        inputs = pretraining_inputs(PretrainingSections.of(recipe_from_arguments(parsed)))
         assert WatchedRun(inputs, processes, StopRequest()).run(restart=None) == 0
     except InputError as error:
         print(f"error: {error}", flush=True)

@@ -34,6 +34,7 @@ from training.engine.processes import Processes
 from training.pretraining.run import EXIT_INTERRUPTED
 from training.settings.model import ModelConfig
 from training.stages.distillation import DistillationInputs, distillation_inputs
+from training.stages.sections import DistillationSections
 
 MODEL = ModelConfig(
     hidden_size=32,
@@ -102,7 +103,7 @@ class Stop:
 def inputs_of(workspace: Any, name: str, **settings: Any) -> DistillationInputs:
     """A run of its own, in a directory beside the workspace's."""
     overrides = [f"distillation.{key}={json.dumps(value)}" for key, value in settings.items()]
-    found = distillation_inputs(read_recipe(workspace.recipe, overrides))
+    found = distillation_inputs(DistillationSections.of(read_recipe(workspace.recipe, overrides)))
     target = os.path.join(workspace.path, "runs", name)
     os.makedirs(target, exist_ok=True)
     if not os.path.exists(os.path.join(target, "examples")):

@@ -20,6 +20,7 @@ from torch import nn
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
+from pipelines.contract.statistics import FamilyStatistics, TrialStatistics
 from pipelines.contract.workspace import METRICS_NAME
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, write_model
@@ -72,9 +73,9 @@ class Scripted:
         self.seen.append(self._answers(forward))
         return {"accuracy": next(self._scores)}
 
-    def finish(self, forward: Forward, _directory: str) -> dict[str, Any]:
+    def finish(self, forward: Forward, _directory: str) -> FamilyStatistics:
         self.finished.append(self._answers(forward))
-        return {"rows": 6}
+        return FamilyStatistics(dev_rows=6)
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
         return "BertForSequenceClassification", {}
@@ -97,7 +98,7 @@ def fit(problem: Scripted, processes: Processes, directory: Path, **settings: An
 def test_the_best_epoch_is_kept_and_finishes(single_process: Processes, tmp_path: Path) -> None:
     problem = Scripted([0.5, 0.75, 0.75, 0.6])
     fitted, lines = fit(problem, single_process, tmp_path, num_train_epochs=4)
-    assert (fitted.epoch, fitted.metrics, fitted.more) == (2, {"accuracy": 0.75}, {"rows": 6})
+    assert (fitted.epoch, fitted.metrics, fitted.more) == (2, {"accuracy": 0.75}, FamilyStatistics(dev_rows=6))
     assert len(problem.seen) == 4
     # Predictions come from the second epoch's weights, which are those in the result, and not from the last one's.
     torch.testing.assert_close(problem.finished[0], problem.seen[1], rtol=0, atol=0)
@@ -266,7 +267,7 @@ def test_small_tasks_may_begin_from_mnli(glue: Path, encoder: Path, tmp_path: Pa
     assert rte.inputs["mnli"] == mnli.digest
     assert "encoder" in mnli.inputs
     assert "encoder" not in rte.inputs
-    assert set(mnli.statistics["mismatched"]) == {"accuracy"}
+    assert set(mnli.statistics_as(TrialStatistics).mismatched or {}) == {"accuracy"}
     # Three classes there, two here: the head is not taken over.
     assert json.loads((tmp_path / "finetuning/rte/pretrained/model/config.json").read_text())["label2id"] == {
         "entailment": 0,

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import read_manifest
+from pipelines.contract.statistics import TrialStatistics
 from training import finetune
 from training.finetuning.text import TextEncoder, truncated_lengths
 from training.glue.metrics import majority_baseline, scores
@@ -141,16 +142,17 @@ def test_finetuning_from_both_starts_and_skipping(make_workspace: Callable[[str]
         directory = os.path.join(workspace.path, "finetuning", "word-order", start)
         manifest = read_manifest(directory)
         assert manifest is not None
-        statistics = manifest.statistics
-        assert statistics["metric"] == "accuracy"
-        assert statistics["majority_baseline"] == 0.5
-        assert statistics["train_rows"] == len(train)
+        statistics = manifest.statistics_as(TrialStatistics)
+        assert statistics.to_json() == manifest.statistics
+        assert (statistics.task, statistics.start, statistics.metric) == ("word-order", start, "accuracy")
+        assert statistics.majority_baseline == 0.5
+        assert (statistics.train_rows, statistics.dev_rows) == (len(train), len(dev))
         model = AutoModelForSequenceClassification.from_pretrained(os.path.join(directory, "model"))
         tokenizer = AutoTokenizer.from_pretrained(os.path.join(directory, "model"))
         encoded = tokenizer(dev.sentences_a, padding=True, return_tensors="pt")
         answers = model(**encoded).logits.argmax(1).numpy()
         # The written model gives the score on record, on padded batches and by transformers alone.
-        assert float((answers == np.array(dev.labels)).mean()) == pytest.approx(statistics["score"])
+        assert float((answers == np.array(dev.labels)).mean()) == pytest.approx(statistics.score)
 
     again = workspace.run("training.finetune")
     assert again.stdout == "finetuning: all trials are complete and up to date\n"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.statistics import statistics_with
 
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import StageKey, write_manifest
+from pipelines.contract.statistics import TrialStatistics
 from training.glue import submission
 from training.glue.reading import read_test
 from training.glue.submission import table_of, write_predictions, zip_of
@@ -228,9 +230,8 @@ def test_dev_scores_are_told_with_their_averages(
         if task.predicted_by or name == "MNLI-mm":
             continue
         dev = dict.fromkeys((*task.metrics, *task.also_reported), 0.5) | {task.metric: 0.8}
-        statistics = {"metric": task.metric, "score": 0.8, "dev": dev}
-        if task.name == "mnli":
-            statistics["mismatched"] = {"accuracy": 0.7}
+        more = {"mismatched": {"accuracy": 0.7}} if task.name == "mnli" else {}
+        statistics = statistics_with(TrialStatistics, metric=task.metric, score=0.8, dev=dev, **more)
         trial = str(trials / task.name / "pretrained")
         write_manifest(trial, StageKey("finetuning", 1, {}, {}).manifest([], statistics, "test"))
     try:

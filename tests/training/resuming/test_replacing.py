@@ -23,6 +23,7 @@ from training.pretraining import run as pretraining
 from training.pretraining.run import EXIT_INTERRUPTED, PretrainingRun
 from training.resuming.checkpointed_stage import is_to_run
 from training.stages.pretraining import PretrainingInputs, pretraining_inputs
+from training.stages.sections import PretrainingSections
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -54,7 +55,7 @@ class Trainer:
 
     def inputs(self, *settings: str) -> PretrainingInputs:
         overrides = [f"run.workspace={json.dumps(self.workspace.path)}", *SHORT, *settings]
-        return pretraining_inputs(read_recipe(self.workspace.recipe, overrides))
+        return pretraining_inputs(PretrainingSections.of(read_recipe(self.workspace.recipe, overrides)))
 
     def __call__(self, *settings: str, restart: str | None = None, stop_at: int = 0) -> int:
         """What the command does, but for starting the processes."""
@@ -185,7 +186,8 @@ def test_a_directory_that_is_not_ours_is_refused(make_workspace: Callable[[str],
     mine = Path(workspace.path, "pretraining", "thesis.txt")
     mine.parent.mkdir()
     mine.write_text("mine")
-    inputs = pretraining_inputs(read_recipe(workspace.recipe, [f"run.workspace={json.dumps(workspace.path)}", *SHORT]))
+    recipe = read_recipe(workspace.recipe, [f"run.workspace={json.dumps(workspace.path)}", *SHORT])
+    inputs = pretraining_inputs(PretrainingSections.of(recipe))
     with pytest.raises(InputError, match=r"holds files that no stage of this project wrote \(thesis\.txt\)"):
         is_to_run(inputs.key, inputs.directory, None)
     assert mine.read_text() == "mine"

@@ -16,6 +16,7 @@ from transformers import AutoModelForTokenClassification, BertConfig
 from transformers import BertForTokenClassification as ReferenceBert
 
 from pipelines.contract.errors import InputError
+from pipelines.contract.statistics import FamilyStatistics
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import IntArray, PackedSequences, pack
@@ -149,17 +150,19 @@ def test_fitting_finds_the_spans_and_context_tells_what_a_sentence_alone_does_no
             fitted = fitting.run(tracker, str(directory / "predictions"))
         scores[with_context] = fitted.metrics["f1"]
         assert set(fitted.metrics) == {"precision", "recall", "f1", "accuracy"}
-        assert fitted.more["schemes"] == {"train": "iob1", "dev": "bioes", "test": "iob2"}
+        stated = fitted.more.to_json()
+        assert json.dumps(FamilyStatistics.model_validate(stated).to_json()) == json.dumps(stated)
+        assert not fitted.more.model_extra
+        assert fitted.more.schemes == {"train": "iob1", "dev": "bioes", "test": "iob2"}
         for name, file in (("dev", settings.dev_file), ("test", settings.test_file)):
             gold, predicted = columns(directory / "predictions" / f"{name}.conll")
             assert gold == [list(sentence.labels) for sentence in read_conll(str(file), 0, -1, "auto").sentences]
-            found = fitted.metrics if name == "dev" else fitted.more["test"]
+            found = fitted.metrics if name == "dev" else stated["test"]
             assert found["f1"] == pytest.approx(f1_score(gold, predicted))
-            by_type = fitted.more[f"{name}_by_type"]
+            by_type = stated[f"{name}_by_type"]
             assert set(by_type) == {"PER", "LOC"}
             counted = sum(len(spans_of(labels)) for labels in gold)
             assert sum(row["spans"] for row in by_type.values()) == counted
-        json.dumps(fitted.more)
         require_same_by_transformers(problem, fitted.state, directory, tmp_path)
     assert scores[False] < 0.9
     assert scores[True] > 0.98

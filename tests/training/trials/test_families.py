@@ -14,15 +14,16 @@ from torch import nn
 from pipelines.contract import storage
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import Recipe, read_recipe
+from pipelines.contract.statistics import FamilyStatistics
 from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import IntArray, PackedSequences
 from training.engine.processes import Processes
 from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import EncodedText
 from training.settings import tasks
-from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
 from training.settings.tasks import Family, TaskSettings
+from training.stages.sections import FinetuningSections
 from training.trials.running import beginning_of, open_problem, run_trial
 from training.trials.sweep_plan import plan
 from training.trials.trial_plan import planned_trials, trial_of
@@ -54,8 +55,8 @@ class FirstHalf:
         right = [output.argmax(1).numpy() == self._labels[rows] for rows, _, output in forward(self.train_text)]
         return {"accuracy": float(np.concatenate(right).mean())}
 
-    def finish(self, _forward: Forward, _directory: str) -> dict[str, Any]:
-        return {"train_rows": len(self._labels)}
+    def finish(self, _forward: Forward, _directory: str) -> FamilyStatistics:
+        return FamilyStatistics(train_rows=len(self._labels))
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
         return "BertForSequenceClassification", {}
@@ -105,23 +106,23 @@ sweep = {{ grid = "none", small_task_restarts = 1 }}
 
 
 def test_a_new_family_trains(recipe: Recipe, single_process: Processes) -> None:
-    config = recipe.section("finetuning", FinetuningConfig)
-    ((task, start),) = planned_trials(config)
-    trial = trial_of(recipe, config, task, start)
+    sections = FinetuningSections.of(recipe)
+    ((task, start),) = planned_trials(sections.finetuning)
+    trial = trial_of(sections, task, start)
     assert trial.difference() == "not built yet"
     statistics = run_trial(trial, beginning_of(trial), open_problem(trial, None), single_process)
-    assert (statistics["train_rows"], statistics["score"]) == (ROWS, 1.0)
-    assert trial_of(recipe, config, task, start).difference() is None
+    assert (statistics.train_rows, statistics.score) == (ROWS, 1.0)
+    assert trial_of(sections, task, start).difference() is None
     manifest = read_manifest(trial.directory)
     assert manifest is not None
     assert manifest.config["task"] == "first-half-of-words"
-    storage.write_bytes(words_file(config), b"it returns the number")
-    assert trial_of(recipe, config, task, start).difference() == "input data changed"
+    storage.write_bytes(words_file(sections.finetuning), b"it returns the number")
+    assert trial_of(sections, task, start).difference() == "input data changed"
 
 
 def test_a_new_family_is_swept(recipe: Recipe) -> None:
-    config = recipe.section("finetuning", FinetuningConfig)
-    trials = plan(recipe, config, config.tasks[0], None)
+    sections = FinetuningSections.of(recipe)
+    trials = plan(sections, sections.finetuning.tasks[0], None)
     assert [trial.label for trial in trials] == [
         f"first-half-of-words/batch4-lr0.01-epochs20-seed{seed}" for seed in (12_345, 12_346)
     ]

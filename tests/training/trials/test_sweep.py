@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from tests.support import REPOSITORY
+from tests.support.statistics import statistics_with
 from transformers import BertConfig, BertModel
 
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
@@ -26,12 +27,14 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
 from pipelines.contract.recipe import Recipe, read_recipe
 from pipelines.contract.recipe_text import RecipeError
+from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import METRICS_NAME, MODEL_DIRECTORY, PRETRAINED
 from training.engine.processes import Processes
 from training.settings.finetuning import FinetuningConfig
 from training.settings.optimization import FittingConfig
 from training.settings.sweep import Cell, SweepConfig
 from training.stages.finetuning import finetuning_key
+from training.stages.sections import FinetuningSections
 from training.trials.running import beginning_of, open_problem, run_trial
 from training.trials.side_by_side import run_side_by_side, sole_sweep, worker_environments
 from training.trials.sweep_plan import plan
@@ -89,8 +92,9 @@ small_task_restarts = 1
 @pytest.mark.parametrize(("train_rows", "seeds"), [(9_999, 3), (10_000, 2)])
 def test_names_and_keys_of_trials_and_more_seeds_for_small_tasks(tmp_path: Path, train_rows: int, seeds: int) -> None:
     recipe = rte_recipe(tmp_path, train_rows)
-    config = recipe.section("finetuning", FinetuningConfig)
-    trials = plan(recipe, config, "rte", config.glue_dir)
+    sections = FinetuningSections.of(recipe)
+    config = sections.finetuning
+    trials = plan(sections, "rte", config.glue_dir)
     rates = ("5e-05", "4e-05", "3e-05", "2e-05")
     assert [trial.label for trial in trials] == [
         f"rte/batch32-lr{rate}-epochs3-seed{12_345 + number}" for number in range(seeds) for rate in rates
@@ -98,7 +102,7 @@ def test_names_and_keys_of_trials_and_more_seeds_for_small_tasks(tmp_path: Path,
     assert trials[0].directory == str(tmp_path / "workspace" / "finetuning" / "rte" / "sweep" / trials[0].name)
     for trial in trials:
         # The quick way to a key, without reading the data again, is the long one's.
-        key = finetuning_key(recipe, "rte", PRETRAINED, trial.config)
+        key = finetuning_key(dataclasses.replace(sections, finetuning=trial.config), "rte", PRETRAINED)
         assert (trial.key.config, trial.key.inputs) == (key.config, key.inputs)
     assert len({json.dumps(trial.key.config) for trial in trials}) == len(trials)
 
@@ -114,16 +118,18 @@ def test_a_task_with_a_section_of_its_own_is_swept_in_that_section() -> None:
 def test_beginning_from_mnli_asks_for_that_model(tmp_path: Path) -> None:
     recipe = rte_recipe(tmp_path, 3, "mnli_first = true")
     recipe.tables["finetuning"]["tasks"] = ["rte", "mnli"]
-    checked = recipe.section("finetuning", FinetuningConfig)
+    sections = FinetuningSections.of(recipe)
     with pytest.raises(InputError, match=r"mnli/pretrained: no manifest\.json.*clozeworks finetune .* --tasks mnli"):
-        plan(recipe, checked, "rte", checked.glue_dir)
+        plan(sections, "rte", sections.finetuning.glue_dir)
 
 
 def complete(directory: str, score: float, key: StageKey) -> None:
     storage.write_bytes(storage.join(directory, MODEL_DIRECTORY, "model.safetensors"), b"weights")
     storage.write_bytes(storage.join(directory, "predictions", "RTE.tsv"), b"rows")
     files = [record_of(directory, name, 0) for name in (f"{MODEL_DIRECTORY}/model.safetensors", "predictions/RTE.tsv")]
-    write_manifest(directory, key.manifest(files, {"metric": "accuracy", "score": score}, "test"))
+    write_manifest(
+        directory, key.manifest(files, statistics_with(TrialStatistics, metric="accuracy", score=score), "test")
+    )
 
 
 def planned(tmp_path: Path, rates: tuple[float, ...] = (3e-5, 2e-5), seeds: tuple[int, ...] = (1, 2)) -> list[Trial]:
@@ -306,9 +312,9 @@ def test_killed_and_resumed_side_by_side_equals_one_after_the_other(
     recipe = read_recipe(
         workspace.recipe, [*SETTINGS, f"run.workspace={workspace.path!r}", f"finetuning.encoder={encoder!r}"]
     )
-    config = recipe.section("finetuning", FinetuningConfig)
-    folder = data_directory(recipe, config, "word-order")
-    trials = plan(recipe, config, "word-order", folder)
+    sections = FinetuningSections.of(recipe)
+    folder = data_directory(sections, "word-order")
+    trials = plan(sections, "word-order", folder)
     assert len(trials) == 6
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "sweeps"}
     client = new_store(store, tmp_path)

@@ -1,0 +1,239 @@
+"""What the manifests of the stages state about their results: one typed model per stage, for writers and readers.
+
+A writer builds the model and passes it to `StageKey.manifest`; a reader asks `Manifest.statistics_as` for it. Only what
+a writer set is stored, so a field with a default may be absent from a manifest.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Statistics(BaseModel):
+    """Base of all models: frozen, nothing converted; keys that a model does not know are ignored when it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, use_attribute_docstrings=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The values that were set, as a manifest stores them."""
+        return self.model_dump(exclude_unset=True)
+
+
+class StageWarnings(Statistics):
+    """Lines for the person who runs a stage, each with the setting that changes it; any manifest reads as this."""
+
+    warnings: list[str] = []
+
+
+class DocumentsStatistics(Statistics):
+    """What became of a corpus; characters and sentences are those of all documents that were kept."""
+
+    documents_read: int
+    documents_kept: int
+    documents_rejected: int
+    rejected_by_reason: dict[str, int]
+    first_rejects: dict[str, list[list[str]]]
+    """By reason: source and detail of some of the rejected texts."""
+    cleaning: dict[str, int]
+    """How often each change was made to a text."""
+    train_documents: int
+    heldout_documents: int
+    sentences: int
+    characters: int
+
+
+class TextFit(Statistics):
+    """How well a vocabulary fits a text. Characters are those of words: white space is not among them."""
+
+    words: int
+    tokens: int
+    unk: int
+    characters: int
+    unk_characters: int
+    pieces_per_word: float
+    unk_share: float
+    """Of the tokens."""
+    unk_characters_share: float
+
+
+class VocabularyStatistics(TextFit, StageWarnings):
+    """A vocabulary, and how well it fits the documents that it was trained on."""
+
+    size: int
+    distinct_words: int
+    distinct_characters: int
+    long_words: int
+    """More characters than the tokenizer takes: each becomes [UNK]."""
+    long_words_characters_share: float
+    marks_stripped: int
+    """Accents and vowel signs that lower-casing takes away."""
+    marks_stripped_share: float
+
+
+class SplitRows(Statistics):
+    """Sums over the rows of one split."""
+
+    examples: int
+    tokens: int
+    random_next: int
+
+
+class RowCounts(SplitRows):
+    """Counts of rows, which add up over batches and files; the files of the examples have these too.
+
+    A random token that happens to equal the original counts as kept, and a random [MASK] as [MASK]. `unk` counts [UNK]
+    as it stood before masking, `masked_unk` where it is to be predicted.
+    """
+
+    masked: int
+    masked_as_mask: int
+    masked_as_kept: int
+    masked_as_random: int
+    unk: int
+    masked_unk: int
+
+
+class TokenLosses(Statistics):
+    """What becomes of the documents' tokens when rows of one maximum length are cut from them; adds up over shards."""
+
+    sentences: int
+    long_sentences: int
+    """With more tokens than a row has room for."""
+    tokens_to_place: int
+    """Each counted once a pass."""
+    tokens_cut: int
+    """How many of these no row holds."""
+    same_document_random_next: int
+    """Random next sentences from another piece of the same text."""
+
+
+class BinBalance(Statistics):
+    """Sums over the training files of a length bin, and by which share the one that differs most is off their mean."""
+
+    train_examples: int
+    train_tokens: int
+    most_off_mean_examples: float
+    most_off_mean_tokens: float
+
+
+class LengthStatistics(RowCounts, TokenLosses):
+    """The examples of one maximum length."""
+
+    random_next_share: float
+    masked_share: float
+    mask_token_share: float
+    kept_token_share: float
+    random_token_share: float
+    """Of the masked tokens, as the two before it."""
+    unk_share: float
+    masked_unk_share: float
+    tokens_cut_share: float
+    long_sentences_share: float
+    same_document_random_next_share: float
+    shortest_example: int
+    longest_example: int
+    mean_length: float
+    length_histogram: dict[str, int]
+    """Rows by number of tokens; a bar's name is its greatest length, with leading zeros."""
+    splits: dict[str, SplitRows]
+    bins: dict[str, BinBalance]
+
+
+class ExamplesText(TextFit):
+    """The documents that examples were made from."""
+
+    train_documents: int
+    heldout_documents: int
+
+
+class ExamplesStatistics(StageWarnings):
+    """The examples of all lengths; `lengths` has the maximum length as text, as JSON wants it."""
+
+    lengths: dict[str, LengthStatistics]
+    text: ExamplesText
+
+    def of_length(self, max_seq_length: int) -> LengthStatistics | None:
+        """None where no examples of this length were made."""
+        return self.lengths.get(str(max_seq_length))
+
+
+class FamilyStatistics(Statistics):
+    """What a family of fine-tuning tasks states of a trial: None for the others.
+
+    A family's own metrics may stand next to these, under their names: they are kept.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    constant_baseline: float | None = None
+    """Score of the best answer that is always the same."""
+    majority_baseline: float | None = None
+    """Score of the most frequent training class as the only answer."""
+    mismatched: dict[str, float] | None = None
+    """Metrics on MNLI's second development file."""
+    train_rows: int | None = None
+    dev_rows: int | None = None
+
+    version: str | None = None
+    """Of SQuAD."""
+    train_questions: int | None = None
+    train_windows: int | None = None
+    train_answers_inside_tokens: int | None = None
+    """Answers that begin or end within a token."""
+    dev_questions: int | None = None
+    dev_windows: int | None = None
+
+    labels: list[str] | None = None
+    """Of tagging, by id."""
+    schemes: dict[str, str] | None = None
+    """How each file spells its spans."""
+    train_sentences: int | None = None
+    dev_sentences: int | None = None
+    test: dict[str, float] | None = None
+    dev_by_type: dict[str, dict[str, int | float]] | None = None
+    test_by_type: dict[str, dict[str, int | float]] | None = None
+
+
+class TrialStatistics(FamilyStatistics):
+    """A fine-tuning trial."""
+
+    task: str
+    start: str
+    """A word for the weights that it was initialized from."""
+    metric: str
+    score: float
+    """By `metric`, of the best epoch."""
+    dev: dict[str, float]
+    """All metrics of that epoch on the development rows."""
+    best_epoch: int
+    seconds: float
+
+    @property
+    def num_dev_rows(self) -> int | None:
+        """Rows, questions or sentences that the score is from, by the family of the task."""
+        return next(
+            (rows for rows in (self.dev_rows, self.dev_questions, self.dev_sentences) if rows is not None), None
+        )
+
+    @property
+    def chance(self) -> float:
+        """What the best answer that is always the same scores: 0 for correlations and spans of tags."""
+        known = (self.constant_baseline, self.majority_baseline)
+        return next((baseline for baseline in known if baseline is not None), 0.0)
+
+    @property
+    def null_threshold(self) -> float | None:
+        """Above which SQuAD 2.0's answer is none."""
+        return self.dev.get("null_threshold")
+
+
+StatisticsT = TypeVar("StatisticsT", bound=Statistics)
+
+
+def missing_or_wrong(error: ValidationError) -> str:
+    """The first fault of a manifest's statistics, in words: `statistics.lengths.128.tokens is missing`."""
+    problem = error.errors(include_url=False)[0]
+    name = ".".join(["statistics", *map(str, problem["loc"])])
+    return f"{name} is missing" if problem["type"] == "missing" else f"{name}: {problem['msg']}"
