@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
-from flows.console.run_names import run_name
 from flows.parameters.requests import FinetuneRequest
 from flows.registry.registration import register_finetuned
 from flows.report.prefect_artifacts import tell_scores
 from flows.running import plan as stages
 from flows.running.command import run_as_command
-from flows.running.failures import tell_crash, tell_failure
 from flows.running.final_scores import final_scores
+from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
-from flows.running.stage_run import build_stage
-from flows.tracking.runs import Tracker
 
 
-@flow(
-    name="finetune",
-    flow_run_name=run_name,
-    persist_result=False,
-    on_failure=[tell_failure],
-    on_crashed=[tell_crash],
-)
+@clozeworks_flow("finetune")
 def finetune(request: FinetuneRequest) -> FlowOutcome:
     """Fine-tune the encoder on each task of the recipe, and register what came of it.
 
@@ -31,15 +20,13 @@ def finetune(request: FinetuneRequest) -> FlowOutcome:
         InputError: a mistake in the recipe, or the encoder or a task's data are missing.
         StageError: training failed.
     """
-    whole = request.read()
-    tracker = Tracker(whole)
-    with tracker.flow_run("finetune", whole, request.parent_run_id) as run_id:
+    with running(request) as run:
         built = FlowOutcome()
-        for stage in stages.finetuning_stages(whole):
-            outcome = build_stage(stage, request, whole, tracker, run_id)
-            built += FlowOutcome(stages=(outcome,), models=register_finetuned(whole, tracker, outcome))
-        tracker.log_metrics(run_id, final_scores(built))
-        tell_scores(whole, built)
+        for stage in stages.finetuning_stages(run.whole):
+            outcome = run.build(stage)
+            built += FlowOutcome(stages=(outcome,), models=register_finetuned(run.whole, run.tracker, outcome))
+        run.tracker.log_metrics(run.run_id, final_scores(built))
+        tell_scores(run.whole, built)
         return built
 
 

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
-from flows.console.run_names import run_name
 from flows.parameters.requests import PreprocessRequest
 from flows.report.prefect_artifacts import tell_corpus
 from flows.running import plan as stages
 from flows.running.command import run_as_command
-from flows.running.failures import tell_crash, tell_failure
+from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
-from flows.running.stage_run import build_stage
-from flows.tracking.runs import Tracker
 
 
-@flow(
-    name="preprocess",
-    flow_run_name=run_name,
-    persist_result=False,
-    on_failure=[tell_failure],
-    on_crashed=[tell_crash],
-)
+@clozeworks_flow("preprocess")
 def preprocess(request: PreprocessRequest) -> FlowOutcome:
     """Bring documents, vocabulary and examples up to date.
 
@@ -29,13 +18,9 @@ def preprocess(request: PreprocessRequest) -> FlowOutcome:
         InputError: a mistake in the recipe or in what it names.
         StageError: a stage's command failed.
     """
-    whole = request.read()
-    tracker = Tracker(whole)
-    with tracker.flow_run("preprocess", whole, request.parent_run_id) as run_id:
-        plan = stages.preprocessing_stages(whole)
-        built = tuple(build_stage(stage, request, whole, tracker, run_id) for stage in plan)
-        outcome = FlowOutcome(stages=built)
-        tell_corpus(whole, outcome)
+    with running(request) as run:
+        outcome = FlowOutcome(stages=tuple(run.build(stage) for stage in stages.preprocessing_stages(run.whole)))
+        tell_corpus(run.whole, outcome)
         return outcome
 
 

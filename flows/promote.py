@@ -15,7 +15,7 @@ import os
 from typing import TYPE_CHECKING
 
 from flows.console.tables import shown
-from flows.parameters.tracking_config import CHANCE_MARGIN
+from flows.parameters.tracking_config import CHANCE_MARGIN, TrackingConfig
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract.errors import InputError, exit_code_of
 
@@ -72,7 +72,8 @@ def _run(parsed: argparse.Namespace) -> int:
     number = parsed.version or version_at(client, parsed.name, CHALLENGER)
     if number is None:
         raise InputError(f"{parsed.name}: no version is @{CHALLENGER}; name one with --version N, --list shows them")
-    decided = promote(client, parsed.name, number, parsed.margin, parsed.alias, parsed.force, parsed.chance_margin)
+    given = {"alias": parsed.alias, "promotion_margin": parsed.margin, "chance_margin": parsed.chance_margin}
+    decided = promote(client, parsed.name, number, TrackingConfig().model_copy(update=given), parsed.force)
     what = "promoted" if decided.promoted else "kept back"
     print(f"{parsed.name} version {number}: {what}: {shown(decided.reason)}")
     return 0 if decided.promoted else EXIT_KEPT
@@ -94,7 +95,8 @@ def _open(uri: str | None) -> MlflowClient:
 
 
 def _show(client: MlflowClient, name: str) -> None:
-    from flows.registry.promotion import PROMOTION_TAG, REASON_TAG, evaluation_of, version_at
+    from flows.registry.criteria import evaluation_of
+    from flows.registry.promotion import PROMOTION_TAG, REASON_TAG, version_at
 
     version_at(client, name, "champion")  # refuses a model that is not there
     by_version: dict[str, list[str]] = {}

@@ -17,7 +17,8 @@ from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restar
 from pipelines.contract.errors import InputError
 from training.resuming.process_end import exit_code_of_rank, run_and_leave
 from training.stages.sections import FinetuningSections
-from training.trials.trial_plan import PlannedTrial, data_directory, planned_trials, require_inputs, trial_of
+from training.trials.trial import Trial
+from training.trials.trial_plan import data_directory, planned_trials, require_inputs, trial_of
 
 _EXAMPLE = "example: clozeworks finetune recipe.toml --tasks rte --set finetuning.glue_dir=glue"
 
@@ -41,41 +42,45 @@ def main(arguments: list[str] | None = None) -> int:
     if not sections.finetuning.tasks:
         raise InputError(f"{sections.recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
     require_inputs(sections)
-    planned = planned_trials(sections, parsed.restart is not None)
-    if all(trial.difference() is None for trial in planned):
+    restart = parsed.restart is not None
+    planned = planned_trials(sections.finetuning)
+    if all(_difference(trial_of(sections, *each), restart) is None for each in planned):
         print("finetuning: all trials are complete and up to date", flush=True)
         return 0
-    _run(sections, planned)
+    _run(sections, restart)
     return 0
 
 
-def _run(sections: FinetuningSections, planned: list[PlannedTrial]) -> None:
+def _difference(trial: Trial, restart: bool) -> str | None:
+    return trial.difference() or ("--restart" if restart else None)
+
+
+def _run(sections: FinetuningSections, restart: bool) -> None:
     # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
     from training.engine.processes import start_processes, stop_processes
     from training.finetuning.problem import Problem
     from training.tracking.flattening import numbers_of
     from training.tracking.trial_runs import TrialRuns
-    from training.trials.trial import open_problem, run_trial
+    from training.trials.running import beginning_of, open_problem, run_trial
 
     processes = start_processes()
     try:
         runs = TrialRuns.from_environment() if processes.is_first else TrialRuns(None)
         problems: dict[tuple[str, str], Problem] = {}
-        for each in planned:
-            difference = processes.from_first(each.difference() if processes.is_first else None)
+        for task, start in planned_trials(sections.finetuning):
+            trial = trial_of(sections, task, start)
+            difference = processes.from_first(_difference(trial, restart) if processes.is_first else None)
             if difference is None:
                 continue
             if processes.is_first:
-                print(f"finetuning: {each.task}/{each.start}: {difference}", flush=True)
-                data_directory(sections, each.task)
+                trial.say(difference)
+                data_directory(sections, task)
             processes.barrier()
-            trial = trial_of(sections, each.task, each.start, each.directory, each.key)
-            read = (each.task, trial.vocabulary_directory)
+            beginning, read = beginning_of(trial), (task, trial.vocabulary_directory)
             if read not in problems:
-                folder = data_directory(sections, each.task)
-                problems = {read: open_problem(each.task, sections.finetuning, folder, trial.vocabulary_directory)}
-            with runs.trial(f"{each.task}/{each.start}", trial.directory, trial.key) as run:
-                statistics = run_trial(trial, sections.finetuning, problems[read], processes, run.run_id)
+                problems = {read: open_problem(trial, data_directory(sections, task))}
+            with runs.trial(trial.label, trial.directory, trial.key) as run:
+                statistics = run_trial(trial, beginning, problems[read], processes, run.run_id)
                 run.scores = numbers_of(statistics.to_json())
     finally:
         stop_processes()

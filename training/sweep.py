@@ -22,14 +22,15 @@ from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
-from pipelines.contract.workspace import FINETUNING, PRETRAINED
+from pipelines.contract.workspace import FINETUNING
 from training.resuming.process_end import run_and_leave
 from training.stages.sections import FinetuningSections
 from training.tracking.trial_runs import SweepRun
 from training.trials.side_by_side import run_side_by_side, sole_sweep, worker_environments
-from training.trials.sweep_plan import SWEEP_DIRECTORY, SweepTrial, plan
+from training.trials.sweep_plan import SWEEP_DIRECTORY, plan
 from training.trials.sweep_results import TaskSweep, comparison, table_of
-from training.trials.trial_plan import data_directory, require_inputs, trial_of
+from training.trials.trial import Trial
+from training.trials.trial_plan import data_directory, require_inputs
 
 _EXAMPLE = "example: clozeworks sweep recipe.toml --tasks rte --set finetuning.sweep.seeds=5"
 _NOT_ALL_COMPLETE = 1
@@ -82,14 +83,14 @@ def _sweep(sections: FinetuningSections, tasks: tuple[str, ...], command: list[s
         sweep.settle()
         print(f"sweep: {task}: {len(trials)} trials, {len(sweep.complete)} complete", flush=True)
 
-    def enter(trial: SweepTrial, problem: str | None) -> None:
+    def enter(trial: Trial, problem: str | None) -> None:
         sweep = sweeps[trial.task]
         sweep.enter(trial, problem)
         found = sweep.problems.get(trial) or f"{sweep.metric} {sweep.score(trial):.4f}"
         print(f"sweep: {len(sweep.complete)} of {len(sweep.trials)} complete; {trial.label}: {found}", flush=True)
 
     run: SweepRun | None = None
-    status, tried = "KILLED", set[SweepTrial]()
+    status, tried = "KILLED", set[Trial]()
     try:
         while todo := [trial for sweep in sweeps.values() for trial in sweep.to_train(tried)]:
             tried |= set(todo)
@@ -111,7 +112,7 @@ def _sweep(sections: FinetuningSections, tasks: tuple[str, ...], command: list[s
     return _told(problems, tried)
 
 
-def _told(problems: dict[SweepTrial, str], tried: set[SweepTrial]) -> int:
+def _told(problems: dict[Trial, str], tried: set[Trial]) -> int:
     """Exit code of the sweep; one line on stderr where not all is complete."""
     if not problems:
         return 0
@@ -143,28 +144,26 @@ def _work(sections: FinetuningSections, tasks: tuple[str, ...], answers: int) ->
     # Ctrl-C reaches all processes of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from training.engine.processes import start_processes
+    from training.finetuning.loop import Beginning
     from training.finetuning.problem import Problem
     from training.tracking.flattening import numbers_of
     from training.tracking.trial_runs import TrialRuns
-    from training.trials.trial import Trial, open_problem, run_trial
+    from training.trials.running import beginning_of, open_problem, run_trial
 
     config = sections.finetuning
     folders = {task: data_directory(sections, task) for task in tasks}
     planned = {trial.label: trial for task in tasks for trial in plan(sections, task, folders[task])}
     runs, processes = TrialRuns.from_environment(), start_processes()
-    opened: dict[str, tuple[Trial, Problem]] = {}
+    opened: dict[str, tuple[Beginning, Problem]] = {}
     for line in iter(sys.stdin.readline, ""):
         each = planned[line.strip()]
         problem: str | None = None
         try:
             if each.task not in opened:
-                pattern = trial_of(sections, each.task, PRETRAINED, each.directory, each.key)
-                learnt = open_problem(each.task, config, folders[each.task], pattern.vocabulary_directory)
-                opened = {each.task: (pattern, learnt)}
-            pattern, learnt = opened[each.task]
-            trial = dataclasses.replace(pattern, directory=each.directory, key=each.key, name=each.label)
+                opened = {each.task: (beginning_of(each), open_problem(each, folders[each.task]))}
+            beginning, learnt = opened[each.task]
             with runs.trial(each.label, each.directory, each.key, {"mnli_first": config.mnli_first}) as run:
-                statistics = run_trial(trial, each.config(config), learnt, processes, run.run_id)
+                statistics = run_trial(each, beginning, learnt, processes, run.run_id)
                 run.scores = numbers_of(statistics.to_json())
         except InputError as error:
             problem = str(error)

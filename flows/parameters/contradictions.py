@@ -9,7 +9,6 @@ from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
-from training.settings.glue import SQUAD, TAGGING, WORD_ORDER
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig, lengths_problem
 
@@ -85,9 +84,8 @@ def _distillation(sections: Sections) -> Iterator[str]:
 
 def _finetuning(sections: Sections) -> Iterator[str]:
     finetuning, model = sections.finetuning, sections.model
-    keys = {SQUAD: "finetuning.squad", TAGGING: "finetuning.tagging"}
     for task in finetuning.tasks:
-        key, fitting = keys.get(task, "finetuning"), finetuning.fitting(task)
+        key, fitting = finetuning.fitting_key(task), finetuning.fitting(task)
         # Another encoder has positions of its own, but random weights are always this model's.
         is_own = finetuning.encoder is None or finetuning.compare_with_random
         if is_own and fitting.max_seq_length > model.max_position_embeddings:
@@ -97,11 +95,12 @@ def _finetuning(sections: Sections) -> Iterator[str]:
                 f"{key}.batch_size = {fitting.batch_size} is below finetuning.ranks = {finetuning.ranks}, which share "
                 "it; raise the one or lower the other"
             )
-    if WORD_ORDER in finetuning.tasks and not sections.documents.heldout_share:
-        yield (
-            f"finetuning.tasks names {WORD_ORDER!r}, which is made from held-out documents, but "
-            "documents.heldout_share = 0; raise the latter, or take the task out"
-        )
+    for task in finetuning.tasks:
+        if finetuning.family(task).preparer and not sections.documents.heldout_share:
+            yield (
+                f"finetuning.tasks names {task!r}, which is made from held-out documents, but "
+                "documents.heldout_share = 0; raise the latter, or take the task out"
+            )
 
 
 def _too_long(key: str, max_seq_length: int, model: ModelConfig) -> str:

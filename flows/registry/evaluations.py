@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.registry.promotion import Evaluation
+from flows.registry.criteria import Evaluation
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, digest_of, read_manifest
 from pipelines.contract.statistics import TrialStatistics
-from pipelines.contract.workspace import DATA_DIRECTORY, EXAMPLES, FINETUNING, VOCABULARY, length_directory
-from training.settings.glue import SQUAD, TAGGING, TASKS, WORD_ORDER
+from pipelines.contract.workspace import EXAMPLES, FINETUNING, VOCABULARY, length_directory
+from training.stages.finetuning import data_folder
 
 MLM_ACCURACY = "mlm_accuracy"
 
@@ -30,11 +30,7 @@ def finetuned_evaluation(whole: WholeRecipe, task: str, manifest: Manifest) -> E
 def dev_files(whole: WholeRecipe, task: str) -> list[str]:
     """The development files that a task's score is from; MNLI's is from the matched ones."""
     config = whole.finetuning
-    if task in (SQUAD, TAGGING):
-        path = (config.squad if task == SQUAD else config.tagging).dev_file
-        return [path] if path else []
-    folder = storage.join(whole.run.workspace, FINETUNING, DATA_DIRECTORY) if task == WORD_ORDER else config.glue_dir
-    return [storage.join(folder, TASKS[task].folder, TASKS[task].dev_files[0])] if folder else []
+    return config.family(task).dev_files(config, task, data_folder(whole.run.workspace, config, task))
 
 
 def encoder_evaluation(whole: WholeRecipe, manifest: Manifest) -> Evaluation | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.logged_models import ModelFiles
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.statistics import DocumentsStatistics, TrialStatistics, VocabularyStatistics
@@ -44,7 +45,7 @@ class CardFacts:
     overrides: Sequence[str]
 
 
-def card_facts(whole: WholeRecipe, name: str, pipeline_task: str, takes_pairs: bool, manifest: Manifest) -> CardFacts:
+def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> CardFacts:
     """Gather what a card tells from the workspace that the model lies in."""
     found = {
         stage: read_manifest(storage.join(whole.run.workspace, stage))
@@ -58,7 +59,8 @@ def card_facts(whole: WholeRecipe, name: str, pipeline_task: str, takes_pairs: b
         begun_from = "the workspace's encoder as the task mnli left it"
     with open(whole.recipe.path, encoding="utf-8") as stream:
         text = stream.read()
-    return CardFacts(name, pipeline_task, takes_pairs, manifest, origin, begun_from, text, whole.recipe.overrides)
+    kind, pairs, overrides = files.pipeline_task, files.takes_pairs, whole.recipe.overrides
+    return CardFacts(files.name, kind, pairs, manifest, origin, begun_from, text, overrides)
 
 
 def card_text(facts: CardFacts) -> str:

@@ -7,11 +7,10 @@ versions, so the registry alone answers both.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flows.parameters.tracking_config import CHANCE_MARGIN
+from flows.parameters.tracking_config import TrackingConfig
+from flows.registry.criteria import Contest, Verdict, evaluation_of, judge
 from pipelines.contract.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER = "champion", "challenger"
 PROMOTED, KEPT, ROLLED_BACK = "promoted", "kept", "rolled-back"
 
-METRIC_TAG, SCORE_TAG = "clozeworks.metric", "clozeworks.score"
-CHANCE_TAG = "clozeworks.chance_score"
-DATA_TAG, VOCABULARY_TAG = "clozeworks.evaluation_data", "clozeworks.evaluation_vocabulary"
 PROMOTION_TAG = "clozeworks.promotion"
 REASON_TAG, MARGIN_TAG = f"{PROMOTION_TAG}.reason", f"{PROMOTION_TAG}.margin"
 CHAMPION_SCORE_TAG, CHALLENGER_SCORE_TAG = f"{PROMOTION_TAG}.champion_score", f"{PROMOTION_TAG}.challenger_score"
@@ -32,90 +28,6 @@ PREVIOUS_TAG = "clozeworks.previous_champion"
 
 _VERDICT = " Gate: "
 """Begins the verdict at the end of a version's description."""
-
-_ROUNDING = 1e-9
-"""Scores that differ by the margin on paper may differ by less in binary."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How good a version is, where more is better, and on what data: its digest.
-
-    vocabulary: digest of the one that the score depends on, where it does; predictions of other entries are another
-    task. None elsewhere. chance: the score of one that learnt nothing, such as the best answer that is always the same.
-    """
-
-    metric: str
-    score: float
-    data: str
-    vocabulary: str | None = None
-    chance: float = 0.0
-
-    def tags(self) -> dict[str, str]:
-        """What a version says of it."""
-        tags = {
-            METRIC_TAG: self.metric,
-            SCORE_TAG: repr(self.score),
-            CHANCE_TAG: repr(self.chance),
-            DATA_TAG: self.data,
-        }
-        return tags if self.vocabulary is None else tags | {VOCABULARY_TAG: self.vocabulary}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate decided, and why."""
-
-    promoted: bool
-    reason: str
-
-
-def below_floor(evaluation: Evaluation | None, chance_margin: float) -> str | None:
-    """Why a version may not become champion even where there is none; None where it may."""
-    if evaluation is None:
-        return "it states no score on development data, so nothing shows that it is better than chance"
-    metric, score, chance = evaluation.metric, evaluation.score, evaluation.chance
-    if not (math.isfinite(score) and math.isfinite(chance)):
-        return f"{metric} {score:.4f} against {chance:.4f} by chance: not finite"
-    difference = score - chance
-    if difference > 0 and difference >= chance_margin - _ROUNDING:
-        return None
-    return (
-        f"{metric} {score:.4f} against {chance:.4f} by chance: {difference:+.4f} does not reach the margin of "
-        f"{chance_margin:g} (tracking.chance_margin)"
-    )
-
-
-def verdict(challenger: Evaluation | None, champion: Evaluation | None, margin: float) -> Verdict:
-    """Compare two versions; None for the one that states no score.
-
-    The challenger has to be better, and by `margin` at least.
-    """
-    if challenger is None or champion is None:
-        silent = "the challenger" if challenger is None else "the champion"
-        return Verdict(False, f"not comparable: {silent} states no score on development data")
-    if challenger.metric != champion.metric:
-        return Verdict(False, f"not comparable: {challenger.metric} here, {champion.metric} at the champion")
-    if challenger.vocabulary != champion.vocabulary:
-        return Verdict(False, f"not comparable: other vocabulary, and {challenger.metric} depends on it")
-    if challenger.data != champion.data:
-        return Verdict(False, "not comparable: other dev data")
-    if not math.isfinite(champion.score):
-        return Verdict(True, f"{challenger.metric} {challenger.score:.4f}, and the champion's score is not finite")
-    difference = challenger.score - champion.score
-    compared = f"{challenger.metric} {challenger.score:.4f} against the champion's {champion.score:.4f}"
-    if difference > 0 and difference >= margin - _ROUNDING:
-        return Verdict(True, f"{compared}: better by {difference:.4f}, and the margin is {margin:g}")
-    return Verdict(False, f"{compared}: {difference:+.4f} does not reach the margin of {margin:g}")
-
-
-def evaluation_of(version: ModelVersion) -> Evaluation | None:
-    """What a version's tags state; None where they state no score."""
-    tags = version.tags
-    if not {METRIC_TAG, SCORE_TAG, DATA_TAG} <= tags.keys():
-        return None
-    chance = float(tags.get(CHANCE_TAG, "0"))
-    return Evaluation(tags[METRIC_TAG], float(tags[SCORE_TAG]), tags[DATA_TAG], tags.get(VOCABULARY_TAG), chance)
 
 
 def version_at(client: MlflowClient, name: str, alias: str) -> str | None:
@@ -147,13 +59,7 @@ def move_alias(client: MlflowClient, name: str, alias: str, number: str) -> bool
 
 
 def promote(
-    client: MlflowClient,
-    name: str,
-    number: str,
-    margin: float,
-    alias: str = CHAMPION,
-    forced: str | None = None,
-    chance_margin: float = CHANCE_MARGIN,
+    client: MlflowClient, name: str, number: str, settings: TrackingConfig, forced: str | None = None
 ) -> Verdict:
     """Judge a version against the champion, write the reasons into its tags and, where it is better, move the alias.
 
@@ -161,32 +67,25 @@ def promote(
         client: of the registry.
         name: registered model.
         number: the version that is judged.
-        margin: by how much it has to be better.
-        alias: that the champion bears.
+        settings: the section [tracking]: the champion's alias, and what the criteria read.
         forced: why it is to be promoted whatever the comparison says; None lets the comparison decide.
-        chance_margin: by how much it has to be better than chance, whether or not there is a champion.
 
     Raises:
         InputError: there is no such model or version.
     """
-    version = require_version(client, name, number)
+    version, alias = require_version(client, name, number), settings.alias
     holder = version_at(client, name, alias)
     if holder == number:
         decided = Verdict(True, f"it is @{alias} already")
         client.set_model_version_tag(name, number, PROMOTION_TAG, PROMOTED)
         return decided
     evaluation = evaluation_of(version)
-    tags = {MARGIN_TAG: f"{margin:g}"}
+    tags = {MARGIN_TAG: f"{settings.promotion_margin:g}"}
     if evaluation is not None:
         tags |= {CHALLENGER_SCORE_TAG: repr(evaluation.score), COMPARED_ON_TAG: evaluation.data}
     champion = None if holder is None else evaluation_of(require_version(client, name, holder))
     tags |= {} if champion is None else {CHAMPION_SCORE_TAG: repr(champion.score)}
-    if (why := below_floor(evaluation, chance_margin)) is not None:
-        decided = Verdict(False, why)
-    elif holder is None:
-        decided = Verdict(True, f"no version was @{alias} yet")
-    else:
-        decided = verdict(evaluation, champion, margin)
+    decided = judge(Contest(evaluation, settings, holder is not None, champion))
     if forced is not None:
         decided = Verdict(True, f"forced: {forced} (the gate said: {decided.reason})")
     if decided.promoted and holder is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from pipelines.contract.statistics import FamilyStatistics
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
 from training.finetuning.text import EncodedText
+from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
 
 Batches = Iterator[tuple[IntArray, PackedSequences, torch.Tensor]]
@@ -20,6 +21,19 @@ Batches = Iterator[tuple[IntArray, PackedSequences, torch.Tensor]]
 Forward = Callable[[EncodedText], Batches]
 """Runs the model over all rows of a text, without gradients and dropout, longest rows first; yields the row numbers in
 packed order, the packed batch, and the model's output as fp32 on the CPU."""
+
+
+class TaskInputs(NamedTuple):
+    """What a family's opener is given.
+
+    task: a name that `finetuning.tasks` takes. config: the section [finetuning]. folder: that the task's own folder is
+    in; None where its files are named one by one. vocabulary_directory: whose tokenizer reads the text.
+    """
+
+    task: str
+    config: FinetuningConfig
+    folder: str | None
+    vocabulary_directory: str
 
 
 class Problem(Protocol):

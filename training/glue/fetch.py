@@ -2,8 +2,8 @@
 
     clozeworks glue fetch --output DIR [--tasks cola rte ...] [--base-url URL] [--checksums FILE]
 
-DIR gets CoLA/, SST-2/ ... with GLUE's own TSV files, and archives/ with the downloads and their SHA256SUMS. A broken
-download goes on where it stopped; what is there and verified is not fetched again.
+DIR gets CoLA/, SST-2/ ... with GLUE's own TSV files, and archives/ with the downloads and their SHA256SUMS. What is
+there and verified is not fetched again; a file whose download breaks off begins anew.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
@@ -20,10 +20,11 @@ from pipelines.contract.errors import InputError, exit_code_of
 from training.glue.archives import BASE_URL, SOURCES, Source, unpack
 from training.glue.checksums import Checksums
 from training.glue.reading import read_examples, read_test
-from training.glue.transfer import PART_SUFFIX, download_part
+from training.glue.transfer import download
 from training.settings.glue import TASKS, Task
 
 ARCHIVES_DIRECTORY, CHECKSUMS_FILE = "archives", "SHA256SUMS"
+_PART_SUFFIX = ".part"
 _EXAMPLE = "example: clozeworks glue fetch --output glue --tasks cola rte"
 
 
@@ -122,25 +123,21 @@ def _obtain(source: Source, url: str, archives: str, checksums: Checksums) -> No
 
 
 def _download(source: Source, url: str, path: str, expected: str | None, whose: str) -> str:
-    part = path + PART_SUFFIX
-    if os.path.exists(part):
-        _say(f"{source.name}: going on after {os.path.getsize(part):,} bytes")
-    else:
-        _say(f"{source.name}: downloading {url}")
-    while True:
-        resumed = download_part(url, part, lambda line: _say(f"{source.name}: {line}"))
+    _say(f"{source.name}: downloading {url}")
+    part = path + _PART_SUFFIX
+    try:
+        download(url, part, lambda line: _say(f"{source.name}: {line}"))
         found = storage.sha256_of(part)
-        if expected is None or found == expected:
-            break
-        os.remove(part)
-        if not resumed:
+        if expected is not None and found != expected:
             raise InputError(
                 f"{url}: has sha256 {found}, but {whose} is {expected}; the file was damaged on the way or changed at "
                 "its source: run the command again, or put the value that you trust into a file for --checksums"
             )
-        _say(f"{source.name}: the pieces do not make {whose}; beginning anew")
-    storage.flush_to_disk(part)
-    os.replace(part, path)
+        storage.flush_to_disk(part)
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(part)
     return found
 
 

@@ -13,7 +13,7 @@ from pipelines.contract.statistics import FamilyStatistics
 from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
-from training.finetuning.problem import Forward
+from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.metrics import Values, constant_baseline, majority_baseline, scores
 from training.glue.reading import LabelledText, read_examples, read_test
@@ -90,6 +90,17 @@ class GlueProblem:
                     continue
                 predictions = self._predictions(forward, self._encoded(read_test(task, path)))
                 write_predictions(storage.join(directory, f"{name}.tsv"), task, predictions)
+
+
+def open_glue(inputs: TaskInputs) -> GlueProblem:
+    """Read and tokenise a task's files.
+
+    Raises:
+        InputError: a file is missing or has a bad row.
+    """
+    assert inputs.folder is not None
+    encoder = TextEncoder(inputs.vocabulary_directory)
+    return GlueProblem(TASKS[inputs.task], inputs.folder, encoder, inputs.config.max_seq_length)
 
 
 def described_task(task: Task) -> dict[str, Any]:

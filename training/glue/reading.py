@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from training.settings.glue import MAX_SCORE, Column, Task
+from training.settings.glue import MAX_SCORE, TASKS, Column, Task, task_files
 
 _BLOCK_BYTES = 1 << 22
 
@@ -36,6 +36,15 @@ def read_examples(task: Task, path: str) -> LabelledText:
         InputError: the file is missing or empty, or a row has another number of columns or an unknown label.
     """
     return _read(task, path, has_header=task.has_header, labelled=True)
+
+
+def num_training_rows(name: str, directory: str) -> int:
+    """Rows of a task's training file; `directory` is the folder that the task's own is in.
+
+    Raises:
+        InputError: a file of the task is missing, or the training file has a bad row.
+    """
+    return len(read_examples(TASKS[name], task_files(name, directory)[0]))
 
 
 def read_test(task: Task, path: str) -> LabelledText:

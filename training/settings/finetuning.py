@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.bounds import Bounded, Seed, Text, UserPath
 from pipelines.contract.bounds import Processes as Ranks
-from pipelines.contract.recipe import OPERATIONAL, Section
-from training.settings.glue import GLUE_TASK_NAMES, MNLI, SQUAD, TAGGING, WORD_ORDER
+from pipelines.contract.bounds import Text, UserPath
+from pipelines.contract.recipe import OPERATIONAL
+from training.settings.glue import BEGIN_FROM_MNLI, MNLI
 from training.settings.optimization import FittingConfig, OptimizerConfig, Rate
 from training.settings.squad import SquadConfig
 from training.settings.sweep import SweepConfig
 from training.settings.tagging import TaggingConfig
-
-Rows = Annotated[int, Bounded(2, 100_000_000, "half of them stay in order, half do not, and all are held in memory")]
-Words = Annotated[int, Bounded(3, 10_000, "a sentence needs some words for an order, and is a row of at most so many")]
-Run = Annotated[int, Bounded(2, 10_000, "one word alone has no order")]
-
-
-class WordOrderConfig(Section):
-    """`[finetuning.word_order]`: the demonstration task, made from held-out documents in CoLA's own form."""
-
-    max_train_examples: Rows = 4_000
-    max_dev_examples: Rows = 1_000
-    min_words: Words = 6
-    max_words: Words = 40
-    damaged_words: Run = 5
-    """Length of the run of neighbouring words whose order is changed."""
-    seed: Seed = 12_345
-
-    @model_validator(mode="after")
-    def _words_fit(self) -> WordOrderConfig:
-        if not self.damaged_words <= self.min_words <= self.max_words:
-            raise ValueError(
-                f"damaged_words = {self.damaged_words}, min_words = {self.min_words}, max_words = {self.max_words} "
-                "must not decrease in this order"
-            )
-        return self
+from training.settings.tasks import Family, family_of, settings_problem, task_names
+from training.settings.word_order import WordOrderConfig
 
 
 class FinetuningConfig(OptimizerConfig, FittingConfig):
@@ -64,7 +42,27 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
 
     def fitting(self, task: str) -> FittingConfig:
         """The settings of the loop for one task."""
-        return {SQUAD: self.squad, TAGGING: self.tagging}.get(task, self)
+        own = self.family(task).own_settings(self, task)
+        return own if isinstance(own, FittingConfig) else self
+
+    def fitting_key(self, task: str) -> str:
+        """Where in the recipe `fitting` is."""
+        return "finetuning" if self.fitting(task) is self else f"finetuning.{self.family(task).section}"
+
+    def with_fitting(self, task: str, settings: Mapping[str, Any]) -> FinetuningConfig:
+        """The same section with other settings of the loop for one task."""
+        fitting = self.fitting(task)
+        if fitting is self:
+            return self.model_copy(update=settings)
+        return self.model_copy(update={self.family(task).section: fitting.model_copy(update=settings)})
+
+    def family(self, task: str) -> Family:
+        """The row of the table of families that a task belongs to."""
+        return family_of(self, task)
+
+    def begins_from_mnli(self, task: str) -> bool:
+        """Does a task begin from the encoder as the task mnli left it?"""
+        return self.mnli_first and task in BEGIN_FROM_MNLI
 
     @model_validator(mode="after")
     def _batches_are_small(self) -> FinetuningConfig:
@@ -73,24 +71,14 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
 
     @model_validator(mode="after")
     def _tasks_known(self) -> FinetuningConfig:
-        valid = (*GLUE_TASK_NAMES, WORD_ORDER, SQUAD, TAGGING)
+        valid = task_names(self)
         for task in self.tasks:
             if task not in valid:
                 raise ValueError(f"tasks names {task!r}; valid names: {', '.join(valid)}")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks = {list(self.tasks)} names a task twice")
-        glue_tasks = [task for task in self.tasks if task in GLUE_TASK_NAMES]
-        if glue_tasks and self.glue_dir is None:
-            raise ValueError(
-                f"tasks asks for {', '.join(glue_tasks)} but glue_dir is not set; add "
-                "--set finetuning.glue_dir=<folder that holds CoLA, RTE ...>"
-            )
-        for task, section in ((SQUAD, self.squad), (TAGGING, self.tagging)):
-            if task in self.tasks and not (section.train_file and section.dev_file):
-                raise ValueError(
-                    f"tasks asks for {task} but {task}.train_file or {task}.dev_file is not set; add "
-                    f"--set finetuning.{task}.train_file=<file>, and dev_file likewise"
-                )
+        if problem := settings_problem(self, self.tasks):
+            raise ValueError(problem)
         if self.mnli_first and MNLI not in self.tasks:
             raise ValueError("mnli_first = true, but tasks does not name mnli; add it, or turn mnli_first off")
         return self

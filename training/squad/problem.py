@@ -14,7 +14,7 @@ from torch import nn
 from pipelines.contract import storage
 from pipelines.contract.statistics import FamilyStatistics
 from training.bert.packing import IntArray, PackedSequences
-from training.finetuning.problem import Forward
+from training.finetuning.problem import Forward, TaskInputs
 from training.settings.model import ModelConfig
 from training.settings.squad import SquadConfig, data_files
 from training.squad.answers import Logits, QuestionAnswers, WindowLogits, answer_question
@@ -24,6 +24,11 @@ from training.squad.scoring import best_threshold, mean_scores
 from training.squad.windows import SquadEncoder, make_targets, make_windows
 
 PREDICTIONS_NAME, N_BEST_NAME, NULL_ODDS_NAME = "predictions.json", "nbest_predictions.json", "null_odds.json"
+
+
+def open_task(inputs: TaskInputs) -> SquadProblem:
+    """`open_squad` with the settings of a recipe."""
+    return open_squad(inputs.config.squad, inputs.vocabulary_directory)
 
 
 def open_squad(config: SquadConfig, encoder_directory: str) -> SquadProblem:

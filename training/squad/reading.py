@@ -56,7 +56,7 @@ class SquadFile:
         return any(question.is_impossible for question in self.questions)
 
 
-def read_json(path: str) -> dict[str, Any]:
+def _read_json(path: str) -> dict[str, Any]:
     """The parsed file, of which only the outermost keys are known to be there.
 
     Raises:
@@ -85,7 +85,7 @@ def read_squad(path: str) -> SquadFile:
     contexts: list[str] = []
     questions: list[Question] = []
     seen: set[str] = set()
-    for article_number, article in enumerate(read_json(path)["data"], start=1):
+    for article_number, article in enumerate(_read_json(path)["data"], start=1):
         title = article.get("title") if isinstance(article, dict) else None
         name = title if isinstance(title, str) else str(article_number)
         for paragraph in _list(article, "paragraphs", f"{path}: article {name!r}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, digest_of, read_manifest
 from pipelines.contract.workspace import (
+    DATA_DIRECTORY,
     DOCUMENTS,
     ENCODER_DIRECTORY,
     FINETUNING,
@@ -14,10 +15,9 @@ from pipelines.contract.workspace import (
     VOCABULARY,
 )
 from training.settings.finetuning import FinetuningConfig
-from training.settings.glue import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, WORD_ORDER, prediction_files, task_files
-from training.settings.optimization import OptimizerConfig
-from training.settings.squad import data_files as squad_files
-from training.settings.tagging import data_files as tagging_files
+from training.settings.glue import MNLI
+from training.settings.optimization import FittingConfig, OptimizerConfig
+from training.settings.tasks import FAMILIES
 from training.stages.sections import FinetuningSections
 
 FINETUNING_VERSION = 2
@@ -45,16 +45,18 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
     settings |= config.fitting(task).identity()
     for name in _NOT_OF_A_TRIAL:
         settings.pop(name, None)
-    inputs: dict[str, str] = {}
-    if task == WORD_ORDER:
-        settings["word_order"] = config.word_order.identity()
+    family, inputs = config.family(task), dict[str, str]()
+    own = family.own_settings(config, task)
+    if own is not None and not isinstance(own, FittingConfig):
+        settings[family.section] = own.identity()
+    if family.preparer:
         inputs[DOCUMENTS] = _digest(workspace, DOCUMENTS)
     else:
-        inputs["data"] = digest_of({path: storage.sha256_of(path) for path in _data_files(task, config)})
+        inputs["data"] = digest_of({path: storage.sha256_of(path) for path in family.data_files(config, task)})
     if start == RANDOM:
         inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
         settings["model"] = sections.model.identity()
-    elif config.mnli_first and task in BEGIN_FROM_MNLI:
+    elif config.begins_from_mnli(task):
         inputs[MNLI] = _digest(workspace, storage.join(FINETUNING, MNLI, PRETRAINED))
     elif config.encoder is not None:
         inputs[ENCODER_DIRECTORY] = _encoder_digest(config.encoder)
@@ -66,9 +68,16 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
 
 # What names places, or belongs to other tasks; a trial's data and encoder enter its key by their digests.
 _NOT_OF_A_TRIAL = (
-    "tasks", "encoder", "glue_dir", "compare_with_random", "mnli_first", "word_order", "squad", "tagging", "sweep",
-    "train_file", "dev_file", "test_file",
+    "tasks", "encoder", "glue_dir", "compare_with_random", "mnli_first", "sweep", "train_file", "dev_file", "test_file",
+    *(family.section for family in FAMILIES),
 )  # fmt: skip
+
+
+def data_folder(workspace: str, config: FinetuningConfig, task: str) -> str | None:
+    """The folder that a task's own folder is in; None where its files are named one by one."""
+    if config.family(task).preparer:
+        return storage.join(workspace, FINETUNING, DATA_DIRECTORY)
+    return config.glue_dir
 
 
 def require_task_data(config: FinetuningConfig) -> None:
@@ -78,17 +87,7 @@ def require_task_data(config: FinetuningConfig) -> None:
         InputError: one is missing.
     """
     for task in config.tasks:
-        if task != WORD_ORDER:  # made from documents
-            _data_files(task, config)
-
-
-def _data_files(task: str, config: FinetuningConfig) -> list[str]:
-    if task == SQUAD:
-        return squad_files(config.squad)
-    if task == TAGGING:
-        return tagging_files(config.tagging)
-    assert config.glue_dir is not None
-    return task_files(task, config.glue_dir) + prediction_files(task, config.glue_dir)
+        config.family(task).data_files(config, task)
 
 
 def _encoder_digest(source: str) -> str:

@@ -17,7 +17,7 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.statistics import FamilyStatistics
 from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences
-from training.finetuning.problem import Forward
+from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import TextEncoder
 from training.settings.model import ModelConfig
 from training.settings.tagging import TaggingConfig, data_files
@@ -145,6 +145,11 @@ def conll_of(text: TaggedText, predicted: Sequence[Sequence[str]]) -> bytes:
         lines += [text.separator.join(row) for row in columns]
         lines.append("")
     return "\n".join([*lines, ""]).encode()
+
+
+def open_task(inputs: TaskInputs) -> TaggingProblem:
+    """`open_tagging` with the settings of a recipe."""
+    return open_tagging(inputs.config.tagging, inputs.vocabulary_directory)
 
 
 def open_tagging(config: TaggingConfig, encoder_directory: str) -> TaggingProblem:

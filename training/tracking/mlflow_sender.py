@@ -8,18 +8,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from training.tracking.patience import first_line
+from training.tracking.sender import TIME_KEY, Feed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-TIME_KEY = "timestamp_ms"
-
 
 BY_TOKENS = ("mlm_loss", "nsp_loss", "heldout_mlm_loss")
 """Curves that MLflow also gets over tokens, as by_tokens/...: runs of other batch sizes are compared there."""
@@ -101,11 +98,11 @@ class MlflowSender:
     waited_seconds = 0.0
     """By all senders of this process, at their ends, for a server that did not take everything."""
 
-    def __init__(self, run_id: str, prefix: str, parameters: Mapping[str, str], path: str) -> None:
-        self.step = 0
+    def __init__(self, feed: Feed, run_id: str) -> None:
+        self.step = feed.step
         """Last step that was logged; samples of the machine are entered there."""
-        self._run_id, self._prefix, self._path = run_id, prefix, path
-        self._parameters = {prefix + name: value for name, value in parameters.items()}
+        self._run_id, self._prefix, self._path = run_id, feed.prefix, feed.path
+        self._parameters = {feed.prefix + name: value for name, value in feed.parameters.items()}
         self._offset_bytes, self._tokens = 0, 0
         self._samples: deque[Point] = deque(maxlen=_SYSTEM_POINTS)
         self._client: MlflowClient | None = None
@@ -235,6 +232,12 @@ class MlflowSender:
             monitor.clear_metrics()  # type: ignore[no-untyped-call]
         timestamp_ms = time.time_ns() // 1_000_000
         self._samples.extend(Point(f"system/{name}", value, timestamp_ms, self.step) for name, value in values.items())
+
+
+def open_mlflow(feed: Feed) -> MlflowSender | None:
+    """The sender to the run that is given or that MLFLOW_RUN_ID names; None without one, or without an address."""
+    run_id = feed.run_id or os.environ.get("MLFLOW_RUN_ID")
+    return MlflowSender(feed, run_id) if run_id and os.environ.get("MLFLOW_TRACKING_URI") else None
 
 
 def say(line: str) -> None:

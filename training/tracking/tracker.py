@@ -1,29 +1,27 @@
-"""Metrics of a run: always to metrics.jsonl in the stage's directory and, where a run is given, to MLflow as well."""
+"""Metrics of a run: always to metrics.jsonl in the stage's directory, and from there to the servers that are named."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from pipelines.contract import storage
 from pipelines.contract.errors import writing
 from pipelines.contract.workspace import METRICS_NAME
-from training.tracking.mlflow_sender import TIME_KEY, MlflowSender
+from training.tracking.mlflow_sender import open_mlflow
+from training.tracking.sender import TIME_KEY, Feed, Sender
 
-if TYPE_CHECKING:
-    pass
+SENDERS: tuple[Callable[[Feed], Sender | None], ...] = (open_mlflow,)
+"""Each opens the sender to a kind of server, where the environment names one. A new kind is one row and one module."""
 
 
 class Tracker:
     """Writes metrics by step; on other ranks than 0 it does nothing. Tracking never ends a training run.
 
-    MLflow takes part when a run is given, or named by MLFLOW_RUN_ID, and MLFLOW_TRACKING_URI is set. A thread imports
-    it (seconds) and sends what the file has, so training waits for neither, and a server that was away gets later what
-    it missed.
+    MLflow takes part when a run is given, or named by MLFLOW_RUN_ID, and MLFLOW_TRACKING_URI is set. A sender reads the
+    file in a thread of its own, so training waits for no server, and one that was away gets later what it missed.
     """
 
     def __init__(
@@ -40,23 +38,21 @@ class Tracker:
         Args:
             directory: of the stage.
             is_first: on other ranks nothing is written.
-            prefix: put before the names that MLflow gets.
+            prefix: put before the names that a server gets.
             resumed_step: last step whose line is kept; -1 begins a new file.
-            parameters: what MLflow shall know of the run as a whole.
+            parameters: of the run as a whole.
             run_id: the MLflow run, instead of the one that MLFLOW_RUN_ID names.
         """
         self._stream = None
-        self._sender: MlflowSender | None = None
+        self._senders: list[Sender] = []
         if not is_first:
             return
         path = storage.join(directory, METRICS_NAME)
         storage.make_directory(directory)
         _drop_after(path, resumed_step)
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
-        run_id = run_id or os.environ.get("MLFLOW_RUN_ID")
-        if run_id and os.environ.get("MLFLOW_TRACKING_URI"):
-            self._sender = MlflowSender(run_id, prefix, parameters or {}, path)
-            self._sender.step = max(resumed_step, 0)
+        feed = Feed(path, prefix, parameters or {}, run_id, max(resumed_step, 0))
+        self._senders = [sender for open_sender in SENDERS if (sender := open_sender(feed)) is not None]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the values of one step."""
@@ -66,8 +62,8 @@ class Tracker:
         with writing(self._stream.name):
             self._stream.write(line)
             self._stream.flush()
-        if self._sender is not None:
-            self._sender.step = step
+        for sender in self._senders:
+            sender.step = step
 
     def __enter__(self) -> Tracker:
         return self
@@ -77,8 +73,8 @@ class Tracker:
     ) -> None:
         if self._stream is not None:
             self._stream.close()
-        if self._sender is not None:
-            self._sender.close()
+        for sender in self._senders:
+            sender.close()
 
 
 def _drop_after(path: str, step: int) -> None:

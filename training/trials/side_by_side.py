@@ -16,7 +16,7 @@ from typing import IO
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
 from pipelines.contract import storage
 from pipelines.contract.workspace import FINETUNING
-from training.trials.sweep_plan import SweepTrial
+from training.trials.trial import Trial
 
 CORES_PER_TRIAL = 4
 """On a CPU; it leaves a trial the memory of four cores, of which BERT-base needs about 3 GB."""
@@ -75,11 +75,11 @@ def worker_environments(num_trials: int, side_by_side: int, gpus: Sequence[str],
 
 
 def run_side_by_side(
-    trials: Sequence[SweepTrial],
+    trials: Sequence[Trial],
     environments: Sequence[Mapping[str, str]],
     command: Sequence[str],
     lock: int,
-    on_end: Callable[[SweepTrial, str | None], None],
+    on_end: Callable[[Trial, str | None], None],
 ) -> None:
     """Train each trial once, in as many processes as there are environments.
 
@@ -128,9 +128,9 @@ class _Worker:
 
     def __init__(self, process: subprocess.Popen[bytes], answers: IO[bytes]) -> None:
         self.process, self.answers = process, answers
-        self.trial: SweepTrial | None = None
+        self.trial: Trial | None = None
 
-    def begin(self, trial: SweepTrial) -> None:
+    def begin(self, trial: Trial) -> None:
         self.trial = trial
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # It has died; the end of its answers tells so.

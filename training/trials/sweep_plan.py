@@ -6,110 +6,50 @@ manifest says that it is complete, so a sweep that is run again after a kill rep
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import dataclasses
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import StageKey, read_manifest, require_manifest, write_manifest
-from pipelines.contract.statistics import TrialStatistics
-from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, PRETRAINED
-from training.glue.reading import read_examples
-from training.settings.finetuning import FinetuningConfig
-from training.settings.glue import BEGIN_FROM_MNLI, MNLI, SQUAD, TAGGING, TASKS, task_files
-from training.settings.sweep import SMALL_TASK_ROWS, Cell
-from training.stages.finetuning import finetuning_directory, finetuning_key
+from pipelines.contract.manifest import StageKey, require_manifest
+from pipelines.contract.workspace import FINETUNING, PRETRAINED
+from training.settings.glue import MNLI
+from training.stages.finetuning import finetuning_directory
 from training.stages.sections import FinetuningSections
+from training.trials.trial import Trial
+from training.trials.trial_plan import trial_of
 
 SWEEP_DIRECTORY = "sweep"
 
-_MODEL_PREFIX = f"{MODEL_DIRECTORY}/"
 
-
-@dataclass(frozen=True)
-class SweepTrial:
-    """One point of a task's grid with one seed."""
-
-    task: str
-    cell: Cell
-    seed: int
-    directory: str
-    key: StageKey
-
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.directory)
-
-    @property
-    def label(self) -> str:
-        """What it is called in lines and as an MLflow run."""
-        return f"{self.task}/{self.name}"
-
-    def difference(self) -> str | None:
-        """Why it has to be trained, in words; None where it is complete."""
-        return self.key.difference(self.directory)
-
-    def statistics(self) -> TrialStatistics:
-        """Its manifest's; it is complete."""
-        manifest = read_manifest(self.directory)
-        assert manifest is not None, self.directory
-        return manifest.statistics_as(TrialStatistics)
-
-    def has_model(self) -> bool:
-        """Does its manifest name weights?"""
-        manifest = read_manifest(self.directory)
-        return manifest is not None and any(file.name.startswith(_MODEL_PREFIX) for file in manifest.files)
-
-    def drop_model(self) -> None:
-        """Delete its weights, complete as it is; the manifest no longer names them, scores and predictions stay."""
-        manifest = read_manifest(self.directory)
-        assert manifest is not None, self.directory
-        kept = tuple(file for file in manifest.files if not file.name.startswith(_MODEL_PREFIX))
-        if len(kept) < len(manifest.files):
-            # First the manifest: whatever happens in between, it names nothing that is not there.
-            write_manifest(self.directory, manifest.model_copy(update={"files": kept}))
-        storage.remove_directory(storage.join(self.directory, MODEL_DIRECTORY))
-
-    def config(self, config: FinetuningConfig) -> FinetuningConfig:
-        """The section [finetuning] with this trial's settings."""
-        settings = {**self.cell._asdict(), "seed": self.seed}
-        section = {SQUAD: "squad", TAGGING: "tagging"}.get(self.task)
-        if section is None:
-            return config.model_copy(update=settings)
-        return config.model_copy(update={section: config.fitting(self.task).model_copy(update=settings)})
-
-
-def plan(sections: FinetuningSections, task: str, glue_dir: str | None) -> list[SweepTrial]:
+def plan(sections: FinetuningSections, task: str, folder: str | None) -> list[Trial]:
     """All trials of a task: each point of the grid with the first seed, then with the next.
 
     Args:
         sections: of the run's recipe.
         task: a name that `finetuning.tasks` takes.
-        glue_dir: folder that holds the task's own; not asked for by SQuAD and tagging.
+        folder: that the task's own is in; None where its files are named one by one.
 
     Raises:
         InputError: a file of the task is missing or has a bad row, or the MNLI model that it begins from is missing.
     """
     config, workspace = sections.finetuning, sections.workspace
-    if config.mnli_first and task in BEGIN_FROM_MNLI:
+    if config.begins_from_mnli(task):
         directory = finetuning_directory(workspace, MNLI, PRETRAINED)
         require_manifest(directory, FINETUNING, f"clozeworks finetune {sections.recipe.path} --tasks {MNLI}")
-    own = config.fitting(task)
+    own, root = config.fitting(task), storage.join(workspace, FINETUNING, task, SWEEP_DIRECTORY)
     # Data and encoder are hashed once, not for each trial.
-    key = finetuning_key(sections, task, PRETRAINED)
+    pattern = trial_of(sections, task, PRETRAINED)
     trials = []
-    for seed in range(own.seed, own.seed + config.sweep.num_seeds(_is_small(task, glue_dir))):
+    num_seeds = config.sweep.num_seeds(config.family(task).is_small(config, task, folder))
+    for seed in range(own.seed, own.seed + num_seeds):
         for cell in config.sweep.cells(own):
-            directory = storage.join(workspace, FINETUNING, task, SWEEP_DIRECTORY, f"{cell.name}-seed{seed}")
-            settings = {**key.config, **cell._asdict(), "seed": seed}
+            settings = {**cell._asdict(), "seed": seed}
+            key = pattern.key
             trials.append(
-                SweepTrial(task, cell, seed, directory, StageKey(key.stage, key.stage_version, settings, key.inputs))
+                dataclasses.replace(
+                    pattern,
+                    directory=storage.join(root, f"{cell.name}-seed{seed}"),
+                    config=config.with_fitting(task, settings),
+                    key=StageKey(key.stage, key.stage_version, {**key.config, **settings}, key.inputs),
+                )
             )
     return trials
-
-
-def _is_small(task: str, glue_dir: str | None) -> bool:
-    """Has one of GLUE's tasks, or the word-order task, few training rows? The others never count as small."""
-    if task not in TASKS:
-        return False
-    assert glue_dir is not None
-    return len(read_examples(TASKS[task], task_files(task, glue_dir)[0])) < SMALL_TASK_ROWS

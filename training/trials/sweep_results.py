@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.contract import storage
 from pipelines.contract.workspace import MODEL_DIRECTORY
 from training.settings.sweep import Cell
-from training.trials.sweep_plan import SweepTrial
+from training.trials.trial import Trial
 
 SUMMARY_NAME, BEST_NAME = "summary.json", "best.json"
 
@@ -60,7 +60,7 @@ def chosen_of(cells: Sequence[CellScores]) -> CellScores | None:
 class TaskSweep:
     """The trials of one task, and those that are complete; keeps the task's files and weights as they shall be."""
 
-    def __init__(self, directory: str, trials: Sequence[SweepTrial], keeps_all_models: bool, mnli_first: bool) -> None:
+    def __init__(self, directory: str, trials: Sequence[Trial], keeps_all_models: bool, mnli_first: bool) -> None:
         """Look which trials are complete.
 
         Args:
@@ -72,10 +72,10 @@ class TaskSweep:
         self.directory, self.trials = directory, tuple(trials)
         self._keeps_all_models, self._mnli_first = keeps_all_models, mnli_first
         self._complete = {trial: trial.statistics() for trial in trials if trial.difference() is None}
-        self.problems: dict[SweepTrial, str] = {}
+        self.problems: dict[Trial, str] = {}
 
     @property
-    def complete(self) -> list[SweepTrial]:
+    def complete(self) -> list[Trial]:
         return [trial for trial in self.trials if trial in self._complete]
 
     @property
@@ -87,7 +87,7 @@ class TaskSweep:
         }
 
     @property
-    def best(self) -> SweepTrial | None:
+    def best(self) -> Trial | None:
         """The complete trial with the best score, the first of equals: whatever the order in which they ended."""
         return max(self.complete, key=self.score, default=None)
 
@@ -95,7 +95,7 @@ class TaskSweep:
     def metric(self) -> str:
         return next((facts.metric for facts in self._complete.values()), "")
 
-    def score(self, trial: SweepTrial) -> float:
+    def score(self, trial: Trial) -> float:
         return self._complete[trial].score
 
     def cells(self) -> list[CellScores]:
@@ -105,7 +105,7 @@ class TaskSweep:
             found[trial.cell][trial.seed] = self.score(trial)
         return [CellScores(cell, scores) for cell, scores in found.items() if scores]
 
-    def to_train(self, tried: Collection[SweepTrial]) -> list[SweepTrial]:
+    def to_train(self, tried: Collection[Trial]) -> list[Trial]:
         """What is left beside what was tried: trials that are not complete and then, if its weights were deleted while
         another one was better, the best."""
         left = [trial for trial in self.trials if trial not in self._complete and trial not in tried]
@@ -114,7 +114,7 @@ class TaskSweep:
             return [best]
         return left
 
-    def enter(self, trial: SweepTrial, problem: str | None) -> None:
+    def enter(self, trial: Trial, problem: str | None) -> None:
         """Take up a trial that has ended, and write the task's files."""
         if problem is None and (difference := trial.difference()):
             problem = f"it is not complete ({difference})"

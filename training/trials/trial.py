@@ -1,164 +1,82 @@
-"""One fine-tuning trial: a problem opened, fitted from an encoder, and its model and manifest written."""
+"""One run of fine-tuning, of a recipe or of a sweep: what it is, and what its directory holds; without torch."""
 
 from __future__ import annotations
 
-import time
+import os
 from dataclasses import dataclass
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import StageKey, record_of, write_manifest
+from pipelines.contract.manifest import StageKey, read_manifest, write_manifest
 from pipelines.contract.statistics import TrialStatistics
-from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_version
-from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
-from pipelines.results.marks import building_directory
-from training.bert.huggingface import huggingface_config, read_config, write_model
-from training.engine.processes import Processes
-from training.finetuning.loop import Beginning, Fitted, Fitting
-from training.finetuning.problem import Problem
-from training.finetuning.text import TextEncoder
-from training.resuming.checkpointed_stage import lock_of_ranks, on_first
-from training.resuming.result_checks import require_finite
+from pipelines.contract.workspace import MODEL_DIRECTORY
 from training.settings.finetuning import FinetuningConfig
-from training.settings.glue import SQUAD, TAGGING
 from training.settings.model import ModelConfig
-from training.tracking.tracker import Tracker
+from training.settings.sweep import Cell
 
-PREDICTIONS_DIRECTORY = "predictions"
+_MODEL_PREFIX = f"{MODEL_DIRECTORY}/"
 
 
 @dataclass(frozen=True)
 class Trial:
     """What one run of fine-tuning is, and where its result goes.
 
-    start: a word for the weights that it begins from. encoder_directory: a Hugging Face directory; None begins from
-    random weights of `model`. vocabulary_directory: whose tokenizer reads the text.
+    start: a word for the weights that it begins from. directory: of the result. config: the section [finetuning] with
+    this trial's settings. encoder_directory: a Hugging Face directory; None begins from random weights of `model`.
+    vocabulary_directory: whose tokenizer reads the text. model: None where the encoder's own configuration says it.
     """
 
     task: str
     start: str
     directory: str
+    config: FinetuningConfig
     key: StageKey
-    model: ModelConfig
-    vocab_size: int
     encoder_directory: str | None
     vocabulary_directory: str
-    name: str = ""
-    """Told with each line, in place of task and start, where many trials have the same."""
+    model: ModelConfig | None = None
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.directory)
+
+    @property
+    def label(self) -> str:
+        """What it is called in lines and as an MLflow run."""
+        return f"{self.task}/{self.name}"
+
+    @property
+    def cell(self) -> Cell:
+        """Its point of a sweep's grid."""
+        fitting = self.config.fitting(self.task)
+        return Cell(fitting.batch_size, fitting.learning_rate, fitting.num_train_epochs)
+
+    @property
+    def seed(self) -> int:
+        return self.config.fitting(self.task).seed
 
     def say(self, line: str) -> None:
-        print(f"finetuning: {self.name or f'{self.task}/{self.start}'}: {line}", flush=True)
+        print(f"finetuning: {self.label}: {line}", flush=True)
 
+    def difference(self) -> str | None:
+        """Why it has to be trained, in words; None where it is complete."""
+        return self.key.difference(self.directory)
 
-def open_problem(task: str, config: FinetuningConfig, glue_dir: str | None, vocabulary_directory: str) -> Problem:
-    """Read and tokenise what a task learns from.
+    def statistics(self) -> TrialStatistics:
+        """Its manifest's; it is complete."""
+        manifest = read_manifest(self.directory)
+        assert manifest is not None, self.directory
+        return manifest.statistics_as(TrialStatistics)
 
-    Args:
-        task: a name that `finetuning.tasks` takes.
-        config: the section [finetuning].
-        glue_dir: folder that holds the task's own; not asked for by SQuAD and tagging.
-        vocabulary_directory: whose tokenizer is used.
+    def has_model(self) -> bool:
+        """Does its manifest name weights?"""
+        manifest = read_manifest(self.directory)
+        return manifest is not None and any(file.name.startswith(_MODEL_PREFIX) for file in manifest.files)
 
-    Raises:
-        InputError: a file is missing or has a bad row.
-    """
-    if task == SQUAD:
-        from training.squad.problem import open_squad
-
-        return open_squad(config.squad, vocabulary_directory)
-    if task == TAGGING:
-        from training.tagging.problem import open_tagging
-
-        return open_tagging(config.tagging, vocabulary_directory)
-    from training.glue.problem import GlueProblem
-    from training.settings.glue import TASKS
-
-    assert glue_dir is not None
-    return GlueProblem(TASKS[task], glue_dir, TextEncoder(vocabulary_directory), config.max_seq_length)
-
-
-def run_trial(
-    trial: Trial, config: FinetuningConfig, problem: Problem, processes: Processes, run_id: str | None = None
-) -> TrialStatistics:
-    """Train a trial and write its directory, the manifest last.
-
-    Args:
-        trial: what to train.
-        config: the section [finetuning] with this trial's settings.
-        problem: opened for the trial's task and vocabulary.
-        processes: the ranks that share each batch.
-        run_id: MLflow run that gets the metrics under their own names; None means the run of the environment, under
-            names that begin with the trial's.
-
-    Returns:
-        The manifest's statistics.
-
-    Raises:
-        InputError: another process trains this trial, or its directory holds something that is not ours.
-    """
-    workspace, _, name = trial.directory.rpartition(f"/{FINETUNING}/")
-    with lock_of_ranks(processes, workspace, f"{FINETUNING}/{name}"):
-        return _run_locked(trial, config, problem, processes, run_id)
-
-
-def _run_locked(
-    trial: Trial, config: FinetuningConfig, problem: Problem, processes: Processes, run_id: str | None
-) -> TrialStatistics:
-    model = trial.model if config.dropout is None else _with_dropout(trial.model, config.dropout)
-    beginning = Beginning(model, trial.vocab_size, trial.encoder_directory)
-    say = trial.say if processes.is_first else _silent
-    building = building_directory(trial.directory)
-
-    def begin() -> None:
-        finish_exchange(trial.directory)
-        discard_build(trial.directory)
-        open_build(trial.directory, trial.key)
-
-    on_first(processes, begin)
-    fitting = Fitting(problem, beginning, config.fitting(trial.task), config, processes, say)
-    started = time.monotonic()
-    prefix = f"{trial.task}.{trial.start}." if run_id is None else ""
-    with Tracker(building, processes.is_first, prefix, -1, run_id=run_id) as tracker:
-        fitted = fitting.run(tracker, storage.join(building, PREDICTIONS_DIRECTORY))
-    statistics = TrialStatistics(
-        task=trial.task,
-        start=trial.start,
-        metric=problem.metric,
-        score=fitted.metrics[problem.metric],
-        dev=fitted.metrics,
-        best_epoch=fitted.epoch,
-        seconds=round(time.monotonic() - started, 1),
-        **fitted.more.to_json(),
-    )
-
-    def write() -> None:
-        require_finite(fitted.state, fitted.metrics, f"{trial.task}/{trial.start}")
-        _write(trial, model, problem, fitted, statistics)
-
-    on_first(processes, write)
-    say(f"complete: best epoch {fitted.epoch}, {problem.metric} {statistics.score:.4f}, {statistics.seconds} s")
-    return statistics
-
-
-def _write(trial: Trial, model: ModelConfig, problem: Problem, fitted: Fitted, statistics: TrialStatistics) -> None:
-    architecture, more = problem.huggingface()
-    config = huggingface_config(model, trial.vocab_size, architecture, **more)
-    building = building_directory(trial.directory)
-    names = write_model(storage.join(building, MODEL_DIRECTORY), fitted.state, config, trial.vocabulary_directory)
-    files = [f"{MODEL_DIRECTORY}/{name}" for name in names]
-    files += [name for name in storage.list_files(building) if name.startswith(f"{PREDICTIONS_DIRECTORY}/")]
-    records = [record_of(building, name, 0) for name in files]
-    write_manifest(building, trial.key.manifest(records, statistics, code_version()))
-    install_build(trial.directory, trial.key)
-
-
-def _with_dropout(model: ModelConfig, dropout: float) -> ModelConfig:
-    return model.model_copy(update={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout})
-
-
-def _silent(line: str) -> None:
-    """What ranks other than the first say."""
-
-
-def architecture_of(encoder_directory: str) -> tuple[ModelConfig, int]:
-    """Architecture and vocabulary size of the encoder that a trial begins from."""
-    return read_config(encoder_directory)
+    def drop_model(self) -> None:
+        """Delete its weights, complete as it is; the manifest no longer names them, scores and predictions stay."""
+        manifest = read_manifest(self.directory)
+        assert manifest is not None, self.directory
+        kept = tuple(file for file in manifest.files if not file.name.startswith(_MODEL_PREFIX))
+        if len(kept) < len(manifest.files):
+            # First the manifest: whatever happens in between, it names nothing that is not there.
+            write_manifest(self.directory, manifest.model_copy(update={"files": kept}))
+        storage.remove_directory(storage.join(self.directory, MODEL_DIRECTORY))

@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from pipelines.contract import storage
-from pipelines.contract.manifest import StageKey, require_manifest
+from pipelines.contract.manifest import require_manifest
 from pipelines.contract.workspace import (
-    DATA_DIRECTORY,
     DOCUMENTS,
     ENCODER_DIRECTORY,
-    FINETUNING,
     MODEL_DIRECTORY,
     PRETRAINED,
     PRETRAINING,
     RANDOM,
     VOCABULARY,
     code_version,
-    vocabulary_size,
 )
 from pipelines.results.verification import require_stage
-from training.settings.glue import BEGIN_FROM_MNLI, MNLI, WORD_ORDER
-from training.stages.finetuning import finetuning_directory, finetuning_key
+from training.settings.finetuning import FinetuningConfig
+from training.settings.glue import MNLI
+from training.settings.tasks import load
+from training.stages.finetuning import data_folder, finetuning_directory, finetuning_key
 from training.stages.sections import FinetuningSections
-
-if TYPE_CHECKING:
-    from training.trials.trial import Trial
+from training.trials.trial import Trial
 
 
-@dataclass(frozen=True)
-class PlannedTrial:
-    sections: FinetuningSections
-    task: str
-    start: str
-    restart: bool = False
-
-    @property
-    def directory(self) -> str:
-        return finetuning_directory(self.sections.workspace, self.task, self.start)
-
-    @property
-    def key(self) -> StageKey:
-        """Asked for when the trial's turn comes: it may begin from what an earlier trial writes."""
-        return finetuning_key(self.sections, self.task, self.start)
-
-    def difference(self) -> str | None:
-        return self.key.difference(self.directory) or ("--restart" if self.restart else None)
-
-
-def planned_trials(sections: FinetuningSections, restart: bool) -> list[PlannedTrial]:
-    """All trials of the recipe, MNLI's first where others begin from it."""
-    config = sections.finetuning
+def planned_trials(config: FinetuningConfig) -> list[tuple[str, str]]:
+    """Task and start of all trials of a recipe, MNLI's first where others begin from it."""
     tasks = sorted(config.tasks, key=lambda task: task != MNLI) if config.mnli_first else config.tasks
     starts = (PRETRAINED, RANDOM) if config.compare_with_random else (PRETRAINED,)
-    return [PlannedTrial(sections, task, start, restart) for task in tasks for start in starts]
+    return [(task, start) for task in tasks for start in starts]
 
 
 def require_inputs(sections: FinetuningSections) -> None:
@@ -68,7 +41,7 @@ def require_inputs(sections: FinetuningSections) -> None:
         require_stage(workspace, VOCABULARY, f"clozeworks vocabulary {recipe.path}")
     if config.encoder is None:
         require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}")
-    if WORD_ORDER in config.tasks:
+    if any(config.family(task).preparer for task in config.tasks):
         require_stage(
             workspace,
             DOCUMENTS,
@@ -78,32 +51,31 @@ def require_inputs(sections: FinetuningSections) -> None:
 
 
 def data_directory(sections: FinetuningSections, task: str) -> str | None:
-    """The folder that a task's own folder lies in; the word-order task's is made here where it is not there yet."""
-    if task != WORD_ORDER:
-        return sections.finetuning.glue_dir
-    from training.glue.word_order import prepare_word_order
+    """The folder that a task's own folder is in, None where its files are named one by one.
 
-    workspace = sections.workspace
-    documents = storage.join(workspace, DOCUMENTS)
-    manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {sections.recipe.path}")
-    target = storage.join(workspace, FINETUNING, DATA_DIRECTORY)
-    prepare_word_order(target, documents, manifest, sections.finetuning.word_order, code_version())
-    return target
+    A task that is made from held-out documents is made here where it is not there yet.
+    """
+    workspace, config = sections.workspace, sections.finetuning
+    family = config.family(task)
+    folder = data_folder(workspace, config, task)
+    if family.preparer:
+        documents = storage.join(workspace, DOCUMENTS)
+        manifest = require_manifest(documents, DOCUMENTS, f"clozeworks documents {sections.recipe.path}")
+        load(family.preparer)(folder, documents, manifest, family.own_settings(config, task), code_version())
+    return folder
 
 
-def trial_of(sections: FinetuningSections, task: str, start: str, directory: str, key: StageKey) -> Trial:
-    """Find the weights and the vocabulary that a trial begins from.
+def trial_of(sections: FinetuningSections, task: str, start: str) -> Trial:
+    """A trial as the files are now: it may begin from what an earlier one writes.
 
     Raises:
-        InputError: the encoder cannot be read.
+        InputError: a file of the task is missing, or the encoder that the recipe names.
     """
-    from training.trials.trial import Trial, architecture_of
-
     workspace, config = sections.workspace, sections.finetuning
+    directory, key = finetuning_directory(workspace, task, start), finetuning_key(sections, task, start)
     if start == RANDOM:
-        vocabulary = storage.join(workspace, VOCABULARY)
-        return Trial(task, start, directory, key, sections.model, vocabulary_size(vocabulary), None, vocabulary)
-    if config.mnli_first and task in BEGIN_FROM_MNLI:
+        return Trial(task, start, directory, config, key, None, storage.join(workspace, VOCABULARY), sections.model)
+    if config.begins_from_mnli(task):
         source = storage.join(finetuning_directory(workspace, MNLI, PRETRAINED), MODEL_DIRECTORY)
     elif config.encoder is not None:
         from training.stages.encoders import encoder_directory
@@ -111,4 +83,4 @@ def trial_of(sections: FinetuningSections, task: str, start: str, directory: str
         source = encoder_directory(config.encoder)
     else:
         source = storage.join(workspace, PRETRAINING, ENCODER_DIRECTORY)
-    return Trial(task, start, directory, key, *architecture_of(source), source, source)
+    return Trial(task, start, directory, config, key, source, source)

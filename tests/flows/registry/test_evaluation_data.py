@@ -10,9 +10,10 @@ import pytest
 from tests.support.statistics import statistics_with
 
 from flows.parameters.requests import RunRequest
+from flows.parameters.tracking_config import TrackingConfig
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.criteria import Contest, Evaluation, judge
 from flows.registry.evaluations import encoder_evaluation, finetuned_evaluation, score_in_words
-from flows.registry.promotion import below_floor
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, record_of, write_manifest
 from pipelines.contract.statistics import Statistics, TrialStatistics
@@ -35,6 +36,10 @@ def manifest_of(stage: str, statistics: Statistics | dict[str, Any], **config: A
     return StageKey(stage, 1, config, {}).manifest([], statistics, "0")
 
 
+def passes_floor(evaluation: Evaluation) -> bool:
+    return judge(Contest(evaluation, TrackingConfig())).promoted
+
+
 @pytest.mark.parametrize(
     ("statistics", "chance"),
     [
@@ -48,7 +53,7 @@ def test_chance_is_the_best_constant_answer(whole: WholeRecipe, statistics: dict
     evaluation = finetuned_evaluation(whole, "cola", manifest)
     assert evaluation is not None
     assert evaluation.chance == chance
-    assert (below_floor(evaluation, 0.01) is None) == (chance < 0.44)
+    assert passes_floor(evaluation) == (chance < 0.44)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def test_a_diverged_encoder_does_not_pass(whole: WholeRecipe, after: dict[str, f
     manifest = manifest_of("pretraining", {"heldout_before": {"mlm_accuracy": 0.001}, "heldout_after": after})
     evaluation = encoder_evaluation(whole, manifest)
     assert evaluation is not None
-    assert (below_floor(evaluation, 0.01) is None) == passes
+    assert passes_floor(evaluation) == passes
 
 
 def test_an_encoder_that_always_answers_the_commonest_token_does_not_pass(whole: WholeRecipe) -> None:
@@ -73,7 +78,7 @@ def test_an_encoder_that_always_answers_the_commonest_token_does_not_pass(whole:
         manifest = manifest_of("pretraining", {**statistics, "unigram_baseline": {"loss": 6.0, "accuracy": accuracy}})
         evaluation = encoder_evaluation(whole, manifest)
         assert evaluation is not None
-        assert (below_floor(evaluation, 0.01) is None) == passes
+        assert passes_floor(evaluation) == passes
 
 
 def test_a_score_in_words(whole: WholeRecipe) -> None:

@@ -16,10 +16,12 @@ from tests.support.training import tiny_models
 
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.criteria import Evaluation
 from flows.registry.logged_models import ModelFiles
 from flows.registry.model_card import card_facts
-from flows.registry.promotion import Evaluation, move_alias
-from flows.registry.registration import Made, log_version
+from flows.registry.model_to_register import ModelToRegister
+from flows.registry.promotion import move_alias
+from flows.registry.registration import log_version
 from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME, set_up_mlflow
 from flows.servers.moved_workspace import KEPT_SUFFIX, relocate
 from flows.tracking.runs import Tracker
@@ -48,10 +50,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = models.manifest_of(
         directory, "finetuning", settings, statistics_with(TrialStatistics, metric="mcc", score=0.5)
     )
-    made = Made(ModelFiles(NAME, directory, settings), manifest, Evaluation("mcc", 0.5, "d" * 64))
+    files = ModelFiles(NAME, directory, settings)
     with tracker.flow_run("finetune", whole) as run_id:
-        card = card_facts(whole, NAME, made.files.pipeline_task, False, manifest)
-        assert log_version(tracker, run_id, made, card) == "1"
+        card = card_facts(whole, files, manifest)
+        model = ModelToRegister(files, manifest, Evaluation("mcc", 0.5, "d" * 64), card)
+        assert log_version(tracker, run_id, model) == "1"
         move_alias(tracker.client, NAME, "champion", "1")
     return workspace
 

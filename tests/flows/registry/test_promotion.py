@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 
 from flows.parameters.tracking_config import TrackingConfig
 from flows.promote import EXIT_KEPT, main
-from flows.registry import promotion
-from flows.registry.promotion import CHALLENGER, CHAMPION, Evaluation, verdict
+from flows.registry import criteria, promotion
+from flows.registry.criteria import Contest, Criterion, Evaluation, Verdict, judge
+from flows.registry.promotion import CHALLENGER, CHAMPION
 from flows.registry.registration import enter_contest
 from flows.tracking.stores import open_registry
 from pipelines.contract.errors import InputError
@@ -39,6 +40,10 @@ def scored(
     score: float, data: str = DEV, metric: str = "accuracy", vocabulary: str | None = None, chance: float = 0.0
 ) -> Evaluation:
     return Evaluation(metric, score, data, vocabulary, chance)
+
+
+def verdict(challenger: Evaluation | None, champion: Evaluation | None, margin: float) -> Verdict:
+    return judge(Contest(challenger, TrackingConfig(promotion_margin=margin, chance_margin=0.0), True, champion))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +108,7 @@ def holder(client: MlflowClient, name: str) -> tuple[str | None, str | None]:
         (scored(0.9, metric="f1"), scored(0.5), 0.0, False, "not comparable: f1 here, accuracy at the champion"),
         (scored(0.9, vocabulary="a"), scored(0.5, vocabulary="b"), 0.0, False, "not comparable: other vocabulary"),
         (scored(0.3), scored(math.nan), 0.0, True, "the champion's score is not finite"),
-        (None, scored(0.5), 0.0, False, "the challenger states no score"),
+        (None, scored(0.5), 0.0, False, "it states no score on development data"),
         (scored(0.9), None, 0.0, False, "the champion states no score"),
     ],
 )
@@ -139,8 +144,22 @@ def test_two_versions_never_replace_each_other_in_turn(one: float, other: float,
     ],
 )
 def test_the_floor(evaluation: Evaluation | None, margin: float, words: str | None) -> None:
-    found = promotion.below_floor(evaluation, margin)
-    assert found is None if words is None else found is not None and words in found
+    decided = judge(Contest(evaluation, TrackingConfig(chance_margin=margin)))
+    assert decided.promoted == (words is None)
+    assert (words or "no version was @champion yet") in decided.reason
+
+
+def test_a_new_criterion_is_one_row(
+    client: MlflowClient, name: str, version: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_suspicious(contest: Contest) -> str | None:
+        return "a score of 0.6 is too good to be true" if contest.challenger.score == 0.6 else None
+
+    monkeypatch.setattr(criteria, "CRITERIA", (*criteria.CRITERIA, Criterion(is_suspicious)))
+    assert contest(client, name, version(scored(0.5))) == CHAMPION
+    assert contest(client, name, version(scored(0.6))) == CHALLENGER
+    assert tags_of(client, name, "2")[promotion.REASON_TAG] == "a score of 0.6 is too good to be true"
+    assert contest(client, name, version(scored(0.7))) == CHAMPION
 
 
 def test_a_first_version_that_learnt_nothing_stays_challenger(client: MlflowClient, name: str, version: Enter) -> None:
@@ -152,10 +171,10 @@ def test_a_first_version_that_learnt_nothing_stays_challenger(client: MlflowClie
     assert kept.tags[promotion.PROMOTION_TAG] == promotion.KEPT
     assert "does not reach the margin of 0.01" in kept.tags[promotion.REASON_TAG]
     assert kept.description.startswith("Gate: stays @challenger, accuracy 0.5000 against 0.5000 by chance")
-    assert promotion.evaluation_of(kept) == scored(0.5, chance=0.5)
+    assert criteria.evaluation_of(kept) == scored(0.5, chance=0.5)
     assert contest(client, name, version(scored(0.6, chance=0.5))) == CHAMPION
     assert client.get_model_version(name, "4").description == "Gate: no version was @champion yet."
-    assert promotion.promote(client, name, "1", 0.0, forced="a test").promoted
+    assert promotion.promote(client, name, "1", TrackingConfig(), forced="a test").promoted
 
 
 @pytest.mark.parametrize(
@@ -174,7 +193,7 @@ def test_the_best_answer_that_is_always_the_same(labels: list[float], task: str,
 
 
 def test_a_score_survives_its_tag() -> None:
-    assert float(scored(0.1 + 0.2).tags()[promotion.SCORE_TAG]) == 0.1 + 0.2
+    assert float(scored(0.1 + 0.2).tags()[criteria.SCORE_TAG]) == 0.1 + 0.2
 
 
 def test_versions_contend_and_the_tags_say_why(client: MlflowClient, name: str, version: Enter) -> None:
@@ -233,7 +252,7 @@ def test_a_promotion_that_was_killed_is_taken_up_again(
         with monkeypatch.context() as patched:
             patched.setattr(MlflowClient, step, killed)
             with pytest.raises(KeyboardInterrupt):
-                promotion.promote(client, name, better, 0.0)
+                promotion.promote(client, name, better, TrackingConfig())
         assert promotion.PROMOTION_TAG not in tags_of(client, name, better)
         client.set_registered_model_alias(name, CHALLENGER, better)
     assert contest(client, name, better) == CHAMPION

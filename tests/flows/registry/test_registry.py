@@ -19,10 +19,12 @@ from tests.support.training import tiny_models
 
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.criteria import Evaluation, evaluation_of
 from flows.registry.logged_models import ModelFiles
 from flows.registry.model_card import card_facts
-from flows.registry.promotion import Evaluation, evaluation_of, move_alias
-from flows.registry.registration import Made, log_version, registered_version
+from flows.registry.model_to_register import ModelToRegister
+from flows.registry.promotion import move_alias
+from flows.registry.registration import log_version, registered_version
 from flows.tracking.runs import DIGEST_TAG, Tracker
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
@@ -73,11 +75,12 @@ def tracker(whole: WholeRecipe) -> Tracker:
     return Tracker(whole)
 
 
-def made_from(name: str, directory: str) -> Made:
+def made_from(whole: WholeRecipe, name: str, directory: str) -> ModelToRegister:
     settings = {} if name == "trial-encoder" else {"max_seq_length": 16}
     statistics = statistics_with(TrialStatistics, metric="mcc", score=0.5, dev={"accuracy": 0.75}, train_rows=8551)
     manifest = models.manifest_of(directory, "finetuning", settings, statistics)
-    return Made(ModelFiles(name, directory, settings), manifest, Evaluation("mcc", 0.5, "d" * 64))
+    files = ModelFiles(name, directory, settings)
+    return ModelToRegister(files, manifest, Evaluation("mcc", 0.5, "d" * 64), card_facts(whole, files, manifest))
 
 
 def test_a_consumer_loads_what_was_registered(
@@ -103,10 +106,9 @@ def test_a_consumer_loads_what_was_registered(
     for name, write in written:
         directory = str(tmp_path / name)
         write(directory)
-        made = made_from(name, directory)
-        card = card_facts(whole, name, made.files.pipeline_task, False, made.manifest)
+        made = made_from(whole, name, directory)
         capfd.readouterr()
-        number = log_version(tracker, run_id, made, card)
+        number = log_version(tracker, run_id, made)
         printed = capfd.readouterr()
         assert (number, printed.out, printed.err) == ("1", "", "")
         assert registered_version(tracker.client, name, made.manifest.digest) == "1"
@@ -127,7 +129,7 @@ def test_a_consumer_loads_what_was_registered(
     assert "score" in answers["signature"][1]
 
 
-def check_version(client: MlflowClient, made: Made, run_id: str, private: str) -> None:
+def check_version(client: MlflowClient, made: ModelToRegister, run_id: str, private: str) -> None:
     name = made.files.name
     version = client.get_model_version(name, "1")
     assert version.run_id == run_id

@@ -16,8 +16,9 @@ from tests.support.statistics import statistics_with
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.logged_models import ModelFiles
 from flows.registry.model_card import card_facts
+from flows.registry.model_to_register import ModelToRegister
 from flows.registry.promotion import CHAMPION, move_alias
-from flows.registry.registration import Made, log_version
+from flows.registry.registration import log_version
 from flows.tracking.runs import Tracker
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, record_of
@@ -268,8 +269,8 @@ def register(tracker: Tracker, whole: WholeRecipe, run_id: str, variant: Variant
     )
     statistics = statistics_with(TrialStatistics, metric="f1", score=0.5, dev={"accuracy": 0.75}, train_rows=7)
     manifest = manifest_of(written.directory, "finetuning", settings, statistics)
-    card = card_facts(whole, files.name, files.pipeline_task, files.takes_pairs, manifest)
-    number = log_version(tracker, run_id, Made(files, manifest, None), card)
+    model = ModelToRegister(files, manifest, None, card_facts(whole, files, manifest))
+    number = log_version(tracker, run_id, model)
     move_alias(tracker.client, files.name, CHAMPION, number)
     return number
 

@@ -1,4 +1,4 @@
-"""Downloading GLUE from a server on this machine: resume, checksums, unsafe and damaged archives, the same layout."""
+"""Downloading GLUE from a server on this machine: checksums, retries, unsafe and damaged archives, the same layout."""
 
 from __future__ import annotations
 
@@ -15,48 +15,37 @@ from pathlib import Path
 import pytest
 
 from pipelines.contract.errors import InputError, exit_code_of
-from training.glue import fetch
+from training.glue import fetch, transfer
 from training.glue.archives import SOURCES, mrpc_files, unpack
 from training.glue.checksums import read_checksums
 from training.glue.reading import read_examples, read_test
-from training.glue.transfer import download_part
+from training.glue.transfer import download
 from training.settings.glue import GLUE_TASKS, TASKS, Task
 
 
 class ArchiveServer:
-    """Serves `files` by path, with ranges or without; the two lists of misbehaviour are used up, an entry a request."""
+    """Serves `files` by path; the two lists of misbehaviour are used up, an entry a request."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.knows_ranges = True
         self.statuses: list[int] = []
         self.cuts: list[int] = []
         """After so many bytes of the body the connection ends."""
-        self.requests: list[tuple[str, str | None]] = []
-        """Path and Range header of each request."""
+        self.requests: list[str] = []
+        """Path of each request."""
         self.url = ""
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        wanted = handler.headers.get("Range")
         path = handler.path.lstrip("/")
-        self.requests.append((path, wanted))
+        self.requests.append(path)
         if self.statuses or path not in self.files:
             handler.send_error(self.statuses.pop(0) if self.statuses else 404)
             return
         data = self.files[path]
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.knows_ranges else 0
-        if start >= len(data):
-            handler.send_response(416)
-            handler.send_header("Content-Range", f"bytes */{len(data)}")
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
-            return
-        handler.send_response(206 if start else 200)
-        if start:
-            handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        handler.send_header("Content-Length", str(len(data) - start))
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
-        handler.wfile.write(data[start:][: self.cuts.pop(0) if self.cuts else None])
+        handler.wfile.write(data[: self.cuts.pop(0) if self.cuts else None])
 
 
 @pytest.fixture
@@ -201,58 +190,34 @@ def test_a_file_that_nobody_vouches_for_is_recorded_and_then_held_to_it(
     assert "but the checksum recorded in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("begun", "knows_ranges", "ranges"),
-    [
-        ("half", True, ["bytes=500-"]),
-        ("half", False, ["bytes=500-"]),
-        ("whole", True, ["bytes=1000-"]),
-        ("other", True, ["bytes=500-", None]),
-        ("longer", True, ["bytes=1500-", None]),
-    ],
-)
-def test_a_begun_download_goes_on(
-    server: ArchiveServer, tmp_path: Path, begun: str, knows_ranges: bool, ranges: list[str | None]
-) -> None:
-    line = "index\tsentence1\tsentence2\n" + "".join(f"{row}\tsome premise\tits hypothesis\n" for row in range(40))
-    data = line.encode()[:1000].rsplit(b"\n", 1)[0]
-    data += b" " * (1000 - len(data))
-    server.files[SOURCES["ax"][0].path] = data
-    server.knows_ranges = knows_ranges
-    archives = tmp_path / "glue" / "archives"
-    archives.mkdir(parents=True)
-    parts = {"half": data[:500], "whole": data, "other": b"?" * 500, "longer": data + b"?" * 500}
-    (archives / "AX.tsv.part").write_bytes(parts[begun])
-    given = checksums_of(server.files, tmp_path / "given")
-    if begun == "longer":
-        # The second attempt follows at once: the wait in between is that of download_part.
-        assert download_part(f"{server.url}/glue/data/AX.tsv", str(archives / "AX.tsv.part"), print, 0.0) is False
-    assert run(server, tmp_path / "glue", "--tasks", "ax", "--checksums", given) == 0
-    assert [wanted for _, wanted in server.requests][: len(ranges)] == ranges
-    assert (tmp_path / "glue" / "AX" / "diagnostic.tsv").read_bytes() == data
-
-
-def test_a_broken_transfer_is_continued_at_once(server: ArchiveServer, tmp_path: Path) -> None:
+def test_a_broken_transfer_begins_anew(server: ArchiveServer, tmp_path: Path) -> None:
     server.files["file"] = bytes(range(256)) * 40
     server.statuses, server.cuts = [503, 429], [4000, 3000]
-    part = tmp_path / "file.part"
+    path = tmp_path / "file"
+    path.write_bytes(b"what a killed run left" * 1000)
     lines: list[str] = []
-    assert download_part(f"{server.url}/file", str(part), lines.append, 0.0)
-    assert part.read_bytes() == server.files["file"]
-    assert [wanted for _, wanted in server.requests] == [None, None, None, "bytes=4000-", "bytes=7000-"]
+    download(f"{server.url}/file", str(path), lines.append, 0.0)
+    assert path.read_bytes() == server.files["file"]
+    assert server.requests == ["file"] * 5
     assert "ended after 4,000 of 10,240 bytes; attempt 4 of 5" in lines[2]
+    assert "ended after 3,000 of 10,240 bytes; attempt 5 of 5" in lines[3]
 
 
-def test_a_transfer_that_keeps_failing_keeps_what_it_has(server: ArchiveServer, tmp_path: Path) -> None:
-    server.files["file"] = b"x" * 1000
+def test_a_transfer_that_keeps_failing_is_one_line_and_leaves_nothing(
+    server: ArchiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    server.files |= official(TASKS["rte"])
     server.cuts = [100] * 5
-    part = tmp_path / "file.part"
-    with pytest.raises(InputError, match=r"ended after 500 of 1,000 bytes; 500 bytes are kept in .*file\.part"):
-        download_part(f"{server.url}/file", str(part), print, 0.0)
-    assert part.read_bytes() == b"x" * 500
+    assert run(server, tmp_path / "glue", "--tasks", "rte") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "the connection ended after 100 of" in error
+    assert "run the command again when the server can be reached" in error
+    assert set(tree(tmp_path / "glue")) == {"archives/.lock"}
     server.requests.clear()
-    with pytest.raises(InputError, match="HTTP 404 Not Found; look at the address"):
-        download_part(f"{server.url}/absent", str(tmp_path / "absent.part"), print, 0.0)
+    with pytest.raises(InputError, match=r"HTTP 404 Not Found; look at the address"):
+        download(f"{server.url}/absent", str(tmp_path / "absent"), print, 0.0)
     assert len(server.requests) == 1
 
 

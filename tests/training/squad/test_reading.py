@@ -1,4 +1,4 @@
-"""SQuAD's files: the real one, splitting it by article, and mistakes told in one line."""
+"""SQuAD's files: the real one, and mistakes that are reported in one line."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.contract.errors import InputError, exit_code_of
+from pipelines.contract.errors import InputError
 from training.settings.squad import SquadConfig, data_files
-from training.squad import split_articles
 from training.squad.reading import read_squad
 
 REAL_FILE = Path("squad") / "half_A_24articles.json"
@@ -124,34 +123,3 @@ def test_files_of_a_recipe(tmp_path: Path) -> None:
 def test_windows_that_would_leave_text_out_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SquadConfig(**settings)
-
-
-def test_the_real_file_is_split_by_article(shared_data: Path, tmp_path: Path) -> None:
-    source = str(shared_data / REAL_FILE)
-    outputs = {}
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        train, dev = (tmp_path / f"{split}-{name}.json" for split in ("train", "dev"))
-        command = ["--input", source, "--train", str(train), "--dev", str(dev), "--dev-share", "0.2", "--seed", seed]
-        assert split_articles.main(command) == 0
-        outputs[name] = (train.read_bytes(), dev.read_bytes())
-    assert outputs["a"] == outputs["b"]
-    assert outputs["a"][1] != outputs["c"][1]
-    whole = json.loads(Path(source).read_text(encoding="utf-8"))
-    train, dev = (json.loads(output) for output in outputs["a"])
-    assert (len(train["data"]), len(dev["data"])) == (19, 5)
-    assert train["version"] == dev["version"] == whole["version"]
-    titles = [article["title"] for article in whole["data"]]
-    assert sorted(train["data"] + dev["data"], key=lambda article: titles.index(article["title"])) == whole["data"]
-
-
-def test_a_split_with_an_empty_side_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write(tmp_path / "one.json", squad_file({"is_impossible": True}))
-
-    def line(*arguments: str) -> str:
-        assert exit_code_of(lambda: split_articles.main(["--input", source, *arguments])) == 2
-        return capsys.readouterr().err
-
-    train, dev = str(tmp_path / "train.json"), str(tmp_path / "dev.json")
-    assert "--dev-share 0.2 of 1 articles leaves one side empty" in line("--train", train, "--dev", dev)
-    assert "two are the same file; name three" in line("--train", source, "--dev", dev)
-    assert not Path(train).exists()

@@ -19,6 +19,7 @@ from pipelines.contract.workspace import METRICS_NAME
 from training.tracking import mlflow_sender
 from training.tracking import tracker as tracking
 from training.tracking.mlflow_sender import points_of
+from training.tracking.sender import Feed
 from training.tracking.tracker import Tracker
 
 ARRIVAL_SECONDS = 20.0
@@ -39,7 +40,7 @@ def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_sender, "_ROUND_SECONDS", ROUND_SECONDS)
     monkeypatch.setattr(mlflow_sender, "_LONGEST_PAUSE_SECONDS", 1.0)
     monkeypatch.setattr(mlflow_sender, "_LAST_SEND_SECONDS", ARRIVAL_SECONDS)
-    monkeypatch.setattr(tracking.MlflowSender, "waited_seconds", 0.0)
+    monkeypatch.setattr(mlflow_sender.MlflowSender, "waited_seconds", 0.0)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_DISABLE_TELEMETRY"):
         # Set and deleted, so that what the sender sets is taken back after the test.
@@ -129,6 +130,36 @@ def test_without_a_server_the_store_itself_is_written(
         log_steps(tracker, range(1, 11))
     assert new_run.curve("loss") == [(step, 8.0 / step) for step in range(1, 11)]
     assert new_run.parameters() == {"name": "value"}
+
+
+class Noting:
+    """A sender to no server: it notes what it finds in the file when it is closed."""
+
+    def __init__(self, feed: Feed, sent: list[Any]) -> None:
+        self.step, self._feed, self._sent = feed.step, feed, sent
+
+    def close(self) -> None:
+        lines = [json.loads(line) for line in Path(self._feed.path).read_text().splitlines()]
+        losses = {line["step"]: line["loss"] for line in lines}
+        self._sent.append((self.step, self._feed.prefix, self._feed.parameters, losses))
+
+
+def test_a_new_sender_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Next to MLflow, which is not asked for here, and another one that is not."""
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    sent: list[Any] = []
+    monkeypatch.setattr(tracking, "SENDERS", (*tracking.SENDERS, lambda _: None, lambda feed: Noting(feed, sent)))
+    with Tracker(str(tmp_path), True, "trial.", parameters={"name": "value"}) as tracker:
+        log_steps(tracker, range(1, 3))
+    with Tracker(str(tmp_path), True, "trial.", resumed_step=1) as tracker:
+        log_steps(tracker, range(2, 4))
+    with Tracker(str(tmp_path), True, "trial.", resumed_step=3):
+        pass
+    assert sent == [
+        (2, "trial.", {"name": "value"}, {1: 8.0, 2: 4.0}),
+        (3, "trial.", {}, {1: 8.0, 2: 4.0, 3: 8.0 / 3}),
+        (3, "trial.", {}, {1: 8.0, 2: 4.0, 3: 8.0 / 3}),
+    ]
 
 
 def test_only_the_first_rank_writes_and_sends(new_run: Run, tmp_path: Path) -> None:

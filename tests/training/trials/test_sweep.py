@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ from training.settings.optimization import FittingConfig
 from training.settings.sweep import Cell, SweepConfig
 from training.stages.finetuning import finetuning_key
 from training.stages.sections import FinetuningSections
+from training.trials.running import beginning_of, open_problem, run_trial
 from training.trials.side_by_side import run_side_by_side, sole_sweep, worker_environments
-from training.trials.sweep_plan import SweepTrial, plan
+from training.trials.sweep_plan import plan
 from training.trials.sweep_results import CellScores, TaskSweep, chosen_of, comparison, table_of
-from training.trials.trial import open_problem, run_trial
-from training.trials.trial_plan import data_directory, trial_of
+from training.trials.trial import Trial
+from training.trials.trial_plan import data_directory
 
 SECONDS_TO_GET_THERE = 120
 OWN = FittingConfig()
@@ -101,15 +102,14 @@ def test_names_and_keys_of_trials_and_more_seeds_for_small_tasks(tmp_path: Path,
     assert trials[0].directory == str(tmp_path / "workspace" / "finetuning" / "rte" / "sweep" / trials[0].name)
     for trial in trials:
         # The quick way to a key, without reading the data again, is the long one's.
-        key = finetuning_key(replace(sections, finetuning=trial.config(config)), "rte", PRETRAINED)
+        key = finetuning_key(dataclasses.replace(sections, finetuning=trial.config), "rte", PRETRAINED)
         assert (trial.key.config, trial.key.inputs) == (key.config, key.inputs)
     assert len({json.dumps(trial.key.config) for trial in trials}) == len(trials)
 
 
-def test_a_task_with_a_section_of_its_own_is_swept_in_that_section(tmp_path: Path) -> None:
-    trial = SweepTrial("squad", Cell(48, 3e-5, 2), 9, str(tmp_path), StageKey("finetuning", 1, {}, {}))
+def test_a_task_with_a_section_of_its_own_is_swept_in_that_section() -> None:
     config = FinetuningConfig()
-    changed = trial.config(config)
+    changed = config.with_fitting("squad", {**Cell(48, 3e-5, 2)._asdict(), "seed": 9})
     assert changed.model_copy(update={"squad": config.squad}) == config
     assert (changed.squad.batch_size, changed.squad.learning_rate) == (48, 3e-5)
     assert (changed.squad.num_train_epochs, changed.squad.seed, changed.squad.max_seq_length) == (2, 9, 384)
@@ -132,21 +132,15 @@ def complete(directory: str, score: float, key: StageKey) -> None:
     )
 
 
-def planned(
-    tmp_path: Path, rates: tuple[float, ...] = (3e-5, 2e-5), seeds: tuple[int, ...] = (1, 2)
-) -> list[SweepTrial]:
+def planned(tmp_path: Path, rates: tuple[float, ...] = (3e-5, 2e-5), seeds: tuple[int, ...] = (1, 2)) -> list[Trial]:
     cells = [Cell(32, rate, 3) for rate in rates]
-    return [
-        SweepTrial(
-            "rte",
-            cell,
-            seed,
-            str(tmp_path / f"{cell.name}-seed{seed}"),
-            StageKey("finetuning", 1, {**cell._asdict(), "seed": seed}, {}),
-        )
-        for seed in seeds
-        for cell in cells
-    ]
+    return [planned_trial(tmp_path, {**cell._asdict(), "seed": seed}, cell) for seed in seeds for cell in cells]
+
+
+def planned_trial(tmp_path: Path, settings: dict[str, Any], cell: Cell) -> Trial:
+    config = FinetuningConfig().with_fitting("rte", settings)
+    directory, key = str(tmp_path / f"{cell.name}-seed{settings['seed']}"), StageKey("finetuning", 1, settings, {})
+    return Trial("rte", PRETRAINED, directory, config, key, "encoder", "encoder")
 
 
 def test_medians_and_deviations() -> None:
@@ -240,7 +234,7 @@ def ends_of(tmp_path: Path, rates: tuple[float, ...], bad: str, slots: int) -> d
     trials = planned(tmp_path, rates, (1,))
     found: dict[float, str | None] = {}
 
-    def on_end(trial: SweepTrial, problem: str | None) -> None:
+    def on_end(trial: Trial, problem: str | None) -> None:
         assert trial.cell.learning_rate not in found
         found[trial.cell.learning_rate] = problem
 
@@ -352,7 +346,7 @@ def test_killed_and_resumed_side_by_side_equals_one_after_the_other(
     assert best is not None
     assert [trial for trial in trials if trial.has_model()] == [best]
 
-    reference = reference_trials(sections, trials, folder, single_process, tmp_path)
+    reference = reference_trials(trials, folder, single_process, tmp_path)
     for trial in trials:
         assert losses_of(trial.directory) == losses_of(reference[trial]), trial.label
         manifest, alone = read_manifest(trial.directory), read_manifest(reference[trial])
@@ -374,30 +368,21 @@ def new_store(store: Mapping[str, str], tmp_path: Path) -> Any:
     return client
 
 
-def reference_trials(
-    sections: FinetuningSections,
-    trials: list[SweepTrial],
-    folder: str | None,
-    processes: Processes,
-    tmp_path: Path,
-) -> dict[SweepTrial, str]:
+def reference_trials(trials: list[Trial], folder: str | None, processes: Processes, tmp_path: Path) -> dict[Trial, str]:
     """The same trials without a sweep; their directories."""
-    config = sections.finetuning
-    problem, directories = open_problem("word-order", config, folder, str(config.encoder)), {}
+    problem, beginning, directories = open_problem(trials[0], folder), beginning_of(trials[0]), {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Another number adds up in another order.
     try:
         for each in trials:
             directory = directories[each] = str(tmp_path / "alone" / each.name)
-            own = replace(sections, finetuning=each.config(config))
-            trial = trial_of(own, "word-order", PRETRAINED, directory, each.key)
-            run_trial(trial, each.config(config), problem, processes)
+            run_trial(dataclasses.replace(each, directory=directory), beginning, problem, processes)
     finally:
         torch.set_num_threads(threads)
     return directories
 
 
-def see_nested_runs(client: Any, trials: list[SweepTrial], sweep: TaskSweep) -> None:
+def see_nested_runs(client: Any, trials: list[Trial], sweep: TaskSweep) -> None:
     experiment = client.get_experiment_by_name("sweeps")
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]

@@ -1,0 +1,191 @@
+"""What the promotion gate asks of a version, in one table.
+
+A new criterion is one function and one row of CRITERIA; a setting of its own is a field of the section [tracking].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flows.parameters.tracking_config import TrackingConfig
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+METRIC_TAG, SCORE_TAG = "clozeworks.metric", "clozeworks.score"
+CHANCE_TAG = "clozeworks.chance_score"
+DATA_TAG, VOCABULARY_TAG = "clozeworks.evaluation_data", "clozeworks.evaluation_vocabulary"
+
+_ROUNDING = 1e-9
+"""Scores that differ by the margin on paper may differ by less in binary."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a version is, where more is better, and on what data: its digest.
+
+    vocabulary: digest of the one that the score depends on, where it does; predictions of other entries are another
+    task. None elsewhere. chance: the score of one that learnt nothing, such as the best answer that is always the same.
+    """
+
+    metric: str
+    score: float
+    data: str
+    vocabulary: str | None = None
+    chance: float = 0.0
+
+    def tags(self) -> dict[str, str]:
+        """What a version says of it."""
+        tags = {
+            METRIC_TAG: self.metric,
+            SCORE_TAG: repr(self.score),
+            CHANCE_TAG: repr(self.chance),
+            DATA_TAG: self.data,
+        }
+        return tags if self.vocabulary is None else tags | {VOCABULARY_TAG: self.vocabulary}
+
+
+def evaluation_of(version: ModelVersion) -> Evaluation | None:
+    """What a version's tags state; None where they state no score."""
+    tags = version.tags
+    if not {METRIC_TAG, SCORE_TAG, DATA_TAG} <= tags.keys():
+        return None
+    chance = float(tags.get(CHANCE_TAG, "0"))
+    return Evaluation(tags[METRIC_TAG], float(tags[SCORE_TAG]), tags[DATA_TAG], tags.get(VOCABULARY_TAG), chance)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A version that wants to be champion, and the one that is.
+
+    stated: the evaluation of the version that is judged; champion_stated: the champion's; None where a version states
+    no score. settings: the section [tracking]. has_champion: whether there is one to compare with.
+    """
+
+    stated: Evaluation | None
+    settings: TrackingConfig
+    has_champion: bool = False
+    champion_stated: Evaluation | None = None
+
+    @property
+    def challenger(self) -> Evaluation:
+        """For the criteria after the one that refuses a version without a score."""
+        assert self.stated is not None
+        return self.stated
+
+    @property
+    def champion(self) -> Evaluation:
+        """For the criteria after the one that refuses a champion without a score."""
+        assert self.champion_stated is not None
+        return self.champion_stated
+
+    def compared(self) -> str:
+        """Both scores in words."""
+        challenger = f"{self.challenger.metric} {self.challenger.score:.4f}"
+        return f"{challenger} against the champion's {self.champion.score:.4f}"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that is asked of a version.
+
+    refusal: why the version must not become champion; None where nothing is against it. compares: is it about a
+    comparison, and so not asked where there is no champion?
+    """
+
+    refusal: Callable[[Contest], str | None]
+    compares: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, and why."""
+
+    promoted: bool
+    reason: str
+
+
+def judge(contest: Contest) -> Verdict:
+    """Ask the criteria in the order of the table; the first that refuses decides."""
+    for criterion in CRITERIA:
+        if (contest.has_champion or not criterion.compares) and (why := criterion.refusal(contest)):
+            return Verdict(False, why)
+    if not contest.has_champion:
+        return Verdict(True, f"no version was @{contest.settings.alias} yet")
+    challenger, champion = contest.challenger, contest.champion
+    if not math.isfinite(champion.score):
+        return Verdict(True, f"{challenger.metric} {challenger.score:.4f}, and the champion's score is not finite")
+    difference, margin = challenger.score - champion.score, contest.settings.promotion_margin
+    return Verdict(True, f"{contest.compared()}: better by {difference:.4f}, and the margin is {margin:g}")
+
+
+def _states_no_score(contest: Contest) -> str | None:
+    if contest.stated is not None:
+        return None
+    return "it states no score on development data, so nothing shows that it is better than chance"
+
+
+def _is_not_finite(contest: Contest) -> str | None:
+    metric, score, chance = contest.challenger.metric, contest.challenger.score, contest.challenger.chance
+    if math.isfinite(score) and math.isfinite(chance):
+        return None
+    return f"{metric} {score:.4f} against {chance:.4f} by chance: not finite"
+
+
+def _learnt_nothing(contest: Contest) -> str | None:
+    metric, score, chance = contest.challenger.metric, contest.challenger.score, contest.challenger.chance
+    if _exceeds(score - chance, margin := contest.settings.chance_margin):
+        return None
+    return (
+        f"{metric} {score:.4f} against {chance:.4f} by chance: {score - chance:+.4f} does not reach the margin of "
+        f"{margin:g} (tracking.chance_margin)"
+    )
+
+
+def _champion_states_no_score(contest: Contest) -> str | None:
+    if contest.champion_stated is not None:
+        return None
+    return "not comparable: the champion states no score on development data"
+
+
+def _has_another_metric(contest: Contest) -> str | None:
+    if contest.challenger.metric == contest.champion.metric:
+        return None
+    return f"not comparable: {contest.challenger.metric} here, {contest.champion.metric} at the champion"
+
+
+def _has_another_vocabulary(contest: Contest) -> str | None:
+    if contest.challenger.vocabulary == contest.champion.vocabulary:
+        return None
+    return f"not comparable: other vocabulary, and {contest.challenger.metric} depends on it"
+
+
+def _has_other_data(contest: Contest) -> str | None:
+    return None if contest.challenger.data == contest.champion.data else "not comparable: other dev data"
+
+
+def _is_not_better(contest: Contest) -> str | None:
+    difference, margin = contest.challenger.score - contest.champion.score, contest.settings.promotion_margin
+    if not math.isfinite(contest.champion.score) or _exceeds(difference, margin):
+        return None
+    return f"{contest.compared()}: {difference:+.4f} does not reach the margin of {margin:g}"
+
+
+def _exceeds(difference: float, margin: float) -> bool:
+    return difference > 0 and difference >= margin - _ROUNDING
+
+
+CRITERIA: tuple[Criterion, ...] = (
+    Criterion(_states_no_score),
+    Criterion(_is_not_finite),
+    Criterion(_learnt_nothing),
+    Criterion(_champion_states_no_score, compares=True),
+    Criterion(_has_another_metric, compares=True),
+    Criterion(_has_another_vocabulary, compares=True),
+    Criterion(_has_other_data, compares=True),
+    Criterion(_is_not_better, compares=True),
+)
+"""In the order in which they are asked; each may rely on those before it."""

@@ -1,0 +1,106 @@
+"""What a stage made, as the registry takes it: files, the manifest that proves them complete, score and card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from flows.console.tables import shown
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.registry.criteria import Evaluation
+from flows.registry.evaluations import dev_files, distilled_evaluation, encoder_evaluation, finetuned_evaluation
+from flows.registry.logged_models import ModelFiles
+from flows.registry.model_card import CardFacts, card_facts
+from flows.running.outcomes import StageOutcome
+from pipelines.contract import storage
+from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
+from pipelines.contract.statistics import TrialStatistics
+from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
+
+
+@dataclass(frozen=True)
+class ModelToRegister:
+    """A model that a stage wrote. evaluation: how good it is; None where nothing says so."""
+
+    files: ModelFiles
+    manifest: Manifest
+    evaluation: Evaluation | None
+    card: CardFacts
+    data: str = "development data"
+    """In words: what the evaluation is on."""
+
+
+def pretrained_encoder(whole: WholeRecipe, outcome: StageOutcome) -> ModelToRegister:
+    """The encoder of a pre-training stage, as a masked-language model.
+
+    Raises:
+        InputError: a file is not what the manifest says.
+    """
+    length = whole.pretraining.phases[-1].max_seq_length
+    return _encoder(whole, outcome, "encoder", length, lambda manifest: encoder_evaluation(whole, manifest))
+
+
+def distilled_encoder(whole: WholeRecipe, outcome: StageOutcome) -> ModelToRegister:
+    """The student of a distillation stage, as a masked-language model.
+
+    Raises:
+        InputError: a file is not what the manifest says.
+    """
+    config = whole.distillation
+
+    def evaluation(manifest: Manifest) -> Evaluation | None:
+        return distilled_evaluation(whole, manifest, config.eval_examples)
+
+    return _encoder(whole, outcome, "encoder-distilled", config.max_seq_length, evaluation)
+
+
+def finetuned_models(whole: WholeRecipe, outcome: StageOutcome) -> Iterator[ModelToRegister]:
+    """Each task's model that began from the pre-trained encoder; random ones serve comparison only.
+
+    Raises:
+        InputError: a file is not what the manifest says.
+    """
+    for output, directory in outcome.directories.items():
+        task, start = output.rsplit("/", 1)
+        if start == PRETRAINED:
+            yield _finetuned(whole, task, directory)
+
+
+def _encoder(
+    whole: WholeRecipe,
+    outcome: StageOutcome,
+    suffix: str,
+    length: int,
+    evaluation: Callable[[Manifest], Evaluation | None],
+) -> ModelToRegister:
+    (directory,) = outcome.directories.values()
+    manifest = _manifest_of(directory)
+    files = ModelFiles(f"{whole.model_prefix}-{suffix}", storage.join(directory, ENCODER_DIRECTORY), {})
+    data = f"held-out examples of length {length}"
+    return ModelToRegister(files, manifest, evaluation(manifest), card_facts(whole, files, manifest), data)
+
+
+def _finetuned(whole: WholeRecipe, task: str, directory: str) -> ModelToRegister:
+    manifest = _manifest_of(directory)
+    files = ModelFiles(
+        f"{whole.model_prefix}-{task}",
+        storage.join(directory, MODEL_DIRECTORY),
+        manifest.config,
+        takes_pairs=whole.finetuning.family(task).takes_pairs(whole.finetuning, task),
+        null_threshold=manifest.statistics_as(TrialStatistics).null_threshold,
+    )
+    # The folder too, for GLUE has a dev.tsv in each of its tasks'.
+    names = [shown("/".join(path.split("/")[-2:])) for path in dev_files(whole, task)]
+    evaluation = finetuned_evaluation(whole, task, manifest)
+    return ModelToRegister(files, manifest, evaluation, card_facts(whole, files, manifest), *names[:1])
+
+
+def _manifest_of(directory: str) -> Manifest:
+    """The manifest of a stage of the workspace, whose files are verified: what is registered is what was trained."""
+    manifest = read_manifest(directory)
+    stage = manifest.stage if manifest is not None else os.path.basename(directory)
+    manifest = require_manifest(directory, stage, "clozeworks run")
+    for file in manifest.files:
+        verify_file(directory, file)
+    return manifest

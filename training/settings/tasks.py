@@ -1,0 +1,168 @@
+"""The families of fine-tuning tasks, in one table; light to import, without torch.
+
+A family is a kind of task: which names of `finetuning.tasks` belong to it, which files it reads, and which function
+opens it for the loop. A new family is one row of FAMILIES and one module with the function that the row names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+from pipelines.contract import storage
+from pipelines.contract.recipe import Section
+from training.settings import squad, tagging
+from training.settings.glue import GLUE_TASK_NAMES, TASKS, WORD_ORDER, prediction_files, task_files
+from training.settings.squad import SquadConfig
+from training.settings.sweep import SMALL_TASK_ROWS
+from training.settings.tagging import TaggingConfig
+from training.settings.word_order import WordOrderConfig
+
+
+class TaskSettings(Protocol):
+    """What families read of the section [finetuning]."""
+
+    @property
+    def glue_dir(self) -> str | None: ...
+    @property
+    def word_order(self) -> WordOrderConfig: ...
+    @property
+    def squad(self) -> SquadConfig: ...
+    @property
+    def tagging(self) -> TaggingConfig: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of task. What is named as "module:function" is imported when a task runs, not before."""
+
+    names: Callable[[TaskSettings], Sequence[str]]
+    """Tasks of this family that `finetuning.tasks` may name."""
+    opener: str
+    """Reads and tokenises a task: from `training.finetuning.problem.TaskInputs` to a `Problem`."""
+    problem: Callable[[TaskSettings, Sequence[str]], str | None]
+    """What is missing in the section for these tasks of the family, with the remedy; None where nothing is."""
+    data_files: Callable[[TaskSettings, str], list[str]]
+    """Paths that a task's trial depends on; raises InputError where one is missing. Empty for a task made here."""
+    dev_files: Callable[[TaskSettings, str, str | None], list[str]]
+    """The development files that a task's score is from; the third argument is the folder of the task's own folder."""
+    section: str = ""
+    """Name below [finetuning] of the family's own settings; empty where it has none."""
+    own_settings: Callable[[TaskSettings, str], Section | None] = lambda _settings, _task: None
+    """A task's settings in that section. Where they are a FittingConfig, the loop takes its settings from them."""
+    preparer: str = ""
+    """Makes the task's files from held-out documents; empty where the files are given. Takes the folder to write to,
+    the directory and manifest of the documents, the own settings, and the version of the code."""
+    is_small: Callable[[TaskSettings, str, str | None], bool] = lambda _settings, _task, _folder: False
+    """Does a sweep give the task `small_task_restarts` more seeds? The third argument is as for `dev_files`."""
+    takes_pairs: Callable[[TaskSettings, str], bool] = lambda _settings, _task: False
+    """Is the model given two texts?"""
+
+
+def load(name: str) -> Any:
+    """The function that a row names as "module:function"."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _glue_problem(settings: TaskSettings, tasks: Sequence[str]) -> str | None:
+    if settings.glue_dir is not None:
+        return None
+    return (
+        f"tasks asks for {', '.join(tasks)} but glue_dir is not set; add "
+        "--set finetuning.glue_dir=<folder that holds CoLA, RTE ...>"
+    )
+
+
+def _glue_files(settings: TaskSettings, task: str) -> list[str]:
+    assert settings.glue_dir is not None
+    return task_files(task, settings.glue_dir) + prediction_files(task, settings.glue_dir)
+
+
+def _first_dev_file(_settings: TaskSettings, task: str, folder: str | None) -> list[str]:
+    return [storage.join(folder, TASKS[task].folder, TASKS[task].dev_files[0])] if folder else []
+
+
+def _has_few_rows(_settings: TaskSettings, task: str, folder: str | None) -> bool:
+    return bool(load("training.glue.reading:num_training_rows")(task, folder) < SMALL_TASK_ROWS)
+
+
+def _has_second_sentence(_settings: TaskSettings, task: str) -> bool:
+    return TASKS[task].sentence_b is not None
+
+
+def _files_problem(task: str, section: SquadConfig | TaggingConfig) -> str | None:
+    if section.train_file and section.dev_file:
+        return None
+    return (
+        f"tasks asks for {task} but {task}.train_file or {task}.dev_file is not set; add "
+        f"--set finetuning.{task}.train_file=<file>, and dev_file likewise"
+    )
+
+
+def _dev_file(section: SquadConfig | TaggingConfig) -> list[str]:
+    return [section.dev_file] if section.dev_file else []
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        names=lambda _: GLUE_TASK_NAMES,
+        opener="training.glue.problem:open_glue",
+        problem=_glue_problem,
+        data_files=_glue_files,
+        dev_files=_first_dev_file,
+        is_small=_has_few_rows,
+        takes_pairs=_has_second_sentence,
+    ),
+    Family(
+        names=lambda _: (WORD_ORDER,),
+        opener="training.glue.problem:open_glue",
+        problem=lambda _settings, _tasks: None,
+        data_files=lambda _settings, _task: [],
+        dev_files=_first_dev_file,
+        section="word_order",
+        own_settings=lambda settings, _: settings.word_order,
+        preparer="training.glue.word_order:prepare_word_order",
+        is_small=_has_few_rows,
+        takes_pairs=_has_second_sentence,
+    ),
+    Family(
+        names=lambda _: ("squad",),
+        opener="training.squad.problem:open_task",
+        problem=lambda settings, _: _files_problem("squad", settings.squad),
+        data_files=lambda settings, _: squad.data_files(settings.squad),
+        dev_files=lambda settings, _task, _folder: _dev_file(settings.squad),
+        section="squad",
+        own_settings=lambda settings, _: settings.squad,
+    ),
+    Family(
+        names=lambda _: ("tagging",),
+        opener="training.tagging.problem:open_task",
+        problem=lambda settings, _: _files_problem("tagging", settings.tagging),
+        data_files=lambda settings, _: tagging.data_files(settings.tagging),
+        dev_files=lambda settings, _task, _folder: _dev_file(settings.tagging),
+        section="tagging",
+        own_settings=lambda settings, _: settings.tagging,
+    ),
+)
+
+
+def task_names(settings: TaskSettings) -> tuple[str, ...]:
+    """All names that `finetuning.tasks` may have."""
+    return tuple(name for family in FAMILIES for name in family.names(settings))
+
+
+def family_of(settings: TaskSettings, task: str) -> Family:
+    """The row that a task belongs to; its name is one of `task_names`."""
+    return next(family for family in FAMILIES if task in family.names(settings))
+
+
+def settings_problem(settings: TaskSettings, tasks: Sequence[str]) -> str | None:
+    """The first thing that the section lacks for these tasks, with the remedy; None where it lacks nothing."""
+    for family in FAMILIES:
+        asked = [task for task in tasks if task in family.names(settings)]
+        if asked and (problem := family.problem(settings, asked)):
+            return problem
+    return None

@@ -1,0 +1,132 @@
+"""A trial is run: a problem opened, fitted from an encoder, and its model and manifest written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from pipelines.contract import storage
+from pipelines.contract.manifest import record_of, write_manifest
+from pipelines.contract.statistics import TrialStatistics
+from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_version, vocabulary_size
+from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
+from pipelines.results.marks import building_directory
+from training.bert.huggingface import huggingface_config, read_config, write_model
+from training.engine.processes import Processes
+from training.finetuning.loop import Beginning, Fitted, Fitting
+from training.finetuning.problem import Problem, TaskInputs
+from training.resuming.checkpointed_stage import lock_of_ranks, on_first
+from training.resuming.result_checks import require_finite
+from training.settings.model import ModelConfig
+from training.settings.tasks import load
+from training.tracking.tracker import Tracker
+from training.trials.trial import Trial
+
+PREDICTIONS_DIRECTORY = "predictions"
+
+
+def beginning_of(trial: Trial) -> Beginning:
+    """The architecture and the weights that a trial begins from.
+
+    Raises:
+        InputError: the encoder or the vocabulary cannot be read.
+    """
+    if trial.encoder_directory is None:
+        assert trial.model is not None
+        return Beginning(trial.model, vocabulary_size(trial.vocabulary_directory), None)
+    return Beginning(*read_config(trial.encoder_directory), trial.encoder_directory)
+
+
+def open_problem(trial: Trial, folder: str | None) -> Problem:
+    """Read and tokenise what a trial learns from; `folder` is the one that the task's own is in, if any.
+
+    Raises:
+        InputError: a file is missing or has a bad row.
+    """
+    inputs = TaskInputs(trial.task, trial.config, folder, trial.vocabulary_directory)
+    problem: Problem = load(trial.config.family(trial.task).opener)(inputs)
+    return problem
+
+
+def run_trial(
+    trial: Trial, beginning: Beginning, problem: Problem, processes: Processes, run_id: str | None = None
+) -> TrialStatistics:
+    """Train a trial and write its directory, the manifest last.
+
+    Args:
+        trial: what to train.
+        beginning: the weights that it begins from.
+        problem: opened for its task and vocabulary.
+        processes: the ranks that share each batch.
+        run_id: MLflow run that gets the metrics under their own names; None means the run of the environment, under
+            names that begin with the trial's.
+
+    Returns:
+        The manifest's statistics.
+
+    Raises:
+        InputError: another process trains this trial, or its directory holds something that is not ours.
+    """
+    workspace, _, name = trial.directory.rpartition(f"/{FINETUNING}/")
+    with lock_of_ranks(processes, workspace, f"{FINETUNING}/{name}"):
+        return _run_locked(trial, beginning, problem, processes, run_id)
+
+
+def _run_locked(
+    trial: Trial, beginning: Beginning, problem: Problem, processes: Processes, run_id: str | None
+) -> TrialStatistics:
+    config = trial.config
+    if config.dropout is not None:
+        beginning = replace(beginning, model=_with_dropout(beginning.model, config.dropout))
+    say = trial.say if processes.is_first else _silent
+    building = building_directory(trial.directory)
+
+    def begin() -> None:
+        finish_exchange(trial.directory)
+        discard_build(trial.directory)
+        open_build(trial.directory, trial.key)
+
+    on_first(processes, begin)
+    fitting = Fitting(problem, beginning, config.fitting(trial.task), config, processes, say)
+    started = time.monotonic()
+    prefix = f"{trial.task}.{trial.start}." if run_id is None else ""
+    with Tracker(building, processes.is_first, prefix, -1, run_id=run_id) as tracker:
+        fitted = fitting.run(tracker, storage.join(building, PREDICTIONS_DIRECTORY))
+    statistics = TrialStatistics(
+        task=trial.task,
+        start=trial.start,
+        metric=problem.metric,
+        score=fitted.metrics[problem.metric],
+        dev=fitted.metrics,
+        best_epoch=fitted.epoch,
+        seconds=round(time.monotonic() - started, 1),
+        **fitted.more.to_json(),
+    )
+
+    def write() -> None:
+        require_finite(fitted.state, fitted.metrics, f"{trial.task}/{trial.start}")
+        _write(trial, beginning, problem, fitted, statistics)
+
+    on_first(processes, write)
+    say(f"complete: best epoch {fitted.epoch}, {problem.metric} {statistics.score:.4f}, {statistics.seconds} s")
+    return statistics
+
+
+def _write(trial: Trial, beginning: Beginning, problem: Problem, fitted: Fitted, statistics: TrialStatistics) -> None:
+    architecture, more = problem.huggingface()
+    config = huggingface_config(beginning.model, beginning.vocab_size, architecture, **more)
+    building = building_directory(trial.directory)
+    names = write_model(storage.join(building, MODEL_DIRECTORY), fitted.state, config, trial.vocabulary_directory)
+    files = [f"{MODEL_DIRECTORY}/{name}" for name in names]
+    files += [name for name in storage.list_files(building) if name.startswith(f"{PREDICTIONS_DIRECTORY}/")]
+    records = [record_of(building, name, 0) for name in files]
+    write_manifest(building, trial.key.manifest(records, statistics, code_version()))
+    install_build(trial.directory, trial.key)
+
+
+def _with_dropout(model: ModelConfig, dropout: float) -> ModelConfig:
+    return model.model_copy(update={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout})
+
+
+def _silent(line: str) -> None:
+    """What ranks other than the first say."""
