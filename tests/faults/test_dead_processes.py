@@ -94,7 +94,7 @@ def test_storage_that_fails_for_a_while_is_tried_again(
     monkeypatch.setattr(runners, "_RETRY_SECONDS", 0.0)
     run_step(local_job._replace(workers=1), failing_steps.FailForAWhile(str(tmp_path)))
     said = capfd.readouterr().err.splitlines()
-    assert [re.sub(r".*; trying", "trying", line) for line in said] == [
+    assert [re.sub(r".*; retrying", "retrying", line) for line in said] == [
         f"retrying ({attempt} of 3), finished work is kept" for attempt in (1, 2)
     ]
     assert said[0].startswith("[Errno 116] Stale file handle: '/drive/shard'; ")
