@@ -10,15 +10,10 @@ speeds and held-out scores of both. Run again, it resumes from the newest checkp
 
 from __future__ import annotations
 
-import argparse
-
 from pipelines.commands.command_line import CommandParser
-from pipelines.commands.lifeline import follow_lifeline
-from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
-from training.resuming.checkpointed_stage import is_to_run
-from training.resuming.process_end import StopRequest, exit_code_of_rank, run_and_leave
-from training.stages.distillation import distillation_inputs
-from training.stages.sections import DistillationSections
+from pipelines.contract.workspace import DISTILLATION
+from training.pretraining.command import train
+from training.resuming.process_end import exit_code_of_rank, run_and_leave
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,25 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="example: clozeworks distill flows/recipes/demo.toml",
     )
-    add_recipe_arguments(parser)
-    add_restart_argument(parser, "begin anew; what an earlier run left is kept under a numbered name")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
-    parsed = parser.parse_args(arguments)
-    follow_lifeline()
-    inputs = distillation_inputs(DistillationSections.of(recipe_from_arguments(parsed)))
-    if not is_to_run(inputs.key, inputs.directory, parsed.restart):
-        return 0
-
-    # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
-    from training.distillation.run import DistillationRun
-    from training.engine.processes import start_processes, stop_processes
-
-    stop = StopRequest()
-    processes = start_processes()
-    try:
-        return DistillationRun(inputs, processes, stop).run(parsed.restart)
-    finally:
-        stop_processes()
+    return train(DISTILLATION, parser, arguments)
 
 
 if __name__ == "__main__":

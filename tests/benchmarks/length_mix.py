@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.bert.losses import pretraining_loss
 from training.bert.packing import PackedSequences, pack
+from training.pretraining.bert_objective import pretraining_loss
 
 CLS_ID, SEP_ID, MASK_ID = 101, 102, 103
 FIRST_WORD_ID = 999

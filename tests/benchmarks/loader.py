@@ -29,7 +29,7 @@ from pipelines.jobs.arrow_files import write_table
 from training.data.arrow_examples import ArrowExamples
 from training.data.dynamic_masking import DynamicMasking, row_keys
 from training.data.ordering import GlobalOrder
-from training.data.step_reader import StepReader
+from training.data.step_reader import Deal, StepReader
 
 RUNS = 5
 LENGTH, VOCAB_SIZE = 128, 30_522
@@ -115,7 +115,7 @@ def main() -> None:
 
             def read_epoch() -> None:
                 nonlocal tokens
-                reader = StepReader(examples, order, BATCH_SIZE, 1, 0, 1, with_plan=False, masking=masking)
+                reader = StepReader(examples, order, BATCH_SIZE, Deal(with_plan=False), masking=masking)
                 for step in reader.steps(epoch * examples.num_rows, steps):
                     tokens += step.micro_batches[0].sequences.num_tokens
 

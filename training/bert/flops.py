@@ -44,7 +44,7 @@ def step_flops(
     )
 
 
-def num_parameters(model: ModelConfig, vocab_size: int, next_sentence: bool = True) -> int:
+def num_parameters(model: ModelConfig, vocab_size: int, with_pairs: bool = True) -> int:
     """Parameters of training/bert/heads.py's BertForPreTraining, the tied decoder counted once."""
     hidden, wide = model.hidden_size, model.intermediate_size
     layer_norm = 2 * hidden
@@ -52,7 +52,7 @@ def num_parameters(model: ModelConfig, vocab_size: int, next_sentence: bool = Tr
     embeddings = (vocab_size + model.max_position_embeddings + model.type_vocab_size) * hidden + layer_norm
     layer = 4 * square + (hidden * wide + wide) + (wide * hidden + hidden) + 2 * layer_norm
     masked_head = square + layer_norm + vocab_size
-    pooler_and_pair_head = square + 2 * hidden + 2 if next_sentence else 0
+    pooler_and_pair_head = square + 2 * hidden + 2 if with_pairs else 0
     return embeddings + model.num_hidden_layers * layer + masked_head + pooler_and_pair_head
 
 

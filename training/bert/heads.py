@@ -86,6 +86,11 @@ class BertForPreTraining(nn.Module):
         assert isinstance(weight_VH, nn.Parameter)
         self.cls = PreTrainingHeads(config, weight_VH, next_sentence)
 
+    @classmethod
+    def masked_lm(cls, config: ModelConfig, vocab_size: int) -> BertForPreTraining:
+        """The model of masked LM alone."""
+        return cls(config, vocab_size, next_sentence=False)
+
     @property
     def architecture(self) -> str:
         """Hugging Face's class that holds exactly these weights."""

@@ -89,15 +89,3 @@ def classification_loss(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> tupl
     """Summed cross-entropy and number of correct rows; logits_BC [B, C], labels_B [B] int64."""
     logits_BC = logits_BC.float()
     return functional.cross_entropy(logits_BC, labels_B, reduction="sum"), (logits_BC.argmax(1) == labels_B).sum()
-
-
-def pretraining_loss(
-    mlm_loss_sum: torch.Tensor, nsp_loss_sum: torch.Tensor | None, masked_tokens: int, sequences: int
-) -> torch.Tensor:
-    """Plain sum of both losses over a batch: sum / (n + 1e-5) for masked-LM, the mean for next-sentence if there is it.
-
-    `masked_tokens` and `sequences` count the whole global batch, so that the parts which ranks and micro-batches
-    contribute add up to the same loss however the batch is cut.
-    """
-    mlm_loss = mlm_loss_sum / (masked_tokens + MLM_DENOMINATOR_EPS)
-    return mlm_loss if nsp_loss_sum is None else mlm_loss + nsp_loss_sum / sequences

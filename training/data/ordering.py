@@ -121,7 +121,7 @@ def share_of(total: int, part: int, parts: int) -> tuple[int, int]:
     return total * part // parts, total * (part + 1) // parts
 
 
-def deal(lengths: IntArray, part: int, parts: int) -> IntArray:
+def dealt_rows(lengths: IntArray, part: int, parts: int) -> IntArray:
     """Which rows of a batch one part gets, longest first: dealt by length, there and back again.
 
     So the parts (micro-batches of all ranks) differ by at most one row, and in tokens by at most one row's length:

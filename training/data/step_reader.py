@@ -17,11 +17,36 @@ from training.bert.packing import pack
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.data.dynamic_masking import DynamicMasking, KeyArray, row_keys
-from training.data.ordering import GlobalOrder, IntArray, Window, deal, share_of
+from training.data.ordering import GlobalOrder, IntArray, Window, dealt_rows, share_of
 from training.data.prefetching import prefetched
 from training.data.rows import Rows
 
 PREFETCHED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How steps are shared out among the ranks, and in which form each gets its part.
+
+    micro_batches: parts that each rank's share of a step is cut into, each of one row at least. device, with_plan: as
+    in training/bert/packing.py, `pack`.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
+    with_plan: bool = True
+    micro_batches: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step over all ranks."""
+        return self.world_size * self.micro_batches
+
+    @property
+    def own(self) -> range:
+        """Which of them are this rank's."""
+        return range(self.rank * self.micro_batches, (self.rank + 1) * self.micro_batches)
 
 
 @dataclass(frozen=True)
@@ -57,9 +82,7 @@ class _Samples:
             np.concatenate(keys) if keys else None,
         )
 
-    def micro_batch(
-        self, places: IntArray, masking: DynamicMasking | None, device: torch.device | str, with_plan: bool
-    ) -> MicroBatch:
+    def micro_batch(self, places: IntArray, masking: DynamicMasking | None, deal: Deal) -> MicroBatch:
         """Gather, mask and pack rows, longest first, so that sequences of one length lie side by side."""
         own = self.take(places[np.argsort(-self.rows.input_ids.lengths_of(places), kind="stable")])
         input_ids, lengths = own.rows.input_ids.values, own.rows.input_ids.lengths()
@@ -70,7 +93,7 @@ class _Samples:
             positions, masked_ids = masking.apply(input_ids, lengths, own.keys, own.num_predictions)
         segment_b_start = own.rows.segment_b_start.astype(np.int64)
         return MicroBatch(
-            sequences=pack(input_ids, lengths, segment_b_start, device, with_plan),
+            sequences=pack(input_ids, lengths, segment_b_start, deal.device, deal.with_plan),
             masked_lm_positions_M=torch.from_numpy(positions),
             masked_lm_ids_M=torch.from_numpy(masked_ids.astype(np.int64)),
             next_sentence_label_B=torch.from_numpy(own.rows.next_sentence_label.astype(np.int64)),
@@ -137,11 +160,7 @@ class StepReader:
         examples: ArrowExamples,
         order: GlobalOrder,
         global_batch_size: int | None,
-        micro_batches: int,
-        rank: int,
-        world_size: int,
-        device: torch.device | str = "cpu",
-        with_plan: bool = True,
+        deal: Deal | None = None,
         *,
         global_batch_tokens: int | None = None,
         masking: DynamicMasking | None = None,
@@ -149,20 +168,20 @@ class StepReader:
         """Read steps of a number of sequences, or of as many as a number of tokens has room for.
 
         Args:
+            examples: what is read.
+            order: in which order.
             global_batch_size: sequences of a step over all ranks; None with `global_batch_tokens`.
-            micro_batches: parts that each rank's share of a step is cut into, each of one row at least.
-            device, with_plan: as in training/bert/packing.py, `pack`.
+            deal: how each step is shared out; None gives a single rank all of it at once.
             global_batch_tokens: tokens of a step over all ranks, at most; so many that each part gets a row of the
                 maximum length.
             masking: how masks are drawn, anew in each epoch; None takes them as written.
         """
         assert (global_batch_size is None) != (global_batch_tokens is None), "sequences or tokens, one of both"
         assert masking is not None or not examples.is_unmasked, "nothing is masked"
-        self._examples, self._order = examples, order
+        self._examples, self._order, self._deal = examples, order, deal or Deal()
         self._global_batch_size, self._global_batch_tokens = global_batch_size, global_batch_tokens
-        self._micro_batches, self._rank, self._parts = micro_batches, rank, world_size * micro_batches
-        assert global_batch_size is None or global_batch_size >= self._parts
-        self._device, self._with_plan, self._masking = device, with_plan, masking
+        self._masking = masking
+        assert global_batch_size is None or global_batch_size >= self._deal.parts
         self._loaded: _LoadedWindow | None = None
 
     def steps(self, position: int, count: int) -> Generator[StepBatch, None, None]:
@@ -179,10 +198,10 @@ class StepReader:
         """This rank's part of the step whose global batch starts at sample `position`."""
         pieces = self._pieces(position)
         lengths = np.concatenate([piece.lengths for piece in pieces])
-        assert len(lengths) >= self._parts, "a micro-batch is empty: global_batch_tokens is too small"
-        parts = range(self._rank * self._micro_batches, (self._rank + 1) * self._micro_batches)
+        parts, own = self._deal.parts, self._deal.own
+        assert len(lengths) >= parts, "a micro-batch is empty: global_batch_tokens is too small"
         return StepBatch(
-            micro_batches=tuple(self._micro_batch(pieces, deal(lengths, part, self._parts)) for part in parts),
+            micro_batches=tuple(self._micro_batch(pieces, dealt_rows(lengths, part, parts)) for part in own),
             global_masked_tokens=sum(piece.num_predictions for piece in pieces),
             global_sequences=len(lengths),
             global_tokens=sum(piece.num_tokens for piece in pieces),
@@ -202,7 +221,7 @@ class StepReader:
                 rows = rows - (piece.last - piece.first)
             samples = _Samples.joined(taken)
             places = np.arange(len(samples.num_predictions))
-        return samples.micro_batch(places, self._masking, self._device, self._with_plan)
+        return samples.micro_batch(places, self._masking, self._deal)
 
     def _pieces(self, position: int) -> list[_Piece]:
         """The whole global batch: the next samples that the step has room for, window by window."""
@@ -247,10 +266,7 @@ def heldout_batches(
     examples: ArrowExamples,
     max_examples: int,
     batch_size: int,
-    rank: int,
-    world_size: int,
-    device: torch.device | str = "cpu",
-    with_plan: bool = True,
+    deal: Deal | None = None,
     masking: DynamicMasking | None = None,
 ) -> Iterator[MicroBatch]:
     """This rank's share of the first `max_examples` rows, in batches; a rank may get none.
@@ -258,11 +274,12 @@ def heldout_batches(
     Where masks are drawn at reading, they are the same in every evaluation of every run.
     """
     assert masking is not None or not examples.is_unmasked, "nothing is masked"
-    first, last = share_of(min(max_examples, examples.num_rows), rank, world_size)
+    deal = deal or Deal()
+    first, last = share_of(min(max_examples, examples.num_rows), deal.rank, deal.world_size)
     while first < last:
         end = min(first + batch_size, last)
         row_numbers = np.arange(first, end)
         samples = _Samples.of(examples.read(((first, end),)), row_numbers, masking, "heldout")
         _require_something_to_predict(examples, samples, row_numbers)
-        yield samples.micro_batch(np.arange(end - first), masking, device, with_plan)
+        yield samples.micro_batch(np.arange(end - first), masking, deal)
         first = end

@@ -1,1 +1,1 @@
-"""Distillation: a student, its teacher, and what both are compared by."""
+"""Distillation: its objective, the student, the teacher, and what both are compared by."""

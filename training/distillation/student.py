@@ -66,7 +66,10 @@ class LearntSums(NamedTuple):
 
 
 class Student(nn.Module):
-    """A masked LM whose forward pass compares it with its teacher; parameters are named as in BertForPreTraining."""
+    """A masked LM whose forward pass compares it with its teacher; parameters are named as in BertForPreTraining.
+
+    Without a lesson it is a masked LM alone, and the sums of what it would learn from its teacher are 0.
+    """
 
     def __init__(self, model: BertForPreTraining, temperature: float, is_masked_only: bool) -> None:
         super().__init__()
@@ -78,10 +81,14 @@ class Student(nn.Module):
         sequences: PackedSequences,
         masked_lm_positions_M: torch.Tensor,
         masked_lm_ids_M: torch.Tensor,
-        lesson: Lesson,
+        lesson: Lesson | None = None,
     ) -> LearntSums:
         hidden_TH, _ = self.bert(sequences)
         predictions = self.cls.predictions
+        if lesson is None:
+            mlm_loss_sum, mlm_correct = predictions(hidden_TH.index_select(0, masked_lm_positions_M), masked_lm_ids_M)
+            nothing = torch.zeros_like(mlm_loss_sum)
+            return LearntSums(nothing, mlm_loss_sum, nothing, mlm_correct)
         transformed_KH = predictions.transform(
             hidden_TH.index_select(0, masked_lm_positions_M) if self._is_masked_only else hidden_TH
         )
@@ -117,7 +124,7 @@ def read_teacher(directory: str) -> tuple[BertForPreTraining, ModelConfig, int]:
         InputError: it is no BERT, or lacks the masked-LM head.
     """
     model, vocab_size = read_config(directory)
-    teacher = BertForPreTraining(model, vocab_size, next_sentence=False)
+    teacher = BertForPreTraining.masked_lm(model, vocab_size)
     load_into(teacher, read_weights(directory), directory)
     return teacher.eval().requires_grad_(False), model, vocab_size
 

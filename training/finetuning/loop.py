@@ -25,7 +25,7 @@ from training.data.ordering import IntArray, keyed_permutation, keyed_seed
 from training.engine.optimizer import build_optimizer
 from training.engine.precision import TORCH_TYPES, resolved_precision, seed_dropout
 from training.engine.processes import Processes
-from training.engine.schedule import learning_rate_at
+from training.engine.schedule import Schedule
 from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.finetuning.problem import Batches, Forward, Problem
 from training.finetuning.text import EncodedText
@@ -154,13 +154,14 @@ class Fitting:
         config = self._config
         order = keyed_permutation(self._num_rows, config.seed, "fine-tuning", "epoch", epoch)
         num_warmup_steps = int(self._total_steps * config.warmup_proportion)
+        schedule = Schedule(config.learning_rate, num_warmup_steps, self._total_steps)
         engine.train()
         total, since_line, steps_since_line, clock = 0.0, 0.0, 0, time.monotonic()
         for index in range(self._steps_per_epoch):
             step = epoch * self._steps_per_epoch + index
             rows = order[index * config.batch_size : (index + 1) * config.batch_size]
             value = self._micro_step(engine, rows, keyed_seed(config.seed, "dropout", step, self._processes.rank))
-            engine.step(learning_rate_at(step, config.learning_rate, num_warmup_steps, self._total_steps))
+            engine.step(schedule.rate_at(step))
             if not engine.was_updated and self._precision != "fp16":
                 raise InputError(
                     f"step {step + 1}: loss {value:.4g} or its gradient is not finite; lower learning_rate = "

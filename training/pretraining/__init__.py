@@ -1,1 +1,1 @@
-"""The loop of pre-training: phases, steps, evaluation, alarms."""
+"""The training loop with its objectives and alarms, and the objective of BERT."""

@@ -1,4 +1,4 @@
-"""The pre-training run: phases, steps, evaluation, checkpoints and the final export."""
+"""The training loop of every objective: phases, steps, evaluation, checkpoints and the final export."""
 
 from __future__ import annotations
 
@@ -8,51 +8,37 @@ import gc
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import record_of, write_manifest
+from pipelines.contract.metrics import HELDOUT_PREFIX
 from pipelines.contract.workspace import (
     CHECKPOINTS_DIRECTORY,
-    DOCUMENTS,
     ENCODER_DIRECTORY,
     EXAMPLES,
-    METRICS_NAME,
-    PRETRAINING,
     VOCABULARY,
-    VOCABULARY_NAME,
     code_version,
-    length_directory,
-    vocabulary_size,
 )
 from pipelines.results.marks import building_directory
-from training.bert.attention import flash_attention_applies
-from training.bert.heads import BertForPreTraining
-from training.bert.huggingface import huggingface_config, write_model
-from training.bert.losses import pretraining_loss
-from training.bert.modeling import compile_layers, initialize_weights, parameter_count
 from training.bert.sizes import disk_bytes_pretraining
-from training.data.arrow_examples import ArrowExamples
 from training.data.batches import StepBatch
-from training.data.dynamic_masking import DynamicMasking, masking_of
-from training.data.ordering import GlobalOrder, keyed_seed
-from training.data.step_reader import StepReader
+from training.data.ordering import keyed_seed
 from training.engine.optimizer import build_optimizer
 from training.engine.precision import TORCH_TYPES, resolved_precision, seed_dropout
 from training.engine.processes import Processes
-from training.engine.schedule import learning_rate_at
+from training.engine.schedule import Schedule
 from training.engine.training_engine import EngineSettings, TrainingEngine
-from training.pretraining.alarms import Alarms
-from training.pretraining.curves import CURVES_NAME, draw_curves
-from training.pretraining.evaluation import accuracies_in_words, batch_sums, evaluate, metrics_from_sums
-from training.pretraining.meter import FlopsOfSteps, LargestGradient, Meter
+from training.pretraining.meter import Meter
+from training.pretraining.objective import Objective, Tally
+from training.pretraining.row_feed import RowFeed
+from training.pretraining.run_state import LargestGradient, RunState, StepResult
 from training.pretraining.throughput import measured_peak_flops
-from training.pretraining.unigram_baseline import UnigramBaseline, baseline_warning, unigram_baseline
 from training.resuming.checkpoint_writer import CheckpointWriter
 from training.resuming.checkpointed_stage import begin, complete, lock_of_ranks, on_first
 from training.resuming.checkpoints import CheckpointStore, Retention
@@ -60,14 +46,11 @@ from training.resuming.process_end import StopRequest
 from training.resuming.progress import Progress
 from training.resuming.recovery import Limits, Verdict, judge
 from training.resuming.result_checks import require_finite
-from training.settings.fidelity import deviations, in_words
 from training.settings.pretraining import PhaseConfig
-from training.stages.pretraining import PretrainingInputs, verify_inputs
-from training.tokenizing.checks import require_same_tokenizer
 from training.tracking.tracker import Tracker
 
 EXIT_INTERRUPTED = 75
-"""EX_TEMPFAIL: a scheduler may start the run again, and it goes on from its checkpoint."""
+"""EX_TEMPFAIL: a scheduler may start the run again, and it resumes from its checkpoint."""
 
 ENGINE_JSON_NAME = "deepspeed.json"
 
@@ -80,36 +63,35 @@ class Ending(enum.Enum):
     ROLL_BACK = "roll back"
 
 
-class PretrainingRun:
+class TrainingRun:
     """One run of one process; all ranks do the same, rank 0 also speaks and writes."""
 
-    def __init__(self, inputs: PretrainingInputs, processes: Processes, stop: StopRequest) -> None:
-        self._inputs, self._config, self._processes, self._stop = inputs, inputs.pretraining, processes, stop
+    def __init__(self, objective: Objective, processes: Processes, stop: StopRequest) -> None:
+        inputs, config = objective.inputs, objective.settings
+        self._objective, self._inputs, self._config = objective, inputs, config
+        self._processes, self._stop = processes, stop
+        self._stage = inputs.key.stage
+        self._schedule, self._feed = Schedule.of(config), RowFeed(objective, processes)
         self._directory = building_directory(inputs.directory)
         self._checkpoints = CheckpointStore(
             storage.join(self._directory, CHECKPOINTS_DIRECTORY),
             inputs.key,
-            Retention(self._config.keep_checkpoints, self._config.keep_every_n_steps),
+            Retention(config.keep_checkpoints, config.keep_every_n_steps),
             processes,
-            CheckpointWriter(processes.rank, processes.world_size, self._config.async_checkpoints),
+            CheckpointWriter(processes.rank, processes.world_size, config.async_checkpoints),
             self._say,
         )
-        self._vocab_size = vocabulary_size(inputs.vocabulary_directory)
-        self._precision = resolved_precision(self._config.precision, processes.device)
+        self._precision = resolved_precision(config.precision, processes.device)
         self._limits = Limits(
-            self._config.max_bad_steps,
-            self._config.loss_spike_deviations,
-            self._config.max_rollbacks,
+            config.max_bad_steps,
+            config.loss_spike_deviations,
+            config.max_rollbacks,
             gradients_are_scaled=self._precision == "fp16",
         )
-        self._with_plan = not flash_attention_applies(
-            processes.device.type, TORCH_TYPES[self._precision], inputs.model.attention_probs_dropout_prob
-        )
-        self._deviations = in_words(deviations(inputs.model, inputs.pretraining, inputs.examples.config))
 
     def _say(self, line: str) -> None:
         if self._processes.is_first:
-            print(f"pretraining: {line}", flush=True)
+            print(f"{self._stage}: {line}", flush=True)
 
     def run(self, restart: str | None) -> int:
         """Train to the end, or until asked to stop.
@@ -118,7 +100,7 @@ class PretrainingRun:
             0, or EXIT_INTERRUPTED after a checkpoint.
         """
         inputs, processes = self._inputs, self._processes
-        with lock_of_ranks(processes, inputs.workspace, PRETRAINING, reads=(EXAMPLES, VOCABULARY)):
+        with lock_of_ranks(processes, inputs.workspace, self._stage, reads=(EXAMPLES, VOCABULARY)):
             self._check_before_the_first_write()
             if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say)):
                 return 0
@@ -127,39 +109,55 @@ class PretrainingRun:
     def _run(self) -> int:
         found = self._checkpoints.newest()
         while True:
-            engine = self._build_engine()
-            progress = self._resume(engine, found)
-            ending, progress = self._train(engine, progress)
-            engine.close()
+            state = self._build_engine()
+            progress = self._resume(state.engine, found)
+            ending, progress = self._train(state, progress)
+            state.engine.close()
             if ending is not Ending.ROLL_BACK:
                 return EXIT_INTERRUPTED if ending is Ending.INTERRUPTED else 0
             # A fresh engine, as after a restart: DeepSpeed loads into one that has not trained yet. The old one is full
             # of cycles, and has to leave the device's memory first.
-            del engine
+            del state
             gc.collect()
             found = self._return_point(progress)
 
-    def _train(self, engine: TrainingEngine, progress: Progress) -> tuple[Ending, Progress]:
+    def _train(self, state: RunState, progress: Progress) -> tuple[Ending, Progress]:
         resumed_step = progress.step if progress.step else -1
-        said = {"deviations_from_bert": self._deviations}
-        with Tracker(self._directory, self._processes.is_first, "pretraining.", resumed_step, said) as tracker:
+        losses = [metric.name for metric in self._objective.metrics if metric.unit == "nats"]
+        with Tracker(
+            self._directory,
+            self._processes.is_first,
+            f"{self._stage}.",
+            resumed_step,
+            self._objective.tracked(),
+            by_tokens=[prefix + name for prefix in ("", HELDOUT_PREFIX) for name in losses],
+        ) as tracker:
             if not progress.step:
-                # At the length that the run ends with, so that before and after can be compared.
-                before = self._evaluate(engine, self._config.phases[-1], progress, tracker)
-                progress = replace(progress, statistics={"heldout_before": before})
+                progress = self._score_before(state, progress, tracker)
             if events := progress.health.events():
                 tracker.log(progress.step, events)
             while progress.phase < len(self._config.phases):
-                progress, ending = self._train_phase(engine, progress, tracker)
+                progress, ending = self._train_phase(state, progress, tracker)
                 if ending is not None:
                     self._checkpoints.wait()
                     return ending, progress
-            after = self._evaluate(engine, self._config.phases[-1], progress, tracker)
+            after = self._evaluate(state.engine, self._config.phases[-1], progress, tracker)
             self._checkpoints.wait()
-            state = engine.full_precision_state()
+            weights = state.engine.full_precision_state()
         # The metrics are closed: what is complete changes its place.
-        on_first(self._processes, lambda: self._export(state, progress, after))
+        on_first(self._processes, lambda: self._export(weights, progress, after))
         return Ending.COMPLETE, progress
+
+    def _score_before(self, state: RunState, progress: Progress, tracker: Tracker) -> Progress:
+        """Held-out metrics at the length that the run ends with, so that before and after can be compared."""
+        phase = self._config.phases[-1]
+        statistics = {}
+        for name, measure in self._objective.references().items():
+            statistics[name] = self._feed.heldout(measure, phase)
+            if statistics[name]:
+                self._say(f"held-out, {name}: {self._objective.in_words(statistics[name])}")
+        statistics["heldout_before"] = self._evaluate(state.engine, phase, progress, tracker)
+        return replace(progress, statistics=statistics)
 
     def _return_point(self, bad: Progress) -> tuple[str, Progress]:
         """The last checkpoint before the bad steps, to be continued behind their data."""
@@ -178,8 +176,8 @@ class PretrainingRun:
         return (
             f"{self._inputs.recipe.path}: {progress.health.bad_steps_in_a_row} steps in a row until step "
             f"{progress.step} had a loss or gradient that is not finite or far above its median, after "
-            f"{progress.health.rollbacks} returns to a checkpoint; lower pretraining.learning_rate and --restart, or "
-            "raise pretraining.max_bad_steps or max_rollbacks"
+            f"{progress.health.rollbacks} returns to a checkpoint; lower {self._stage}.learning_rate and --restart, "
+            f"or raise {self._stage}.max_bad_steps or max_rollbacks"
         )
 
     def _check_before_the_first_write(self) -> None:
@@ -188,21 +186,12 @@ class PretrainingRun:
         Raises:
             InputError: on all ranks.
         """
-        on_first(self._processes, lambda: verify_inputs(self._inputs))
         for phase in self._config.phases:
-            self._share(phase)
-            examples = self._examples("train", phase)
-            if not examples.num_rows:
-                raise InputError(
-                    f"{self._inputs.examples_directory}: no training examples of length {phase.max_seq_length}; "
-                    "give the documents stage more text"
-                )
-            self._masking(examples)
-        on_first(self._processes, lambda: self._require_same_tokenizer(self._inputs.vocabulary_directory))
-        with torch.device("meta"):
-            model = BertForPreTraining(self._inputs.model, self._vocab_size, self._inputs.next_sentence)
+            self._feed.share(phase)
+        on_first(self._processes, self._objective.check)
+        self._feed.require_rows()
         if not os.path.isdir(self._directory):
-            needed_bytes = disk_bytes_pretraining(self._config, parameter_count(model))
+            needed_bytes = disk_bytes_pretraining(self._config, self._objective.num_parameters)
             on_first(
                 self._processes,
                 lambda: storage.require_free_space(
@@ -210,33 +199,12 @@ class PretrainingRun:
                 ),
             )
 
-    def _require_same_tokenizer(self, directory: str) -> None:
-        """Check that a directory's tokenizer gives the ids of the examples, on a sample of the corpus."""
-        inputs = self._inputs
-        documents = storage.join(inputs.workspace, DOCUMENTS)
-        require_same_tokenizer(directory, inputs.vocabulary_directory, inputs.examples_directory, documents)
-
-    def _unigram_baseline(self) -> UnigramBaseline | None:
-        """Held-out masked-LM scores of a model that knows only how frequent each token is."""
-        phase = self._config.phases[-1]
-        if not self._inputs.examples.files_of("heldout", length_directory(phase.max_seq_length)):
-            return None
-        return unigram_baseline(
-            self._examples("train", phase), self._examples("heldout", phase), self._config.eval_examples
-        )
-
-    def _build_engine(self) -> TrainingEngine:
-        config = self._config
-        model = BertForPreTraining(self._inputs.model, self._vocab_size, self._inputs.next_sentence)
-        initialize_weights(model, self._inputs.model.initializer_range, config.seed)
-        model.bert.encoder.activation_checkpointing = config.activation_checkpointing
-        if config.compile:
-            compile_layers(model.bert)
-        self._architecture = model.architecture
-        pooler = model.bert.pooler
-        self._pooler_gradient = LargestGradient(pooler.dense.weight) if pooler is not None else None
+    def _build_engine(self) -> RunState:
+        config, objective, processes = self._config, self._objective, self._processes
+        model = objective.build()
+        gradients = {name: LargestGradient(parameter) for name, parameter in objective.watched(model).items()}
         optimizer = build_optimizer(model, config)
-        shares = [self._share(phase) for phase in config.phases]
+        shares = [self._feed.share(phase) for phase in config.phases]
         settings = EngineSettings(
             config.zero_stage,
             self._precision,
@@ -245,32 +213,18 @@ class PretrainingRun:
             gradient_accumulation_steps=max(count for _, count in shares),
             offload_optimizer=config.offload_optimizer,
         )
-        self._parameters = parameter_count(model)
-        if self._processes.is_first:
+        if processes.is_first:
             text = json.dumps(settings.deepspeed_json(), indent=1) + "\n"
             storage.write_bytes(storage.join(self._directory, ENGINE_JSON_NAME), text.encode())
         self._say(
-            f"{self._parameters:,} parameters, vocabulary {self._vocab_size:,}, {self._processes.world_size} ranks on "
-            f"{self._processes.device.type}, ZeRO stage {config.zero_stage}, {self._precision}"
+            f"{objective.num_parameters:,} parameters, vocabulary {objective.vocab_size:,}, {processes.world_size} "
+            f"ranks on {processes.device.type}, ZeRO stage {config.zero_stage}, {self._precision}"
         )
-        self._say(f"deviations from BERT: {self._deviations}")
-        own_peak = measured_peak_flops(self._processes.device, TORCH_TYPES[self._precision])
-        peaks = self._processes.sum(torch.tensor(own_peak, dtype=torch.float64, device=self._processes.device))
-        self._peak_flops = float(peaks)
-        return TrainingEngine(model, optimizer, settings, self._processes)
-
-    def _share(self, phase: PhaseConfig) -> tuple[int, int]:
-        """Sequences of the largest micro-batch of a rank, and how many micro-batches a step has."""
-        world_size = self._processes.world_size
-        own = -(-phase.full_sequences // world_size)
-        micro_batches = -(-own // (self._config.micro_batch_size or own))
-        if phase.full_sequences < world_size * micro_batches:
-            raise InputError(
-                f"{self._inputs.recipe.path}: a step of {phase.full_sequences} full sequences (global_batch_size, "
-                f"global_batch_tokens) is too small for {world_size} ranks with {micro_batches} micro-batches each; "
-                "raise it, or use fewer ranks"
-            )
-        return -(-own // micro_batches), micro_batches
+        if line := objective.introduction():
+            self._say(line)
+        own_peak = measured_peak_flops(processes.device, TORCH_TYPES[self._precision])
+        peak = float(processes.sum(torch.tensor(own_peak, dtype=torch.float64, device=processes.device)))
+        return RunState(TrainingEngine(model, optimizer, settings, processes), gradients, peak)
 
     def _resume(self, engine: TrainingEngine, found: tuple[str, Progress] | None) -> Progress:
         world_size = self._processes.world_size
@@ -279,71 +233,34 @@ class PretrainingRun:
         name, progress = found
         self._checkpoints.load(engine, name, progress.world_size)
         self._say(f"resumed from checkpoint {name}")
-        return replace(progress, world_size=world_size)
-
-    def _examples(self, split: Any, phase: PhaseConfig) -> ArrowExamples:
-        return ArrowExamples(self._inputs.examples_directory, self._inputs.examples, split, phase.max_seq_length)
-
-    def _masking(self, examples: ArrowExamples) -> DynamicMasking | None:
-        vocabulary_uri = storage.join(self._inputs.vocabulary_directory, VOCABULARY_NAME)
-        tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
-        return masking_of(examples.metadata, tokens, always=self._config.masking == "dynamic")
+        return replace(self._objective.restored(progress), world_size=world_size)
 
     def _evaluate(
         self, engine: TrainingEngine, phase: PhaseConfig, progress: Progress, tracker: Tracker
     ) -> dict[str, float]:
         """Held-out metrics; empty where the corpus left no document to hold out."""
-        step = progress.step
-        files = self._inputs.examples.files_of("heldout", length_directory(phase.max_seq_length))
-        if not sum(file.rows for file in files):
-            self._say(f"step {step}: no held-out examples of length {phase.max_seq_length}, evaluation left out")
+        engine.eval()
+        metrics = self._feed.heldout(partial(self._objective.measure, engine), phase)
+        engine.train()
+        if not metrics:
+            self._say(
+                f"step {progress.step}: no held-out examples of length {phase.max_seq_length}, evaluation left out"
+            )
             return {}
-        batch_size, _ = self._share(phase)
-        examples = self._examples("heldout", phase)
-        metrics = evaluate(
-            engine, examples, self._config.eval_examples, batch_size, self._with_plan, self._masking(examples)
-        )
-        self._say(
-            f"step {step}: held-out at length {phase.max_seq_length}: loss {metrics['loss']:.4f}, "
-            f"{accuracies_in_words(metrics)}, perplexity {metrics['mlm_perplexity']:.1f}"
-        )
-        heldout = {f"heldout_{name}": value for name, value in metrics.items()}
-        tracker.log(step, {"tokens": float(progress.tokens), **heldout})
+        shown = self._objective.in_words(metrics)
+        self._say(f"step {progress.step}: held-out at length {phase.max_seq_length}: {shown}")
+        heldout = {f"{HELDOUT_PREFIX}{name}": value for name, value in metrics.items()}
+        tracker.log(progress.step, {"tokens": float(progress.tokens), **heldout})
         return metrics
 
-    def _train_phase(
-        self, engine: TrainingEngine, progress: Progress, tracker: Tracker
-    ) -> tuple[Progress, Ending | None]:
+    def _train_phase(self, state: RunState, progress: Progress, tracker: Tracker) -> tuple[Progress, Ending | None]:
         phase = self._config.phases[progress.phase]
-        examples = self._examples("train", phase)
-        order = GlobalOrder(examples.num_rows, self._config.seed, f"phase{progress.phase}")
-        _, micro_batches = self._share(phase)
-        reader = StepReader(
-            examples,
-            order,
-            phase.global_batch_size if phase.global_batch_tokens is None else None,
-            micro_batches,
-            self._processes.rank,
-            self._processes.world_size,
-            self._processes.device,
-            self._with_plan,
-            global_batch_tokens=phase.global_batch_tokens,
-            masking=self._masking(examples),
-        )
-        alarms = Alarms(self._config.num_warmup_steps)
-        meter = Meter(
-            self._config.num_train_steps,
-            self._config.log_every_steps,
-            self._say,
-            tracker,
-            FlopsOfSteps(self._inputs.model, self._vocab_size, self._peak_flops),
-            alarms,
-            self._pooler_gradient,
-        )
-        engine.train()
+        reader = self._feed.reader(progress.phase)
+        meter = Meter(self._objective, state, tracker, self._say)
+        state.engine.train()
         batches = reader.steps(progress.position, phase.steps - progress.phase_step)
         with contextlib.closing(batches):
-            return self._train_on(engine, progress, batches, meter, alarms, tracker)
+            return self._train_on(state.engine, progress, batches, meter, tracker)
 
     def _train_on(
         self,
@@ -351,13 +268,12 @@ class PretrainingRun:
         progress: Progress,
         batches: Iterator[StepBatch],
         meter: Meter,
-        alarms: Alarms,
         tracker: Tracker,
     ) -> tuple[Progress, Ending | None]:
         phase = self._config.phases[progress.phase]
         for batch in batches:
             started = time.monotonic()
-            sums, rate, norm, stop = self._step(engine, batch, progress.step)
+            result = self._step(engine, batch, progress.step)
             progress = replace(
                 progress,
                 step=progress.step + 1,
@@ -368,7 +284,8 @@ class PretrainingRun:
                 seconds=progress.seconds + time.monotonic() - started,
             )
             self._processes.reached(progress.step)
-            health, verdict = judge(progress.health, metrics_from_sums(sums)["loss"], engine.was_updated, self._limits)
+            loss = self._objective.means(result.tally)["loss"]
+            health, verdict = judge(progress.health, loss, engine.was_updated, self._limits)
             progress = replace(progress, health=health)
             if verdict is not Verdict.ACCEPT:
                 self._report(verdict, progress, tracker)
@@ -378,21 +295,19 @@ class PretrainingRun:
                 health = health.for_next_phase()
                 progress = replace(progress, phase=progress.phase + 1, phase_step=0, position=0, health=health)
             if verdict is not Verdict.SKIP:
-                meter.add(progress, sums, rate, norm, batch)
+                meter.add(progress, result, batch)
             is_last = progress.step == self._config.num_train_steps
             # A return leads to a checkpoint of the same phase from before the bad steps.
             is_due = not progress.phase_step or progress.step % self._config.checkpoint_every_steps == 0
-            if stop or is_last or (is_due and not health.bad_steps_in_a_row):
+            if result.stop or is_last or (is_due and not health.bad_steps_in_a_row):
                 self._checkpoints.save(engine, progress)
-            if stop and not is_last:
+            if result.stop and not is_last:
                 self._say(
-                    f"stopped by a signal after step {progress.step}; a checkpoint is written, run again to go on"
+                    f"stopped by a signal after step {progress.step}; a checkpoint is written, run again to resume"
                 )
                 return progress, Ending.INTERRUPTED
             if progress.step % self._config.eval_every_steps == 0 and not is_last:
-                heldout = self._evaluate(engine, phase, progress, tracker)
-                for alarm in alarms.observe_heldout(heldout) if heldout else []:
-                    self._say(f"ALARM at step {progress.step}: {alarm}")
+                meter.add_heldout(progress.step, self._evaluate(engine, phase, progress, tracker))
             meter.restart_clock()
         return progress, None
 
@@ -409,62 +324,34 @@ class PretrainingRun:
             f"{health.skipped_steps} skipped, {health.loss_spikes} spikes, {health.rollbacks} returns)"
         )
 
-    def _step(self, engine: TrainingEngine, batch: StepBatch, step: int) -> tuple[torch.Tensor, float, float, bool]:
-        """One optimizer step: sums [6] over all ranks, learning rate, gradient norm, and whether a rank shall stop."""
-        processes = self._processes
-        sums = torch.zeros(8, dtype=torch.float64, device=processes.device)
+    def _step(self, engine: TrainingEngine, batch: StepBatch, step: int) -> StepResult:
+        """One optimizer step."""
+        processes, seed = self._processes, self._config.seed
+        tally = Tally.of(self._objective.sums, device=processes.device)
         for index, micro_batch in enumerate(batch.micro_batches):
-            seed_dropout(keyed_seed(self._config.seed, "dropout", step, processes.rank, index))
-            part, output = batch_sums(engine, micro_batch.to(processes.device))
-            loss = pretraining_loss(
-                output.mlm_loss_sum, output.nsp_loss_sum, batch.global_masked_tokens, batch.global_sequences
-            )
+            seed_dropout(keyed_seed(seed, "dropout", step, processes.rank, index))
+            loss, part = self._objective.learn(engine, micro_batch.to(processes.device), batch)
             engine.backward(loss, is_last=index == len(batch.micro_batches) - 1)
-            sums[:6] += part
-        config = self._config
-        rate = learning_rate_at(
-            step,
-            config.learning_rate,
-            config.num_warmup_steps,
-            config.num_train_steps,
-            config.schedule,
-            config.num_decay_steps,
-        )
+            tally += part
+        rate = self._schedule.rate_at(step)
         norm = engine.step(rate)
-        sums[6], sums[7] = float(self._stop.received), float(engine.was_updated)
-        processes.sum(sums)
-        assert sums[7] in (0.0, processes.world_size), "some ranks have taken a step that others have not"
-        return sums[:6].cpu(), rate, norm, bool(sums[6] > 0)
+        tally, (stops, updates) = tally.reduced(processes, self._stop.received, engine.was_updated)
+        assert updates in (0, processes.world_size), "some ranks have taken a step that others have not"
+        return StepResult(tally, rate, norm, stops > 0)
 
-    def _export(self, state: dict[str, torch.Tensor], progress: Progress, after: dict[str, float]) -> None:
-        require_finite(state, after, self._inputs.recipe.path)
+    def _export(self, weights: Mapping[str, torch.Tensor], progress: Progress, after: Mapping[str, float]) -> None:
+        require_finite(weights, after, self._inputs.recipe.path)
         directory = self._directory
-        names = write_model(
-            storage.join(directory, ENCODER_DIRECTORY),
-            state,
-            huggingface_config(self._inputs.model, self._vocab_size, self._architecture),
-            self._inputs.vocabulary_directory,
-        )
-        self._require_same_tokenizer(storage.join(directory, ENCODER_DIRECTORY))
+        names = self._objective.export(storage.join(directory, ENCODER_DIRECTORY), weights)
         records = [record_of(directory, f"{ENCODER_DIRECTORY}/{name}", 0) for name in names]
-        baseline = self._unigram_baseline()
-        warning = baseline_warning(after["mlm_loss"], baseline.loss) if after and baseline else None
-        if warning:
-            self._say(f"WARNING: {warning}")
         statistics = {
-            **progress.statistics,
-            "heldout_after": after,
+            **self._objective.statistics(progress, after, self._say),
+            "metrics": [asdict(metric) for metric in self._objective.metrics],
             "steps": progress.step,
             "tokens": progress.tokens,
             "sequences": progress.sequences,
-            "parameters": self._parameters,
-            "deviations": self._deviations,
             "world_size": progress.world_size,
-            "unigram_baseline": baseline._asdict() if baseline else {},
-            "warnings": [warning] if warning else [],
         }
-        title = f"{self._parameters:,} parameters, {progress.step:,} steps, {progress.tokens:,} tokens"
-        draw_curves(storage.join(directory, METRICS_NAME), storage.join(directory, CURVES_NAME), title)
         write_manifest(directory, self._inputs.key.manifest(records, statistics, code_version()))
         complete(self._inputs.key, self._inputs.directory, self._say)
         rate = progress.tokens / max(progress.seconds, 1e-9)

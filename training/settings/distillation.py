@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.bounds import Bounded, Count, Seed, SequenceLength, UserPath
+from pipelines.contract.bounds import Bounded, Count, SequenceLength, UserPath
 from pipelines.contract.recipe import OPERATIONAL
-from training.settings.optimization import BatchSize, LearningRate, OptimizerConfig, Rate
+from training.settings.optimization import BatchSize, LearningRate, LoopConfig, Rate, ScheduleKind
 
 Weight = Annotated[float, Bounded(0.0, 1e6, "a loss below 0 would teach the opposite")]
 Layer = Annotated[int, Bounded(0, 999, "layers are counted from 0")]
@@ -18,7 +18,7 @@ Temperature = Annotated[
 Epochs = Annotated[float, Bounded(1e-6, 10_000.0, "each epoch reads all examples once")]
 
 
-class DistillationConfig(OptimizerConfig):
+class DistillationConfig(LoopConfig):
     """`[distillation]`: a student of half the depth, taught by DistilBERT's recipe (Sanh et al., 2019, section 2).
 
     Weights, temperature, epochs, rate and warm-up are those of its published training command; the optimizer's other
@@ -35,8 +35,6 @@ class DistillationConfig(OptimizerConfig):
     cosine_weight: Weight = 1.0
     soft_targets: Literal["all", "masked"] = "all"
     """At which tokens the student learns the teacher's distribution; `masked` costs a seventh of the logits."""
-    masking: Literal["as_written", "dynamic"] = "as_written"
-    """`dynamic` draws masks anew in each epoch, as DistilBERT did; unmasked examples always get that."""
     max_seq_length: SequenceLength = 128
     """Which of the workspace's examples."""
     global_batch_size: BatchSize = 256
@@ -44,14 +42,16 @@ class DistillationConfig(OptimizerConfig):
     num_train_epochs: Epochs = 3.0
     learning_rate: LearningRate = 5e-4
     warmup_proportion: Rate = 0.05
-    seed: Seed = 12_345
+    schedule: ScheduleKind = "linear"
+    """The decay after warm-up: training/engine/schedule.py has the formulas."""
 
-    micro_batch_size: BatchSize | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Sequences a rank computes at once; None computes its whole share of the global batch without accumulation."""
-    eval_examples: Count = Field(default=2_048, json_schema_extra=OPERATIONAL)
-    """Held-out examples that teacher and student are compared on, at most."""
-    checkpoint_every_steps: Count = Field(default=1_000, json_schema_extra=OPERATIONAL)
+    eval_every_steps: Count = Field(default=1_000, json_schema_extra=OPERATIONAL)
     log_every_steps: Count = Field(default=50, json_schema_extra=OPERATIONAL)
+
+    def identity(self) -> dict[str, Any]:
+        """As every section's; the default of `schedule` is left out, which earlier releases did not have."""
+        found = super().identity()
+        return {name: value for name, value in found.items() if (name, value) != ("schedule", "linear")}
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> DistillationConfig:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.bounds import Bounded, Count, Seed, SequenceLength
+from pipelines.contract.bounds import Bounded, Count, CountOrNone, Seed, SequenceLength
 from pipelines.contract.recipe import OPERATIONAL, Section
 
 Rate = Annotated[float, Bounded(0.0, 1.0, "it is a share, and something must be left", below_high=True)]
@@ -57,7 +57,10 @@ else:
     Optimizer = Literal[tuple(OPTIMIZERS)]
 
 
-Schedule = Literal["linear", "cosine", "warmup_stable_decay"]
+ScheduleKind = Literal["linear", "cosine", "warmup_stable_decay"]
+"""The decay after warm-up: training/engine/schedule.py has the formulas."""
+
+Deviations = Annotated[float, Bounded(0.0, 1e6, "it counts robust standard deviations, and 0 looks for no spike")]
 
 
 class OptimizerConfig(Section):
@@ -100,6 +103,40 @@ class OptimizerConfig(Section):
         if OPTIMIZERS[self.optimizer].for_large_batches_only:
             others = " or ".join(repr(name) for name, facts in OPTIMIZERS.items() if not facts.for_large_batches_only)
             raise ValueError(f"optimizer = {self.optimizer!r} is for very large batches; {verb} with {others}")
+
+
+class LoopConfig(OptimizerConfig):
+    """What the sections that train by `training.pretraining.run` share: pre-training and distillation."""
+
+    seed: Seed = 12_345
+    masking: Literal["as_written", "dynamic"] = "as_written"
+    """`dynamic` draws masks anew in each epoch, in place of those written; unmasked examples always get that."""
+
+    micro_batch_size: BatchSize | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Sequences a rank computes at once; None computes its whole share of the global batch without accumulation."""
+    activation_checkpointing: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Keep each layer's input only and compute the layer again in backward: less memory, a third more work."""
+    compile: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Let torch.compile fuse what lies between matrix products; dropout then draws other, equally keyed numbers."""
+    eval_every_steps: Count = Field(default=10_000, json_schema_extra=OPERATIONAL)
+    eval_examples: Count = Field(default=2_048, json_schema_extra=OPERATIONAL)
+    """Held-out examples that one evaluation reads at most."""
+    checkpoint_every_steps: Count = Field(default=1_000, json_schema_extra=OPERATIONAL)
+    keep_checkpoints: Count = Field(default=2, json_schema_extra=OPERATIONAL)
+    keep_every_n_steps: CountOrNone = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Checkpoints at multiples of this many steps are never deleted; 0 keeps none but the newest."""
+    async_checkpoints: bool = Field(default=True, json_schema_extra=OPERATIONAL)
+    """Write checkpoints while training goes on, from a copy in main memory (12 bytes per parameter, over all ranks)."""
+    max_bad_steps: Count = Field(default=10, json_schema_extra=OPERATIONAL)
+    """Steps in a row with a loss or gradient that is not finite, or with a loss spike, that lead back to a checkpoint.
+
+    This and the next two act only on a run that is going wrong: that it can be continued with others is their point.
+    """
+    loss_spike_deviations: Deviations = Field(default=10.0, json_schema_extra=OPERATIONAL)
+    """A spike lies this many robust standard deviations above the median of recent losses; 0 looks for none."""
+    max_rollbacks: CountOrNone = Field(default=3, json_schema_extra=OPERATIONAL)
+    """Returns to a checkpoint before a run gives up."""
+    log_every_steps: Count = Field(default=100, json_schema_extra=OPERATIONAL)
 
 
 Epochs = Annotated[int, Bounded(1, 10_000, "each epoch reads all training rows once")]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.bounds import Bounded, Count, CountOrNone, Seed, SequenceLength
+from pipelines.contract.bounds import Bounded, Count, CountOrNone, SequenceLength
 from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import OPERATIONAL, Section
 from training.settings.model import ModelConfig
-from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, OptimizerConfig, Schedule
+from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, LoopConfig, ScheduleKind
 
-Deviations = Annotated[float, Bounded(0.0, 1e6, "it counts robust standard deviations, and 0 looks for no spike")]
 _STEP_TOKENS = "gradients of so many tokens are added up in one step"
 
 
@@ -54,53 +53,25 @@ class PhaseConfig(Section):
         )
 
 
-class PretrainingConfig(OptimizerConfig):
+class PretrainingConfig(LoopConfig):
     """`[pretraining]`: objective, optimizer and schedule; the defaults are those of the paper, appendix A.2."""
 
-    seed: Seed = 12_345
     phases: tuple[PhaseConfig, ...] = (
         PhaseConfig(max_seq_length=128, steps=900_000, global_batch_size=256),
         PhaseConfig(max_seq_length=512, steps=100_000, global_batch_size=256),
     )
     learning_rate: LearningRate = 1e-4
     num_warmup_steps: CountOrNone = 10_000
-    schedule: Schedule = "linear"
+    schedule: ScheduleKind = "linear"
     """The decay after warm-up, one over all phases: training/engine/schedule.py has the formulas."""
-    masking: Literal["as_written", "dynamic"] = "as_written"
-    """`dynamic` draws masks anew in each epoch, in place of those written; unmasked examples always get that."""
     num_decay_steps: Count | None = None
     """Last steps in which `warmup_stable_decay` lowers the rate to 0; None is a tenth of all steps."""
     zero_stage: Annotated[int, Bounded(0, 3, "ZeRO has the stages 1, 2 and 3; 0 turns it off")] = 2
     offload_optimizer: bool = False
     """Keep master weights and moments in the host's memory and update them there (ZeRO-Offload)."""
 
-    micro_batch_size: BatchSize | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Sequences a rank computes at once; None computes its whole share of the global batch without accumulation."""
-    activation_checkpointing: bool = Field(default=False, json_schema_extra=OPERATIONAL)
-    """Keep each layer's input only and compute the layer again in backward: less memory, a third more work."""
-    compile: bool = Field(default=False, json_schema_extra=OPERATIONAL)
-    """Let torch.compile fuse what lies between matrix products; dropout then draws other, equally keyed numbers."""
     ranks: Ranks = Field(default=0, json_schema_extra=OPERATIONAL)
     """Processes of one node; 0 means one per GPU, or two where there is none."""
-    eval_every_steps: Count = Field(default=10_000, json_schema_extra=OPERATIONAL)
-    eval_examples: Count = Field(default=2_048, json_schema_extra=OPERATIONAL)
-    """Held-out examples that one evaluation reads at most."""
-    checkpoint_every_steps: Count = Field(default=1_000, json_schema_extra=OPERATIONAL)
-    keep_checkpoints: Count = Field(default=2, json_schema_extra=OPERATIONAL)
-    keep_every_n_steps: CountOrNone = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Checkpoints at multiples of this many steps are never deleted; 0 keeps none but the newest."""
-    async_checkpoints: bool = Field(default=True, json_schema_extra=OPERATIONAL)
-    """Write checkpoints while training goes on, from a copy in main memory (12 bytes per parameter, over all ranks)."""
-    max_bad_steps: Count = Field(default=10, json_schema_extra=OPERATIONAL)
-    """Steps in a row with a loss or gradient that is not finite, or with a loss spike, that lead back to a checkpoint.
-
-    This and the next two act only on a run that is going wrong: that it can be continued with others is their point.
-    """
-    loss_spike_deviations: Deviations = Field(default=10.0, json_schema_extra=OPERATIONAL)
-    """A spike lies this many robust standard deviations above the median of recent losses; 0 looks for none."""
-    max_rollbacks: CountOrNone = Field(default=3, json_schema_extra=OPERATIONAL)
-    """Returns to a checkpoint before a run gives up."""
-    log_every_steps: Count = Field(default=100, json_schema_extra=OPERATIONAL)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> PretrainingConfig:

@@ -44,6 +44,11 @@ class DistillationInputs:
         return storage.join(self.workspace, DISTILLATION)
 
     @property
+    def tokenizer_directory(self) -> str:
+        """Whose tokenizer the student gets."""
+        return self.teacher_directory
+
+    @property
     def examples_directory(self) -> str:
         return storage.join(self.workspace, EXAMPLES)
 

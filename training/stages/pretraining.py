@@ -46,6 +46,11 @@ class PretrainingInputs:
         return storage.join(self.workspace, VOCABULARY)
 
     @property
+    def tokenizer_directory(self) -> str:
+        """Whose tokenizer the encoder gets."""
+        return self.vocabulary_directory
+
+    @property
     def examples_directory(self) -> str:
         return storage.join(self.workspace, EXAMPLES)
 

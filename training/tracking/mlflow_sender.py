@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from training.tracking.patience import first_line
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-BY_TOKENS = ("mlm_loss", "nsp_loss", "heldout_mlm_loss")
-"""Curves that MLflow also gets over tokens, as by_tokens/...: runs of other batch sizes are compared there."""
 
 
 _ROUND_SECONDS = 3.0
@@ -62,12 +60,15 @@ class Point(NamedTuple):
     step: int
 
 
-def points_of(lines: bytes, tokens: int, prefix: str) -> tuple[list[Point], int]:
+def points_of(lines: bytes, tokens: int, prefix: str, by_tokens: Collection[str] = ()) -> tuple[list[Point], int]:
     """What MLflow gets of some lines of metrics.jsonl.
 
     Args:
         lines: whole ones.
         tokens: that the run had seen before them.
+        prefix: put before the names.
+        by_tokens: metrics that are also sent over tokens, as by_tokens/..., where runs of other batch sizes are
+            compared.
 
     Returns:
         The points, and the tokens seen after the last line. A line without a count of tokens stands at the last one.
@@ -81,7 +82,7 @@ def points_of(lines: bytes, tokens: int, prefix: str) -> tuple[list[Point], int]
         # MLflow's x axis is a whole number named step, of 64 bits.
         points += [
             Point(f"by_tokens/{prefix}{name}", values[name], timestamp_ms, tokens)
-            for name in BY_TOKENS
+            for name in by_tokens
             if name in values
         ]
     return points, tokens
@@ -101,7 +102,7 @@ class MlflowSender:
     def __init__(self, feed: Feed, run_id: str) -> None:
         self.step = feed.step
         """Last step that was logged; samples of the machine are entered there."""
-        self._run_id, self._prefix, self._path = run_id, feed.prefix, feed.path
+        self._run_id, self._prefix, self._path, self._by_tokens = run_id, feed.prefix, feed.path, feed.by_tokens
         self._parameters = {feed.prefix + name: value for name, value in feed.parameters.items()}
         self._offset_bytes, self._tokens = 0, 0
         self._samples: deque[Point] = deque(maxlen=_SYSTEM_POINTS)
@@ -174,7 +175,7 @@ class MlflowSender:
                 self._tell_refusal(error)
             del self._parameters[name]
         while lines := self._next_lines():
-            points, tokens = points_of(lines, self._tokens, self._prefix)
+            points, tokens = points_of(lines, self._tokens, self._prefix, self._by_tokens)
             self._log(points)
             self._offset_bytes, self._tokens = self._offset_bytes + len(lines), tokens
         self._log(list(self._samples))

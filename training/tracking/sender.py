@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
 TIME_KEY = "timestamp_ms"
@@ -14,7 +14,8 @@ class Feed(NamedTuple):
 
     path: of metrics.jsonl, which grows by complete lines; it is the queue of what is to be sent. prefix: put before the
     names that the server gets. parameters: of the run as a whole. run_id: the run that gets them; None is the one that
-    the environment names. step: the last one that the file has when the sender begins.
+    the environment names. step: the last one that the file has when the sender begins. by_tokens: metrics that are
+    also sent over tokens.
     """
 
     path: str
@@ -22,6 +23,7 @@ class Feed(NamedTuple):
     parameters: Mapping[str, str]
     run_id: str | None
     step: int
+    by_tokens: Collection[str] = ()
 
 
 class Sender(Protocol):

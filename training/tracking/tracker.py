@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 
 from pipelines.contract import storage
@@ -32,6 +32,7 @@ class Tracker:
         resumed_step: int = -1,
         parameters: Mapping[str, str] | None = None,
         run_id: str | None = None,
+        by_tokens: Collection[str] = (),
     ) -> None:
         """Open `directory`/metrics.jsonl for appending, without what a killed run wrote after its last checkpoint.
 
@@ -42,6 +43,7 @@ class Tracker:
             resumed_step: last step whose line is kept; -1 begins a new file.
             parameters: of the run as a whole.
             run_id: the MLflow run, instead of the one that MLFLOW_RUN_ID names.
+            by_tokens: metrics that a server gets over tokens as well.
         """
         self._stream = None
         self._senders: list[Sender] = []
@@ -51,7 +53,7 @@ class Tracker:
         storage.make_directory(directory)
         _drop_after(path, resumed_step)
         self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
-        feed = Feed(path, prefix, parameters or {}, run_id, max(resumed_step, 0))
+        feed = Feed(path, prefix, parameters or {}, run_id, max(resumed_step, 0), by_tokens)
         self._senders = [sender for open_sender in SENDERS if (sender := open_sender(feed)) is not None]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -30,9 +30,9 @@ from pipelines.jobs.sizes import (
 )
 from training.bert.flops import checkpoint_bytes, model_states, num_parameters, step_flops
 from training.bert.heads import BertForPreTraining
-from training.bert.losses import pretraining_loss
 from training.bert.modeling import parameter_count
 from training.bert.packing import pack
+from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import SHAPES, ModelConfig
 
 TRAINING = """

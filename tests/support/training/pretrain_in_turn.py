@@ -21,7 +21,8 @@ from pipelines.contract.errors import InputError
 from training.data.batches import StepBatch
 from training.engine.processes import Processes, start_processes
 from training.engine.training_engine import TrainingEngine
-from training.pretraining.run import PretrainingRun
+from training.pretraining.bert_objective import BertObjective
+from training.pretraining.run import TrainingRun
 from training.resuming.process_end import StopRequest
 from training.stages.pretraining import pretraining_inputs
 from training.stages.sections import PretrainingSections
@@ -29,7 +30,7 @@ from training.stages.sections import PretrainingSections
 poisoned = range(0)
 
 
-class WatchedRun(PretrainingRun):
+class WatchedRun(TrainingRun):
     """Poisons steps, and tells whether one without an update has left all weights as they were."""
 
     def _step(self, engine: TrainingEngine, batch: StepBatch, step: int) -> Any:
@@ -59,7 +60,7 @@ def run(arguments: list[str], processes: Processes) -> None:
     poisoned = range(*map(int, parsed.poison.split(":")))
     try:
         inputs = pretraining_inputs(PretrainingSections.of(recipe_from_arguments(parsed)))
-        assert WatchedRun(inputs, processes, StopRequest()).run(restart=None) == 0
+        assert WatchedRun(BertObjective(inputs), processes, StopRequest()).run(restart=None) == 0
     except InputError as error:
         print(f"error: {error}", flush=True)
 

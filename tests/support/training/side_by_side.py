@@ -13,7 +13,7 @@ from training.bert.huggingface import read_config
 from training.bert.modeling import initialize_weights
 from training.data.ordering import keyed_permutation
 from training.engine.processes import Processes
-from training.engine.schedule import learning_rate_at
+from training.engine.schedule import Schedule
 from training.finetuning.loop import Beginning, Fitting
 from training.finetuning.text import TextEncoder
 from training.glue.metrics import scores
@@ -78,7 +78,7 @@ class SideBySide:
             _labels_of(self.train_examples),
             [keyed_permutation(count, config.seed, "fine-tuning", "epoch", n) for n in range(config.num_train_epochs)],
             config.batch_size,
-            lambda step: learning_rate_at(step, config.learning_rate, num_warmup_steps, total_steps),
+            Schedule(config.learning_rate, num_warmup_steps, total_steps).rate_at,
         )
 
     def plain_loop_scores(self) -> dict[str, float]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from training.bert.heads import BertForPreTraining
-from training.bert.losses import pretraining_loss
 from training.bert.modeling import compile_layers, initialize_weights
 from training.bert.packing import pack
 from training.data.batches import MicroBatch
+from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import ModelConfig
 
 pytestmark = pytest.mark.timeout(300)

@@ -15,9 +15,10 @@ from transformers import BertForPreTraining as ReferenceBert
 from training.bert.attention import packed_attention, plan_attention
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config
-from training.bert.losses import linear_cross_entropy, pretraining_loss
+from training.bert.losses import linear_cross_entropy
 from training.bert.modeling import initialize_weights, parameter_count
 from training.bert.packing import pack
+from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import ModelConfig
 
 TOLERANCE = 1e-5

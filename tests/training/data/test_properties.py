@@ -23,8 +23,8 @@ from pipelines.jobs.arrow_files import write_table
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.data.dynamic_masking import DynamicMasking
-from training.data.ordering import GlobalOrder, deal
-from training.data.step_reader import StepReader, heldout_batches
+from training.data.ordering import GlobalOrder, dealt_rows
+from training.data.step_reader import Deal, StepReader, heldout_batches
 
 WORLD_SIZES = (1, 2, 3, 4, 8)
 CLS_ID, SEP_ID, MASK_ID = 2, 3, 4
@@ -156,10 +156,7 @@ class Reading:
             examples,
             order,
             size,
-            self.micro_batches,
-            rank,
-            world_size,
-            with_plan=False,
+            Deal(rank, world_size, with_plan=False, micro_batches=self.micro_batches),
             global_batch_tokens=tokens,
             masking=self.masking,
         )
@@ -286,7 +283,7 @@ def test_a_budget_of_tokens_is_filled_and_never_exceeded(case: tuple[ExampleFile
 
 @given(lengths=st.lists(st.integers(3, 512), min_size=1, max_size=200).map(np.array), parts=st.integers(1, 24))
 def test_parts_are_dealt_equal_numbers_of_rows_and_tokens(lengths: np.ndarray, parts: int) -> None:
-    dealt = [deal(lengths, part, parts) for part in range(parts)]
+    dealt = [dealt_rows(lengths, part, parts) for part in range(parts)]
     assert sorted(np.concatenate(dealt)) == list(range(len(lengths)))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
     tokens = [lengths[rows].sum() for rows in dealt]
@@ -296,7 +293,7 @@ def test_parts_are_dealt_equal_numbers_of_rows_and_tokens(lengths: np.ndarray, p
 
 def test_a_batch_of_mixed_lengths_is_dealt_without_a_slow_rank() -> None:
     lengths = np.random.default_rng(1).integers(10, 129, 256)
-    tokens = [int(lengths[deal(lengths, part, 8)].sum()) for part in range(8)]
+    tokens = [int(lengths[dealt_rows(lengths, part, 8)].sum()) for part in range(8)]
     assert max(tokens) < 1.002 * sum(tokens) / 8
 
 
@@ -305,7 +302,7 @@ def test_files_of_length_bins_are_one_set_of_rows(tmp_path: Any) -> None:
     files = ExampleFiles([8] * 20 + [30] * 20, first_rows=(20,), names=names)
     manifest = files.write(str(tmp_path))
     examples = ArrowExamples(str(tmp_path), manifest, "train", MAX_SEQ_LENGTH)
-    reader = StepReader(examples, GlobalOrder(40, 1, "b", 4, 3), 20, 1, 0, 1)
+    reader = StepReader(examples, GlobalOrder(40, 1, "b", 4, 3), 20)
     found = rows_of(list(reader.steps(0, 2)))
     assert sorted(found) == sorted(plain(row) for row in files.rows())
 
@@ -319,7 +316,7 @@ def test_heldout_masks_are_the_same_in_every_evaluation(tmp_path: Any) -> None:
         return sorted(
             row
             for rank in range(world_size)
-            for batch in heldout_batches(examples, 25, batch_size, rank, world_size, masking=MASKING)
+            for batch in heldout_batches(examples, 25, batch_size, Deal(rank, world_size), MASKING)
             for row in unpacked(batch)
         )
 
@@ -333,7 +330,7 @@ def test_epochs_phases_and_seeds_differ_in_their_masks(tmp_path: Any) -> None:
     examples = ArrowExamples(str(tmp_path), manifest, "train", MAX_SEQ_LENGTH)
 
     def masks(order: GlobalOrder, position: int) -> dict[tuple[int, ...], tuple[int, ...]]:
-        step = StepReader(examples, order, 40, 1, 0, 1, masking=MASKING).step_at(position)
+        step = StepReader(examples, order, 40, masking=MASKING).step_at(position)
         return {unmasked(row): row[2] for row in rows_of([step])}
 
     first = masks(GlobalOrder(40, 1, "phase0"), 0)
@@ -351,4 +348,4 @@ def test_unmasked_files_are_not_trained_on_without_a_rule(tmp_path: Any) -> None
     manifest = ExampleFiles([20] * 10, masking="dynamic").write(str(tmp_path))
     examples = ArrowExamples(str(tmp_path), manifest, "train", MAX_SEQ_LENGTH)
     with pytest.raises(AssertionError, match="nothing is masked"):
-        StepReader(examples, GlobalOrder(10, 1), 4, 1, 0, 1)
+        StepReader(examples, GlobalOrder(10, 1), 4)

@@ -111,7 +111,7 @@ def test_a_wrong_row_is_refused_with_its_file_and_row(tmp_path: Path, kind: str,
     change(rows[number])
     directory = str(tmp_path)
     examples = ArrowExamples(directory, write(directory, rows), "train", LENGTH)
-    reader = StepReader(examples, GlobalOrder(25, 1, block_rows=4), 5, 1, 0, 1)
+    reader = StepReader(examples, GlobalOrder(25, 1, block_rows=4), 5)
     name, row = (f"train-0000{number // 10 if number < 10 else 1}", number if number < 10 else number - 10)
     with pytest.raises(InputError, match=rf"{name}-of-00002\.arrow, row {row}: .*{message}") as caught:
         for _ in reader.steps(0, 5):
@@ -152,9 +152,9 @@ def test_dynamic_masking_is_refused_likewise(tmp_path: Path, kind: str, split: A
     manifest = write(str(tmp_path), rows, split, masking="dynamic")
     examples = ArrowExamples(str(tmp_path), manifest, split, LENGTH)
     if split == "train":
-        batches: Any = StepReader(examples, GlobalOrder(25, 1), 5, 1, 0, 1, masking=MASKING).steps(0, 5)
+        batches: Any = StepReader(examples, GlobalOrder(25, 1), 5, masking=MASKING).steps(0, 5)
     else:
-        batches = heldout_batches(examples, 25, 5, 0, 1, masking=MASKING)
+        batches = heldout_batches(examples, 25, 5, masking=MASKING)
     with pytest.raises(InputError, match=rf"{split}-00001-of-00002\.arrow, row 7: .*{message}"):
         for _ in batches:
             pass
@@ -243,7 +243,7 @@ def test_rows_are_looked_at_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.data.arrow_examples.row_fault", counting)
     with tempfile.TemporaryDirectory() as directory:
         examples = ArrowExamples(directory, write(directory, [sound_row(row) for row in range(25)]), "train", LENGTH)
-        reader = StepReader(examples, GlobalOrder(25, 1, block_rows=4, window_blocks=2), 5, 1, 0, 1)
+        reader = StepReader(examples, GlobalOrder(25, 1, block_rows=4, window_blocks=2), 5)
         for _ in reader.steps(0, 5):
             pass
         first_epoch = sum(looked)

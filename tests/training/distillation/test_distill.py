@@ -26,12 +26,15 @@ from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.data.arrow_examples import ArrowExamples
-from training.data.batches import MicroBatch
+from training.data.batches import MicroBatch, StepBatch
 from training.data.step_reader import heldout_batches
-from training.distillation.run import DistillationRun
+from training.distillation.objective import DistillationObjective
 from training.distillation.student import Student, lesson_of, read_teacher, student_weights
 from training.engine.processes import Processes
-from training.pretraining.run import EXIT_INTERRUPTED
+from training.pretraining import alarms
+from training.pretraining.objective import Forward, Tally
+from training.pretraining.run import EXIT_INTERRUPTED, TrainingRun
+from training.resuming.progress import Progress
 from training.settings.model import ModelConfig
 from training.stages.distillation import DistillationInputs, distillation_inputs
 from training.stages.sections import DistillationSections
@@ -112,7 +115,8 @@ def inputs_of(workspace: Any, name: str, **settings: Any) -> DistillationInputs:
 
 
 def run(inputs: DistillationInputs, processes: Processes, stop_at: int = 0) -> int:
-    return DistillationRun(inputs, processes, Stop(stop_at)).run(restart=None)  # type: ignore[arg-type]  # has `received`
+    stop: Any = Stop(stop_at)
+    return TrainingRun(DistillationObjective(inputs, processes), processes, stop).run(restart=None)
 
 
 def weights(inputs: DistillationInputs) -> bytes:
@@ -142,7 +146,7 @@ def test_all_three_losses_on_padded_batches_by_transformers(workspace: Any, is_m
     model = BertForPreTraining(shallow, vocab_size, next_sentence=False).eval()
     model.load_state_dict(student_weights(teacher.state_dict(), (0, 2)))
     examples = ArrowExamples(inputs.examples_directory, inputs.examples, "train", 32)
-    (batch,) = heldout_batches(examples, 9, 9, 0, 1)
+    (batch,) = heldout_batches(examples, 9, 9)
     student = Student(model, 2.0, is_masked_only)
     learnt = student(
         batch.sequences, batch.masked_lm_positions_M, batch.masked_lm_ids_M, lesson_of(teacher, batch, is_masked_only)
@@ -294,6 +298,53 @@ def test_sixteen_bits_under_zero_2_learn_and_go_on_to_the_same_bytes(workspace: 
     assert losses[-1] < losses[0]
 
 
+class PoisonedObjective(DistillationObjective):
+    """Gives a loss that is no number in every step that reads a sample from 64 to 95."""
+
+    def learn(self, engine: Forward, batch: MicroBatch, step: StepBatch) -> tuple[torch.Tensor, Tally]:
+        loss, tally = super().learn(engine, batch, step)
+        is_poisoned = 64 < step.next_position <= 96
+        return (loss * float("nan") if is_poisoned else loss), tally
+
+
+def test_bad_steps_evaluations_and_alarms_are_those_of_the_loop(
+    workspace: Any, single_process: Processes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "HELDOUT_RISE", 0.0)
+    monkeypatch.setattr(alarms, "HELDOUT_OBSERVATIONS", 1)
+    settings = {"max_bad_steps": 2, "checkpoint_every_steps": 3, "eval_every_steps": 3, "schedule": "cosine"}
+    inputs = inputs_of(workspace, "poisoned", **settings)
+    stop: Any = Stop()
+    assert TrainingRun(PoisonedObjective(inputs, single_process), single_process, stop).run(restart=None) == 0
+    said = capsys.readouterr().out
+    assert "step 5: loss or gradient not finite, no update (1 bad steps in a row" in said
+    assert "going back to checkpoint step-0000000003, and on from sample 96 of phase 0" in said
+    assert "ALARM at step 9: held-out MLM loss has been above its best" in said
+    lines = [json.loads(line) for line in (Path(inputs.directory) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "heldout_mlm_loss" in line] == [0, 3, 6, 9, 12, STEPS]
+    assert {"rollbacks": 1.0, "skipped_steps": 2.0}.items() <= next(
+        line for line in lines if "rollbacks" in line
+    ).items()
+    assert all(0 < line["model_flops_utilization"] < 1.5 for line in lines if "loss" in line)
+    manifest = read_manifest(inputs.directory)
+    assert manifest is not None
+    assert {metric["name"] for metric in manifest.statistics["metrics"]} >= {"mlm_accuracy", "soft_target_loss"}
+
+
+def test_keys_and_checkpoints_of_earlier_releases_stay(workspace: Any, single_process: Processes) -> None:
+    inputs = inputs_of(workspace, "earlier")
+    assert "schedule" not in inputs.key.config
+    assert inputs_of(workspace, "earlier", schedule="cosine").key.config["schedule"] == "cosine"
+    objective = DistillationObjective(inputs, single_process)
+    statistics = {"teacher": {"mlm_loss": 1.0}, "before": {"mlm_loss": 2.0}}
+    read = objective.restored(Progress(step=5, position=80, statistics=statistics))
+    assert (read.phase, read.phase_step, read.position) == (0, 5, 80)
+    assert read.statistics == {"teacher": {"mlm_loss": 1.0}, "heldout_before": {"mlm_loss": 2.0}}
+    assert objective.restored(read) == read
+    last = objective.restored(Progress(step=STEPS, statistics=statistics))
+    assert (last.phase, last.phase_step) == (1, 0)
+
+
 @pytest.mark.timeout(300)
 def test_two_ranks_by_the_command_equal_one_and_a_complete_stage_is_skipped(
     make_workspace: Callable[[str], Any], single_process: Processes
@@ -362,5 +413,5 @@ def test_mistakes_give_one_line(
     with pytest.raises(InputError, match="max_seq_length = 32 exceeds the teacher's 16 positions"):
         run(inputs_of(workspace, "short", teacher=str(tmp_path / "short")), single_process)
     inputs = inputs_of(workspace, "small", global_batch_size=1, micro_batch_size=1)
-    with pytest.raises(InputError, match="global_batch_size = 1 is too small for 2 ranks with 1 micro-batches"):
+    with pytest.raises(InputError, match=r"distillation: a step of 1 full sequences .* is too small for 2 ranks"):
         run(inputs, replace(single_process, world_size=2))

@@ -7,29 +7,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training.engine.schedule import learning_rate_at
-from training.settings.optimization import Schedule
+from training.engine.schedule import Schedule
+from training.settings.optimization import ScheduleKind
 from training.settings.pretraining import PhaseConfig, PretrainingConfig
 
 PEAK, WARMUP, STEPS = 1e-4, 10, 1000
 
 
-def rates(schedule: Schedule, *steps: int, num_decay_steps: int | None = None) -> list[float]:
+def rates(kind: ScheduleKind, *steps: int, num_decay_steps: int | None = None) -> list[float]:
     """Rates in units of the peak."""
-    return [learning_rate_at(step, PEAK, WARMUP, STEPS, schedule, num_decay_steps) / PEAK for step in steps]
+    schedule = Schedule(PEAK, WARMUP, STEPS, kind, num_decay_steps)
+    return [schedule.rate_at(step) / PEAK for step in steps]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "warmup_stable_decay"])
-def test_all_rise_from_zero_and_end_at_zero(schedule: Schedule) -> None:
-    assert rates(schedule, 0, 1, 5, 9) == pytest.approx([0.0, 0.1, 0.5, 0.9])
-    assert rates(schedule, STEPS, 2 * STEPS) == pytest.approx([0.0, 0.0])
-    assert learning_rate_at(0, PEAK, 0, STEPS, schedule) == pytest.approx(PEAK)
+@pytest.mark.parametrize("kind", ["linear", "cosine", "warmup_stable_decay"])
+def test_all_rise_from_zero_and_end_at_zero(kind: ScheduleKind) -> None:
+    assert rates(kind, 0, 1, 5, 9) == pytest.approx([0.0, 0.1, 0.5, 0.9])
+    assert rates(kind, STEPS, 2 * STEPS) == pytest.approx([0.0, 0.0])
+    assert Schedule(PEAK, 0, STEPS, kind).rate_at(0) == pytest.approx(PEAK)
 
 
 def test_linear_decays_from_step_zero() -> None:
     # The rate drops by a hundredth where warm-up ends: the decay has counted from step 0 (released code).
     assert rates("linear", 10, 500, 999) == pytest.approx([0.99, 0.5, 0.001])
-    assert learning_rate_at(500, PEAK, WARMUP, STEPS) == pytest.approx(0.5 * PEAK)
+    assert Schedule(PEAK, WARMUP, STEPS).rate_at(500) == pytest.approx(0.5 * PEAK)
 
 
 def test_cosine_is_half_a_wave_after_warm_up() -> None:
@@ -46,15 +47,14 @@ def test_stable_stays_at_the_peak_until_the_decay() -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    schedule=st.sampled_from(["linear", "cosine", "warmup_stable_decay"]),
+    kind=st.sampled_from(["linear", "cosine", "warmup_stable_decay"]),
     num_train_steps=st.integers(1, 400),
     data=st.data(),
 )
-def test_it_rises_and_then_never_rises_again(schedule: Schedule, num_train_steps: int, data: st.DataObject) -> None:
+def test_it_rises_and_then_never_rises_again(kind: ScheduleKind, num_train_steps: int, data: st.DataObject) -> None:
     num_warmup_steps = data.draw(st.integers(0, num_train_steps - 1))
-    found = [
-        learning_rate_at(step, 1.0, num_warmup_steps, num_train_steps, schedule) for step in range(num_train_steps + 1)
-    ]
+    schedule = Schedule(1.0, num_warmup_steps, num_train_steps, kind)
+    found = [schedule.rate_at(step) for step in range(num_train_steps + 1)]
     assert all(0.0 <= rate <= 1.0 for rate in found)
     assert found[:num_warmup_steps] == sorted(found[:num_warmup_steps])
     assert found[num_warmup_steps:] == sorted(found[num_warmup_steps:], reverse=True)

@@ -1,18 +1,15 @@
-"""What a person is told about a run: FLOPs by the formula, alarms in words, curves as a picture."""
+"""What a person is told about a run: FLOPs by the formula, alarms in words."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining
-from training.pretraining.alarms import MLM_STEPS, NSP_STEPS, Alarms
-from training.pretraining.curves import CURVES_NAME, draw_curves
+from training.pretraining.bert_alarms import MLM_STEPS, NSP_STEPS, BertAlarms
 from training.pretraining.throughput import measured_peak_flops
 from training.settings.model import ModelConfig
 
@@ -45,7 +42,7 @@ def test_the_measured_peak_is_a_rate() -> None:
 
 
 def test_nsp_alarm_comes_once_after_its_steps_and_again_after_learning() -> None:
-    alarms = Alarms(num_warmup_steps=100)
+    alarms = BertAlarms(num_warmup_steps=100)
     lines = [(step, alarms.observe(step, {"nsp_loss": 0.6935})) for step in range(0, NSP_STEPS + 1_000, 100)]
     given = [(step, words) for step, words in lines if words]
     assert [step for step, _ in given] == [NSP_STEPS + 200]
@@ -56,16 +53,16 @@ def test_nsp_alarm_comes_once_after_its_steps_and_again_after_learning() -> None
 
 
 def test_mlm_alarm_needs_a_high_and_flat_loss() -> None:
-    flat, low = Alarms(0), Alarms(0)
+    flat, low = BertAlarms(0), BertAlarms(0)
     steps = range(0, MLM_STEPS + 2_000, 500)
     assert sum(bool(flat.observe(step, {"mlm_loss": 7.1})) for step in steps) == 1
     assert not any(low.observe(step, {"mlm_loss": 2.0}) for step in steps)
-    falling = Alarms(0)
+    falling = BertAlarms(0)
     assert not any(falling.observe(step, {"mlm_loss": 9.0 - step / 5_000}) for step in steps)
 
 
 def test_pooler_and_speed_alarms() -> None:
-    alarms = Alarms(0)
+    alarms = BertAlarms(0)
     assert [bool(alarms.observe(step, {"pooler_gradient": 0.0})) for step in range(4)] == [False, False, True, False]
     speeds = [1_000.0] * 10 + [400.0] * 4 + [1_000.0] * 2
     given = [
@@ -76,15 +73,6 @@ def test_pooler_and_speed_alarms() -> None:
 
 
 def test_heldout_alarm() -> None:
-    alarms = Alarms(0)
+    alarms = BertAlarms(0)
     given = [alarms.observe_heldout({"mlm_loss": loss}) for loss in (3.0, 2.5, 2.4, 2.5, 2.6, 2.7, 2.8)]
     assert [index for index, words in enumerate(given) if words] == [5]
-
-
-def test_curves_are_a_picture_of_the_metrics(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    lines = [{"step": step, "mlm_loss": 7 - step / 10, "learning_rate": 1e-4, "grad_norm": 1.0} for step in range(20)]
-    lines.append({"step": 20, "heldout_mlm_loss": 5.5})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw_curves(str(tmp_path / "metrics.jsonl"), str(tmp_path / CURVES_NAME), "a run")
-    assert (tmp_path / CURVES_NAME).read_bytes().startswith(b"\x89PNG")

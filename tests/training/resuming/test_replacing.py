@@ -20,7 +20,8 @@ from pipelines.results.locks import workspace_lock
 from pipelines.results.marks import building_directory
 from training.engine.processes import Processes
 from training.pretraining import run as pretraining
-from training.pretraining.run import EXIT_INTERRUPTED, PretrainingRun
+from training.pretraining.bert_objective import BertObjective
+from training.pretraining.run import EXIT_INTERRUPTED, TrainingRun
 from training.resuming.checkpointed_stage import is_to_run
 from training.stages.pretraining import PretrainingInputs, pretraining_inputs
 from training.stages.sections import PretrainingSections
@@ -62,7 +63,7 @@ class Trainer:
         inputs = self.inputs(*settings)
         if not is_to_run(inputs.key, inputs.directory, restart):
             return 0
-        return PretrainingRun(inputs, self.processes, Stop(stop_at)).run(restart)  # type: ignore[arg-type]  # has `received`
+        return TrainingRun(BertObjective(inputs), self.processes, Stop(stop_at)).run(restart)  # type: ignore[arg-type]  # has `received`
 
     def weights(self, directory: str = "") -> bytes:
         return Path(directory or self.directory, "encoder", "model.safetensors").read_bytes()

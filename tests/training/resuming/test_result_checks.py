@@ -17,7 +17,7 @@ from tests.support import REPOSITORY
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
 from training.data.arrow_examples import ArrowExamples
-from training.pretraining.alarms import NSP_PERFECT_OBSERVATIONS, Alarms
+from training.pretraining.bert_alarms import NSP_PERFECT_OBSERVATIONS, BertAlarms
 from training.pretraining.unigram_baseline import baseline_warning, unigram_baseline
 from training.resuming.result_checks import require_finite, result_fault
 
@@ -74,11 +74,11 @@ def test_unigram_scores_equal_a_plain_count(make_workspace: Callable[[str], Any]
 
 
 def test_nsp_alarm_for_labels_that_are_all_equal() -> None:
-    alarms = Alarms(num_warmup_steps=0)
+    alarms = BertAlarms(num_warmup_steps=0)
     given = [alarms.observe(step, {"nsp_accuracy": 1.0, "nsp_loss": 0.0}) for step in range(6)]
     assert [bool(words) for words in given] == [step == NSP_PERFECT_OBSERVATIONS - 1 for step in range(6)]
     assert "random_next_share" in given[NSP_PERFECT_OBSERVATIONS - 1][0]
-    learning = Alarms(num_warmup_steps=0)
+    learning = BertAlarms(num_warmup_steps=0)
     for step in range(20):
         assert learning.observe(step, {"nsp_accuracy": 1.0 if step % 3 else 0.99}) == []
 

@@ -25,6 +25,7 @@ from training.tracking.tracker import Tracker
 ARRIVAL_SECONDS = 20.0
 ROUND_SECONDS = 0.2
 ABSENT = "MLflow is away ("
+BY_TOKENS = ("mlm_loss", "nsp_loss", "heldout_mlm_loss")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,9 @@ def test_curves_by_step_and_by_tokens_parameters_and_the_machine(
     new_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = range(1, 501)
-    with Tracker(str(tmp_path), True, "pretraining.", parameters={"deviations_from_bert": "none"}) as tracker:
+    with Tracker(
+        str(tmp_path), True, "pretraining.", parameters={"deviations_from_bert": "none"}, by_tokens=BY_TOKENS
+    ) as tracker:
         tracker.log(0, {"heldout_mlm_loss": 9.0})
         log_steps(tracker, steps)
         tracker.log(500, {"heldout_mlm_loss": 3.0})
@@ -116,7 +119,7 @@ def test_curves_by_step_and_by_tokens_parameters_and_the_machine(
     assert new_run.parameters() == {"pretraining.deviations_from_bert": "none"}
     assert {name for name in new_run.metric_names() if not name.startswith("system/")} == {
         *(f"pretraining.{name}" for name in [*line_of(1), "heldout_mlm_loss"]),
-        *(f"by_tokens/pretraining.{name}" for name in mlflow_sender.BY_TOKENS),
+        *(f"by_tokens/pretraining.{name}" for name in BY_TOKENS),
     }
     assert said_lines(capsys) == []
 
@@ -177,9 +180,9 @@ def test_a_resumed_run_sends_what_the_killed_one_could_not_and_nothing_twice(
     # Steps 11 to 20 were logged while MLflow was away, and the run was killed; its checkpoint is that of step 15.
     with monkeypatch.context() as away:
         away.delenv("MLFLOW_RUN_ID")
-        with Tracker(str(tmp_path), True, resumed_step=10) as tracker:
+        with Tracker(str(tmp_path), True, resumed_step=10, by_tokens=BY_TOKENS) as tracker:
             log_steps(tracker, range(11, 21))
-    with Tracker(str(tmp_path), True, resumed_step=15) as tracker:
+    with Tracker(str(tmp_path), True, resumed_step=15, by_tokens=BY_TOKENS) as tracker:
         log_steps(tracker, range(16, 31))
     assert new_run.curve("loss") == [(step, 8.0 / step) for step in range(1, 31)]
     assert new_run.curve("by_tokens/mlm_loss") == [(1_000 * step, 7.0 / step) for step in range(1, 31)]
@@ -277,7 +280,7 @@ def test_a_line_without_tokens_stands_at_the_last_count() -> None:
     """Also across the pieces in which the file is read."""
     lines = [{"step": 5, "mlm_loss": 4.0, "tokens": 700.0}, {"step": 6, "heldout_mlm_loss": 3.0}]
     first, second = (json.dumps({**line, "timestamp_ms": 1}).encode() + b"\n" for line in lines)
-    points, tokens = points_of(first + second, 0, "p.")
+    points, tokens = points_of(first + second, 0, "p.", BY_TOKENS)
     assert tokens == 700
     assert ("by_tokens/p.heldout_mlm_loss", 3.0, 1, 700) in points
-    assert points_of(second, tokens, "p.")[0] == [point for point in points if "heldout" in point.name]
+    assert points_of(second, tokens, "p.", BY_TOKENS)[0] == [point for point in points if "heldout" in point.name]

@@ -1,0 +1,92 @@
+"""Alarms of BERT's pre-training: a task that stands still, or that is no task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pipelines.contract.metrics import MLM_LOSS
+from training.pretraining.alarms import Alarms
+
+NSP_STEPS = 2_000
+NSP_TOLERANCE = 0.01
+NSP_PERFECT_OBSERVATIONS = 3
+MLM_STEPS = 5_000
+MLM_PLATEAU = 6.0
+"""Near this loss, in nats, lies a model that knows the frequencies of a 30,522-entry vocabulary and nothing else."""
+MLM_PROGRESS = 0.02
+POOLER_GRADIENT = "pooler_gradient"
+POOLER_OBSERVATIONS = 3
+
+
+class BertAlarms(Alarms):
+    """Watches masked LM, next sentence and what connects the latter with the encoder."""
+
+    def __init__(self, num_warmup_steps: int) -> None:
+        """`num_warmup_steps`: until they are over, a loss that stands still is no sign."""
+        super().__init__(MLM_LOSS)
+        self._num_warmup_steps = num_warmup_steps
+        self._nsp_since: int | None = None
+        self._nsp_perfect = 0
+        self._mlm_best, self._mlm_step = math.inf, 0
+        self._pooler_zeros = 0
+
+    def rules(self, step: int, metrics: Mapping[str, float]) -> dict[str, str]:
+        """All rules, of any of `nsp_loss`, `nsp_accuracy`, `mlm_loss`, POOLER_GRADIENT and `tokens_per_second`."""
+        return {
+            "nsp": self._nsp_stands(step, metrics),
+            "nsp_perfect": self._nsp_is_perfect(metrics),
+            "mlm": self._mlm_stands(step, metrics),
+            "pooler": self._pooler_is_still(metrics),
+            **super().rules(step, metrics),
+        }
+
+    def _nsp_stands(self, step: int, metrics: Mapping[str, float]) -> str:
+        if "nsp_loss" not in metrics or step <= self._num_warmup_steps:
+            return ""
+        if abs(metrics["nsp_loss"] - math.log(2)) > NSP_TOLERANCE:
+            self._nsp_since = None
+            return ""
+        if self._nsp_since is None:
+            self._nsp_since = step
+        steps = step - self._nsp_since
+        if steps < NSP_STEPS:
+            return ""
+        return (
+            f"NSP loss has stayed at 0.69 for {steps:,} steps, which is guessing: sequences may be too short to tell "
+            "documents apart, the learning rate too high, or the pooler cut off from the loss"
+        )
+
+    def _nsp_is_perfect(self, metrics: Mapping[str, float]) -> str:
+        if "nsp_accuracy" not in metrics:
+            return ""
+        self._nsp_perfect = self._nsp_perfect + 1 if metrics["nsp_accuracy"] == 1.0 else 0
+        if self._nsp_perfect < NSP_PERFECT_OBSERVATIONS:
+            return ""
+        return (
+            f"NSP accuracy has been 1.0 in {self._nsp_perfect} lines in a row: the labels may all be equal, which "
+            "teaches nothing; look at random_next_share in the examples' manifest, and give documents more files, or "
+            "fewer documents.num_shards"
+        )
+
+    def _mlm_stands(self, step: int, metrics: Mapping[str, float]) -> str:
+        loss = metrics.get("mlm_loss")
+        if loss is None:
+            return ""
+        if loss < self._mlm_best - MLM_PROGRESS or step <= self._num_warmup_steps:
+            self._mlm_best, self._mlm_step = min(loss, self._mlm_best), step
+        steps = step - self._mlm_step
+        if steps < MLM_STEPS or self._mlm_best < MLM_PLATEAU:
+            return ""
+        return (
+            f"MLM loss has not fallen below {self._mlm_best:.2f} for {steps:,} steps: the model knows how frequent "
+            "words are and nothing else; the learning rate may be too high or too low, or the warm-up too short"
+        )
+
+    def _pooler_is_still(self, metrics: Mapping[str, float]) -> str:
+        if POOLER_GRADIENT not in metrics:
+            return ""
+        self._pooler_zeros = self._pooler_zeros + 1 if metrics[POOLER_GRADIENT] == 0.0 else 0
+        if self._pooler_zeros < POOLER_OBSERVATIONS:
+            return ""
+        return "pooler gradient is zero: nothing that the next-sentence task learns reaches the encoder"

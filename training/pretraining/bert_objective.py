@@ -1,0 +1,173 @@
+"""BERT's objective: masked LM and next sentence, or masked LM alone where the examples have no pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.contract import storage
+from pipelines.contract.metrics import BERT_METRICS, MASKED_LM_METRICS
+from pipelines.contract.workspace import DOCUMENTS, length_directory, vocabulary_size
+from training.bert.heads import BertForPreTraining, PreTrainingOutput
+from training.bert.huggingface import huggingface_config, write_model
+from training.bert.losses import MLM_DENOMINATOR_EPS
+from training.bert.modeling import compile_layers, initialize_weights, parameter_count
+from training.data.arrow_examples import ArrowExamples
+from training.data.batches import MicroBatch, StepBatch
+from training.engine.processes import Processes
+from training.pretraining.bert_alarms import POOLER_GRADIENT, BertAlarms
+from training.pretraining.objective import Forward, Objective, Say, Tally
+from training.pretraining.unigram_baseline import UnigramBaseline, baseline_warning, unigram_baseline
+from training.resuming.progress import Progress
+from training.settings.fidelity import deviations, in_words
+from training.stages.pretraining import PretrainingInputs, verify_inputs
+from training.tokenizing.checks import require_same_tokenizer
+
+MASKED_LM_SUMS = ("mlm_loss", "mlm_correct", "masked")
+_SUMS = (*MASKED_LM_SUMS, "nsp_loss", "nsp_correct", "pairs")
+
+
+class BertObjective(Objective):
+    """The objective of the paper; whether there is a next-sentence task is decided by the examples."""
+
+    def __init__(self, inputs: PretrainingInputs) -> None:
+        self.inputs: PretrainingInputs = inputs
+        self.settings, self.model = inputs.pretraining, inputs.model
+        self.vocab_size = vocabulary_size(inputs.vocabulary_directory)
+        self.next_sentence = inputs.next_sentence
+        self.sums = _SUMS
+        self.metrics = BERT_METRICS if self.next_sentence else MASKED_LM_METRICS
+        self._deviations = in_words(deviations(inputs.model, inputs.pretraining, inputs.examples.config))
+        with torch.device("meta"):
+            model = BertForPreTraining(self.model, self.vocab_size, self.next_sentence)
+        self.num_parameters, self._architecture = parameter_count(model), model.architecture
+
+    def check(self) -> None:
+        verify_inputs(self.inputs)
+        self._require_same_tokenizer(self.inputs.vocabulary_directory)
+
+    def build(self) -> BertForPreTraining:
+        model = BertForPreTraining(self.model, self.vocab_size, self.next_sentence)
+        initialize_weights(model, self.model.initializer_range, self.settings.seed)
+        model.bert.encoder.activation_checkpointing = self.settings.activation_checkpointing
+        if self.settings.compile:
+            compile_layers(model.bert)
+        return model
+
+    def learn(self, engine: Forward, batch: MicroBatch, step: StepBatch) -> tuple[torch.Tensor, Tally]:
+        output = output_of(engine, batch)
+        loss = pretraining_loss(
+            output.mlm_loss_sum, output.nsp_loss_sum, step.global_masked_tokens, step.global_sequences
+        )
+        return loss, self._tally(output, batch)
+
+    def measure(self, engine: Forward, batch: MicroBatch) -> Tally:
+        return self._tally(output_of(engine, batch), batch)
+
+    def _tally(self, output: PreTrainingOutput, batch: MicroBatch) -> Tally:
+        sums = masked_lm_sums(output.mlm_loss_sum, output.mlm_correct, batch)
+        if output.nsp_loss_sum is not None and output.nsp_correct is not None:
+            pairs = batch.sequences.num_sequences
+            sums |= {"nsp_loss": output.nsp_loss_sum, "nsp_correct": output.nsp_correct, "pairs": pairs}
+        return Tally.of(self.sums, sums, output.mlm_loss_sum.device)
+
+    def means(self, tally: Tally) -> dict[str, float]:
+        metrics = masked_lm_means(tally)
+        metrics["loss"] = metrics["mlm_loss"]
+        if pairs := tally["pairs"]:
+            nsp_loss = tally["nsp_loss"] / pairs
+            metrics["loss"] = metrics["mlm_loss"] + nsp_loss
+            metrics |= {"nsp_loss": nsp_loss, "nsp_accuracy": tally["nsp_correct"] / pairs}
+        return metrics
+
+    def alarms(self) -> BertAlarms:
+        return BertAlarms(self.settings.num_warmup_steps)
+
+    def introduction(self) -> str:
+        return f"deviations from BERT: {self._deviations}"
+
+    def tracked(self) -> Mapping[str, str]:
+        return {"deviations_from_bert": self._deviations}
+
+    def watched(self, model: nn.Module) -> Mapping[str, torch.Tensor]:
+        assert isinstance(model, BertForPreTraining)
+        pooler = model.bert.pooler
+        return {} if pooler is None else {POOLER_GRADIENT: pooler.dense.weight}
+
+    def export(self, directory: str, state: Mapping[str, torch.Tensor]) -> list[str]:
+        config = huggingface_config(self.model, self.vocab_size, self._architecture)
+        names = write_model(directory, state, config, self.inputs.vocabulary_directory)
+        self._require_same_tokenizer(directory)
+        return names
+
+    def statistics(self, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
+        baseline = self._unigram_baseline()
+        warning = baseline_warning(after["mlm_loss"], baseline.loss) if after and baseline else None
+        if warning:
+            say(f"WARNING: {warning}")
+        return {
+            **progress.statistics,
+            "heldout_after": after,
+            "parameters": self.num_parameters,
+            "deviations": self._deviations,
+            "unigram_baseline": baseline._asdict() if baseline else {},
+            "warnings": [warning] if warning else [],
+        }
+
+    def _require_same_tokenizer(self, directory: str) -> None:
+        """Check that a directory's tokenizer gives the ids of the examples, on a sample of the corpus."""
+        inputs = self.inputs
+        documents = storage.join(inputs.workspace, DOCUMENTS)
+        require_same_tokenizer(directory, inputs.vocabulary_directory, inputs.examples_directory, documents)
+
+    def _unigram_baseline(self) -> UnigramBaseline | None:
+        """Held-out masked-LM scores of a model that knows only how frequent each token is."""
+        inputs, length = self.inputs, self.settings.phases[-1].max_seq_length
+        if not inputs.examples.files_of("heldout", length_directory(length)):
+            return None
+        train, heldout = (
+            ArrowExamples(inputs.examples_directory, inputs.examples, split, length) for split in ("train", "heldout")
+        )
+        return unigram_baseline(train, heldout, self.settings.eval_examples)
+
+
+def open_bert(inputs: PretrainingInputs, _processes: Processes) -> BertObjective:
+    """The objective of a pre-training run."""
+    return BertObjective(inputs)
+
+
+def pretraining_loss(
+    mlm_loss_sum: torch.Tensor, nsp_loss_sum: torch.Tensor | None, masked_tokens: int, sequences: int
+) -> torch.Tensor:
+    """Plain sum of both losses over a batch: sum / (n + 1e-5) for masked-LM, the mean for next-sentence if there is it.
+
+    `masked_tokens` and `sequences` count the whole global batch, so that the parts which ranks and micro-batches
+    contribute add up to the same loss however the batch is cut.
+    """
+    mlm_loss = mlm_loss_sum / (masked_tokens + MLM_DENOMINATOR_EPS)
+    return mlm_loss if nsp_loss_sum is None else mlm_loss + nsp_loss_sum / sequences
+
+
+def masked_lm_sums(loss_sum: torch.Tensor, correct: torch.Tensor, batch: MicroBatch) -> dict[str, torch.Tensor | float]:
+    """MASKED_LM_SUMS of a micro-batch."""
+    return {"mlm_loss": loss_sum, "mlm_correct": correct, "masked": len(batch.masked_lm_ids_M)}
+
+
+def masked_lm_means(tally: Tally) -> dict[str, float]:
+    """Loss, accuracy and perplexity at masked tokens, from a tally with MASKED_LM_SUMS."""
+    masked = tally["masked"]
+    loss = tally["mlm_loss"] / (masked + MLM_DENOMINATOR_EPS)
+    accuracy = tally["mlm_correct"] / max(masked, 1.0)
+    return {"mlm_loss": loss, "mlm_accuracy": accuracy, "mlm_perplexity": math.exp(min(loss, 700.0))}
+
+
+def output_of(engine: Forward, batch: MicroBatch) -> PreTrainingOutput:
+    """Forward pass of a micro-batch."""
+    output: PreTrainingOutput = engine(
+        batch.sequences, batch.masked_lm_positions_M, batch.masked_lm_ids_M, batch.next_sentence_label_B
+    )
+    return output

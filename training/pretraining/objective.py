@@ -1,0 +1,180 @@
+"""What a run of the training loop learns: an objective, and the named sums in which it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from pipelines.contract.manifest import Manifest, StageKey
+from pipelines.contract.metrics import LOSS, Metric
+from pipelines.contract.recipe import Recipe
+from training.bert.flops import step_flops
+from training.data.batches import MicroBatch, StepBatch
+from training.engine.processes import Processes
+from training.pretraining.alarms import Alarms
+from training.resuming.progress import Progress
+from training.settings.model import ModelConfig
+from training.settings.pretraining import PretrainingConfig
+
+Say = Callable[[str], None]
+Forward = Callable[..., Any]
+"""A model, or the engine that runs it."""
+
+
+class Tally:
+    """Named sums over rows, [names] float64: they add up, and all ranks reduce them at once."""
+
+    def __init__(self, names: tuple[str, ...], values: torch.Tensor) -> None:
+        self.names, self._values = names, values
+
+    @classmethod
+    def of(
+        cls,
+        names: tuple[str, ...],
+        sums: Mapping[str, torch.Tensor | float] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tally:
+        """A tally of these sums; those that are not given are 0."""
+        values = torch.zeros(len(names), dtype=torch.float64, device=device)
+        for name, value in (sums or {}).items():
+            values[names.index(name)] = value.detach() if isinstance(value, torch.Tensor) else value
+        return cls(names, values)
+
+    def __add__(self, other: Tally) -> Tally:
+        assert self.names == other.names, (self.names, other.names)
+        return Tally(self.names, self._values + other._values)
+
+    def __getitem__(self, name: str) -> float:
+        return float(self._values[self.names.index(name)])
+
+    def reduced(self, processes: Processes, *flags: bool) -> tuple[Tally, tuple[int, ...]]:
+        """The sums over all ranks, on the CPU, and on how many of them each flag holds; one all-reduce for all."""
+        own = torch.tensor(flags, dtype=torch.float64, device=self._values.device)
+        values = processes.sum(torch.cat([self._values, own])).cpu()
+        count = len(self.names)
+        return Tally(self.names, values[:count]), tuple(int(value) for value in values[count:].tolist())
+
+
+class StageInputs(Protocol):
+    """What the loop has to know of the stage that it trains; training/stages has one for each."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def workspace(self) -> str: ...
+    @property
+    def directory(self) -> str: ...
+    @property
+    def key(self) -> StageKey: ...
+    @property
+    def examples(self) -> Manifest: ...
+    @property
+    def examples_directory(self) -> str: ...
+    @property
+    def tokenizer_directory(self) -> str:
+        """Whose vocabulary the examples were made with, and the trained encoder gets."""
+        ...
+
+
+class Objective(Protocol):
+    """What a run learns. The loop has steps, evaluations, checkpoints and returns to them; the rest is here.
+
+    inputs: the stage. settings: the loop's, whatever section they come from. model, vocab_size, num_parameters: of what
+    is trained. sums: names of every tally. metrics: what `means` gives, first the one that models are judged by.
+    """
+
+    inputs: StageInputs
+    settings: PretrainingConfig
+    model: ModelConfig
+    vocab_size: int
+    num_parameters: int
+    sums: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+
+    def check(self) -> None:
+        """Look at all that the run will read; called on rank 0 before anything is written.
+
+        Raises:
+            InputError: something is missing, damaged, or does not fit.
+        """
+        ...
+
+    def build(self) -> nn.Module:
+        """The model with its first weights; again for each engine, and equal each time."""
+        ...
+
+    def learn(self, engine: Forward, batch: MicroBatch, step: StepBatch) -> tuple[torch.Tensor, Tally]:
+        """A micro-batch's part of the step's loss, and its sums.
+
+        The parts of all ranks and micro-batches add up to the loss of the global batch, so they are divided by the
+        counts of `step`.
+        """
+        ...
+
+    def measure(self, engine: Forward, batch: MicroBatch) -> Tally:
+        """Sums over held-out rows."""
+        ...
+
+    def means(self, tally: Tally) -> dict[str, float]:
+        """The metrics of a tally that has terms for them; after `learn`, `loss` is one of them."""
+        ...
+
+    def export(self, directory: str, state: Mapping[str, torch.Tensor]) -> list[str]:
+        """Write the finished encoder; returns the names of its files below the directory."""
+        ...
+
+    def statistics(self, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
+        """What the manifest states besides counts and metrics; called when the encoder is written.
+
+        Args:
+            progress: at the end.
+            after: held-out metrics of the finished model; empty where nothing was held out.
+            say: shows a line.
+        """
+        ...
+
+    def alarms(self) -> Alarms:
+        """What watches the progress lines."""
+        return Alarms(LOSS)
+
+    def introduction(self) -> str:
+        """A line that is shown when a run starts; empty for none."""
+        return ""
+
+    def tracked(self) -> Mapping[str, str]:
+        """What MLflow gets of the run as parameters."""
+        return {}
+
+    def references(self) -> Mapping[str, Callable[[MicroBatch], Tally]]:
+        """What the model is compared with on held-out rows, by the name of its scores in the statistics."""
+        return {}
+
+    def watched(self, _model: nn.Module) -> Mapping[str, torch.Tensor]:
+        """Parameters whose largest gradient belongs to each progress line, by its name there."""
+        return {}
+
+    def order_stream(self, phase: int) -> str:
+        """Keys the order of a phase's samples, together with the seed."""
+        return f"phase{phase}"
+
+    def restored(self, progress: Progress) -> Progress:
+        """What an earlier release stored in a checkpoint, as this one reads it."""
+        return progress
+
+    def flops(self, step: StepBatch) -> float:
+        """Floating-point operations of a step, forward and backward."""
+        tokens, masked_tokens = step.global_tokens, step.global_masked_tokens
+        return step_flops(self.model, self.vocab_size, tokens, step.global_squared_tokens, masked_tokens)
+
+    def in_words(self, metrics: Mapping[str, float]) -> str:
+        """Metrics for a progress line: the loss, and those that are no losses."""
+        shown = (LOSS, *(metric for metric in self.metrics if metric.unit != "nats"))
+        return ", ".join(shown_metric(each, metrics[each.name]) for each in shown if each.name in metrics)
+
+
+def shown_metric(metric: Metric, value: float) -> str:
+    """A metric with its label, such as `MLM accuracy 0.1234`."""
+    return f"{metric.label} {value:.1f}" if metric.unit == "number" else f"{metric.label} {value:.4f}"

@@ -1,0 +1,102 @@
+"""What a run reads: the batches of its steps, and the held-out rows of its evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from pipelines.contract import storage
+from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import Split
+from pipelines.contract.workspace import VOCABULARY_NAME, length_directory
+from training.bert.attention import flash_attention_applies
+from training.data.arrow_examples import ArrowExamples
+from training.data.batches import MicroBatch
+from training.data.dynamic_masking import DynamicMasking, masking_of
+from training.data.ordering import GlobalOrder
+from training.data.step_reader import Deal, StepReader, heldout_batches
+from training.engine.precision import TORCH_TYPES, resolved_precision
+from training.engine.processes import Processes
+from training.pretraining.objective import Objective, Tally
+from training.settings.pretraining import PhaseConfig
+
+
+class RowFeed:
+    """Reads the examples of a stage for one rank, as the objective's settings say."""
+
+    def __init__(self, objective: Objective, processes: Processes) -> None:
+        self._objective, self._processes = objective, processes
+        self._inputs, self._config = objective.inputs, objective.settings
+        dtype = TORCH_TYPES[resolved_precision(self._config.precision, processes.device)]
+        dropout = objective.model.attention_probs_dropout_prob
+        self._with_plan = not flash_attention_applies(processes.device.type, dtype, dropout)
+
+    def require_rows(self) -> None:
+        """Check that each phase has training rows, and that they can be masked as the settings say.
+
+        Raises:
+            InputError: they do not.
+        """
+        for phase in self._config.phases:
+            examples = self.examples("train", phase)
+            if not examples.num_rows:
+                raise InputError(
+                    f"{self._inputs.examples_directory}: no training examples of length {phase.max_seq_length}; "
+                    "give the documents stage more text"
+                )
+            self.masking(examples)
+
+    def share(self, phase: PhaseConfig) -> tuple[int, int]:
+        """Sequences of the largest micro-batch of a rank, and how many micro-batches a step has."""
+        world_size = self._processes.world_size
+        own = -(-phase.full_sequences // world_size)
+        micro_batches = -(-own // (self._config.micro_batch_size or own))
+        if phase.full_sequences < world_size * micro_batches:
+            raise InputError(
+                f"{self._inputs.recipe.path}: {self._inputs.key.stage}: a step of {phase.full_sequences} full "
+                f"sequences (global_batch_size, global_batch_tokens) is too small for {world_size} ranks with "
+                f"{micro_batches} micro-batches each; raise it, or use fewer ranks"
+            )
+        return -(-own // micro_batches), micro_batches
+
+    def deal(self, micro_batches: int = 1) -> Deal:
+        """How rows are shared out among the ranks."""
+        processes = self._processes
+        return Deal(processes.rank, processes.world_size, processes.device, self._with_plan, micro_batches)
+
+    def examples(self, split: Split, phase: PhaseConfig) -> ArrowExamples:
+        """The rows of a phase's length."""
+        return ArrowExamples(self._inputs.examples_directory, self._inputs.examples, split, phase.max_seq_length)
+
+    def masking(self, examples: ArrowExamples) -> DynamicMasking | None:
+        """How masks are drawn at reading; None takes them as written."""
+        vocabulary_uri = storage.join(self._inputs.tokenizer_directory, VOCABULARY_NAME)
+        tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
+        return masking_of(examples.metadata, tokens, always=self._config.masking == "dynamic")
+
+    def reader(self, phase_number: int) -> StepReader:
+        """The training rows of a phase, in their order."""
+        phase = self._config.phases[phase_number]
+        examples = self.examples("train", phase)
+        return StepReader(
+            examples,
+            GlobalOrder(examples.num_rows, self._config.seed, self._objective.order_stream(phase_number)),
+            phase.global_batch_size if phase.global_batch_tokens is None else None,
+            self.deal(self.share(phase)[1]),
+            global_batch_tokens=phase.global_batch_tokens,
+            masking=self.masking(examples),
+        )
+
+    def heldout(self, measure: Callable[[MicroBatch], Tally], phase: PhaseConfig) -> dict[str, float]:
+        """Metrics of the first held-out rows, shared among the ranks; equal on every rank, empty without rows."""
+        files = self._inputs.examples.files_of("heldout", length_directory(phase.max_seq_length))
+        if not sum(file.rows for file in files):
+            return {}
+        examples, device = self.examples("heldout", phase), self._processes.device
+        size, most = self.share(phase)[0], self._config.eval_examples
+        tally = Tally.of(self._objective.sums, device=device)
+        with torch.no_grad():
+            for batch in heldout_batches(examples, most, size, self.deal(), self.masking(examples)):
+                tally += measure(batch.to(device))
+        return self._objective.means(tally.reduced(self._processes)[0])

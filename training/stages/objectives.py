@@ -1,0 +1,35 @@
+"""What trains by the loop of training/pretraining/run.py: one row for each stage. Must not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pipelines.contract.recipe import Recipe
+from pipelines.contract.workspace import DISTILLATION, PRETRAINING
+from training.stages.distillation import DistillationInputs, distillation_inputs
+from training.stages.pretraining import PretrainingInputs, pretraining_inputs
+from training.stages.sections import DistillationSections, PretrainingSections
+
+
+class ObjectiveRow(NamedTuple):
+    """How a stage gets from a recipe to its objective."""
+
+    inputs: Callable[[Recipe], PretrainingInputs | DistillationInputs]
+    opener: str
+    """`module:function`, which makes the objective from inputs and processes; loaded when there is work to do."""
+
+
+def _pretraining(recipe: Recipe) -> PretrainingInputs:
+    return pretraining_inputs(PretrainingSections.of(recipe))
+
+
+def _distillation(recipe: Recipe) -> DistillationInputs:
+    return distillation_inputs(DistillationSections.of(recipe))
+
+
+OBJECTIVES = {
+    PRETRAINING: ObjectiveRow(_pretraining, "training.pretraining.bert_objective:open_bert"),
+    DISTILLATION: ObjectiveRow(_distillation, "training.distillation.objective:open_distillation"),
+}
+"""A new objective is its own file, a row here, and a command with its section of the recipe."""
