@@ -27,6 +27,7 @@ from pipelines.contract.statistics import (
     TrialStatistics,
     VocabularyStatistics,
 )
+from pipelines.contract.training_statistics import DistillationStatistics, PretrainingStatistics, TrainingStatistics
 from pipelines.contract.workspace import (
     BUILDING_SUFFIX,
     CHECKPOINT_PREFIX,
@@ -229,6 +230,12 @@ def _trials(workspace: str) -> list[str]:
     return sorted(found - {""})
 
 
+_TRAINED: dict[str, type[TrainingStatistics]] = {
+    PRETRAINING: PretrainingStatistics,
+    DISTILLATION: DistillationStatistics,
+}
+
+
 def _outcome(name: str, manifest: Manifest) -> str:
     """What a person would ask of a finished stage first; where another version wrote its statistics, that it did."""
     try:
@@ -238,7 +245,6 @@ def _outcome(name: str, manifest: Manifest) -> str:
 
 
 def _stated_outcome(name: str, manifest: Manifest) -> str:
-    statistics = manifest.statistics
     if name == DOCUMENTS:
         documents = manifest.statistics_as(DocumentsStatistics)
         parts = [f"{documents.documents_kept:,} documents", f"{documents.characters:,} characters"]
@@ -247,20 +253,16 @@ def _stated_outcome(name: str, manifest: Manifest) -> str:
     elif name == EXAMPLES:
         lengths = manifest.statistics_as(ExamplesStatistics).lengths
         parts = [f"{values.examples:,} of length {length}" for length, values in lengths.items()]
-    elif name == DISTILLATION:
-        parts = [_counted(statistics, "steps", "steps"), _counted(statistics, "tokens", "tokens")]
-    elif name == PRETRAINING:
-        accuracy = statistics.get("heldout_after", {}).get("mlm_accuracy")
-        parts = [_counted(statistics, "steps", "steps"), _counted(statistics, "tokens", "tokens")]
-        parts += [f"held-out MLM accuracy {accuracy:.3f}"] if accuracy is not None else []
+    elif name in _TRAINED:
+        trained = manifest.statistics_as(_TRAINED[name])
+        metric, score = trained.judged_by, trained.heldout.get(trained.judged_by.name)
+        parts = [f"{trained.steps:,} steps"] if trained.steps is not None else []
+        parts += [f"{trained.tokens:,} tokens"] if trained.tokens is not None else []
+        parts += [f"held-out {metric.label} {score:.3f}"] if score is not None else []
     else:
         trial = manifest.statistics_as(TrialStatistics)
         parts = [f"{trial.metric} {trial.score:.3f}"]
     return ", ".join(part for part in parts if part)
-
-
-def _counted(statistics: Mapping[str, Any], key: str, unit: str) -> str:
-    return f"{statistics[key]:,} {unit}" if key in statistics else ""
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flows.parameters.tracking_config import TrackingConfig
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 METRIC_TAG, SCORE_TAG = "clozeworks.metric", "clozeworks.score"
 CHANCE_TAG = "clozeworks.chance_score"
+DIRECTION_TAG, LESS_IS_BETTER = "clozeworks.metric.better", "less"
 DATA_TAG, VOCABULARY_TAG = "clozeworks.evaluation_data", "clozeworks.evaluation_vocabulary"
 
 _ROUNDING = 1e-9
@@ -25,10 +26,11 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a version is, where more is better, and on what data: its digest.
+    """How good a version is, and on what data: its digest.
 
     vocabulary: digest of the one that the score depends on, where it does; predictions of other entries are another
     task. None elsewhere. chance: the score of one that learnt nothing, such as the best answer that is always the same.
+    more_is_better: is a higher score the better one? shown_as: the metric's label for people, where it has one.
     """
 
     metric: str
@@ -36,6 +38,17 @@ class Evaluation:
     data: str
     vocabulary: str | None = None
     chance: float = 0.0
+    more_is_better: bool = True
+    shown_as: str = field(default="", compare=False)
+
+    @property
+    def label(self) -> str:
+        """The metric for people."""
+        return self.shown_as or self.metric.replace("_", " ")
+
+    def better_by(self, other: float) -> float:
+        """By how much this score is better than another one; below 0 where it is worse."""
+        return self.score - other if self.more_is_better else other - self.score
 
     def tags(self) -> dict[str, str]:
         """What a version says of it."""
@@ -45,6 +58,8 @@ class Evaluation:
             CHANCE_TAG: repr(self.chance),
             DATA_TAG: self.data,
         }
+        if not self.more_is_better:
+            tags |= {DIRECTION_TAG: LESS_IS_BETTER}
         return tags if self.vocabulary is None else tags | {VOCABULARY_TAG: self.vocabulary}
 
 
@@ -54,7 +69,9 @@ def evaluation_of(version: ModelVersion) -> Evaluation | None:
     if not {METRIC_TAG, SCORE_TAG, DATA_TAG} <= tags.keys():
         return None
     chance = float(tags.get(CHANCE_TAG, "0"))
-    return Evaluation(tags[METRIC_TAG], float(tags[SCORE_TAG]), tags[DATA_TAG], tags.get(VOCABULARY_TAG), chance)
+    more_is_better = tags.get(DIRECTION_TAG) != LESS_IS_BETTER
+    score, data = float(tags[SCORE_TAG]), tags[DATA_TAG]
+    return Evaluation(tags[METRIC_TAG], score, data, tags.get(VOCABULARY_TAG), chance, more_is_better)
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,7 @@ def judge(contest: Contest) -> Verdict:
     challenger, champion = contest.challenger, contest.champion
     if not math.isfinite(champion.score):
         return Verdict(True, f"{challenger.metric} {challenger.score:.4f}, and the champion's score is not finite")
-    difference, margin = challenger.score - champion.score, contest.settings.promotion_margin
+    difference, margin = challenger.better_by(champion.score), contest.settings.promotion_margin
     return Verdict(True, f"{contest.compared()}: better by {difference:.4f}, and the margin is {margin:g}")
 
 
@@ -137,10 +154,11 @@ def _is_not_finite(contest: Contest) -> str | None:
 
 def _learnt_nothing(contest: Contest) -> str | None:
     metric, score, chance = contest.challenger.metric, contest.challenger.score, contest.challenger.chance
-    if _exceeds(score - chance, margin := contest.settings.chance_margin):
+    difference, margin = contest.challenger.better_by(chance), contest.settings.chance_margin
+    if _exceeds(difference, margin):
         return None
     return (
-        f"{metric} {score:.4f} against {chance:.4f} by chance: {score - chance:+.4f} does not reach the margin of "
+        f"{metric} {score:.4f} against {chance:.4f} by chance: {difference:+.4f} does not reach the margin of "
         f"{margin:g} (tracking.chance_margin)"
     )
 
@@ -168,7 +186,8 @@ def _has_other_data(contest: Contest) -> str | None:
 
 
 def _is_not_better(contest: Contest) -> str | None:
-    difference, margin = contest.challenger.score - contest.champion.score, contest.settings.promotion_margin
+    difference = contest.challenger.better_by(contest.champion.score)
+    margin = contest.settings.promotion_margin
     if not math.isfinite(contest.champion.score) or _exceeds(difference, margin):
         return None
     return f"{contest.compared()}: {difference:+.4f} does not reach the margin of {margin:g}"

@@ -10,10 +10,9 @@ from flows.registry.criteria import Evaluation
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, digest_of, read_manifest
 from pipelines.contract.statistics import TrialStatistics
+from pipelines.contract.training_statistics import DistillationStatistics, PretrainingStatistics, TrainingStatistics
 from pipelines.contract.workspace import EXAMPLES, FINETUNING, VOCABULARY, length_directory
 from training.stages.finetuning import data_folder
-
-MLM_ACCURACY = "mlm_accuracy"
 
 
 def finetuned_evaluation(whole: WholeRecipe, task: str, manifest: Manifest) -> Evaluation | None:
@@ -34,22 +33,26 @@ def dev_files(whole: WholeRecipe, task: str) -> list[str]:
 
 
 def encoder_evaluation(whole: WholeRecipe, manifest: Manifest) -> Evaluation | None:
-    """Accuracy of a pre-trained encoder at held-out masked tokens."""
+    """A pre-trained encoder on held-out examples, by the metric that its objective is judged by."""
     pretraining = whole.pretraining
     heldout = {"max_seq_length": pretraining.phases[-1].max_seq_length, "masking": pretraining.masking}
-    before, after = (manifest.statistics.get(f"heldout_{when}") or {} for when in ("before", "after"))
+    trained = manifest.statistics_as(PretrainingStatistics)
+    metric = trained.judged_by
+    before = trained.heldout_before.get(metric.name, 0.0)
     # What it scored before training, or what the commonest token as the only answer scores: the better of the two.
-    constant = (manifest.statistics.get("unigram_baseline") or {}).get("accuracy", 0.0)
-    chance = max(float(before.get(MLM_ACCURACY, 0.0)), float(constant))
-    return _heldout_evaluation(whole, chance, after, {**heldout, "eval_examples": pretraining.eval_examples})
+    constant = trained.unigram_baseline.get("accuracy", 0.0) if metric.unit == "share" else before
+    chance = max(before, constant) if metric.more_is_better else min(before, constant)
+    return _heldout_evaluation(whole, chance, trained, {**heldout, "eval_examples": pretraining.eval_examples})
 
 
 def distilled_evaluation(whole: WholeRecipe, manifest: Manifest, eval_examples: int) -> Evaluation | None:
-    """Accuracy of a student at held-out masked tokens."""
+    """A student on held-out examples, by the metric that its objective is judged by."""
     heldout = {name: manifest.config.get(name) for name in ("max_seq_length", "masking")}
-    after = manifest.statistics.get("student", {}).get("heldout") or {}
-    # Its own scores before are no chance: it begins with layers of its teacher.
-    return _heldout_evaluation(whole, 0.0, after, {**heldout, "eval_examples": eval_examples})
+    trained = manifest.statistics_as(DistillationStatistics)
+    metric = trained.judged_by
+    # Its own scores before are no chance, where there is another bound: it begins with layers of its teacher.
+    chance = 0.0 if metric.more_is_better else trained.heldout_before.get(metric.name, 0.0)
+    return _heldout_evaluation(whole, chance, trained, {**heldout, "eval_examples": eval_examples})
 
 
 def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str) -> str:
@@ -62,25 +65,25 @@ def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str)
     of_rows = "" if rows is None else f", {rows:,} rows"
     seed = manifest.config.get("seed", config.get("seed"))
     of_seed = "" if seed is None else f", seed {seed}"
-    metric = evaluation.metric.replace("_", " ")
     return (
-        f"Score: {metric} {evaluation.score:.4f} on {data} (digest {evaluation.data[:12]}){of_rows}{of_seed}; "
-        f"chance gives {evaluation.chance:.4f}."
+        f"Score: {evaluation.label} {evaluation.score:.4f} on {data} "
+        f"(digest {evaluation.data[:12]}){of_rows}{of_seed}; chance gives {evaluation.chance:.4f}."
     )
 
 
 def _heldout_evaluation(
-    whole: WholeRecipe, chance: float, after: dict[str, Any], heldout: dict[str, Any]
+    whole: WholeRecipe, chance: float, trained: TrainingStatistics, heldout: dict[str, Any]
 ) -> Evaluation | None:
     """None without a score, or where the held-out examples lie elsewhere."""
     examples = read_manifest(storage.join(whole.run.workspace, EXAMPLES))
-    if examples is None or MLM_ACCURACY not in after:
+    metric, after = trained.judged_by, trained.heldout
+    if examples is None or metric.name not in after:
         return None
     files = examples.files_of("heldout", length_directory(heldout["max_seq_length"]))
     if not files:
         return None
     data = digest_of({**heldout, "files": [file.sha256 for file in files]})
     # A loss that diverged says more than the accuracy beside it.
-    numbers = [value for value in after.values() if isinstance(value, (int, float))]
-    score = float(after[MLM_ACCURACY]) if all(map(math.isfinite, numbers)) else math.nan
-    return Evaluation(MLM_ACCURACY, score, data, examples.inputs.get(VOCABULARY, ""), chance)
+    score = after[metric.name] if all(map(math.isfinite, after.values())) else math.nan
+    vocabulary = examples.inputs.get(VOCABULARY, "")
+    return Evaluation(metric.name, score, data, vocabulary, chance, metric.more_is_better, metric.label)

@@ -11,8 +11,18 @@ from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.logged_models import ModelFiles
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
+from pipelines.contract.metrics import Metric
 from pipelines.contract.statistics import DocumentsStatistics, TrialStatistics, VocabularyStatistics
-from pipelines.contract.workspace import DOCUMENTS, ENCODER_DIRECTORY, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
+from pipelines.contract.training_statistics import PretrainingStatistics, TrainingStatistics
+from pipelines.contract.workspace import (
+    DISTILLATION,
+    DOCUMENTS,
+    ENCODER_DIRECTORY,
+    EXAMPLES,
+    FINETUNING,
+    PRETRAINING,
+    VOCABULARY,
+)
 from training.bert.model_readme import FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from training.settings.glue import MNLI
 from training.tracking.flattening import numbers_of
@@ -113,10 +123,11 @@ def _data_rows(facts: CardFacts) -> list[tuple[str, Any]]:
     if VOCABULARY in facts.origin:
         rows.append(("vocabulary entries", facts.origin[VOCABULARY].statistics_as(VocabularyStatistics).size))
     if PRETRAINING in facts.origin:
-        statistics = facts.origin[PRETRAINING].statistics
-        rows += [(f"pre-training {name}", statistics.get(name)) for name in ("steps", "sequences", "tokens")]
-    counts = {name: value for name, value in facts.manifest.statistics.items() if _is_count(name)}
-    rows += [(name.replace("_", " "), value) for name, value in sorted(counts.items())]
+        trained = facts.origin[PRETRAINING].statistics_as(PretrainingStatistics)
+        counts = {"steps": trained.steps, "sequences": trained.sequences, "tokens": trained.tokens}
+        rows += [(f"pre-training {name}", value) for name, value in counts.items()]
+    own = {name: value for name, value in facts.manifest.statistics.items() if _is_count(name)}
+    rows += [(name.replace("_", " "), value) for name, value in sorted(own.items())]
     rows += [(f"digest of {name}", digest) for name, digest in sorted(facts.manifest.inputs.items())]
     return [(name, value) for name, value in rows if value is not None]
 
@@ -129,7 +140,21 @@ def _score_rows(manifest: Manifest) -> list[tuple[str, Any]]:
     is_trial = manifest.stage == FINETUNING
     rows: list[tuple[str, Any]] = [("chosen by", manifest.statistics_as(TrialStatistics).metric)] if is_trial else []
     scores = {name: value for name, value in manifest.statistics.items() if not _is_count(name) and name != "seconds"}
-    return rows + [(name, f"{value:.6g}") for name, value in sorted(numbers_of(scores).items())]
+    return rows + [(_labelled(manifest, name), f"{value:.6g}") for name, value in sorted(numbers_of(scores).items())]
+
+
+def _labelled(manifest: Manifest, name: str) -> str:
+    """The name of a score, of an encoder's metric with its label, its unit and which way is better."""
+    part_of, _, last = name.rpartition(".")
+    if manifest.stage not in (PRETRAINING, DISTILLATION) or not part_of:
+        return name
+    metrics = manifest.statistics_as(TrainingStatistics).metrics
+    better = (f"{part_of}: {each.label}, {_explained(each)}" for each in metrics if each.name == last)
+    return next(better, name)
+
+
+def _explained(metric: Metric) -> str:
+    return f"{metric.unit}, {'more' if metric.more_is_better else 'less'} is better"
 
 
 def _limits(facts: CardFacts) -> list[str]:

@@ -214,20 +214,20 @@ def _shown_examples(sample: Facts) -> str:
         if dynamic
         else "What the model reads, and beneath each token to predict what stood there. One of the first examples for "
         "each next-sentence label, chosen for having every kind of mask."
-        if sample["next_sentence"]
+        if sample["has_pairs"]
         else "What the model reads, and beneath each token to predict what stood there. Full sentences, no "
         "next-sentence task."
     )
-    bodies = [_example(example, sample["next_sentence"]) for example in shown]
+    bodies = [_example(example, sample["has_pairs"]) for example in shown]
     return "\n".join(["<h3>As the model reads them</h3>", paragraph(how, css="note"), *bodies])
 
 
-def _example(example: Facts, next_sentence: bool) -> str:
+def _example(example: Facts, has_pairs: bool) -> str:
     tokens, start = example["tokens"], example["segment_b_start"]
     length = f"{len(tokens)} tokens"
-    if not next_sentence:
+    if not has_pairs:
         return f'<article><p class="label">{length}</p><div class="segment s1">{_running(tokens)}</div></article>'
-    label = f'<p class="label">{text(_LABELS[example["next_sentence_label"]])}, {length}</p>'
+    label = f'<p class="label">{text(_LABELS[example["is_random_next"]])}, {length}</p>'
     segments = (("A", "s1", tokens[:start]), ("B", "s4", tokens[start:]))
     blocks = [f'<div class="segment {css}"><b>{name}</b>{_running(part)}</div>' for name, css, part in segments]
     return f"<article>{label}{''.join(blocks)}</article>"

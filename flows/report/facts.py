@@ -19,7 +19,9 @@ from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import LOOPBACK
 from pipelines.contract.credentials import redacted
 from pipelines.contract.manifest import Manifest, read_manifest
+from pipelines.contract.metrics import LOSS
 from pipelines.contract.statistics import StageWarnings
+from pipelines.contract.training_statistics import PretrainingStatistics
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
 from training.tracking.flattening import flatten
 
@@ -131,7 +133,9 @@ def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest], 
         return report_samples.example_samples(directories[EXAMPLES], manifests[EXAMPLES], tokens)
 
     def curves() -> Facts:
-        return report_samples.curves(directories[PRETRAINING])
+        metrics = manifests[PRETRAINING].statistics_as(PretrainingStatistics).metrics
+        names = [metric.name for metric in metrics if metric.unit in ("nats", "share") and metric != LOSS]
+        return report_samples.curves(directories[PRETRAINING], [*names, "tokens_per_second"])
 
     parts = (
         ("rejects", DOCUMENTS, rejects),

@@ -18,6 +18,7 @@ from flows.report.manifest_facts import CorpusFacts, TaskFacts
 from flows.report.page import html_page
 from flows.running.outcomes import shown_seconds
 from pipelines.contract import storage
+from pipelines.contract.training_statistics import PretrainingStatistics
 
 JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"
 
@@ -77,20 +78,20 @@ def show(facts: Facts, console: Console) -> None:
 
 
 def _result_rows(facts: Facts) -> list[tuple[str, str]]:
-    corpus, pretraining = CorpusFacts.model_validate(facts["corpus"]), facts["pretraining"]
-    before, after = pretraining.get("heldout_before", {}), pretraining.get("heldout_after", {})
+    corpus = CorpusFacts.model_validate(facts["corpus"])
+    pretraining = PretrainingStatistics.model_validate(facts["pretraining"])
     kept = f"{_count(corpus.documents_kept)} of {_count(corpus.documents_read)} read"
     rows = [
         ("documents", f"{kept}, {_count(corpus.heldout_documents)} held out"),
         ("examples", f"{_count(corpus.examples)} with {_count(corpus.example_tokens)} tokens"),
         ("vocabulary", f"{_count(corpus.vocabulary_size)} of {_count(corpus.distinct_words)} distinct words"),
-        ("encoder", f"{_count(pretraining.get('parameters'))} parameters, {_count(pretraining.get('steps'))} steps"),
-        ("deviations from BERT", pretraining.get("deviations", UNKNOWN)),
+        ("encoder", f"{_count(pretraining.parameters)} parameters, {_count(pretraining.steps)} steps"),
+        ("deviations from BERT", pretraining.deviations or UNKNOWN),
     ]
-    for key, label in (("mlm_accuracy", "MLM accuracy, held out"), ("nsp_accuracy", "NSP accuracy, held out")):
-        if key == "nsp_accuracy" and after and key not in after:
-            continue
-        rows.append((label, f"{_score(before.get(key))} -> {_score(after.get(key))}"))
+    for metric in pretraining.heldout_metrics:
+        if metric.unit == "share":
+            scores = [_score(each.get(metric.name)) for each in (pretraining.heldout_before, pretraining.heldout)]
+            rows.append((f"{metric.label}, held out", " -> ".join(scores)))
     for task in map(TaskFacts.model_validate, facts["tasks"]):
         text = f"{_score(task.pretrained)} pre-trained"
         # Without finetuning.compare_with_random there is no second score.

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pipelines.contract.metrics import Metric
+
 UNKNOWN = "-"
 _STACKED_COLUMNS = 3
 _IN_BLOCKS = "\n\t"
@@ -115,6 +117,13 @@ def large(value: Any) -> str:
 
 def percent(value: Any) -> str:
     return UNKNOWN if value is None else f"{value * 100:.1f}{_SPACE}%"
+
+
+def metric_value(metric: Metric, value: float | None) -> str:
+    """A value of a metric in its unit."""
+    if value is None or metric.unit == "share":
+        return percent(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
 
 
 def score(metric: str | None, value: Any) -> str:

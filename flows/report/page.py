@@ -10,8 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flows.report import data_sections, origin_sections, result_sections
-from flows.report.html import UNKNOWN, count, foreign, large, percent, score, text
+from flows.report.html import UNKNOWN, count, foreign, large, metric_value, score, text
 from flows.report.manifest_facts import TaskFacts
+from pipelines.contract.training_statistics import PretrainingStatistics
 
 Facts = dict[str, Any]
 
@@ -88,23 +89,26 @@ _STYLE = resources.files("flows.report").joinpath("style.css").read_text(encodin
 
 
 def _sentence(facts: Facts) -> str:
-    found, model = facts["pretraining"], facts["model"]
-    if not found:
+    model = facts["model"]
+    if not facts["pretraining"]:
         return "Nothing has been pre-trained in this workspace yet."
-    shape = f"A BERT with {model['num_hidden_layers']} layers and {large(found.get('parameters'))} parameters"
-    amount = f"{large(found.get('tokens'))} tokens in {count(found.get('steps'))} steps"
+    found = PretrainingStatistics.model_validate(facts["pretraining"])
+    shape = f"A BERT with {model['num_hidden_layers']} layers and {large(found.parameters)} parameters"
+    amount = f"{large(found.tokens)} tokens in {count(found.steps)} steps"
     return f"{shape}, pre-trained from raw text on {amount}."
 
 
 def _results(facts: Facts) -> list[Card]:
-    before, after = (facts["pretraining"].get(name, {}) for name in ("heldout_before", "heldout_after"))
+    found = PretrainingStatistics.model_validate(facts["pretraining"])
+    before, after = found.heldout_before, found.heldout
     cards = [
-        Card(label, percent(after[name]), f"{percent(before.get(name))} before training")
-        for name, label in (
-            ("mlm_accuracy", "Masked tokens right, held out"),
-            ("nsp_accuracy", "Next sentence right, held out"),
+        Card(
+            f"{metric.label}, held out",
+            metric_value(metric, after[metric.name]),
+            f"{metric_value(metric, before.get(metric.name))} before training",
         )
-        if name in after
+        for metric in found.metrics
+        if metric.unit == "share" and metric.name in after
     ]
     return cards + [_task_card(task) for task in _headline_tasks(facts)]
 

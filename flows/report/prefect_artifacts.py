@@ -1,19 +1,15 @@
-"""What a run found, as artifacts on Prefect's page: tables, pictures, the report, and links.
+"""What a run found, as artifacts on Prefect's page: tables, the report, and links.
 
-All of it is read from manifests and files of the workspace. Pictures travel inside the artifact (`data:` URIs), so that
-the page shows them wherever the workspace lies and whoever may read it.
+All of it is read from manifests and files of the workspace.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 from prefect.artifacts import (
-    create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_table_artifact,
@@ -29,12 +25,8 @@ from flows.tracking.mlflow_pages import run_page
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.statistics import StageWarnings, TrialStatistics
+from pipelines.contract.training_statistics import PretrainingStatistics
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
-
-MAX_PICTURE_BYTES = 1 << 20
-"""A larger one is left to MLflow: artifacts are rows of Prefect's database."""
-
-_BAR_WIDTH, _GAP, _HEIGHT, _MARGIN = 30, 6, 160, 24
 
 
 @told_to_prefect
@@ -63,24 +55,28 @@ def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
         rows += [
             {"stage": EXAMPLES, "fact": f"{name} of length {length}", "value": value} for name, value in values.items()
         ]
-        key = artifact_key(whole.run.name, "lengths", length)
-        picture = histogram_picture({name.lstrip("0") or "0": count for name, count in facts.length_histogram.items()})
-        create_image_artifact(_data_uri("image/svg+xml", picture.encode()), key, f"Examples by length, up to {length}")
     if rows:
         create_table_artifact(rows, artifact_key(whole.run.name, "corpus"), "Corpus, vocabulary and examples")
 
 
 @told_to_prefect
 def tell_pretraining(whole: WholeRecipe, outcome: FlowOutcome) -> None:
-    """The curves that training has drawn, and held-out metrics before and after."""
-    for stage in outcome.stages:
-        for directory in stage.directories.values():
-            _tell_pictures(whole, directory)
+    """Held-out metrics before and after."""
     manifest = _manifests(outcome).get(PRETRAINING)
     if manifest is None:
         return
-    before, after = (manifest.statistics.get(f"heldout_{when}") or {} for when in ("before", "after"))
-    rows = [{"metric": name, "before": before.get(name), "after": value} for name, value in after.items()]
+    trained = manifest.statistics_as(PretrainingStatistics)
+    rows = [
+        {
+            "metric": metric.label,
+            "unit": metric.unit,
+            "before": trained.heldout_before.get(metric.name),
+            "after": trained.heldout[metric.name],
+            "better": "more" if metric.more_is_better else "less",
+        }
+        for metric in trained.metrics
+        if metric.name in trained.heldout
+    ]
     if rows:
         create_table_artifact(rows, artifact_key(whole.run.name, "heldout"), "Held-out examples")
 
@@ -119,40 +115,6 @@ def tell_report(whole: WholeRecipe, markdown: str, tracking_uri: str, experiment
     if tracking_uri.startswith(("http://", "https://")):
         page = run_page(tracking_uri, experiment_id, run_id)
         create_link_artifact(page, "MLflow run", artifact_key(name, "mlflow"), "Curves, parameters, lineage, models")
-
-
-def histogram_picture(counts: Mapping[str, int]) -> str:
-    """Bars as SVG: one for each count, its label below it and its share above it."""
-    total, highest = sum(counts.values()) or 1, max(counts.values(), default=0) or 1
-    width = len(counts) * (_BAR_WIDTH + _GAP) + _GAP
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{_HEIGHT + 2 * _MARGIN}" '
-        'font-family="sans-serif" font-size="10" text-anchor="middle">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for index, (label, count) in enumerate(counts.items()):
-        left, height = _GAP + index * (_BAR_WIDTH + _GAP), round(_HEIGHT * count / highest, 1)
-        top, middle = _MARGIN + _HEIGHT - height, left + _BAR_WIDTH / 2
-        parts += [
-            f'<rect x="{left}" y="{top}" width="{_BAR_WIDTH}" height="{height}" fill="steelblue"/>',
-            f'<text x="{middle}" y="{top - 4}">{count / total:.0%}</text>',
-            f'<text x="{middle}" y="{_MARGIN + _HEIGHT + 14}">{escape(label)}</text>',
-        ]
-    return "\n".join([*parts, "</svg>"])
-
-
-def _tell_pictures(whole: WholeRecipe, directory: str) -> None:
-    for name in storage.list_files(directory):
-        uri = storage.join(directory, name)
-        if not name.endswith(".png") or "/" in name or (storage.file_size_bytes(uri) or 0) > MAX_PICTURE_BYTES:
-            continue
-        stem = name.removesuffix(".png")
-        address = _data_uri("image/png", storage.read_bytes(uri))
-        create_image_artifact(address, artifact_key(whole.run.name, stem), f"{stem} of {whole.run.name}")
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _manifests(outcome: FlowOutcome) -> dict[str, Manifest]:

@@ -15,8 +15,8 @@ from flows.report.html import (
     foreign,
     joined,
     key,
+    metric_value,
     paragraph,
-    percent,
     problem,
     score,
     table,
@@ -24,12 +24,12 @@ from flows.report.html import (
 )
 from flows.report.manifest_facts import TaskFacts
 from flows.running.outcomes import shown_seconds
+from pipelines.contract.metrics import HELDOUT_PREFIX, LOSS, Metric
+from pipelines.contract.training_statistics import PretrainingStatistics
 
 Facts = dict[str, Any]
 
-_LOSSES = (("mlm_loss", "masked tokens", "s1"),)
-_ACCURACIES = (("mlm_accuracy", "masked tokens", "s1"), ("nsp_accuracy", "next sentence", "s2"))
-_HELDOUT = "heldout_"
+_COLOURS = ("s1", "s2", "s3", "s4")
 
 
 def standard_error(metric: str | None, share: float | None, rows: int | None) -> float | None:
@@ -41,12 +41,16 @@ def standard_error(metric: str | None, share: float | None, rows: int | None) ->
 
 def training(facts: Facts) -> str:
     """Curves of pre-training, held-out scores before and after, phases, deviations from BERT."""
-    found, series = facts["pretraining"], facts["curves"]
-    if not found and not series:
+    series = facts["curves"]
+    if not facts["pretraining"] and not series:
         return ""
+    found = PretrainingStatistics.model_validate(facts["pretraining"])
     bands = _bands(facts["phases"])
-    losses = [] if "problem" in series else _lines(series, _LOSSES)
-    accuracies = [] if "problem" in series else _lines(series, _ACCURACIES)
+    parts = [metric for metric in found.metrics if metric != LOSS]
+    losses, accuracies = (
+        _lines({} if "problem" in series else series, [metric for metric in parts if metric.unit == unit])
+        for unit in ("nats", "share")
+    )
     charts = [
         figure(line_chart("Loss over steps", "step", losses, bands), "Loss", _keys(losses, bands)),
         figure(
@@ -56,7 +60,7 @@ def training(facts: Facts) -> str:
         ),
     ]
     return joined(
-        _model_line(facts),
+        _model_line(facts, found),
         f'<div class="figures">{"".join(charts)}</div>' if any(charts) else "",
         problem(series),
         _phase_table(facts["phases"]),
@@ -74,12 +78,12 @@ def _bands(phases: Sequence[Facts]) -> list[Band]:
     return bands if len(bands) > 1 else []
 
 
-def _lines(series: Mapping[str, Any], names: Sequence[tuple[str, str, str]]) -> list[Line]:
+def _lines(series: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Line]:
     drawn = []
-    for name, label, colour in names:
-        for prefix, words in (("", ""), (_HELDOUT, ", held out")):
-            if points := series.get(prefix + name):
-                drawn.append(Line(label + words, [(x, y) for x, y in points], colour, dotted=bool(prefix)))
+    for metric, colour in zip(metrics, _COLOURS, strict=False):
+        for prefix, words in (("", ""), (HELDOUT_PREFIX, ", held out")):
+            if points := series.get(prefix + metric.name):
+                drawn.append(Line(metric.label + words, [(x, y) for x, y in points], colour, dotted=bool(prefix)))
     return drawn
 
 
@@ -89,16 +93,16 @@ def _keys(lines: Sequence[Line], bands: Sequence[Band]) -> str:
     return "".join(keys) + (f'<span class="key">shaded: {text(shaded)}</span>' if shaded else "")
 
 
-def _model_line(facts: Facts) -> str:
-    found, model = facts["pretraining"], facts["model"]
+def _model_line(facts: Facts, found: PretrainingStatistics) -> str:
+    model = facts["model"]
     parts = [
         f"{model['num_hidden_layers']} layers, hidden size {model['hidden_size']}, "
         f"{model['num_attention_heads']} attention heads"
     ]
-    if found.get("parameters") is not None:
-        parts.append(f"{count(found['parameters'])} parameters")
-    if found.get("world_size") is not None:
-        parts.append("1 rank" if found["world_size"] == 1 else f"{found['world_size']} ranks")
+    if found.parameters is not None:
+        parts.append(f"{count(found.parameters)} parameters")
+    if found.world_size is not None:
+        parts.append("1 rank" if found.world_size == 1 else f"{found.world_size} ranks")
     speed = [] if "problem" in facts["curves"] else facts["curves"].get("tokens_per_second", [])
     if speed:
         parts.append(f"{speed[-1][1]:,.0f} tokens a second at the end")
@@ -116,34 +120,22 @@ def _phase_table(phases: Sequence[Facts]) -> str:
     return table("Phases of pre-training", header, rows, numbers=(1, 2, 3)) if rows else ""
 
 
-def _heldout_table(found: Facts) -> str:
-    before, after = found.get("heldout_before", {}), found.get("heldout_after", {})
-    names = (
-        ("mlm_accuracy", "masked tokens right", percent),
-        ("mlm_perplexity", "perplexity of masked tokens", _figures),
-        ("nsp_accuracy", "next sentence right", percent),
-        ("loss", "loss", _figures),
-    )
-    rows = [
-        (text(label), shown(before.get(name)), shown(after.get(name)))
-        for name, label, shown in names
-        if name in before or name in after
-    ]
-    if not rows:
+def _heldout_table(found: PretrainingStatistics) -> str:
+    scores = (found.heldout_before, found.heldout)
+    if not any(scores):
         return ""
+    rows = [
+        (text(metric.label), *(metric_value(metric, each.get(metric.name)) for each in scores))
+        for metric in found.heldout_metrics
+    ]
     return "<h3>On held-out text</h3>" + table("Held-out scores", ("", "before", "after"), rows, numbers=(1, 2))
 
 
-def _figures(value: Any) -> str:
-    return UNKNOWN if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
-
-
-def _deviations(found: Facts) -> str:
-    deviations = found.get("deviations")
-    if deviations is None:
+def _deviations(found: PretrainingStatistics) -> str:
+    if found.deviations is None:
         return ""
     # Each ends with what BERT has, in brackets.
-    items = "".join(f"<li>{text(item)}</li>" for item in re.split(r"(?<=\)), ", str(deviations)))
+    items = "".join(f"<li>{text(item)}</li>" for item in re.split(r"(?<=\)), ", found.deviations))
     return f"<h3>Deviations from BERT</h3><ul>{items}</ul>"
 
 

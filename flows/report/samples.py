@@ -21,13 +21,13 @@ import pyarrow as pa
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
+from pipelines.contract.metrics import HELDOUT_PREFIX
 from pipelines.contract.schemas import MASK, SPECIAL_TOKENS
 from pipelines.contract.workspace import METRICS_NAME, REJECTS_NAME, VOCABULARY_NAME, length_directory
 
 Facts = dict[str, Any]
 ItemT = TypeVar("ItemT")
 
-CURVES = ("mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "tokens_per_second")
 CONTINUES = "##"
 TEXT_CHARACTERS = 160
 READABLE_LENGTH = 128
@@ -121,7 +121,7 @@ def example_samples(directory: str, manifest: Manifest, tokens: Sequence[str]) -
     return {
         "max_seq_length": int(metadata.get("clozeworks.max_seq_length", 0)) or None,
         "masking": metadata.get("clozeworks.masking", "static"),
-        "next_sentence": metadata.get("clozeworks.next_sentence", "true") == "true",
+        "has_pairs": metadata.get("clozeworks.next_sentence", "true") == "true",
         "rows_counted": len(rows),
         "frequent_words": _shown([word for (word,) in frequent]),
         "split_words": [[printable(part, 60) for part in word] for word in split[: _SHOWN // 2]],
@@ -180,7 +180,7 @@ def _telling_examples(rows: Sequence[Facts], tokens: Sequence[str]) -> list[Fact
         found = len({mask_kind(str(text), original) for text, original in shown})
         if found > kinds.get(label, 0):
             kinds[label] = found
-            best[label] = {"tokens": shown, "segment_b_start": row["segment_b_start"], "next_sentence_label": label}
+            best[label] = {"tokens": shown, "segment_b_start": row["segment_b_start"], "is_random_next": label}
     return [best[label] for label in sorted(best)]
 
 
@@ -204,12 +204,12 @@ def _token(tokens: Sequence[str], identifier: int) -> str:
     return tokens[identifier]
 
 
-def curves(directory: str) -> Facts:
-    """Curves of a run by name, each [[step, value], ...] of at most some hundred points, the last one among them.
+def curves(directory: str, names: Collection[str]) -> Facts:
+    """Curves of a run by these names, each [[step, value], ...] of at most some hundred points, the last one included.
 
     Of a file beyond 8 MB evenly spaced blocks are read.
     """
-    series: dict[str, list[list[float]]] = {f"{prefix}{name}": [] for name in CURVES for prefix in ("", "heldout_")}
+    series: dict[str, list[list[float]]] = {f"{prefix}{name}": [] for name in names for prefix in ("", HELDOUT_PREFIX)}
     for line in _lines(storage.join(directory, METRICS_NAME)):
         record = json.loads(line)
         for name in series.keys() & record.keys():

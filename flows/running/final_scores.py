@@ -5,7 +5,8 @@ from __future__ import annotations
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.statistics import TrialStatistics
-from pipelines.contract.workspace import FINETUNING
+from pipelines.contract.training_statistics import DistillationStatistics, PretrainingStatistics
+from pipelines.contract.workspace import DISTILLATION, FINETUNING, PRETRAINING
 from training.tracking.flattening import numbers_of
 
 
@@ -25,8 +26,8 @@ def _trial_scores(name: str, manifest: Manifest) -> dict[str, float]:
 
 
 def _heldout_scores(manifest: Manifest) -> dict[str, float]:
-    statistics = manifest.statistics
-    student = statistics.get("student")
-    if isinstance(student, dict) and "heldout" in student:
-        return numbers_of({"student": {"heldout": student["heldout"]}})
-    return numbers_of({"heldout_after": statistics.get("heldout_after") or {}})
+    if manifest.stage == DISTILLATION:
+        return numbers_of({"student": {"heldout": manifest.statistics_as(DistillationStatistics).heldout}})
+    if manifest.stage == PRETRAINING:
+        return numbers_of({"heldout_after": manifest.statistics_as(PretrainingStatistics).heldout})
+    return {}

@@ -103,8 +103,6 @@ def run_stage(
         progress.complete()
         timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)
         tracker.log_stage(run_id, stage.manifests(), seconds)
-        for output in stage.outputs:
-            tracker.log_pictures(run_id, output.directory)
         narrator.event(f"done in {shown_seconds(seconds)}")
     return StageOutcome(
         stage=stage.name,

@@ -122,10 +122,6 @@ class Tracker:
         self._log(run_id, parameters, metrics, tags)
         self._log_lineage(run_id, list(manifests.values()))
 
-    def log_pictures(self, run_id: str, directory: str) -> None:
-        """Log the pictures that a stage has drawn into its directory; one that cannot be logged costs a line."""
-        softly(f"pictures of {directory} are not logged", lambda: self._log_pictures(run_id, directory))
-
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Log figures of a run as a whole."""
         softly(f"{', '.join(metrics)} are not logged", lambda: self._log(run_id, {}, metrics, {}))
@@ -139,13 +135,6 @@ class Tracker:
                 self.client.log_text(run_id, text, path)
 
             softly(f"{path} is not logged", log)
-
-    def _log_pictures(self, run_id: str, directory: str) -> None:
-        if not storage.is_local(directory):
-            return
-        for name in storage.list_files(directory):
-            if name.endswith(".png") and "/" not in name:
-                self.client.log_artifact(run_id, storage.local_path(storage.join(directory, name)), "pictures")
 
     def _log_lineage(self, run_id: str, manifests: list[Manifest]) -> None:
         """Enter what a stage consumed as the run's data sets, each with the digest that its manifest states."""

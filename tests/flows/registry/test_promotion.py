@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,6 +192,18 @@ def test_a_first_version_that_learnt_nothing_stays_challenger(client: MlflowClie
 def test_the_best_answer_that_is_always_the_same(labels: list[float], task: str, expected: float) -> None:
     name = next(name for name in TASKS if name.replace("-", "") == task)
     assert constant_baseline(TASKS[name], np.array(labels)) == pytest.approx(expected)
+
+
+def test_where_less_is_better_the_gate_turns_round() -> None:
+    low, high = (Evaluation("loss", score, "d", None, 9.0, more_is_better=False) for score in (2.0, 3.0))
+    margins = TrackingConfig(promotion_margin=0.5, chance_margin=0.5)
+    assert judge(Contest(low, margins, True, high)).promoted
+    assert not judge(Contest(high, margins, True, low)).promoted
+    assert judge(Contest(low, margins)).promoted
+    assert not judge(Contest(Evaluation("loss", 9.5, "d", None, 9.0, more_is_better=False), margins)).promoted
+    assert low.tags() == {**high.tags(), criteria.SCORE_TAG: "2.0"}
+    version: Any = SimpleNamespace(tags=low.tags())
+    assert criteria.evaluation_of(version) == low
 
 
 def test_a_score_survives_its_tag() -> None:

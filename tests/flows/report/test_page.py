@@ -199,7 +199,7 @@ def _facts(texts: list[str]) -> dict[str, Any]:
         },
         "examples": {
             "masking": "static",
-            "next_sentence": True,
+            "has_pairs": True,
             "frequent_words": [word],
             "split_words": [[piece, piece, piece]],
             "examples": [
@@ -207,7 +207,7 @@ def _facts(texts: list[str]) -> dict[str, Any]:
                 {
                     "tokens": [["[CLS]", None], [f"a{token}", None], [f"b{token}", f"c{original}"]],
                     "segment_b_start": 2,
-                    "next_sentence_label": 1,
+                    "is_random_next": 1,
                 }
             ],
         },
@@ -339,7 +339,7 @@ def test_long_curves_are_thinned_and_long_files_sampled(tmp_path: object, monkey
         stream.write(text)
     for limit_bytes in (8 << 20, 100_000):
         monkeypatch.setattr(report_samples, "_METRICS_BYTES", limit_bytes)
-        (name, points), *more = report_samples.curves(str(tmp_path)).items()
+        (name, points), *more = report_samples.curves(str(tmp_path), ["mlm_loss", "mlm_accuracy"]).items()
         assert (name, more) == ("mlm_loss", [])
         assert len(points) == 240
         assert points[0] == truth[0]

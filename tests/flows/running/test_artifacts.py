@@ -1,11 +1,10 @@
-"""What a run shows on Prefect's page, in real runs of stand-in stages: bars, pictures, attempts, and why it failed."""
+"""What a run shows on Prefect's page, in real runs of stand-in stages: bars, tables, attempts, and why it failed."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from mlflow import MlflowClient
@@ -14,7 +13,6 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.states import Failed
 
 from flows.parameters.requests import RunRequest
-from flows.report.prefect_artifacts import histogram_picture
 from flows.running import failures as failure_hooks
 from flows.running import stage_run
 from flows.running.launch import StageError, StageTimeoutError
@@ -41,14 +39,6 @@ def test_progress_is_read_off_the_lines_of_the_stages(line: str, percentage: flo
 
 def test_keys_are_what_prefect_takes() -> None:
     assert artifact_key("BERT_base.v1", "progress") == "bert-base-v1-progress"
-
-
-def test_a_histogram_has_a_bar_for_each_count_as_high_as_its_share() -> None:
-    root = ElementTree.fromstring(histogram_picture({"8": 1, "16": 3, "<32>": 0}))
-    bars = [float(bar.attrib["height"]) for bar in root[1:] if bar.tag.endswith("rect")]
-    assert bars == [pytest.approx(160 / 3, abs=0.1), 160.0, 0.0]
-    assert [text.text for text in root if text.tag.endswith("text")] == ["25%", "8", "75%", "16", "0%", "<32>"]
-    ElementTree.fromstring(histogram_picture({}))
 
 
 def test_only_failures_that_may_pass_are_tried_again() -> None:
