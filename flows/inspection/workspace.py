@@ -22,12 +22,14 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest
 from pipelines.contract.statistics import (
+    DistillationStatistics,
     DocumentsStatistics,
     ExamplesStatistics,
+    PretrainingStatistics,
+    TrainingStatistics,
     TrialStatistics,
     VocabularyStatistics,
 )
-from pipelines.contract.training_statistics import DistillationStatistics, PretrainingStatistics, TrainingStatistics
 from pipelines.contract.workspace import (
     BUILDING_SUFFIX,
     CHECKPOINT_PREFIX,

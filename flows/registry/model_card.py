@@ -11,9 +11,14 @@ from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.logged_models import ModelFiles
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.metrics import Metric
-from pipelines.contract.statistics import DocumentsStatistics, TrialStatistics, VocabularyStatistics
-from pipelines.contract.training_statistics import PretrainingStatistics, TrainingStatistics
+from pipelines.contract.statistics import (
+    DocumentsStatistics,
+    Metric,
+    PretrainingStatistics,
+    TrainingStatistics,
+    TrialStatistics,
+    VocabularyStatistics,
+)
 from pipelines.contract.workspace import (
     DISTILLATION,
     DOCUMENTS,

@@ -19,9 +19,7 @@ from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import LOOPBACK
 from pipelines.contract.credentials import redacted
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.metrics import LOSS
-from pipelines.contract.statistics import StageWarnings
-from pipelines.contract.training_statistics import PretrainingStatistics
+from pipelines.contract.statistics import LOSS, PretrainingStatistics, StageWarnings
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
 from training.tracking.flattening import flatten
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipelines.contract.metrics import Metric
+from pipelines.contract.statistics import Metric
 
 UNKNOWN = "-"
 _STACKED_COLUMNS = 3

@@ -24,8 +24,7 @@ from flows.report.html import (
 )
 from flows.report.manifest_facts import TaskFacts
 from flows.running.outcomes import shown_seconds
-from pipelines.contract.metrics import HELDOUT_PREFIX, LOSS, Metric
-from pipelines.contract.training_statistics import PretrainingStatistics
+from pipelines.contract.statistics import HELDOUT_PREFIX, LOSS, Metric, PretrainingStatistics
 
 Facts = dict[str, Any]
 

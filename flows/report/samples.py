@@ -21,8 +21,8 @@ import pyarrow as pa
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.metrics import HELDOUT_PREFIX
 from pipelines.contract.schemas import MASK, SPECIAL_TOKENS
+from pipelines.contract.statistics import HELDOUT_PREFIX
 from pipelines.contract.workspace import METRICS_NAME, REJECTS_NAME, VOCABULARY_NAME, length_directory
 
 Facts = dict[str, Any]

@@ -6,9 +6,47 @@ a writer set is stored, so a field with a default may be absent from a manifest.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+HELDOUT_PREFIX = "heldout_"
+"""Begins the name of a metric in metrics.jsonl where it is that of held-out examples."""
+
+Unit = Literal["nats", "share", "number"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of an objective, as its stage's manifest states it.
+
+    name: in statistics and metrics.jsonl. label: for people. unit: a loss in nats, a share of 1, or a plain number.
+    """
+
+    name: str
+    label: str
+    unit: Unit
+    more_is_better: bool = False
+
+
+LOSS = Metric("loss", "loss", "nats")
+"""What training minimizes; every objective has it."""
+
+MLM_LOSS = Metric("mlm_loss", "MLM loss", "nats")
+
+BERT_METRICS = (
+    Metric("mlm_accuracy", "MLM accuracy", "share", more_is_better=True),
+    Metric("nsp_accuracy", "NSP accuracy", "share", more_is_better=True),
+    Metric("mlm_perplexity", "MLM perplexity", "number"),
+    LOSS,
+    MLM_LOSS,
+    Metric("nsp_loss", "NSP loss", "nats"),
+)
+"""The first of an objective's metrics is the one that its models are judged by."""
+
+MASKED_LM_METRICS = tuple(metric for metric in BERT_METRICS if not metric.name.startswith("nsp_"))
 
 
 class Statistics(BaseModel):
@@ -237,3 +275,71 @@ def missing_or_wrong(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     name = ".".join(["statistics", *map(str, problem["loc"])])
     return f"{name} is missing" if problem["type"] == "missing" else f"{name}: {problem['msg']}"
+
+
+class TrainingStatistics(StageWarnings):
+    """What every stage of the training loop states; what a release left out is None, or empty."""
+
+    # JSON has metrics as objects, and whole numbers where a score is one.
+    model_config = ConfigDict(strict=False)
+
+    steps: int | None = None
+    tokens: int | None = None
+    sequences: int | None = None
+    world_size: int | None = None
+    heldout_before: dict[str, float] = Field(default_factory=dict)
+    metrics: tuple[Metric, ...] = BERT_METRICS
+    """Of the objective; manifests of earlier releases do not state them, and are BERT's."""
+
+    @property
+    def heldout(self) -> Mapping[str, float]:
+        """Held-out metrics of the finished model; empty where nothing was held out."""
+        return {}
+
+    @property
+    def judged_by(self) -> Metric:
+        """The metric that models of this objective are compared by."""
+        return self.metrics[0]
+
+    @property
+    def heldout_metrics(self) -> tuple[Metric, ...]:
+        """The metrics that were measured on held-out examples; all of them before the stage is complete."""
+        known = {*self.heldout_before, *self.heldout}
+        return tuple(metric for metric in self.metrics if not known or metric.name in known)
+
+
+class PretrainingStatistics(TrainingStatistics):
+    """What came of pre-training."""
+
+    heldout_after: dict[str, float] = Field(default_factory=dict)
+    parameters: int | None = None
+    deviations: str | None = None
+    """From BERT, in words."""
+    unigram_baseline: dict[str, float] = Field(default_factory=dict)
+    """Loss and accuracy of a model that knows how frequent each token is and nothing else."""
+
+    @property
+    def heldout(self) -> Mapping[str, float]:
+        return self.heldout_after
+
+
+class EncoderMeasures(Statistics):
+    """What teacher and student are compared by."""
+
+    num_hidden_layers: int | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    tokens_per_second: float | None = None
+    heldout: dict[str, float] = Field(default_factory=dict)
+
+
+class DistillationStatistics(TrainingStatistics):
+    """What came of distillation."""
+
+    teacher_layers: tuple[int, ...] = ()
+    teacher: EncoderMeasures = EncoderMeasures()
+    student: EncoderMeasures = EncoderMeasures()
+
+    @property
+    def heldout(self) -> Mapping[str, float]:
+        return self.student.heldout

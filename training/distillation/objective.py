@@ -12,7 +12,7 @@ import torch
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.metrics import MASKED_LM_METRICS, MLM_LOSS, Metric
+from pipelines.contract.statistics import MASKED_LM_METRICS, MLM_LOSS, Metric
 from pipelines.contract.workspace import ENCODER_DIRECTORY, VOCABULARY
 from pipelines.results.marks import building_directory
 from training.bert.flops import step_flops

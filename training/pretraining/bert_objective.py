@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.contract import storage
-from pipelines.contract.metrics import BERT_METRICS, MASKED_LM_METRICS
+from pipelines.contract.statistics import BERT_METRICS, MASKED_LM_METRICS
 from pipelines.contract.workspace import DOCUMENTS, length_directory, vocabulary_size
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, write_model

@@ -17,7 +17,7 @@ import torch
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import record_of, write_manifest
-from pipelines.contract.metrics import HELDOUT_PREFIX
+from pipelines.contract.statistics import HELDOUT_PREFIX
 from pipelines.contract.workspace import (
     CHECKPOINTS_DIRECTORY,
     ENCODER_DIRECTORY,

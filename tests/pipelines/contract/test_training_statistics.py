@@ -9,8 +9,13 @@ import pytest
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey
-from pipelines.contract.metrics import BERT_METRICS, MASKED_LM_METRICS, Metric
-from pipelines.contract.training_statistics import DistillationStatistics, PretrainingStatistics
+from pipelines.contract.statistics import (
+    BERT_METRICS,
+    MASKED_LM_METRICS,
+    DistillationStatistics,
+    Metric,
+    PretrainingStatistics,
+)
 
 
 def manifest_of(statistics: dict[str, Any]) -> Manifest:

@@ -14,9 +14,8 @@ from torch.nn import functional
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.metrics import LOSS, Metric
 from pipelines.contract.recipe import read_recipe
-from pipelines.contract.training_statistics import TrainingStatistics
+from pipelines.contract.statistics import LOSS, Metric, TrainingStatistics
 from pipelines.contract.workspace import vocabulary_size
 from training.bert.packing import PackedSequences
 from training.data.batches import MicroBatch, StepBatch
