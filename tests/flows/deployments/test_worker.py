@@ -213,7 +213,7 @@ def test_cancelled_and_crashed_runs_resume(site: PrefectSite, finished: tuple[st
     wait_for(lambda: all(map(has_sigterm_waiting, ranks)), "SIGTERM at every rank")
     signal_all(ranks, signal.SIGCONT)
     assert site.wait_until_ended(run)["type"] == "CANCELLED"
-    assert any("a checkpoint is written, run again to go on" in line for line in site.log_lines(run))
+    assert any("a checkpoint is written, run again to resume" in line for line in site.log_lines(run))
     assert trainers_in(workspace) == []
 
     request = {**PRETRAINING, "workspace": workspace, "overrides": OTHERS}
