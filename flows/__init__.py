@@ -17,4 +17,4 @@ for _name, _value in OFFLINE_SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 TRACKING_SERVER = os.environ.get("MLFLOW_TRACKING_URI") or None
-"""The person's own MLflow server, for recipes that name none. Asked once: MLflow itself sets the variable later."""
+"""The user's own MLflow server, for recipes that name none. Read once: MLflow itself sets the variable later."""

@@ -1,4 +1,4 @@
-"""The command `clozeworks`: one verb for each thing that can be done. A verb's module is loaded when it is chosen."""
+"""The command `clozeworks`, with one verb for each operation. A verb's module is imported when it is chosen."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ EXTRAS = {
     "training": ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "sklearn", "scipy", "mlflow"),
     "flows": ("prefect", "mlflow", "transformers", "torch", "rich", "yaml"),
 }
-"""What an installation with this extra can import."""
+"""Packages that an installation with each extra can import."""
 
 
 class Verb(NamedTuple):
-    """The module that runs as a verb, one line about it, and the extra that it needs."""
+    """The module that a verb runs, its line in the help, and the extra that it needs."""
 
     module: str
     line: str
@@ -36,34 +36,34 @@ class Verb(NamedTuple):
 GROUPS = {
     "run": {
         "run": Verb(
-            "flows.end_to_end", "raw text to registered models, by Prefect and MLflow (--only FLOW: a part)", "flows"
+            "flows.end_to_end", "run the chain from raw text to registered models (--only FLOW: one flow)", "flows"
         ),
     },
-    "stages, one at a time and here": {
+    "single stages, without Prefect": {
         "documents": Verb("pipelines.shard_corpus", "read and clean a corpus, write documents", "pipelines"),
-        "vocabulary": Verb("pipelines.train_vocabulary", "train a WordPiece vocabulary on them", "pipelines"),
+        "vocabulary": Verb("pipelines.train_vocabulary", "train a WordPiece vocabulary on the documents", "pipelines"),
         "examples": Verb("pipelines.build_examples", "write masked next-sentence examples", "pipelines"),
         "pretrain": Verb("training.pretrain", "pre-train an encoder with DeepSpeed", "training"),
-        "finetune": Verb("training.finetune", "fine-tune it: GLUE, SQuAD, tagging, word order", "training"),
-        "sweep": Verb("training.sweep", "fine-tune with many settings and seeds, and compare", "training"),
-        "distill": Verb("training.distill", "distil it into an encoder of half its depth", "training"),
+        "finetune": Verb("training.finetune", "fine-tune an encoder: GLUE, SQuAD, tagging, word order", "training"),
+        "sweep": Verb("training.sweep", "fine-tune with several settings and seeds, and compare", "training"),
+        "distill": Verb("training.distill", "distil an encoder into one of half its depth", "training"),
     },
     "models": {
-        "features": Verb("training.extract_features", "write hidden states of each line of a text", "training"),
+        "features": Verb("training.extract_features", "write the hidden states of each line of a text", "training"),
         "probe": Verb("training.probe", "score an encoder by linear models on its features", "training"),
         "glue fetch": Verb("training.glue.fetch", "download GLUE's archives and verify them", ""),
         "glue submit": Verb("training.glue.submission", "zip predictions for GLUE's server, check a zip", ""),
     },
     "look": {
-        "validate": Verb("pipelines.validate", "check all that preprocessing wrote", "pipelines"),
-        "status": Verb("flows.status", "what is complete, what comes next", "flows"),
-        "estimate": Verb("flows.estimate", "what a recipe will cost, before it starts", "flows"),
-        "doctor": Verb("flows.doctor", "what this machine has and lacks", ""),
-        "ui": Verb("flows.ui", "show a workspace's pages of MLflow and Prefect", "flows"),
+        "validate": Verb("pipelines.validate", "check the files that preprocessing wrote", "pipelines"),
+        "status": Verb("flows.status", "show which stages are complete and what comes next", "flows"),
+        "estimate": Verb("flows.estimate", "estimate what a recipe will cost", "flows"),
+        "doctor": Verb("flows.doctor", "check whether this machine has what Clozeworks needs", ""),
+        "ui": Verb("flows.ui", "serve the MLflow and Prefect pages of a workspace", "flows"),
     },
     "operate": {
-        "deploy": Verb("flows.deploy", "put deployments and schedules on a Prefect server", "flows"),
-        "promote": Verb("flows.promote", "judge a registered model at the promotion gate", "flows"),
+        "deploy": Verb("flows.deploy", "create or update the deployments on a Prefect server", "flows"),
+        "promote": Verb("flows.promote", "evaluate a registered model at the promotion gate", "flows"),
         "remove": Verb("flows.remove", "delete an earlier result that was kept", "flows"),
     },
 }
@@ -73,7 +73,7 @@ _ONLY = f" With --only {'|'.join(FLOWS)}: this flow alone."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; its exit code, or 2 where there is no such verb or its extra is not installed."""
+    """Run a verb and return its exit code: 2 if there is no such verb or its extra is not installed."""
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     words = sys.argv[1:] if arguments is None else arguments
@@ -108,9 +108,9 @@ def help_text() -> str:
 
 
 def _complete() -> None:
-    """Answer the shell's request for completions, by argcomplete: verbs, then files. Ends the process.
+    """Answer the shell's completion request through argcomplete: verbs, then files. Ends the process.
 
-    Options are left out: to know them is to load the verb's module, which takes seconds.
+    Options are not completed: that would import the verb's module, which takes seconds.
     """
     import argcomplete
 
@@ -127,9 +127,9 @@ def _complete() -> None:
 
 
 def unknown(name: str) -> str:
-    """Say that there is no such verb, and which one was meant: by its name, or by that of its module."""
+    """Error text for an unknown verb, with the closest verb by its name or by that of its module."""
     if name.startswith("-"):
-        return f"{name}: options stand after the verb"
+        return f"{name}: options go after the verb"
     if longer := [verb for verb in VERBS if verb.startswith(f"{name} ")]:
         return f"{name}: say {' or '.join(longer)}"
     meant = {name: name for name in VERBS} | {verb.module.rpartition(".")[2]: name for name, verb in VERBS.items()}
@@ -138,7 +138,7 @@ def unknown(name: str) -> str:
 
 
 def _flow(verb: Verb, words: list[str]) -> tuple[Verb, list[str]]:
-    """The flow that `--only` names, and the words without it."""
+    """The flow that `--only` names, and the other arguments."""
     parser = CommandParser(prog=f"{PROGRAM} run", add_help=False, allow_abbrev=False)
     parser.add_argument("--only", choices=FLOWS)
     parsed, rest = parser.parse_known_args(words)
@@ -149,7 +149,7 @@ def _flow(verb: Verb, words: list[str]) -> tuple[Verb, list[str]]:
 
 
 def _run(name: str, verb: Verb, words: list[str]) -> None:
-    """Run a module as `python -m` does: it ends the process, and what it starts finds the same `__main__`.
+    """Run a module as `python -m` does: it may end the process, and its child processes see the same `__main__`.
 
     Raises:
         InputError: a package of the verb's extra is not installed.

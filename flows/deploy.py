@@ -1,13 +1,13 @@
-"""Deploy the flows to a Prefect server: make the work pools that are absent, then what flows/prefect.yaml lists.
+"""Deploy the flows to a Prefect server: create missing work pools, then the deployments in flows/prefect.yaml.
 
     clozeworks deploy                                   # machines with a checkout, type process
     CLOZEWORKS_IMAGE=registry/clozeworks:1 clozeworks deploy --types docker kubernetes
 
-    clozeworks deploy --reset pretrain                  # undo what was set on the page for this one
+    clozeworks deploy --reset pretrain                  # discard the edits made to this one on the page
 
-The server is the one that PREFECT_API_URL names. Pools and the automation stay as they are where they exist.
-Deployments are brought up to date, but for what people set on Prefect's page: schedules (switched on or off, changed,
-added, deleted), parameters, pauses, limits, tags. What is left alone is said, one line each.
+The server is the one that PREFECT_API_URL names. Existing pools and an existing automation are not changed.
+Deployments are updated, except for what users set on Prefect's page: schedules (switched on or off, changed,
+added, deleted), parameters, pauses, limits, tags. Each value that is kept is reported in one line.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ RUNS_PER_POOL = 1
 
 AUTOMATION = "clozeworks: a run that went silent has crashed"
 SILENCE_SECONDS = 600
-"""A flow tells that it lives every 180 s; three in a row may be lost."""
+"""A flow sends a heartbeat every 180 s; three in a row may be lost."""
 
-_NEXT = "start a worker where runs shall go: prefect worker start --pool {pool}"
+_NEXT = "start a worker on the machine that should run flows: prefect worker start --pool {pool}"
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME",
         action="append",
         default=[],
-        help="take this deployment from prefect.yaml, whatever was set on the page; may be repeated",
+        help="reset this deployment to prefect.yaml, discarding edits made on the page; may be repeated",
     )
     arguments = parser.parse_args(argv)
     api_url = PREFECT_API_URL.value()
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 def _deploy(
     client: SyncPrefectClient, listed: Mapping[str, Any], pull_steps: list[dict[str, Any]], reset: bool
 ) -> InputError | None:
-    """Deploy one and say what came of it; one that the server refuses does not keep the others back."""
+    """Deploy one and report the outcome; one that the server refuses does not stop the others."""
     try:
         done = deploy(client, listed, pull_steps, reset)
     except InputError as error:
@@ -102,9 +102,9 @@ def _deploy(
     what = "made" if done.new else "reset to prefect.yaml" if reset else "up to date"
     print(f"deployment  {done.name} {what}")
     for edit in done.edits:
-        print(f"    left alone: {shown(edit)}")
+        print(f"    kept: {shown(edit)}")
     if done.edits:
-        print(f"    to take all of it from prefect.yaml: clozeworks deploy --reset {listed['name']}")
+        print(f"    to reset all of it to prefect.yaml: clozeworks deploy --reset {listed['name']}")
     if done.note:
         print(f"    {shown(done.note)}")
     return None
@@ -130,7 +130,7 @@ def _prefect_file() -> dict[str, Any]:
 
 
 def _make_pool(client: SyncPrefectClient, name: str, kind: str) -> str:
-    """Create a pool, unless there is one of this name; returns what came of it."""
+    """Create a pool unless one of this name exists; returns the outcome in words."""
     try:
         found = client.read_work_pool(name)
     except ObjectNotFound:
@@ -142,32 +142,34 @@ def _make_pool(client: SyncPrefectClient, name: str, kind: str) -> str:
         raise InputError(f"{name}: this pool exists with type {found.type}, not {kind}; delete or rename it")
     left = [] if found.concurrency_limit == RUNS_PER_POOL else [f"limit {found.concurrency_limit or 'none'}"]
     left += ["paused"] if found.is_paused else []
-    return f"exists; left alone: {', '.join(left)}" if left else "exists"
+    return f"exists; kept: {', '.join(left)}" if left else "exists"
 
 
 def _template(client: SyncPrefectClient, kind: str) -> dict[str, Any]:
-    """What the server knows as the ordinary job of a type."""
-    # The client has this call only without waiting; the address is the one that it uses.
+    """The server's default job template of a type."""
+    # The synchronous client lacks this call; the URL is the one that the asynchronous client uses.
     collections = client.request("GET", "/collections/views/{view}", path_params={"view": "aggregate-worker-metadata"})
     for workers in collections.json().values():
         if kind in workers:
             template: dict[str, Any] = workers[kind]["default_base_job_configuration"]
             return template
-    raise InputError(f"--types {kind}: the server knows no worker of this type; update it, or make the pool by hand")
+    raise InputError(
+        f"--types {kind}: the server does not know this worker type; update the server, or create the pool by hand"
+    )
 
 
 def template_with_devices(template: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Add to a Kubernetes job what training needs and Prefect's template lacks: GPUs, and shared memory for its ranks.
+    """Add what Prefect's Kubernetes template lacks for training: GPUs, and shared memory for the ranks.
 
     Returns:
-        A copy with the job variable `gpus`; templates of other types as they are.
+        A copy with the job variable `gpus`; templates of other types unchanged.
     """
     if kind != "kubernetes":
         return template
     changed = copy.deepcopy(template)
     changed["variables"]["properties"]["gpus"] = {
         "title": "GPUs",
-        "description": "nvidia.com/gpu of the container; none where it is left out",
+        "description": "nvidia.com/gpu of the container; empty for none",
         "type": "string",
     }
     pod = changed["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
@@ -179,9 +181,9 @@ def template_with_devices(template: dict[str, Any], kind: str) -> dict[str, Any]
 
 
 def _make_automation(client: SyncPrefectClient) -> str:
-    """Let the server call runs crashed whose machine died: nothing on it is left to tell."""
+    """Have the server mark runs as crashed when their machine died and can no longer report it."""
     if found := client.read_automations_by_name(AUTOMATION):
-        return "exists" if any(each.enabled for each in found) else "exists; left alone: switched off"
+        return "exists" if any(each.enabled for each in found) else "exists; kept: switched off"
     trigger = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
         expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in _ENDS)},
@@ -192,7 +194,7 @@ def _make_automation(client: SyncPrefectClient) -> str:
         threshold=1,
         within=timedelta(seconds=SILENCE_SECONDS),
     )
-    message = f"Nothing was heard of this run for {SILENCE_SECONDS} s; run it again to go on from what is complete."
+    message = f"No heartbeat for {SILENCE_SECONDS} s; run the flow again to resume from the completed stages."
     action = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)
     client.create_automation(AutomationCore(name=AUTOMATION, trigger=trigger, actions=[action]))
     return "made"

@@ -1,4 +1,4 @@
-"""Flow: a pre-trained encoder to a registered one of half its depth."""
+"""Flow: from a pre-trained encoder to a registered one of half its depth."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from flows.running.outcomes import FlowOutcome
 
 @clozeworks_flow("distill")
 def distill(request: DistillRequest) -> FlowOutcome:
-    """Distil the encoder by the recipe's section [distillation], and register the student.
+    """Distil the encoder as the recipe's section [distillation] says, and register the student.
 
     Raises:
-        InputError: a mistake in the recipe, or examples or the teacher are missing.
+        InputError: the recipe is not valid, or the examples or the teacher are missing.
         StageError: training failed.
     """
     with running(request) as run:

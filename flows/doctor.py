@@ -1,4 +1,4 @@
-"""Show what this machine has of what Clozeworks needs, and what to do about what it lacks.
+"""Show which of Clozeworks' requirements this machine meets, and how to install the missing ones.
 
 clozeworks doctor
 """
@@ -21,8 +21,8 @@ _STYLES = {"ok": "green", "missing": "bold red", "optional": "yellow"}
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="clozeworks doctor",
-        description="Show what is here, and what to do about what is not. Exit code 0 where all that is required is "
-        "here, 1 where something is missing; what is optional does not count.",
+        description="Show what is installed, and how to install what is missing. Exit code 0 if all requirements are "
+        "met, 1 if one is missing; optional parts do not count.",
         epilog="example: clozeworks doctor --workspace /data/workspaces",
     )
     parser.add_argument("--workspace", default=".", help="directory whose disk a run would fill; default: this one")
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         rows = [[finding.part, finding.state, finding.found, finding.remedy] for finding in found]
         print_table(["part", "state", "found", "what to do"], rows, _STYLES)
-        print(f"missing: {', '.join(missing)}" if missing else "all that is required is here")
+        print(f"missing: {', '.join(missing)}" if missing else "all requirements are met")
     return EXIT_MISSING if missing else 0
 
 

@@ -1,4 +1,4 @@
-"""Flow: raw text to registered models and a report, in one command."""
+"""Flow: from raw text to registered models and a report, in one command."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from flows.servers.local_server import private_home
 
 @clozeworks_flow("end-to-end")
 def end_to_end(request: RunRequest) -> FlowOutcome:
-    """Preprocess, pre-train, fine-tune, register and report; what is complete already is skipped.
+    """Preprocess, pre-train, fine-tune, register and report. Completed stages are skipped.
 
     Raises:
-        InputError: a mistake in the recipe or in what it names.
+        InputError: the recipe, or an input that it names, is not valid.
         StageError: a stage's command failed.
     """
     with running(request, check=stages.require_task_data) as run:

@@ -29,7 +29,7 @@ from pipelines.settings.formats import FORMATS
 from pipelines.sources.formats import find_inputs
 
 UTILIZATION = 0.5
-"""Model FLOPs utilisation that is assumed; a run prints its own (MFU), and metrics.jsonl keeps it."""
+"""Assumed model FLOPs utilisation; a run prints its own (MFU) and stores it in metrics.jsonl."""
 RANKS = 8
 
 _NOT_GIVEN = "not given"
@@ -45,18 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--corpus-bytes", type=float, metavar="N", help="bytes of plain text; default: the size of the recipe's sources"
     )
-    parser.add_argument("--from-workspace", metavar="DIR", help="take rates from what was finished there")
+    parser.add_argument("--from-workspace", metavar="DIR", help="use rates measured in this workspace")
     parser.add_argument(
-        "--gpu", choices=sorted(GPUS), help="tell the time on this GPU only; default: this machine's CPU and all known"
+        "--gpu",
+        choices=sorted(GPUS),
+        help="show hours for this GPU only; default: this machine's CPU and all known GPUs",
     )
-    parser.add_argument("--peak-tflops", type=float, metavar="T", help="tell hours on a device of this peak instead")
+    parser.add_argument("--peak-tflops", type=float, metavar="T", help="show hours for a device of this peak instead")
     parser.add_argument(
         "--utilization",
         type=float,
         default=UTILIZATION,
-        help=f"share of the peak that is reached; default {UTILIZATION}",
+        help=f"share of the peak that training reaches; default {UTILIZATION}",
     )
-    parser.add_argument("--tokens-per-second", type=float, metavar="N", help="a measured rate, of all devices together")
+    parser.add_argument("--tokens-per-second", type=float, metavar="N", help="a measured rate, summed over all devices")
     parser.add_argument(
         "--ranks", type=int, default=0, help=f"devices; default: pretraining.ranks, or {RANKS} where that is 0"
     )
@@ -83,13 +85,13 @@ def _require_positive(parsed: argparse.Namespace) -> None:
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} {value:g}: give a number above 0")
     if parsed.utilization > 1:
-        raise InputError(f"--utilization {parsed.utilization:g}: is a share of the peak; give a number up to 1")
+        raise InputError(f"--utilization {parsed.utilization:g}: a share of the peak is at most 1")
     if parsed.ranks < 0:
         raise InputError(f"--ranks {parsed.ranks}: give 1 or more, or leave it out")
 
 
 def _without_missing_files(recipe: Recipe) -> Recipe:
-    """The recipe with stand-ins for the files of its tasks that it does not name: an estimate reads none of them."""
+    """The recipe with placeholders for task files that it does not name: an estimate reads none of them."""
     table = dict(recipe.tables.get("finetuning", {}))
     table.setdefault("glue_dir", _NOT_GIVEN)
     for section in ("squad", "tagging"):
@@ -99,11 +101,11 @@ def _without_missing_files(recipe: Recipe) -> Recipe:
 
 
 def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:
-    """Bytes of the recipe's inputs, and what a person should know where they are not plain text."""
+    """Bytes of the recipe's inputs, and a warning for each source that is not plain text."""
     try:
         found = find_inputs(whole.documents, whole.run.workspace)
     except InputError as error:
-        raise InputError(f"{error}; or tell the size of its text with --corpus-bytes") from error
+        raise InputError(f"{error}; or give the size of its text with --corpus-bytes") from error
     notes = []
     for index, (source, files) in enumerate(zip(whole.documents.sources, found, strict=True)):
         packed = any(codec_of(file.name) is not None for file in files)
@@ -117,7 +119,7 @@ def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:
 
 
 def _hours(result: Estimate, rates: Rates, parsed: argparse.Namespace) -> list[dict[str, Any]]:
-    """Device hours, each with what it goes by."""
+    """Device hours, each with the rate it is based on."""
     rows: list[dict[str, Any]] = []
     if parsed.tokens_per_second:
         hours = result.tokens / parsed.tokens_per_second / 3600
@@ -128,9 +130,7 @@ def _hours(result: Estimate, rates: Rates, parsed: argparse.Namespace) -> list[d
         rows.append({"on": "one such device", "hours": hours, "basis": basis})
     if rates.training is not None:
         speed = rates.training
-        basis = (
-            f"{speed.flops_per_second / 1e12:.3g} TFLOP/s there, {speed.tokens_per_second:,.0f} tokens/s of its model"
-        )
+        basis = f"{speed.flops_per_second / 1e12:.3g} TFLOP/s measured, {speed.tokens_per_second:,.0f} tokens/s"
         hours = result.flops / speed.flops_per_second / 3600
         rows.append({"on": f"the machine of {parsed.from_workspace}", "hours": hours, "basis": basis})
     if not (parsed.tokens_per_second or parsed.peak_tflops or parsed.gpu):
@@ -199,7 +199,7 @@ def _show(
     rows.append([REGISTRY, "copies of the models in MLflow", size_in_words(disk[REGISTRY]), ""])
     rows.append(["together", "", size_in_words(sum(disk.values())), in_words(result.cpu_seconds)])
     print_table(["stage", "what", "disk", "time of a core"], rows)
-    print(f"while a job runs, documents and examples take their disk twice{_free_disk(whole)}\n")
+    print(f"while a job runs, documents and examples need twice their disk{_free_disk(whole)}\n")
     rows = [
         [
             str(phase.max_seq_length),
@@ -236,7 +236,7 @@ def _show(
 
 
 def _free_disk(whole: WholeRecipe) -> str:
-    """What is free where the workspace will lie; nothing is said of object stores."""
+    """Free bytes on the disk of the workspace, in words; empty for object stores."""
     if not whole.is_local:
         return ""
     place = os.path.abspath(storage.local_path(whole.run.workspace))
@@ -246,12 +246,12 @@ def _free_disk(whole: WholeRecipe) -> str:
 
 
 def duration_in_words(seconds: float) -> str:
-    """As `in_words`, with what is shorter than a second said to be that."""
+    """As `in_words`, but "under 1 s" for less than a second."""
     return "under 1 s" if seconds < 1 else in_words(seconds)
 
 
 def size_in_words(size_bytes: float) -> str:
-    """Bytes for people, in powers of ten: `3.1 MB`, `16.0 GB`."""
+    """Bytes in powers of ten: `3.1 MB`, `16.0 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if size_bytes < 1000:
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"

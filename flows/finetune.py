@@ -1,4 +1,4 @@
-"""Flow: a pre-trained encoder to registered, fine-tuned models."""
+"""Flow: from a pre-trained encoder to registered, fine-tuned models."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from flows.running.outcomes import FlowOutcome
 
 @clozeworks_flow("finetune")
 def finetune(request: FinetuneRequest) -> FlowOutcome:
-    """Fine-tune the encoder on each task of the recipe, and register what came of it.
+    """Fine-tune the encoder on each task of the recipe, and register the models.
 
     Raises:
-        InputError: a mistake in the recipe, or the encoder or a task's data are missing.
+        InputError: the recipe is not valid, or the encoder or a task's data are missing.
         StageError: training failed.
     """
     with running(request) as run:

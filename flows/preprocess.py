@@ -1,4 +1,4 @@
-"""Flow: raw text to documents, vocabulary and examples."""
+"""Flow: from raw text to documents, vocabulary and examples."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flows.running.outcomes import FlowOutcome
 
 @clozeworks_flow("preprocess")
 def preprocess(request: PreprocessRequest) -> FlowOutcome:
-    """Bring documents, vocabulary and examples up to date.
+    """Build documents, vocabulary and examples, as far as they are not complete.
 
     Raises:
-        InputError: a mistake in the recipe or in what it names.
+        InputError: the recipe, or an input that it names, is not valid.
         StageError: a stage's command failed.
     """
     with running(request) as run:

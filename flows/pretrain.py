@@ -1,4 +1,4 @@
-"""Flow: examples to a registered, pre-trained encoder."""
+"""Flow: from examples to a registered, pre-trained encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pretrain(request: PretrainRequest) -> FlowOutcome:
     """Pre-train the encoder and register it.
 
     Raises:
-        InputError: a mistake in the recipe, or examples are missing.
+        InputError: the recipe is not valid, or examples are missing.
         StageError: training failed.
     """
     with running(request) as run:

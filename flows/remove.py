@@ -1,7 +1,7 @@
 """Remove an earlier result that was kept: clozeworks remove workspaces/demo pretraining.1
 
-Finished pre-trainings and distillations are never deleted by a run: they are kept under a numbered name, which
-`clozeworks status` lists. This command deletes one of them, after asking.
+A run never deletes finished pre-trainings and distillations: it keeps them under a numbered name, which
+`clozeworks status` lists. This command deletes one of them, after confirmation.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: clozeworks remove workspaces/demo pretraining.1",
     )
     parser.add_argument("workspace", help="directory of the run")
-    parser.add_argument("name", help="name of the kept result, as flows.status lists it")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("name", help="name of the kept result, as clozeworks status lists it")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parsed = parser.parse_args(arguments)
     remove(parsed.workspace, parsed.name, parsed.yes)
     return 0
 
 
 def remove(workspace: str, name: str, is_sure: bool) -> None:
-    """Delete a kept result, once the person has agreed.
+    """Delete a kept result, after the user has confirmed it.
 
     Raises:
-        InputError: there is no kept result of this name, or nobody agreed.
+        InputError: there is no kept result of this name, or the user did not confirm.
     """
     if storage.is_local(workspace) and not os.path.isdir(storage.local_path(workspace)):
-        raise InputError(f"{workspace}: no such directory; name the workspace that holds the result")
+        raise InputError(f"{workspace}: no such directory; give the workspace that contains the result")
     # A stage may be a link to a directory of another name.
     kept = {
         f"{stage}.{directory.rpartition('.')[2]}": directory
@@ -51,7 +51,7 @@ def remove(workspace: str, name: str, is_sure: bool) -> None:
         for directory in kept_directories(storage.join(workspace, stage))
     }
     if not _NAME.fullmatch(name) or name not in kept:
-        there = f"kept are {', '.join(kept)}" if kept else "none is kept"
+        there = f"there are: {', '.join(kept)}" if kept else "there are none"
         raise InputError(f"{workspace}: no kept result named {name!r}; {there}")
     directory = kept[name]
     files = [storage.join(directory, name) for name in storage.list_files(directory)]
@@ -59,8 +59,8 @@ def remove(workspace: str, name: str, is_sure: bool) -> None:
     print(f"{directory}: {kept_status(directory).detail}, {storage.in_units(num_bytes)}")
     if not is_sure:
         if not sys.stdin.isatty():
-            raise InputError(f"{directory}: not removed, for there is no terminal to ask on; add --yes")
-        if input("Delete it for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise InputError(f"{directory}: not removed: no terminal for the confirmation; add --yes")
+        if input("Delete it permanently? [y/N] ").strip().lower() not in ("y", "yes"):
             raise InputError(f"{directory}: not removed")
     with workspace_lock(workspace, name.partition(".")[0]):
         delete_directory(directory)

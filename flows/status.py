@@ -1,4 +1,4 @@
-"""Show how far a run is: each stage's state and progress, and the command that resumes it.
+"""Show the state and progress of each stage of a run, and the command that resumes it.
 
 clozeworks status workspaces/demo
 clozeworks status flows/recipes/demo.toml --watch 10
@@ -24,7 +24,7 @@ from pipelines.contract.recipe import read_recipe
 from pipelines.contract.workspace import DISTILLATION, DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 
 DETAIL_WIDTH = 160
-"""Characters of a detail that are shown: a changed list of sources would fill the screen; --json has all."""
+"""Maximum characters shown of a detail: a changed list of sources would fill the screen; --json shows all."""
 
 _COMMANDS = {
     DOCUMENTS: "documents",
@@ -41,8 +41,8 @@ _ANY_RECIPE = "RECIPE.toml"
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="clozeworks status",
-        description="Show each stage's state and progress, and the next command. A recipe shows more than a workspace: "
-        "whether what is there still matches its settings.",
+        description="Show the state and progress of each stage, and the next command. Given a recipe instead of a "
+        "workspace, also show whether the results still match its settings.",
         epilog="example: clozeworks status workspaces/demo --watch 10",
     )
     parser.add_argument("target", help="directory of a run, or a recipe file (.toml)")
@@ -74,16 +74,16 @@ def _look(target: str, overrides: list[str]) -> tuple[list[StageStatus], str]:
         statuses, workspace = statuses_of_recipe(whole), whole.run.workspace
         recipe = shlex.join([target, *(part for override in overrides for part in ("--set", override))])
     elif overrides:
-        raise InputError(f"{target}: --set and --workspace belong to a recipe (.toml), and this is none")
+        raise InputError(f"{target}: --set and --workspace need a recipe (.toml) as target")
     else:
         statuses, workspace, recipe = statuses_of_workspace(target), target, _ANY_RECIPE
     return statuses, next_command(statuses, workspace, recipe)
 
 
 def next_command(statuses: list[StageStatus], workspace: str, recipe: str) -> str:
-    """What builds the first stage that is not complete; where all are, what shows them."""
-    # A workspace may have been begun with somebody else's encoder: then only trials are there, and what is missing
-    # before them is not needed. What is missing after the last result comes next.
+    """The command that builds the first incomplete stage; if all are complete, the one that shows them."""
+    # A workspace may use an encoder from elsewhere: then only trials exist, and the stages before them are not
+    # needed. The stage that is missing after the last result comes next.
     there = [index for index, status in enumerate(statuses) if status.state != "missing"]
     last = there[-1] if there and recipe == _ANY_RECIPE else -1
     needed = [status for index, status in enumerate(statuses) if status.state != "missing" or index > last]

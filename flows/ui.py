@@ -1,4 +1,4 @@
-"""Show a workspace's pages: MLflow's and Prefect's servers on loopback, until Ctrl-C or SIGTERM.
+"""Serve the MLflow and Prefect pages of a workspace on loopback, until Ctrl-C or SIGTERM.
 
 clozeworks ui workspaces/demo
 """
@@ -32,7 +32,7 @@ from pipelines.contract.errors import InputError, exit_code_of
 
 LOOPBACK = "127.0.0.1"
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200
-"""The ports that both projects use by default."""
+"""Default ports of both projects."""
 MLFLOW_DATABASE, PREFECT_HOME = DATABASE_NAME, "prefect"
 LOG_NAME = "ui-{name}.log"
 STARTUP_TIMEOUT_SECONDS = 180.0
@@ -41,7 +41,7 @@ EXIT_FAILED = 1
 
 _POLL_SECONDS = 0.2
 _HTTP_TIMEOUT_SECONDS = 5.0
-# MLflow's command does not watch us, so that SIGKILL of this command would leave it; ours does.
+# MLflow's own command would survive a SIGKILL of this one; this wrapper follows the lifeline.
 _MLFLOW_COMMAND = (
     "import os; os.umask(0o077); from pipelines.commands.lifeline import follow_lifeline; follow_lifeline(); "
     "from mlflow.cli import cli; cli()"
@@ -49,7 +49,7 @@ _MLFLOW_COMMAND = (
 
 
 class Page(NamedTuple):
-    """A server that is starting: what it is called, where a person looks, and what tells that it answers."""
+    """A server that is starting: its name, its address for the user, and the address that shows that it answers."""
 
     name: str
     address: str
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: clozeworks ui workspaces/demo",
     )
     parser.add_argument("workspace", help="directory of a run, such as workspaces/demo")
-    free = "0 takes any free one, as does a port that is in use"
+    free = "0, or a port that is in use, takes any free one"
     parser.add_argument("--mlflow-port", type=int, default=MLFLOW_PORT, help=f"default {MLFLOW_PORT}; {free}")
     parser.add_argument("--prefect-port", type=int, default=PREFECT_PORT, help=f"default {PREFECT_PORT}; {free}")
     parser.add_argument("--no-browser", action="store_true", help="only print the addresses")
@@ -79,10 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(workspace: str, mlflow_port: int, prefect_port: int, with_browser: bool) -> int:
-    """Start the servers that the workspace has something for, and wait until one ends or an interrupt comes.
+    """Start the servers for which the workspace has data, and wait until one ends or an interrupt arrives.
 
     Returns:
-        EXIT_FAILED, when a server ended by itself.
+        EXIT_FAILED if a server ended by itself.
 
     Raises:
         InputError: there is nothing to show, or a server does not start.
@@ -95,7 +95,7 @@ def show(workspace: str, mlflow_port: int, prefect_port: int, with_browser: bool
         if os.path.isdir(os.path.join(directory, PREFECT_HOME)):
             pages.append(_start_prefect(directory, prefect_port))
         if os.path.exists(os.path.join(directory, MLFLOW_DATABASE)):
-            # Its database is looked at in this process, while Prefect's server starts.
+            # Its database is checked in this process, while Prefect's server starts.
             pages.insert(0, _start_mlflow(directory, mlflow_port))
         for page in pages:
             _wait_until_answering(page)
@@ -113,29 +113,29 @@ def show(workspace: str, mlflow_port: int, prefect_port: int, with_browser: bool
 
 def _directory_with_pages(workspace: str) -> str:
     if not storage.is_local(workspace) or not os.path.isdir(storage.local_path(workspace)):
-        raise InputError(f"{workspace}: no such local directory; name the workspace of a run, such as workspaces/demo")
+        raise InputError(f"{workspace}: no such local directory; give the workspace of a run, such as workspaces/demo")
     directory = storage.local_path(workspace)
     if not any(os.path.exists(os.path.join(directory, name)) for name in (MLFLOW_DATABASE, PREFECT_HOME)):
         raise InputError(
-            f"{workspace}: holds neither {MLFLOW_DATABASE} nor {PREFECT_HOME}/; run flows.end_to_end on it first, or "
-            "look at the servers that tracking.mlflow_tracking_uri and PREFECT_API_URL name"
+            f"{workspace}: contains neither {MLFLOW_DATABASE} nor {PREFECT_HOME}/; run clozeworks run on it first, or "
+            "open the servers that tracking.mlflow_tracking_uri and PREFECT_API_URL name"
         )
     return directory
 
 
 def _start_mlflow(directory: str, port: int) -> Page:
-    """One worker, no job runner: it shows runs and models and computes nothing."""
+    """Start MLflow with one worker and no job runner: it only shows runs and models."""
     store = set_up_mlflow(directory)
     relocate(directory)
     with _listener(port, "MLflow") as listener:
         port = listener.getsockname()[1]
-    # Its command takes no inherited socket: should another take the port just now, the server ends and we say so.
+    # MLflow cannot inherit a socket: if another process takes the port now, the server ends with an error.
     options = {
         "--backend-store-uri": store,
         "--artifacts-destination": artifacts_uri(directory),
         "--host": LOOPBACK,
         "--port": str(port),
-        # Without them MLflow also answers to names that a page elsewhere may have pointed here.
+        # Without these, MLflow also accepts other host names, which a foreign page may have rebound to loopback.
         "--allowed-hosts": f"{LOOPBACK}:{port},localhost:{port}",
         "--workers": "1",
     }
@@ -147,7 +147,7 @@ def _start_mlflow(directory: str, port: int) -> Page:
 
 
 def _start_prefect(directory: str, port: int) -> Page:
-    """The server of flows/servers/local_server.py with its pages, on a socket that listens already."""
+    """Start the server of flows/servers/local_server.py with its pages, on a socket that already listens."""
     with _listener(port, "Prefect") as listener:
         url, home = f"http://{LOOPBACK}:{listener.getsockname()[1]}", os.path.join(directory, PREFECT_HOME)
         environment = {
@@ -157,7 +157,7 @@ def _start_prefect(directory: str, port: int) -> Page:
             "PREFECT_UI_API_URL": f"{url}/api",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            # What `prefect server start --no-services` sets: schedulers and the like would act on the runs shown.
+            # As `prefect server start --no-services`: schedulers and other services would act on the runs shown.
             "PREFECT__SERVER_WEBSERVER_ONLY": "1",
             "PREFECT__SERVER_FINAL": "1",
         }
@@ -174,7 +174,7 @@ def _start(
     environment: Mapping[str, str],
     descriptors: tuple[int, ...] = (),
 ) -> Page:
-    # Variables of the person's own server would send the pages there.
+    # Variables of the user's own server would redirect the pages to it.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     log_path = os.path.join(directory, LOG_NAME.format(name=name.lower()))
     with open_private(log_path, "wb") as log:
@@ -185,7 +185,7 @@ def _start(
             stderr=log,
             pass_fds=descriptors,
             env={**inherited, "DO_NOT_TRACK": "1", **environment, LIFELINE_VARIABLE: str(os.getpid())},
-            # Ctrl-C in a terminal reaches the whole foreground group; only we shall end it.
+            # Ctrl-C in a terminal reaches the complete foreground group; only this process must end the server.
             start_new_session=True,
         )
     return Page(name, address, health_url, log_path, process)
@@ -206,19 +206,19 @@ def _wait_until_answering(page: Page) -> None:
         if page.process.poll() is not None:
             raise InputError(
                 refusal_in(page.log_path)
-                or f"{page.log_path}: {page.name}'s server ended with code {page.process.returncode}; read there why"
+                or f"{page.log_path}: {page.name}'s server ended with code {page.process.returncode}; see this log"
             )
         if time.monotonic() > deadline:
             raise InputError(
                 f"{page.log_path}: {page.name}'s server did not answer within {STARTUP_TIMEOUT_SECONDS:.0f} s; "
-                "read there why"
+                "see this log"
             )
         time.sleep(_POLL_SECONDS)
 
 
 def _answers(url: str) -> bool:
     try:
-        with suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_SECONDS):  # noqa: S310  # an address of ours
+        with suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_SECONDS):  # noqa: S310  # our own address
             pass
     except OSError:
         return False
@@ -226,7 +226,7 @@ def _answers(url: str) -> bool:
 
 
 def _open_browser(urls: list[str]) -> None:
-    """Best effort; without a display Python would start a browser of text in the person's terminal."""
+    """Open the pages, best effort; without a display Python would start a text browser in the terminal."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return
     with suppress(webbrowser.Error, OSError):
@@ -235,7 +235,7 @@ def _open_browser(urls: list[str]) -> None:
 
 
 def _stop(pages: list[Page]) -> None:
-    """End every process group: SIGTERM to all at once, then SIGKILL to what is left of each."""
+    """End every process group: SIGTERM to all at once, then SIGKILL to the remaining processes."""
     try:
         for page in pages:
             _signal_group(page, signal.SIGTERM)

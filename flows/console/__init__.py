@@ -1,1 +1,1 @@
-"""What a flow prints: narration, tables, names of runs."""
+"""Console output of a flow: narration, tables, names of runs."""

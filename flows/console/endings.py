@@ -1,4 +1,4 @@
-"""How a process ended, in words."""
+"""Exit codes of processes in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DEADLY = frozenset(
 
 
 def ending_of(exit_code: int) -> str:
-    """How a process ended, in words; negative for a signal, as `subprocess` has it.
+    """How a process ended, in words; as in `subprocess`, a negative code is a signal.
 
     Launchers and shells turn the signal that ended their child into an exit code: 256 - 9 and 128 + 9 for SIGKILL.
     """

@@ -1,4 +1,4 @@
-"""What a person reads while a run goes on: one line for each event, on the console once and in Prefect's run logs."""
+"""Progress lines of a run: one for each event, printed once on the console and stored in Prefect's run logs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _logger = logging.getLogger(LOGGER_NAME)
 
 
 class Narrator:
-    """Tells of one stage, to the console and to the log of the Prefect run that it belongs to."""
+    """Logs the events of one stage to the console and to the Prefect run that it belongs to."""
 
     def __init__(self, stage: str, run_logger: logging.Logger | logging.LoggerAdapter[logging.Logger]):
         self._stage = stage
         self._run_logger = run_logger
 
     def event(self, text: str) -> None:
-        """A line of our own: the stage begins, ends, or is skipped."""
+        """Log a line of the flow itself: the stage starts, ends, or is skipped."""
         self._tell(logging.INFO, f"{self._stage:<{_STAGE_COLUMN}} {text}")
 
     def output(self, text: str) -> None:
-        """A line that the stage's process printed."""
+        """Log a line that the stage's process printed."""
         if text.strip():
             self._tell(logging.INFO, f"{self._stage:<{_STAGE_COLUMN}} | {text}")
 
@@ -35,7 +35,7 @@ class Narrator:
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints a record's bare message; what a stage's process printed is dimmed."""
+    """Prints the bare message of a record; output of a stage's process is dimmed."""
 
     def __init__(self, console: Console):
         super().__init__()
@@ -48,15 +48,15 @@ class ConsoleHandler(logging.Handler):
 
 
 def narrate_to_console() -> Console:
-    """Show the run's lines on standard output, and keep Prefect's own account of the same events in its log only."""
+    """Show the run's lines on standard output, and Prefect's own lines for the same events in its log only."""
     console = Console(highlight=False)
     _logger.setLevel(logging.INFO)
     _logger.propagate = False
     _logger.handlers = [ConsoleHandler(console)]
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
-    # Of a server that is gone each tells again and again, with the whole event that it could not send; flows says it
-    # in a line.
+    # When the server is gone, each of these logs repeatedly, with the complete event that it could not send; flows
+    # reports it in one line.
     for name in ("prefect.events.clients", "prefect._internal.concurrency"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return console

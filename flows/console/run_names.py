@@ -1,4 +1,4 @@
-"""What a run of a flow is called on Prefect's page."""
+"""Names of flow runs on Prefect's page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from prefect.context import FlowRunContext
 
 
 def run_name() -> str:
-    """The flow and its recipe; a run that somebody started from a deployment keeps the name it has.
+    """The flow and its recipe; a run that a user started from a deployment keeps its name.
 
-    That name is the person's, or the one that the page offered. Runs of a schedule have none of either kind.
+    That name was entered by the user or suggested by the page. Runs of a schedule have neither.
     """
     context = FlowRunContext.get()
     assert context is not None

@@ -1,4 +1,4 @@
-"""Tables for people: drawn by rich on a terminal, plain aligned columns elsewhere or where rich is not installed."""
+"""Tables on the console: drawn by rich on a terminal, plain aligned columns elsewhere or if rich is not installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def shown(value: object) -> str:
-    """Foreign text, such as a file's name, for one line of a terminal: what is not seen there is escaped."""
+    """Foreign text, such as a file name, for one line of a terminal: invisible characters are escaped."""
     return "".join(
         each.encode("unicode_escape").decode() if unicodedata.category(each) in _UNSEEN else each for each in str(value)
     )
@@ -19,10 +19,10 @@ def shown(value: object) -> str:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None, title: str = ""
 ) -> None:
-    """Print rows under their columns' names; control characters in cells are shown escaped.
+    """Print rows under their column names; control characters in cells are escaped.
 
     Args:
-        styles: rich's style for cells with exactly this text, such as {"ok": "green"}.
+        styles: rich style of cells with exactly this text, such as {"ok": "green"}.
     """
     rows = [[shown(cell) for cell in row] for row in rows]
     if not (sys.stdout.isatty() and _print_with_rich(columns, rows, styles or {}, title)):
@@ -30,7 +30,7 @@ def print_table(
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
-    """The same without colours: every column but the last as wide as its widest cell, two spaces between."""
+    """The table without colours: each column but the last as wide as its widest cell, two spaces between."""
     lines = [columns, *rows]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns) - 1)]
     padded = [[cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)] for line in lines]

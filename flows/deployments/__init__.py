@@ -1,1 +1,1 @@
-"""Deployments on a Prefect server: their form, and what people changed on it."""
+"""Deployments on a Prefect server: their form, and the edits that users make on the page."""

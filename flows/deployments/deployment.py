@@ -1,7 +1,7 @@
-"""One deployment of prefect.yaml as the server is told of it, in one request, with what people set on the page kept.
+"""Send one deployment of prefect.yaml to the server, in one request, keeping what users set on the page.
 
-What the file said is kept beside the deployment, as a label that the same request writes: so the next time it is known
-which values are people's.
+The same request stores the file's values as a label of the deployment, so that the next one can detect which values
+users have set.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _NO_SLUG = "without a slug"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a deployment says besides its code: as JSON values that can be compared, and its schedules as objects."""
+    """Settings of a deployment other than its code: as comparable JSON values, and its schedules as objects."""
 
     values: dict[str, Any]
     schedules: dict[str, Schedule]
     max_scheduled_runs: dict[tuple[str | None, str], int] = field(default_factory=dict)
-    """By slug and words of a schedule."""
+    """By slug and text of a schedule."""
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What came of a deployment: is it new, what was left alone, and what the person should know of its form."""
+    """Result of a deployment: whether it is new, the edits that were kept, and a note about its form."""
 
     name: str
     new: bool
@@ -54,13 +54,13 @@ class Deployed:
 def deploy(
     client: SyncPrefectClient, listed: Mapping[str, Any], pull_steps: list[dict[str, Any]], reset: bool
 ) -> Deployed:
-    """Create a deployment, or bring it up to date; people's values stay unless it is reset.
+    """Create or update a deployment; values that users set are kept unless it is reset.
 
     Args:
         client: of the server.
         listed: its entry in prefect.yaml.
-        pull_steps: what a worker does before it runs the flow.
-        reset: take everything from the file.
+        pull_steps: steps that a worker takes before it runs the flow.
+        reset: take all values from the file.
 
     Raises:
         InputError: the server refuses it.
@@ -129,7 +129,7 @@ def _settings_on_server(found: DeploymentResponse, new: Settings, defaults: Mapp
     limit, options = found.global_concurrency_limit, found.concurrency_options
     schedules, values, most = dict[str, Schedule](), dict[str, Any](), dict[tuple[str | None, str], int]()
     for each in sorted(found.schedules, key=lambda each: schedule_in_words(each.schedule)):
-        # The page gives its schedules no slug.
+        # Schedules created on the page have no slug.
         slug = each.slug or f"{_NO_SLUG}, {schedule_in_words(each.schedule)}"
         slug += f", {len(schedules)}" * (slug in schedules)
         schedules[slug] = each.schedule
@@ -145,7 +145,7 @@ def _settings_on_server(found: DeploymentResponse, new: Settings, defaults: Mapp
         "concurrency_options": kept,
         "description": found.description,
         "tags": sorted(found.tags),
-        # A deployment whose pool was deleted has none; it is given the file's again.
+        # A deployment whose pool was deleted has none; it gets the file's again.
         "work_pool_name": found.work_pool_name or new.values["work_pool_name"],
         "work_queue_name": found.work_queue_name or new.values["work_queue_name"],
         "job_variables": found.job_variables,
@@ -168,7 +168,7 @@ def _schedule_values(schedule: Schedule, active: bool, parameters: Mapping[str, 
 
 
 def _schedule(slug: str, values: Mapping[str, Any], here: Settings, new: Settings) -> DeploymentScheduleCreate:
-    """The schedule that a merge chose: of two that have one slug, the one whose words it took."""
+    """The schedule that a merge chose: of two with the same slug, the one whose text it took."""
     candidates = [found for settings in (here, new) if (found := settings.schedules.get(slug)) is not None]
     schedule = next(each for each in candidates if schedule_in_words(each) == values["when"])
     own: dict[str, Any] = {} if slug.startswith(_NO_SLUG) else {"slug": slug}
@@ -178,7 +178,7 @@ def _schedule(slug: str, values: Mapping[str, Any], here: Settings, new: Setting
 
 
 def _recorded(found: DeploymentResponse) -> Any:
-    """What the file said when it was last deployed; UNKNOWN for a deployment of an earlier release, or another's."""
+    """The file's values at the last deployment; UNKNOWN for a deployment by an earlier release or another tool."""
     record = found.labels.get(RECORD_LABEL)
     if not isinstance(record, str):
         return UNKNOWN
@@ -189,7 +189,7 @@ def _recorded(found: DeploymentResponse) -> Any:
 
 
 def _send(client: SyncPrefectClient, name: str, body: dict[str, Any]) -> str:
-    # The client's own call for this knows no labels; the server creates or replaces the deployment in one transaction.
+    # The client's own call has no labels; the server creates or replaces the deployment in one transaction.
     try:
         return str(client.request("POST", "/deployments/", json=body).json()["id"])
     except PrefectHTTPStatusError as error:
@@ -199,7 +199,7 @@ def _send(client: SyncPrefectClient, name: str, body: dict[str, Any]) -> str:
 def _restore_limits_of_schedules(
     client: SyncPrefectClient, identifier: str, most: Mapping[tuple[str | None, str], int]
 ) -> None:
-    """Give schedules their limits of planned runs again, which the server leaves out when it replaces a deployment."""
+    """Restore the limits on planned runs of schedules, which the server drops when it replaces a deployment."""
     for each in client.read_deployment(identifier).schedules if most else []:
         limit = most.get((each.slug, schedule_in_words(each.schedule)))
         if limit is not None:

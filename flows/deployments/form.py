@@ -1,7 +1,7 @@
-"""The form that Prefect's page draws for a deployment: grouped by section, each setting with the recipe's own value.
+"""The form that Prefect's page shows for a deployment: grouped by section, each setting with the recipe's value.
 
-The recipe's values stand in the descriptions and not as the form's defaults: the page sends every default with the run,
-where it would override another recipe that the person names, or the same one once it has been edited.
+The recipe's values are in the descriptions and are not the form's defaults: the page sends every default with the run,
+where it would override another recipe that the user names, or the same one once it has been edited.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 _REQUEST = "request"
 _OPENING = ("recipe", "workspace")
-"""Fields of a request that come first; sections follow, and how stages are run comes last."""
+"""Fields of a request that come first; sections follow, then the settings of how stages are run."""
 _INTERNAL = ("parent_run_id",)
-"""Set by one flow for another; a form has no use for it."""
+"""Set by one flow for another, so not shown in a form."""
 _SUMMARY_CHARACTERS, _VALUE_CHARACTERS = 400, 120
 
 
@@ -34,7 +34,7 @@ def with_recipe(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> tup
         parameters: of the deployment; `request.recipe` names the recipe.
 
     Returns:
-        The schema, and what the person should know: empty, or why the form shows no values.
+        The schema, and a note for the user: empty, or why the form shows no values.
     """
     shown = copy.deepcopy(dict(schema))
     request = _request_definition(shown)
@@ -55,7 +55,7 @@ def with_recipe(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> tup
 
 
 def request_defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page fills in for the fields of a request that nobody has set."""
+    """Values that the page fills in for fields of a request that the user has not set."""
     properties = _request_definition(schema)["properties"]
     return {name: each["default"] for name, each in properties.items() if "default" in each}
 
@@ -79,11 +79,11 @@ def _tables_of(recipe: str | None) -> tuple[dict[str, dict[str, Any]], str]:
     try:
         return read_recipe(os.path.join(ROOT, recipe)).tables, ""
     except InputError as error:
-        return {}, f"its form shows no values of a recipe: {error}"
+        return {}, f"the form shows no recipe values: {error}"
 
 
 def _validated(model: type[Section], table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The section with its defaults; of one that is not valid by itself only what the recipe says."""
+    """The section with its defaults; for a section that is not valid by itself, the recipe's values only."""
     try:
         return model.model_validate(table).model_dump(mode="json")
     except ValueError:
@@ -93,10 +93,10 @@ def _validated(model: type[Section], table: Mapping[str, Any]) -> Mapping[str, A
 def _describe_section(field: dict[str, Any], name: str, recipe: str | None, table: Mapping[str, Any]) -> None:
     field["title"] = name.capitalize()
     if recipe is None:
-        field["description"] = f"Settings of [{name}]; open it to override single ones for this run."
+        field["description"] = f"Settings of [{name}]; open to override single settings for this run."
         return
     values = _cut("; ".join(f"{key} = {toml_value(value)}" for key, value in table.items()), _SUMMARY_CHARACTERS)
-    field["description"] = f"{recipe} sets here: {values or 'nothing'}. Open it to override single settings."
+    field["description"] = f"{recipe} sets: {values or 'nothing'}. Open to override single settings."
 
 
 def _describe_settings(
@@ -106,7 +106,7 @@ def _describe_settings(
     table: Mapping[str, Any],
     values: Mapping[str, Any],
 ) -> None:
-    """Put the recipe's value, or the default, before the explanation of every setting."""
+    """Prefix the description of each setting with the recipe's value or the default."""
     for key, each in schema["definitions"][_name_of(field)]["properties"].items():
         each.setdefault("title", key.replace("_", " ").capitalize())
         of_recipe = table.get(key)
@@ -135,7 +135,7 @@ def _request_order(request: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _number(definition: dict[str, Any], names: Any) -> None:
-    """Give properties their order, both ways that the page has: the place in the mapping, and `position`."""
+    """Order properties in both ways that the page supports: the place in the mapping, and `position`."""
     properties = definition.get("properties", {})
     ordered = {name: properties[name] for name in names}
     for position, each in enumerate(ordered.values()):

@@ -1,7 +1,7 @@
-"""What people set on Prefect's page: told apart from what prefect.yaml says by comparing with the last deployment.
+"""Detect what users set on Prefect's page, by comparing the server's values with those last deployed.
 
-A value on the server that differs from the one that was last deployed is a person's and stays. One that does not is
-brought up to date. Where nothing is known of the last deployment, every difference counts as a person's.
+A value on the server that differs from the one last deployed was set by a user and is kept. Any other value is
+updated. If the last deployment is unknown, every difference counts as set by a user.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any, Final
 from prefect.client.schemas.schedules import SCHEDULE_TYPES, CronSchedule, IntervalSchedule, NoSchedule
 
 ABSENT: Final = "\x00absent"
-"""Stands for a key that is not there; no value of a deployment equals it."""
+"""Marks an absent key; no value of a deployment equals it."""
 UNKNOWN: Final = "\x00unknown"
-"""Stands for what was last deployed where no record of it exists."""
+"""Stands for the last deployment if no record of it exists."""
 _JOB_VARIABLES = "job_variables"
-"""Environment variables of a job may be credentials: their values are never printed."""
+"""Environment variables of a job may be credentials: their values must never be printed."""
 
 Schedule = SCHEDULE_TYPES
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A value that a person set: `here` on the server, `in_file` in prefect.yaml."""
+    """A value that a user set: `here` on the server, `in_file` in prefect.yaml."""
 
     path: str
     here: Any
@@ -38,12 +38,12 @@ class Edit:
 
 
 def merge(last: Any, here: Any, new: Any, path: str = "") -> tuple[Any, list[Edit]]:
-    """What a deployment gets: people's values where they set some, the file's elsewhere; mappings key by key.
+    """Merge values for a deployment: those that users set are kept, others come from the file; mappings key by key.
 
     Args:
-        last: what was last deployed; UNKNOWN where no record of it exists.
-        here: what the server has.
-        new: what the file says.
+        last: values of the last deployment; UNKNOWN if no record of it exists.
+        here: values on the server.
+        new: values of the file.
         path: of these values, for the edits.
     """
     if isinstance(here, Mapping) and isinstance(new, Mapping):
@@ -65,12 +65,12 @@ def merge(last: Any, here: Any, new: Any, path: str = "") -> tuple[Any, list[Edi
 
 
 def _same(one: Any, other: Any) -> bool:
-    # The page writes null for what is not filled in.
+    # The page writes null for fields that are not filled in.
     return bool(_plain(one) == _plain(other))
 
 
 def _plain(value: Any) -> Any:
-    """The value without keys that hold nothing."""
+    """The value without its empty keys."""
     if isinstance(value, Mapping):
         plain = {key: _plain(item) for key, item in value.items()}
         return {key: item for key, item in plain.items() if item is not None} or None
@@ -86,7 +86,7 @@ def _shown(value: Any) -> str:
 
 
 def schedule_in_words(schedule: Schedule) -> str:
-    """A schedule as one line that differs where the schedules do."""
+    """A schedule as one line; different schedules give different lines."""
     if isinstance(schedule, NoSchedule):
         return "never"
     zone = schedule.timezone or "UTC"

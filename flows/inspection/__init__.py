@@ -1,1 +1,1 @@
-"""What is asked without running anything: progress, cost, the machine."""
+"""Queries that run nothing: progress, cost, the machine."""

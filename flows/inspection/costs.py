@@ -1,4 +1,4 @@
-"""What a run will take, by arithmetic: rows, bytes, CPU hours, operations, GPU hours, memory. Nothing is run."""
+"""Cost of a run, by arithmetic alone: rows, bytes, CPU hours, operations, GPU hours, memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from training.settings.pretraining import PhaseConfig
 
 
 class Gpu(NamedTuple):
-    """A GPU's peak of dense 16-bit matrix products, in TFLOP/s, by NVIDIA's data sheet for it."""
+    """Peak of a GPU for dense 16-bit matrix products, in TFLOP/s, from NVIDIA's data sheet."""
 
     name: str
     tflops: float
@@ -50,11 +50,11 @@ GPUS: Mapping[str, Gpu] = {
     "h200": Gpu("H200 SXM", 989.0),
     "b200": Gpu("B200 SXM", 2250.0),
 }
-"""Data sheets often print twice as much, with 2:4 sparsity, which dense training has not."""
+"""Data sheets often state twice as much, with 2:4 sparsity, which dense training does not use."""
 
 REGISTRY = "mlartifacts"
 MANY_TEXT_EPOCHS = 100
-"""BERT saw its text about 40 times (paper, appendix A.2)."""
+"""BERT read its text about 40 times (paper, appendix A.2)."""
 MANY_ROW_EPOCHS = 10
 SMALL_USED_SHARE = 0.5
 
@@ -85,10 +85,10 @@ class PhaseCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything that `flows.estimate` tells; seconds are those of one core unless the rates' basis says otherwise.
+    """Everything that `flows.estimate` shows; seconds are of one core unless the basis of the rates says otherwise.
 
     Attributes:
-        disk_bytes: by stage, and of the registry's copies of the models.
+        disk_bytes: by stage, and of the copies of models in the registry.
     """
 
     text_bytes: float
@@ -119,17 +119,17 @@ class Estimate:
         return self.documents_seconds + self.vocabulary_seconds + self.examples_seconds
 
     def cores_seconds(self, cores: int) -> float:
-        """Pre-training on so many cores of a CPU."""
+        """Seconds of pre-training on this number of CPU cores."""
         steps = sum(phase.steps for phase in self.phases)
         return CPU_START_SECONDS + steps * CPU_STEP_SECONDS + self.flops / (cores * CPU_FLOPS_PER_SECOND)
 
     def gpu_seconds(self, peak_tflops: float, utilization: float) -> float:
-        """Of one GPU; of n, each as well used, the time is the n-th part."""
+        """Seconds on one GPU; n GPUs at equal utilization take 1/n of it."""
         return self.flops / (peak_tflops * 1e12 * utilization)
 
 
 def estimate(whole: WholeRecipe, rates: Rates, text_bytes: float, ranks: int) -> Estimate:
-    """Work everything out for a corpus of so many bytes of plain text."""
+    """Estimate the cost for a corpus of `text_bytes` bytes of plain text."""
     megabytes = text_bytes / MEGABYTE
     lengths = tuple(_length_cost(whole, rates, length, megabytes) for length in whole.examples.lengths)
     by_length = {cost.max_seq_length: cost for cost in lengths}

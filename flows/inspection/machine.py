@@ -1,7 +1,7 @@
-"""What a machine has of the things that Clozeworks needs or can use, each asked for without importing it.
+"""Detect which requirements and optional parts of Clozeworks a machine has, without importing any of them.
 
-Only the standard library is imported here: this is what tells a person that the rest is missing. A part is required,
-and then `missing` where it is not there; or it is `optional`.
+Must import the standard library only: this module reports which other packages are missing. An absent part is
+`missing` if it is required, else `optional`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 OLDEST_PYTHON, PYTHON_TOO_NEW = (3, 11), (3, 14)
 EXTRAS = ("pipelines", "training", "flows")
 MIN_DISK_BYTES = 2 << 30
-"""The demonstration's workspace takes 0.2 GB; checkpoints and examples of larger runs: `clozeworks estimate`."""
+"""The demo workspace takes 0.2 GB; for checkpoints and examples of larger runs see `clozeworks estimate`."""
 MIN_MEMORY_BYTES = 4 << 30
 """Two workers of 0.6 GB each (`make bench NAME=growth`), or two ranks with torch and DeepSpeed; the page cache."""
 SHARED_MEMORY_BYTES_A_RANK = 66 << 20
-"""What DeepSpeed's operator maps: two buffers of 32 MiB and two small ones (csrc/cpu/comm/shm.cpp)."""
+"""Mapped by DeepSpeed's operator: two buffers of 32 MiB and two small ones (csrc/cpu/comm/shm.cpp)."""
 SPARK_JAVA_VERSIONS = (11, 17)
 MLFLOW_PORT, PREFECT_PORT = 5000, 4200
 
@@ -42,7 +42,7 @@ _SETUP = "make setup"
 
 @dataclass(frozen=True)
 class Finding:
-    """One part: whether it is there, what was found, and what to do where it is not (empty where it is)."""
+    """One part: its state, what was found, and the remedy if it is absent (else empty)."""
 
     part: str
     state: State
@@ -51,10 +51,10 @@ class Finding:
 
 
 def findings(directory: str = ".") -> Iterator[Finding]:
-    """Look at every part, in the order in which a person would mend them.
+    """Check every part, in the order in which a user would install them.
 
     Args:
-        directory: whose disk a run would fill.
+        directory: on the disk that a run would fill.
     """
     for look in (_python, _compiler, _ninja, _git, *(_extra(name) for name in EXTRAS), _lock, _torch, _gpu):
         yield look()
@@ -83,17 +83,17 @@ def _compiler() -> Finding:
 
 
 def _ninja() -> Finding:
-    # The command line of an environment that is not activated lacks its bin; DeepSpeed's build is given it.
+    # Without activation the environment's bin is not on the PATH; DeepSpeed's build adds it.
     own = os.path.join(os.path.dirname(sys.executable), "ninja")
     return _program("ninja", (own, "ninja"), f"{_SETUP} installs it")
 
 
 def _git() -> Finding:
-    return _program("git", ("git",), "install git, for changes to the code only", required=False)
+    return _program("git", ("git",), "install git; needed for development only", required=False)
 
 
 def _program(part: str, names: tuple[str, ...], remedy: str, required: bool = True) -> Finding:
-    """The first of several programs that is there, and the first line of its `--version`."""
+    """The first installed program of several, and the first line of its `--version`."""
     for name in names:
         if path := shutil.which(name):
             return Finding(part, "ok", f"{_first_line([path, '--version'])} ({path})")
@@ -113,25 +113,25 @@ def _first_line(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"does not run ({type(error).__name__})"
     lines = [line.strip() for line in result.stdout.decode(errors="replace").splitlines() if line.strip()]
-    return lines[0] if lines else "gives no version"
+    return lines[0] if lines else "reports no version"
 
 
 def _extra(extra: str) -> Callable[[], Finding]:
-    """Are the packages there that a part of the project names itself?"""
+    """Check that the direct dependencies of an extra are installed."""
 
     def look() -> Finding:
         needed = [name for name in _direct_dependencies(extra) if name]
         absent = [name for name in needed if _version(name) is None]
         found = f"{len(needed)} packages" if not absent else f"not installed: {', '.join(absent)}"
         if not needed:
-            found = "neither pyproject.toml nor an installed clozeworks says what is needed"
+            found = "requirements unknown: neither pyproject.toml nor an installed clozeworks"
         return _finding(f"packages: {extra}", bool(needed) and not absent, found, _SETUP)
 
     return look
 
 
 def _direct_dependencies(extra: str) -> list[str]:
-    """Names out of pyproject.toml, or out of what the installed distribution says, where there is no checkout."""
+    """Names from pyproject.toml or, without a checkout, from the metadata of the installed distribution."""
     try:
         with open(os.path.join(ROOT, "pyproject.toml"), "rb") as stream:
             project = tomllib.load(stream)["project"]
@@ -159,12 +159,12 @@ def _version(distribution: str) -> str | None:
 
 
 def _lock() -> Finding:
-    """Compare the versions that are installed with the lock's, which may name several, one for each Python."""
+    """Compare the installed versions with those of the lock, which may list several, one for each Python."""
     try:
         with open(os.path.join(ROOT, "requirements.lock"), encoding="utf-8") as stream:
             pinned = [re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)", line) for line in stream]
     except OSError:
-        return _finding("versions as locked", False, "no requirements.lock here", "use a checkout", required=False)
+        return _finding("versions as locked", False, "no requirements.lock", "use a checkout", required=False)
     locked: dict[str, set[str]] = {}
     for match in pinned:
         if match:
@@ -172,7 +172,7 @@ def _lock() -> Finding:
     others = []
     for name, versions in sorted(locked.items()):
         installed = _version(name)
-        # A local label such as +cpu names a build of the same version.
+        # A local label such as +cpu marks a build of the same version.
         if installed is not None and not {installed, installed.partition("+")[0]} & versions:
             others.append(f"{name} {installed} (locked {' or '.join(sorted(versions))})")
     found = f"{len(locked)} packages compared" if not others else ", ".join(others[:5])
@@ -189,7 +189,7 @@ def _torch() -> Finding:
 
 
 def _cuda_of_torch() -> str | None:
-    """The CUDA that torch was built for, out of its own version.py: importing it takes seconds."""
+    """The CUDA version that torch was built for, from its version.py: importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -202,11 +202,11 @@ def _cuda_of_torch() -> str | None:
 
 
 def _gpu() -> Finding:
-    part, without = "GPU", "training takes two CPU ranks; for a GPU install NVIDIA's driver"
+    part, without = "GPU", "training uses two CPU ranks; for a GPU install NVIDIA's driver"
     try:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
-        return _finding(part, False, "cannot be asked: nvidia-ml-py is not installed", _SETUP, required=False)
+        return _finding(part, False, "unknown: nvidia-ml-py is not installed", _SETUP, required=False)
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -233,32 +233,32 @@ def _deepspeed_operator() -> Finding:
     directory = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.join(sys.prefix, "torch_extensions")
     built = glob.glob(os.path.join(glob.escape(directory), "**", "deepspeed_shm_comm.so"), recursive=True)
     found = built[0] if built else f"not in {directory}"
-    remedy = "python -m training.build_ops compiles it (minutes); the first training on CPU would"
+    remedy = "python -m training.build_ops compiles it (minutes); else the first training on CPU does"
     return _finding("DeepSpeed's CPU op", bool(built), found, remedy, required=False)
 
 
 def _compiled_loops() -> Finding:
     kept = glob.glob(os.path.join(glob.escape(ROOT), "pipelines", "*", "__pycache__", "*.nbi"))
-    found = f"{len(kept)} kept by numba" if kept else "none kept"
-    remedy = "python -m pipelines.compile_loops; the first job would wait for them"
+    found = f"{len(kept)} cached by numba" if kept else "none cached"
+    remedy = "python -m pipelines.compile_loops; else the first job compiles them"
     return _finding("compiled loops", bool(kept), found, remedy, required=False)
 
 
 def _cores() -> Finding:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    remedy = "everything runs, two ranks in turn; one worker: --set run.workers=1"
+    remedy = "everything runs, two ranks share the core; for one worker: --set run.workers=1"
     return _finding("cores", cores >= 2, str(cores), remedy, required=False)
 
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        # A container's limit: "max" in cgroups v2 where there is none, a number beyond all memory in v1.
+        # Limit of a container; without one, cgroups v2 has "max" and v1 a number larger than the memory.
         if (text := _text_of(path).strip()).isdecimal():
             total = min(total, int(text))
     available = re.search(r"MemAvailable:\s+(\d+) kB", _text_of("/proc/meminfo"))
     found = _gib(total) + (f", {_gib(int(available[1]) << 10)} available" if available else "")
-    return _finding("memory", total >= MIN_MEMORY_BYTES, found, f"{_gib(MIN_MEMORY_BYTES)} is the least for the demo")
+    return _finding("memory", total >= MIN_MEMORY_BYTES, found, f"the demo needs at least {_gib(MIN_MEMORY_BYTES)}")
 
 
 def _text_of(path: str) -> str:
@@ -272,7 +272,9 @@ def _text_of(path: str) -> str:
 def _shared_memory() -> Finding:
     needed = 2 * SHARED_MEMORY_BYTES_A_RANK
     if not os.path.isdir("/dev/shm"):  # noqa: S108  # shared memory
-        return _finding("shared memory", False, "no /dev/shm", "ranks on a CPU talk through gloo alone", required=False)
+        return _finding(
+            "shared memory", False, "no /dev/shm", "ranks on a CPU communicate through gloo only", required=False
+        )
     free = shutil.disk_usage("/dev/shm").free  # noqa: S108  # shared memory
     remedy = f"two CPU ranks need {needed >> 20} MiB: docker run --shm-size=1g"
     return _finding("shared memory", free >= needed, f"{_gib(free)} free", remedy)
@@ -283,18 +285,18 @@ def _disk(directory: str) -> Finding:
     while not os.path.isdir(place):
         place = os.path.dirname(place)
     free = shutil.disk_usage(place).free
-    remedy = f"free {_gib(MIN_DISK_BYTES)}, or name another disk with --workspace"
+    remedy = f"free {_gib(MIN_DISK_BYTES)}, or choose another disk with --workspace"
     return _finding("disk", free >= MIN_DISK_BYTES, f"{_gib(free)} free at {place}", remedy)
 
 
 def _port(server: str, port: int) -> Finding:
     with socket.socket() as probe:
-        # As servers do: a connection that ended lately shall not count as use.
+        # As servers do: a recently closed connection must not count as use.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            remedy = "perhaps your own server; clozeworks ui takes another port"
+            remedy = "possibly your own server; clozeworks ui takes another port"
             return _finding(f"port {port} ({server})", False, "in use", remedy, required=False)
     return Finding(f"port {port} ({server})", "ok", "free")
 
@@ -321,13 +323,13 @@ def _namespaces() -> Finding:
 
 
 def _spark_jars() -> Finding:
-    """The class path as infra/spark/local_spark.py keeps it, by the hash of its pom.xml."""
+    """The class path that infra/spark/local_spark.py caches, by the hash of its pom.xml."""
     folder = os.path.join(ROOT, "infra", "spark")
     try:
         with open(os.path.join(folder, "pom.xml"), "rb") as stream:
             digest = hashlib.sha256(stream.read()).hexdigest()[:12]
     except OSError:
-        return _finding("Spark's jars", False, "no infra/spark here", "for Spark only: use a checkout", required=False)
+        return _finding("Spark's jars", False, "no infra/spark", "for Spark only: use a checkout", required=False)
     jars = glob.glob(os.path.join(glob.escape(ROOT), "build", "spark", f"test-*-{digest}", "*.jar"))
     remedy = "for Spark only: make test-spark fetches them with Maven, once"
     return _finding("Spark's jars", bool(jars), f"{len(jars)} in build/spark", remedy, required=False)

@@ -1,7 +1,7 @@
-"""Rates that an estimate goes by: measured on our own benchmarks, or in a finished workspace where one is named.
+"""Rates that an estimate uses: from our own benchmarks, or measured in a finished workspace.
 
-How many rows a megabyte of text gives depends on the texts: articles are shorter than books, and the last row of a
-document is rarely full. So the defaults mix both as BERT's corpus did, and a trial on a part of one's own corpus is
+The number of rows in a megabyte depends on the texts: articles are shorter than books, and the last row of a
+document is rarely full. The defaults mix both as BERT's corpus did; a trial on a part of your own corpus is
 better: `clozeworks run --only preprocess recipe.toml --set documents.sources.0.max_input_bytes=50_000_000`, then
 `--from-workspace`.
 """
@@ -50,16 +50,16 @@ _SENTENCE_OVERHEAD_BYTES = 4
 
 CPU_FLOPS_PER_SECOND = 60e9
 """Of one core in training, fp32: 63 GFLOP/s with one thread (make bench NAME=training-step), 70 with two ranks and
-large steps (training/README.md), with other work beside it half of that."""
+large steps (training/README.md), half of that with other load on the machine."""
 CPU_STEP_SECONDS = 0.022
-"""What a step of two ranks takes besides its arithmetic: the demo's small steps, same machine."""
+"""Overhead of a step of two ranks besides its arithmetic: the demo's small steps, same machine."""
 CPU_START_SECONDS = 20.0
 CPU_BASIS = "60 GFLOP/s a core (AMD EPYC, otherwise idle), 22 ms a step, 20 s to start"
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """What a finished pre-training run reached."""
+    """Speed of a finished pre-training run."""
 
     tokens_per_second: float
     flops_per_second: float
@@ -67,11 +67,11 @@ class TrainingSpeed:
 
 @dataclass(frozen=True)
 class Rates:
-    """CPU seconds and shapes of rows, each group with where it comes from.
+    """CPU seconds and shapes of rows, each group with its source.
 
     Attributes:
         shapes: by maximum length, one pass.
-        training: of the workspace that was named; None without one.
+        training: of the given workspace; None without one.
     """
 
     documents_seconds_per_megabyte: float
@@ -84,7 +84,7 @@ class Rates:
 
 
 def default_rates(whole: WholeRecipe) -> Rates:
-    """From our own benchmarks, for what the recipe asks of them."""
+    """Rates from our own benchmarks, for the settings of the recipe."""
     documents = whole.documents
     seconds = DOCUMENTS_SECONDS_PER_MEGABYTE
     seconds += NEAR_DUPLICATES_SECONDS_PER_MEGABYTE if documents.near_duplicates is not None else 0.0
@@ -105,22 +105,22 @@ def default_rates(whole: WholeRecipe) -> Rates:
 
 
 def measured_rates(whole: WholeRecipe, workspace: str) -> Rates:
-    """The defaults, with everything replaced that the workspace's manifests, timings and metrics tell.
+    """The defaults, replaced where the workspace's manifests, timings and metrics have a value.
 
     Raises:
-        InputError: the workspace has no finished documents and examples, or of another kind.
+        InputError: the workspace has no finished documents and examples, or examples of another kind.
     """
     rates = default_rates(whole)
     manifests = {stage: read_manifest(storage.join(workspace, stage)) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
     documents, vocabulary, examples = (manifests[stage] for stage in (DOCUMENTS, VOCABULARY, EXAMPLES))
     if documents is None or vocabulary is None or examples is None:
         absent = ", ".join(stage for stage, manifest in manifests.items() if manifest is None)
-        raise InputError(f"{workspace}: {absent} not finished there; run clozeworks run --only preprocess on it first")
+        raise InputError(f"{workspace}: {absent} not finished; run clozeworks run --only preprocess on it first")
     made = ExamplesConfig.model_validate(examples.config)
     if made.next_sentence != whole.examples.next_sentence:
         raise InputError(
-            f"{workspace}: its examples have next_sentence = {str(made.next_sentence).lower()}, the recipe has not; "
-            "rows are then of another shape, so name a workspace of the same kind"
+            f"{workspace}: its examples have next_sentence = {str(made.next_sentence).lower()}, unlike the recipe; "
+            "this changes the shape of the rows: choose a workspace with the same setting"
         )
     megabytes = text_bytes(documents) / MEGABYTE
     statistics = examples.statistics_as(ExamplesStatistics)
@@ -145,7 +145,7 @@ def text_bytes(documents: Manifest) -> float:
 
 
 def _measured_shape(statistics: LengthStatistics, max_seq_length: int, megabytes: float) -> LengthShape:
-    """The histogram tells squares up to the width of its bars; the last bar is taken as full rows, as most are."""
+    """Squares are known up to the width of the histogram's bars; the last bar counts as full rows, as most are."""
     counts = {int(up_to): count for up_to, count in statistics.length_histogram.items()}
     edges = [0, *sorted(counts)]
     middles = {up_to: (above + 1 + up_to) / 2 for above, up_to in pairwise(edges)}
@@ -158,7 +158,7 @@ def _measured_shape(statistics: LengthStatistics, max_seq_length: int, megabytes
 def _with_measured_seconds(
     rates: Rates, workspace: str, documents: Manifest, vocabulary: Manifest, examples: Manifest, megabytes: float
 ) -> Rates:
-    """Wall clock of that machine with its workers; a job's start is taken off, for it does not grow."""
+    """Wall-clock time of that machine with its workers, without the constant start-up time of a job."""
     found = {
         stage: earlier_seconds(workspace, stage, {stage: manifest})
         for stage, manifest in ((DOCUMENTS, documents), (VOCABULARY, vocabulary), (EXAMPLES, examples))
@@ -172,12 +172,12 @@ def _with_measured_seconds(
         documents_seconds_per_megabyte=spent[DOCUMENTS] / megabytes,
         vocabulary_seconds_per_megabyte=spent[VOCABULARY] / megabytes,
         examples_seconds_per_million_tokens=spent[EXAMPLES] / max(million_tokens, 1e-9),
-        seconds_basis=f"wall clock of {workspace}/timings.json, as many workers",
+        seconds_basis=f"wall clock of {workspace}/timings.json, with its number of workers",
     )
 
 
 def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) -> TrainingSpeed | None:
-    """Tokens/s over all progress lines of a finished run, and the arithmetic that they were."""
+    """Tokens/s over all progress lines of a finished run, and the corresponding FLOP/s."""
     directory = storage.join(workspace, PRETRAINING)
     manifest = read_manifest(directory)
     path = storage.local_path(storage.join(directory, METRICS_NAME)) if storage.is_local(directory) else ""

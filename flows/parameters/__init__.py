@@ -1,1 +1,1 @@
-"""What a flow is given: a checked recipe, and the forms on Prefect's page."""
+"""Parameters of a flow: a checked recipe, and the forms on Prefect's page."""

@@ -1,4 +1,4 @@
-"""What only several sections of a recipe together show to be impossible: said before the first stage starts."""
+"""Checks across the sections of a recipe, made before the first stage starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.settings.pretraining import PretrainingConfig, lengths_problem
 
 
 class Sections(NamedTuple):
-    """Valid sections of one recipe; `distillation` is None where the recipe does not speak of it."""
+    """Valid sections of one recipe; `distillation` is None if the recipe has no such section."""
 
     documents: DocumentsConfig
     examples: ExamplesConfig
@@ -25,7 +25,7 @@ class Sections(NamedTuple):
 
 
 def contradiction(sections: Sections) -> str | None:
-    """The first contradiction, with the remedy; None where the sections go together."""
+    """The first contradiction, with its remedy; None if the sections are consistent."""
     checks: tuple[Callable[[Sections], Iterator[str]], ...] = (_pretraining, _masking, _distillation, _finetuning)
     return next((problem for check in checks for problem in check(sections)), None)
 
@@ -60,7 +60,7 @@ def _masking(sections: Sections) -> Iterator[str]:
     for name, section in (("pretraining", sections.pretraining), ("distillation", sections.distillation)):
         if section and section.masking == "dynamic" and sections.examples.masking == "whole_word":
             yield (
-                f"{name}.masking = 'dynamic' masks single tokens anew, but examples.masking = 'whole_word'; set the "
+                f"{name}.masking = 'dynamic' masks single tokens, but examples.masking = 'whole_word'; set the "
                 "former to 'as_written', or the latter to 'dynamic'"
             )
 
@@ -86,20 +86,20 @@ def _finetuning(sections: Sections) -> Iterator[str]:
     finetuning, model = sections.finetuning, sections.model
     for task in finetuning.tasks:
         key, fitting = finetuning.fitting_key(task), finetuning.fitting(task)
-        # Another encoder has positions of its own, but random weights are always this model's.
+        # Another encoder has its own positions, but random weights always have this model's.
         is_own = finetuning.encoder is None or finetuning.compare_with_random
         if is_own and fitting.max_seq_length > model.max_position_embeddings:
             yield _too_long(f"{key}.max_seq_length", fitting.max_seq_length, model)
         if fitting.batch_size < finetuning.ranks:
             yield (
                 f"{key}.batch_size = {fitting.batch_size} is below finetuning.ranks = {finetuning.ranks}, which share "
-                "it; raise the one or lower the other"
+                "it; raise the former or lower the latter"
             )
     for task in finetuning.tasks:
         if finetuning.family(task).preparer and not sections.documents.heldout_share:
             yield (
                 f"finetuning.tasks names {task!r}, which is made from held-out documents, but "
-                "documents.heldout_share = 0; raise the latter, or take the task out"
+                "documents.heldout_share = 0; raise the latter, or remove the task"
             )
 
 

@@ -1,7 +1,7 @@
-"""A request that names no recipe: in a deployment's run it changes the deployment's own request, key by key.
+"""Merge a request that names no recipe into the request of the deployment that is run, key by key.
 
-Prefect replaces parameters as a whole: `prefect deployment run pretrain/pretrain --param request='{"workspace": "w"}'`
-would else drop the recipe, the overrides and all that the deployment says.
+Prefect replaces complete parameters: `prefect deployment run pretrain/pretrain --param request='{"workspace": "w"}'`
+would otherwise drop the deployment's recipe, overrides and other values.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 _RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
-"""Set by Prefect where a worker runs a flow."""
+"""Set by Prefect when a worker runs a flow."""
 
 
 def completed(given: Any) -> Any:
-    """The request over the deployment's one; as it is where it names a recipe, or where there is no deployment."""
+    """The request merged over the deployment's; unchanged if it names a recipe or there is no deployment."""
     if not isinstance(given, Mapping) or given.get("recipe") is not None:
         return given
     deployed = _request_of_deployment()
@@ -23,7 +23,7 @@ def completed(given: Any) -> Any:
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; a list or a plain value above takes the place of the one below."""
+    """Merge mappings key by key; a list or a plain value of `above` replaces the one of `below`."""
     result = dict(below)
     for key, value in above.items():
         under = result.get(key)

@@ -1,4 +1,4 @@
-"""Recipe sections as forms: a setting that is filled in overrides the recipe, one that is left out keeps its value.
+"""Recipe sections as forms: a setting that is filled in overrides the recipe, an empty one keeps its value.
 
 The forms are generated from the sections themselves, so Prefect's page shows every setting with its explanation and
 its bounds, and there is no second list of settings.
@@ -17,7 +17,7 @@ from pipelines.contract.recipe import Section, lists_as_tuples
 
 
 class SectionForm(BaseModel):
-    """Base of all forms: settings of one section, each of which may be None, which means: as in the recipe."""
+    """Base class of all forms: settings of one section; None keeps the recipe's value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -27,7 +27,7 @@ class SectionForm(BaseModel):
         return lists_as_tuples(values)
 
     def overrides(self, section: str) -> list[str]:
-        """What is filled in, as `section.key=value` with TOML values."""
+        """The settings that are filled in, as `section.key=value` with TOML values."""
         found: list[str] = []
         for name in type(self).model_fields:
             value = getattr(self, name)
@@ -40,14 +40,14 @@ class SectionForm(BaseModel):
 
 @lru_cache(maxsize=64)
 def form_of(section: type[Section]) -> type[SectionForm]:
-    """The form of a section; sections within it become forms too, lists of sections stay lists of whole ones."""
+    """The form of a section; nested sections become forms too, lists of sections remain lists of complete ones."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         annotation = field.annotation
         nested = nested_section(annotation)
         kept: Any = form_of(nested) if nested else annotation
         if field.metadata and not nested:
-            # The bounds stay with the value, so that they do not apply to None.
+            # The bounds stay on the value, so that they do not apply to None.
             kept = Annotated[(annotation, *field.metadata)]
         fields[name] = (kept | None, Field(default=None, description=field.description))
     return create_model(
@@ -56,7 +56,7 @@ def form_of(section: type[Section]) -> type[SectionForm]:
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it on one line; keys that are None are left out, since TOML has no word for it."""
+    """A value as TOML on one line; keys that are None are omitted, since TOML has no null."""
     if isinstance(value, BaseModel):
         return toml_value(value.model_dump(mode="json", exclude_unset=True))
     if isinstance(value, dict):
@@ -64,12 +64,12 @@ def toml_value(value: Any) -> str:
         return "{ " + ", ".join(items) + " }"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    # Of JSON's escapes TOML lacks only surrogate pairs; of what TOML forbids, JSON leaves only DEL unescaped.
+    # Of JSON's escapes TOML lacks only surrogate pairs; of the characters that TOML forbids, JSON leaves only DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def nested_section(annotation: Any) -> type[Section] | None:
-    """The section of a field that holds one, or one or None."""
+    """The section model of a field, also of an optional one; None for other fields."""
     if get_origin(annotation) in (Union, UnionType):
         left = [argument for argument in get_args(annotation) if argument is not NoneType]
         annotation = left[0] if len(left) == 1 else None

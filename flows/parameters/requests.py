@@ -19,7 +19,7 @@ from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
 
 if TYPE_CHECKING:
-    # Generated at run time; a type checker knows what they have in common.
+    # Generated at run time; a type checker sees their base class.
     DocumentsForm: TypeAlias = SectionForm
     VocabularyForm: TypeAlias = SectionForm
     ExamplesForm: TypeAlias = SectionForm
@@ -34,10 +34,10 @@ else:
 
 
 class BaseRequest(BaseModel):
-    """Parameters that all flows share: which recipe, what to change in it, and how its stages are run.
+    """Parameters that all flows share: the recipe, changes to it, and how its stages are run.
 
-    A setting in a form goes before the recipe's, one in `overrides` before both. In a run of a deployment `recipe` may
-    be left out: what is given then changes the deployment's request, key by key.
+    A setting in a form overrides the recipe, and `overrides` override both. In a run of a deployment `recipe` may
+    be omitted: the request is then merged into the deployment's request, key by key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
@@ -48,21 +48,21 @@ class BaseRequest(BaseModel):
     )
     overrides: tuple[str, ...] = Field(
         default=(),
-        description="settings to override, each as section.key=value, such as pretraining.seed=7; they go before those "
+        description="settings to override, each as section.key=value, such as pretraining.seed=7; they override those "
         "of a section's form",
     )
     stage_retries: int = Field(
-        default=0, ge=0, le=10, description="attempts after a stage has failed; a mistake in the recipe gets none"
+        default=0, ge=0, le=10, description="further attempts after a stage has failed; none for an error in the recipe"
     )
     stage_timeout_seconds: float | None = Field(
         default=None,
         gt=0,
         le=31_536_000,
-        description="end a stage that takes longer; pre-training writes its checkpoint first",
+        description="stop a stage that takes longer; pre-training writes a checkpoint first",
     )
     rebuild: bool = Field(
         default=False,
-        description="build every stage anew; trainings that are there are kept under a numbered name",
+        description="build every stage again; existing trainings are kept under a numbered name",
     )
     parent_run_id: str | None = Field(
         default=None, description="MLflow run to nest this flow's runs under; none starts one"
@@ -77,12 +77,12 @@ class BaseRequest(BaseModel):
         """Read and check the recipe.
 
         Raises:
-            RecipeError: a mistake in the file, in a form or in an override.
+            RecipeError: the file, a form or an override is not valid.
         """
         return WholeRecipe.check(read_recipe(self.recipe, self.all_overrides()))
 
     def all_overrides(self) -> tuple[str, ...]:
-        """What the forms, the workspace and `overrides` change, in the order in which it is applied."""
+        """Overrides of the forms, the workspace and `overrides`, in the order in which they are applied."""
         found: list[str] = []
         for name in type(self).model_fields:
             form = getattr(self, name)
@@ -121,4 +121,4 @@ class FinetuneRequest(BaseRequest):
 
 
 class RunRequest(PreprocessRequest, PretrainRequest, FinetuneRequest):
-    """Parameters of the whole chain; each of its flows takes it too."""
+    """Parameters of the complete chain; each of its flows takes it too."""

@@ -14,8 +14,8 @@ CHANCE_MARGIN = 0.01
 REGISTRY_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 _TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-_CHANCE = "a score of 0.5 above chance is asked of no task"
-_MARGIN = "scores lie between -100 and 100, and 0 asks for no more than the champion's"
+_CHANCE = "no task needs a score of more than 0.5 above chance"
+_MARGIN = "scores are between -100 and 100, and 0 requires any improvement on the champion"
 
 
 class TrackingConfig(Section):
@@ -23,25 +23,25 @@ class TrackingConfig(Section):
 
     mlflow_tracking_uri: Text | None = None
     """None means the server that MLFLOW_TRACKING_URI names or, without it, SQLite in the workspace (`mlflow.db`), with
-    artifacts beside it (`mlartifacts/`)."""
+    artifacts next to it (`mlartifacts/`)."""
     experiment: Text = "clozeworks"
     registered_model_prefix: Annotated[str, Field(pattern=REGISTRY_NAME_PATTERN, max_length=128)] | None = None
     """Models are registered as `<prefix>-encoder` and `<prefix>-<task>`; None means the name of the run."""
     alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=128)] = "champion"
-    """Alias of the best version: one that this run registers gets it at the promotion gate."""
+    """Alias of the best version, assigned by the promotion gate."""
     promotion_margin: Annotated[float, Bounded(0.0, 100.0, _MARGIN)] = 0.0
-    """By how much a new version's score must exceed the champion's to replace it; more is asked for than mere luck."""
+    """By how much a new version's score must exceed the champion's to replace it."""
     chance_margin: Annotated[float, Bounded(0.0, 0.5, _CHANCE)] = CHANCE_MARGIN
-    """By how much a version's score must exceed that of one that learnt nothing (the best answer that is always the
-    same; for an encoder, its own before training) to become champion, also where there is none yet."""
+    """By how much a version's score must exceed that of an untrained one (the best constant answer; for an encoder,
+    its own score before training) to become champion, also if there is no champion yet."""
 
     @field_validator("mlflow_tracking_uri")
     @classmethod
     def _scheme_is_known(cls, uri: str | None) -> str | None:
-        """Leave the URI as it is.
+        """Return the URI unchanged.
 
         Raises:
-            ValueError: MLflow has no tracking store behind such a URI.
+            ValueError: MLflow has no tracking store for such a URI.
         """
         if uri is None or uri == "databricks":
             return uri

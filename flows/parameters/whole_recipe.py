@@ -22,7 +22,7 @@ from training.settings.pretraining import PretrainingConfig
 
 @dataclass(frozen=True)
 class WholeRecipe:
-    """All sections of one recipe, each valid, and consistent with one another.
+    """All sections of one recipe, valid and consistent with one another.
 
     Its fields are the one table of sections: their names in the file, and the models that check them.
     """
@@ -40,10 +40,10 @@ class WholeRecipe:
 
     @classmethod
     def check(cls, recipe: Recipe) -> WholeRecipe:
-        """Check all sections, then what only several of them together can tell.
+        """Check each section, then all of them against one another.
 
         Raises:
-            RecipeError: the first mistake, in one line.
+            RecipeError: the first error, in one line.
         """
         sections: dict[str, Any] = {name: recipe.section(name, model) for name, model in SECTION_MODELS.items()}
         whole = cls(recipe, **sections)
@@ -54,12 +54,12 @@ class WholeRecipe:
 
     @property
     def is_local(self) -> bool:
-        """Does the workspace lie on a local disk?"""
+        """Is the workspace on a local disk?"""
         return storage.is_local(self.run.workspace)
 
     @property
     def tracking_server(self) -> str | None:
-        """MLflow's server; None where SQLite in the workspace takes its place."""
+        """MLflow's server; None if SQLite in the workspace is used instead."""
         return self.tracking.mlflow_tracking_uri or TRACKING_SERVER
 
     @property
@@ -77,8 +77,8 @@ class WholeRecipe:
     def _check_workspace(self) -> None:
         if self.tracking_server is None and not self.is_local:
             raise RecipeError(
-                f"{self.recipe.path}: run.workspace = {self.run.workspace} is not local, so MLflow's SQLite cannot "
-                "lie in it; set tracking.mlflow_tracking_uri to a tracking server"
+                f"{self.recipe.path}: run.workspace = {self.run.workspace} is not local, so it cannot contain "
+                "MLflow's SQLite database; set tracking.mlflow_tracking_uri to a tracking server"
             )
 
 

@@ -114,7 +114,7 @@ def test_every_verb_has_a_module_and_an_extra(verb: cli.Verb, repository: Path) 
         (["submission"], "submission: no such verb, the nearest is clozeworks glue submit"),
         (["xyzzy"], "xyzzy: no such verb"),
         (["glue", "fetsch"], "glue: say glue fetch or glue submit"),
-        (["--debug", "pretrain"], "--debug: options stand after the verb"),
+        (["--debug", "pretrain"], "--debug: options go after the verb"),
         (["a\x1b[31m\nb"], "a\\x1b[31m\\nb: no such verb"),
     ],
 )

@@ -139,19 +139,19 @@ def test_deploying_again_keeps_what_people_set_and_says_so(site: PrefectSite) ->
         assert {**now, "parameters": None} == {**before, "parameters": None}
     assert after[1]["schedules"] == []
     assert settings(site.deployment("preprocess", "preprocess")) == settings(untouched)
-    left = [line.strip() for line in said if "left alone" in line]
+    left = [line.strip() for line in said if "kept:" in line]
     for expected in (
-        "left alone: parameters.request.stage_retries = 5 (prefect.yaml: 2)",
-        'left alone: parameters.request.pretraining = {"seed": 7} (prefect.yaml: none)',
-        "left alone: paused = true (prefect.yaml: false)",
-        "left alone: concurrency_limit = 3 (prefect.yaml: 1)",
-        "left alone: schedules.weekly.when = cron 0 4 * * 3 Europe/Zurich (prefect.yaml: cron 0 6 * * 6 UTC)",
-        "left alone: schedules.weekly.active = true (prefect.yaml: false)",
+        "kept: parameters.request.stage_retries = 5 (prefect.yaml: 2)",
+        'kept: parameters.request.pretraining = {"seed": 7} (prefect.yaml: none)',
+        "kept: paused = true (prefect.yaml: false)",
+        "kept: concurrency_limit = 3 (prefect.yaml: 1)",
+        "kept: schedules.weekly.when = cron 0 4 * * 3 Europe/Zurich (prefect.yaml: cron 0 6 * * 6 UTC)",
+        "kept: schedules.weekly.active = true (prefect.yaml: false)",
     ):
         assert expected in left
-    assert any(line.startswith("left alone: schedules.without a slug") for line in left)
-    assert any(line.startswith("left alone: schedules.nightly = none") for line in left)
-    assert "pool        clozeworks-cpu (process) exists; left alone: limit 4" in said
+    assert any(line.startswith("kept: schedules.without a slug") for line in left)
+    assert any(line.startswith("kept: schedules.nightly = none") for line in left)
+    assert "pool        clozeworks-cpu (process) exists; kept: limit 4" in said
     assert not any("rebuild" in line or "overrides" in line for line in left)
     assert said.count("deployment  preprocess/preprocess up to date") == 1
     assert deploy(site) == said  # and again
@@ -171,7 +171,7 @@ def test_a_deployment_of_an_earlier_release_keeps_everything(site: PrefectSite) 
     before = settings(site.deployment("finetune", "finetune"))
     said = deploy(site)
     assert settings(site.deployment("finetune", "finetune"))["schedules"] == before["schedules"] == []
-    assert "    left alone: paused = true (prefect.yaml: false)" in said
+    assert "    kept: paused = true (prefect.yaml: false)" in said
     deploy(site, "--reset", "finetune")
     assert [each["slug"] for each in site.deployment("finetune", "finetune")["schedules"]] == ["weekly"]
 

@@ -161,7 +161,7 @@ def test_the_command_prints_tables_and_json(built: WholeRecipe, capsys: pytest.C
 
 def test_mistakes_are_told_in_one_line(built: WholeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = built.recipe.path
-    with pytest.raises(InputError, match="documents, vocabulary, examples not finished there"):
+    with pytest.raises(InputError, match="documents, vocabulary, examples not finished"):
         command.main([recipe, "--from-workspace", str(tmp_path)])
     with pytest.raises(InputError, match="--corpus-bytes"):
         command.main([recipe, "--set", f'documents.sources.0.inputs=["{tmp_path}/none"]'])

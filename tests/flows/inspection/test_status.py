@@ -158,10 +158,10 @@ def test_a_new_run_and_kept_results_have_rows_of_their_own(
     assert rows["pretraining (new)"].detail.startswith("step 60 of 150")
     assert rows["pretraining.12"].state == "kept"
 
-    for name, problem in [("pretraining", "no kept result named"), ("pretraining.2", "kept are pretraining.1, pret")]:
+    for name, problem in [("pretraining", "no kept result named"), ("pretraining.2", "there are: pretraining.1, pret")]:
         with pytest.raises(InputError, match=problem):
             remove(workspace, name, is_sure=True)
-    with pytest.raises(InputError, match=r"pretraining\.1: not removed, for there is no terminal to ask on; add --yes"):
+    with pytest.raises(InputError, match=r"pretraining\.1: not removed: no terminal for the confirmation; add --yes"):
         remove(workspace, "pretraining.1", is_sure=False)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda _: "n")

@@ -103,7 +103,7 @@ def check_listeners(pids: list[int]) -> None:
 
 
 def test_a_directory_with_nothing_to_show_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds neither mlflow"):
+    with pytest.raises(InputError, match="contains neither mlflow"):
         ui.main([str(tmp_path)])
     with pytest.raises(InputError, match="no such local directory"):
         ui.main([os.path.join(tmp_path, "nowhere")])
