@@ -1,8 +1,8 @@
-"""How far each stage of a workspace is, read from what the stages write: manifests, records, checkpoints, metrics.
+"""Progress of the stages of a workspace, read from their files: manifests, records, checkpoints, metrics.
 
 A stage that is built next to an earlier result has two rows: the result, and `NAME (new)`. Kept results follow it.
 
-Nothing here imports Beam or torch, and nothing is written, so it may be asked while a run goes on.
+Must not import Beam or torch: `status` calls this. Writes nothing, so it can be called during a run.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ from training.settings.pretraining import PhaseConfig, PretrainingConfig
 State = Literal["complete", "stale", "unfinished", "missing", "kept"]
 
 NEW = " (new)"
-"""Ends the name of the row for a build that will replace a result."""
+"""Suffix of the row for a build that will replace a result."""
 
 UNITS = {DOCUMENTS: (PARTS_GROUP, SHARDS_GROUP), EXAMPLES: (ROWS_GROUP, FILES_GROUP)}
 """Groups of finished units that two jobs record."""
 
-_UNITS_IN_WORDS = {"parts": "parts", "shards": "shards", "rows": "shards cut into rows", "files": "sets of files"}
+_UNITS_IN_WORDS = {"parts": "parts", "shards": "shards", "rows": "shards split into rows", "files": "sets of files"}
 _CHAIN = (DOCUMENTS, VOCABULARY, EXAMPLES, PRETRAINING)
 _TASK_DATA = "data/"
 _TAIL_BYTES = 1 << 17
@@ -79,13 +79,13 @@ class StageStatus:
 
 
 def statuses_of_workspace(workspace: str) -> list[StageStatus]:
-    """What manifests alone tell: a stage is stale where a file is damaged or a stage that it read is another by now.
+    """Statuses from manifests alone: a stage is stale if a file is damaged or a stage that it read has changed.
 
     Raises:
-        InputError: there is no such directory.
+        InputError: the directory does not exist.
     """
     if storage.is_local(workspace) and not os.path.isdir(storage.local_path(workspace)):
-        raise InputError(f"{workspace}: no such directory; name a workspace or a recipe (.toml)")
+        raise InputError(f"{workspace}: no such directory; give a workspace or a recipe (.toml)")
     directories = {name: storage.join(workspace, name) for name in _CHAIN}
     directories |= _distillation(workspace)
     directories |= {f"{FINETUNING}/{trial}": storage.join(workspace, FINETUNING, trial) for trial in _trials(workspace)}
@@ -98,7 +98,7 @@ def statuses_of_workspace(workspace: str) -> list[StageStatus]:
 
 
 def statuses_of_recipe(whole: WholeRecipe) -> list[StageStatus]:
-    """The same for the stages of a recipe, each compared with the settings and inputs that the recipe names by now."""
+    """Statuses of the stages of a recipe, each compared with the recipe's current settings and inputs."""
     plans = [*preprocessing_stages(whole), pretraining_stage(whole), *finetuning_stages(whole)]
     outputs = {
         f"{FINETUNING}/{output.name}" if plan.name == FINETUNING else output.name: output
@@ -120,18 +120,18 @@ def statuses_of_recipe(whole: WholeRecipe) -> list[StageStatus]:
 
 
 def _distillation(workspace: str) -> dict[str, str]:
-    """The stage's directory where there is a result or a run of it; a recipe does not say whether one is wanted."""
+    """The stage's directory if it has a result or a run; a recipe does not say whether to distil."""
     directory = storage.join(workspace, DISTILLATION)
     there = storage.list_files(directory) or is_open(directory) or kept_directories(directory)
     return {DISTILLATION: directory} if there else {}
 
 
 def _others(status: StageStatus, whole: WholeRecipe | None) -> list[StageStatus]:
-    """Rows below that of a stage's result: the build that will replace it, and earlier results that are kept."""
+    """Rows below that of a stage's result: the build that will replace it, and kept earlier results."""
     found = []
     if status.state in ("complete", "stale") and is_open(status.directory):
         building = _unfinished(status.name, status.directory, whole)
-        detail = building.detail or "begun"
+        detail = building.detail or "started"
         found.append(replace(building, name=status.name + NEW, state="unfinished", detail=detail))
     for kept in kept_directories(status.directory):
         # The stage may be a link to a directory of another name.
@@ -140,7 +140,7 @@ def _others(status: StageStatus, whole: WholeRecipe | None) -> list[StageStatus]
 
 
 def kept_status(directory: str) -> StageStatus:
-    """The row of an earlier result that is kept under a numbered name."""
+    """The row of an earlier result kept under a numbered name."""
     name = directory.rstrip("/").rpartition("/")[2]
     try:
         manifest = read_manifest(directory)
@@ -156,7 +156,7 @@ def kept_status(directory: str) -> StageStatus:
 
 
 def _status(name: str, directory: str, difference: str | None, whole: WholeRecipe | None) -> StageStatus:
-    """`difference`: why a stage that has a manifest must be built again."""
+    """Status of one stage. difference: why a stage with a manifest must be built again."""
     try:
         manifest = read_manifest(directory)
     except InputError as error:
@@ -170,10 +170,10 @@ def _status(name: str, directory: str, difference: str | None, whole: WholeRecip
 
 
 def _unfinished(name: str, result_directory: str, whole: WholeRecipe | None) -> StageStatus:
-    """How far the build of a stage is."""
+    """Progress of the build of a stage."""
     directory = building_directory(result_directory)
     if not is_open(result_directory):
-        # Releases before build directories trained in the stage's own.
+        # Releases without build directories trained in the stage's own.
         directory = result_directory
     if name in UNITS:
         return _unfinished_job(name, directory, whole)
@@ -190,12 +190,12 @@ def _difference(output: StageOutput, digests: Mapping[str, str]) -> str | None:
     try:
         return output.difference()
     except InputError:
-        # Something that the recipe names is not here, such as the corpus on a GPU node: compare with what is here.
+        # An input of the recipe is missing, such as the corpus on a GPU node: compare with the files that exist.
         return _own_difference(output.directory, digests)
 
 
 def _own_difference(directory: str, digests: Mapping[str, str]) -> str | None:
-    """Compare a stage's files with its manifest, and the digests of the stages that it read with what they are now."""
+    """Compare a stage's files with its manifest, and the digests of its input stages with their current ones."""
     try:
         manifest = read_manifest(directory)
     except InputError as error:
@@ -207,7 +207,7 @@ def _own_difference(directory: str, digests: Mapping[str, str]) -> str | None:
 
 
 def _digests(directories: Mapping[str, str]) -> dict[str, str]:
-    """Digests of the chain's stages; those that are not complete, or not readable, are left out."""
+    """Digests of the chain's stages that are complete and readable."""
     digests = {}
     for name in _CHAIN:
         try:
@@ -220,7 +220,7 @@ def _digests(directories: Mapping[str, str]) -> dict[str, str]:
 
 
 def _trials(workspace: str) -> list[str]:
-    """Directories below finetuning/ that are trials, finished or begun, however deep."""
+    """Directories of trials, finished or started, at any depth below finetuning/."""
     directory = storage.join(workspace, FINETUNING)
     found = {
         os.path.dirname(name).removesuffix(BUILDING_SUFFIX)
@@ -239,7 +239,7 @@ _TRAINED: dict[str, type[TrainingStatistics]] = {
 
 
 def _outcome(name: str, manifest: Manifest) -> str:
-    """What a person would ask of a finished stage first; where another version wrote its statistics, that it did."""
+    """Main result of a finished stage; if another version wrote its statistics, a note of that."""
     try:
         return _stated_outcome(name, manifest)
     except InputError as error:
@@ -287,8 +287,8 @@ def _unfinished_job(name: str, directory: str, whole: WholeRecipe | None) -> Sta
 
 
 def _totals(name: str, whole: WholeRecipe) -> dict[str, int]:
-    """How many units a job of this recipe has, as the job itself counts them."""
-    # It imports the readers and the sentence splitter: a second, and needed only while a job is unfinished.
+    """Number of units of a job of this recipe, as the job itself counts them."""
+    # Imports the readers and the sentence splitter (a second), needed only while a job is unfinished.
     from pipelines.documents.document import plan_parts, shards_of
 
     shards = len(shards_of(whole.documents))
@@ -332,7 +332,7 @@ def _compared_with_checkpoint(status: StageStatus, output: StageOutput) -> Stage
 
 
 def _newest_checkpoint(directory: str) -> str | None:
-    """Directory of the newest checkpoint that has its manifest, which is written before it gets its name."""
+    """Directory of the newest complete checkpoint: its manifest is written before it is renamed."""
     folder = storage.join(directory, CHECKPOINTS_DIRECTORY)
     names = {name.split("/")[0] for name in storage.list_files(folder) if name.endswith(f"/{MANIFEST_NAME}")}
     finished = sorted(name for name in names if name.startswith(CHECKPOINT_PREFIX))
@@ -344,7 +344,7 @@ def _step_of(checkpoint: str) -> int:
 
 
 def _config_of(checkpoint: str | None) -> PretrainingConfig | None:
-    """The settings that a checkpoint belongs to; None where another version wrote them."""
+    """The settings of a checkpoint; None if another version wrote them."""
     try:
         manifest = read_manifest(checkpoint) if checkpoint else None
         return PretrainingConfig.model_validate(manifest.config["pretraining"]) if manifest else None
@@ -353,7 +353,7 @@ def _config_of(checkpoint: str | None) -> PretrainingConfig | None:
 
 
 def _seconds_left(config: PretrainingConfig, lines: list[dict[str, Any]]) -> float | None:
-    """From the last two lines: tokens of a step now, scaled to later phases by what their full steps hold."""
+    """From the last two lines: current tokens per step, scaled to later phases by the tokens of their full steps."""
     if len(lines) < 2:
         return None
     before, last = lines[-2:]
@@ -378,7 +378,7 @@ def _full_tokens(phase: PhaseConfig) -> int:
 
 
 def _last_lines(directory: str) -> list[dict[str, Any]]:
-    """The whole lines at the end of a stage's metrics; none where it has written none or lies on no local disk."""
+    """The complete lines at the end of a stage's metrics; empty without any, or if they are not on a local disk."""
     path = storage.join(directory, METRICS_NAME)
     if not storage.is_local(directory) or not os.path.exists(storage.local_path(path)):
         return []
@@ -386,7 +386,7 @@ def _last_lines(directory: str) -> list[dict[str, Any]]:
         size_bytes = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size_bytes - _TAIL_BYTES))
         tail = stream.read()
-    # The first may be cut by us, the last by its writer.
+    # The first line may be cut by our read, the last by its writer.
     lines = tail.split(b"\n")[1 if size_bytes > _TAIL_BYTES else 0 : -1]
     return [json.loads(line) for line in lines]
 
@@ -394,11 +394,11 @@ def _last_lines(directory: str) -> list[dict[str, Any]]:
 def _age(lines: list[dict[str, Any]]) -> str:
     if not lines or "timestamp_ms" not in lines[-1]:
         return ""
-    return f", last heard of {in_words(max(0.0, time.time() - lines[-1]['timestamp_ms'] / 1000))} ago"
+    return f", last update {in_words(max(0.0, time.time() - lines[-1]['timestamp_ms'] / 1000))} ago"
 
 
 def in_words(seconds: float) -> str:
-    """A duration for people: `41 s`, `12 min`, `5.2 h`, `3.1 days`."""
+    """A duration in words: `41 s`, `12 min`, `5.2 h`, `3.1 days`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

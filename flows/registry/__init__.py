@@ -1,1 +1,1 @@
-"""From a finished stage to a registered version, and to `@champion`."""
+"""Registration of a stage's models in MLflow, and their promotion to `@champion`."""

@@ -1,8 +1,8 @@
-"""The model of a question answerer that is registered: MLflow copies this file into it, and it runs at the consumer's.
+"""Model code of registered question answerers: MLflow copies this file into the model, and the consumer runs it.
 
-There it has mlflow, torch and transformers, and nothing of this project; transformers 5 has no question-answering
-pipeline. Windows and spans are those of training/squad/windows.py and answers.py, so the answers are those that
-training's own evaluation scored.
+There it may import mlflow, torch and transformers, but nothing of this project; transformers 5 has no
+question-answering pipeline. Windows and spans equal those of training/squad/windows.py and answers.py, so the answers
+are those that training's evaluation scored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Question(BaseModel):
 
 
 class Answer(BaseModel):
-    """A slice of the context, or "" for none; its characters, end excluded; its start logit plus its end logit."""
+    """A slice of the context, or "" for none; its character range, end excluded; start logit plus end logit."""
 
     answer: str
     start: int
@@ -70,7 +70,7 @@ class QuestionAnswerer(PythonModel):
         places = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         starts, ends = with_dropped_characters(context, places[:, 0], places[:, 1])
         best, null_score = _Span(-np.inf, 0, 0), np.inf
-        # Three places go to [CLS] and the two [SEP].
+        # Three positions are used by [CLS] and two [SEP].
         room = settings["max_seq_length"] - len(asked) - 3
         for begin, end, belongs in cut(len(encoding.ids), room, settings["doc_stride"]):
             logits = self._logits(asked, encoding.ids[begin:end])
@@ -94,7 +94,7 @@ class QuestionAnswerer(PythonModel):
 
 
 def text_tokenizer(tokenizer: Any) -> Tokenizer:
-    """The tokenizer as training had it: a literal "[MASK]" in a text is text, an added "<entity>" is a token."""
+    """The tokenizer as used in training: a literal "[MASK]" in a text is text, an added "<entity>" is a token."""
     contents = json.loads(tokenizer.backend_tokenizer.to_str())
     own = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token, tokenizer.pad_token, tokenizer.unk_token}
     if not tokenizer.split_special_tokens:
@@ -108,7 +108,7 @@ def text_tokenizer(tokenizer: Any) -> Tokenizer:
 
 
 def cut(num_tokens: int, room: int, stride: int) -> list[tuple[int, int, BoolArray]]:
-    """Windows on a context: first token, token after the last, and which tokens have most text around them there."""
+    """Windows on a context: first token, token after the last, and the mask of tokens with most context there."""
     last_start = max(0, -(-(num_tokens - room) // stride)) * stride
     bounds = [(start, min(start + room, num_tokens)) for start in range(0, last_start + 1, stride)]
     tokens = np.arange(num_tokens)
@@ -121,12 +121,12 @@ def cut(num_tokens: int, room: int, stride: int) -> list[tuple[int, int, BoolArr
 
 
 def best_span(logits: npt.NDArray[np.float64], may_start: BoolArray, max_length: int) -> _Span:
-    """The span with the highest sum of start and end logit; of equal ones the first.
+    """The span with the highest sum of start and end logit; the first of equal ones.
 
     Args:
         logits: [tokens, 2], start and end.
-        may_start: [tokens], where a span may begin.
-        max_length: tokens of the longest span.
+        may_start: [tokens], where a span may start.
+        max_length: maximum tokens of a span.
     """
     start_scores = np.where(may_start, logits[:, 0], -np.inf)
     ends = np.append(logits[:, 1], np.full(max_length - 1, -np.inf))
@@ -136,7 +136,7 @@ def best_span(logits: npt.NDArray[np.float64], may_start: BoolArray, max_length:
 
 
 def with_dropped_characters(context: str, starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
-    """Give visible characters that the tokenizer drops, such as accents, to the token before them, or the one after."""
+    """Assign visible characters that the tokenizer drops, such as accents, to the previous token, else the next."""
     if context.isascii():
         return starts, ends
     next_starts = np.append(starts, len(context))[np.searchsorted(starts, ends, side="left")]

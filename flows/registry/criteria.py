@@ -1,6 +1,6 @@
-"""What the promotion gate asks of a version, in one table.
+"""The criteria of the promotion gate, in one table.
 
-A new criterion is one function and one row of CRITERIA; a setting of its own is a field of the section [tracking].
+A new criterion is one function and one row of CRITERIA; its settings are fields of the section [tracking].
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ DIRECTION_TAG, LESS_IS_BETTER = "clozeworks.metric.better", "less"
 DATA_TAG, VOCABULARY_TAG = "clozeworks.evaluation_data", "clozeworks.evaluation_vocabulary"
 
 _ROUNDING = 1e-9
-"""Scores that differ by the margin on paper may differ by less in binary."""
+"""Scores that differ by exactly the margin in decimal may differ by less in binary."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a version is, and on what data: its digest.
+    """Score of a version, and the digest of the data that it was computed on.
 
-    vocabulary: digest of the one that the score depends on, where it does; predictions of other entries are another
-    task. None elsewhere. chance: the score of one that learnt nothing, such as the best answer that is always the same.
-    more_is_better: is a higher score the better one? shown_as: the metric's label for people, where it has one.
+    vocabulary: digest of the vocabulary, if the score depends on it; None otherwise. chance: the score of an
+    untrained model, such as the best constant answer. more_is_better: whether higher scores are better.
+    shown_as: display name of the metric, if it has one.
     """
 
     metric: str
@@ -43,15 +43,15 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """The metric for people."""
+        """Display name of the metric."""
         return self.shown_as or self.metric.replace("_", " ")
 
     def better_by(self, other: float) -> float:
-        """By how much this score is better than another one; below 0 where it is worse."""
+        """By how much this score is better than another one; negative if it is worse."""
         return self.score - other if self.more_is_better else other - self.score
 
     def tags(self) -> dict[str, str]:
-        """What a version says of it."""
+        """The tags of a version that store it."""
         tags = {
             METRIC_TAG: self.metric,
             SCORE_TAG: repr(self.score),
@@ -64,7 +64,7 @@ class Evaluation:
 
 
 def evaluation_of(version: ModelVersion) -> Evaluation | None:
-    """What a version's tags state; None where they state no score."""
+    """The evaluation in a version's tags; None if they have no score."""
     tags = version.tags
     if not {METRIC_TAG, SCORE_TAG, DATA_TAG} <= tags.keys():
         return None
@@ -76,10 +76,10 @@ def evaluation_of(version: ModelVersion) -> Evaluation | None:
 
 @dataclass(frozen=True)
 class Contest:
-    """A version that wants to be champion, and the one that is.
+    """A candidate version and the current champion.
 
-    stated: the evaluation of the version that is judged; champion_stated: the champion's; None where a version states
-    no score. settings: the section [tracking]. has_champion: whether there is one to compare with.
+    stated: the evaluation of the candidate; champion_stated: the champion's; None for a version without a
+    score. settings: the section [tracking]. has_champion: whether there is a champion to compare with.
     """
 
     stated: Evaluation | None
@@ -89,13 +89,13 @@ class Contest:
 
     @property
     def challenger(self) -> Evaluation:
-        """For the criteria after the one that refuses a version without a score."""
+        """The candidate's evaluation, for criteria after the one that rejects a version without a score."""
         assert self.stated is not None
         return self.stated
 
     @property
     def champion(self) -> Evaluation:
-        """For the criteria after the one that refuses a champion without a score."""
+        """The champion's evaluation, for criteria after the one that rejects a champion without a score."""
         assert self.champion_stated is not None
         return self.champion_stated
 
@@ -107,10 +107,10 @@ class Contest:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One thing that is asked of a version.
+    """One condition that a version must meet.
 
-    refusal: why the version must not become champion; None where nothing is against it. compares: is it about a
-    comparison, and so not asked where there is no champion?
+    refusal: returns why the version must not become champion; None if the condition is met. compares: whether it
+    compares with the champion, and is skipped without one.
     """
 
     refusal: Callable[[Contest], str | None]
@@ -119,14 +119,14 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided, and why."""
+    """Decision of the gate, with its reason."""
 
     promoted: bool
     reason: str
 
 
 def judge(contest: Contest) -> Verdict:
-    """Ask the criteria in the order of the table; the first that refuses decides."""
+    """Check the criteria in the order of the table; the first that is not met decides."""
     for criterion in CRITERIA:
         if (contest.has_champion or not criterion.compares) and (why := criterion.refusal(contest)):
             return Verdict(False, why)
@@ -207,4 +207,4 @@ CRITERIA: tuple[Criterion, ...] = (
     Criterion(_has_other_data, compares=True),
     Criterion(_is_not_better, compares=True),
 )
-"""In the order in which they are asked; each may rely on those before it."""
+"""In the order in which they are checked; each may rely on those before it."""

@@ -1,4 +1,4 @@
-"""What a model was scored on, as digests: the promotion gate compares only scores on the same data."""
+"""Scores of models with digests of their data: the promotion gate compares only scores on the same data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.stages.finetuning import data_folder
 
 
 def finetuned_evaluation(whole: WholeRecipe, task: str, manifest: Manifest) -> Evaluation | None:
-    """The score of a trial on its task's development files; None where these are not there."""
+    """The score of a trial on its task's development files; None if these are missing."""
     trial = manifest.statistics_as(TrialStatistics)
     paths = dev_files(whole, task)
     if not paths or any(storage.file_size_bytes(path) is None for path in paths):
@@ -31,36 +31,36 @@ def finetuned_evaluation(whole: WholeRecipe, task: str, manifest: Manifest) -> E
 
 
 def dev_files(whole: WholeRecipe, task: str) -> list[str]:
-    """The development files that a task's score is from; MNLI's is from the matched ones."""
+    """The development files that a task is scored on; for MNLI the matched ones."""
     config = whole.finetuning
     return config.family(task).dev_files(config, task, data_folder(whole.run.workspace, config, task))
 
 
 def encoder_evaluation(whole: WholeRecipe, manifest: Manifest) -> Evaluation | None:
-    """A pre-trained encoder on held-out examples, by the metric that its objective is judged by."""
+    """The score of a pre-trained encoder on held-out examples, by its objective's main metric."""
     pretraining = whole.pretraining
     heldout = {"max_seq_length": pretraining.phases[-1].max_seq_length, "masking": pretraining.masking}
     trained = manifest.statistics_as(PretrainingStatistics)
     metric = trained.judged_by
     before = trained.heldout_before.get(metric.name, 0.0)
-    # What it scored before training, or what the commonest token as the only answer scores: the better of the two.
+    # Its score before training, or that of always answering the most common token, whichever is better.
     constant = trained.unigram_baseline.get("accuracy", 0.0) if metric.unit == "share" else before
     chance = max(before, constant) if metric.more_is_better else min(before, constant)
     return _heldout_evaluation(whole, chance, trained, {**heldout, "eval_examples": pretraining.eval_examples})
 
 
 def distilled_evaluation(whole: WholeRecipe, manifest: Manifest, eval_examples: int) -> Evaluation | None:
-    """A student on held-out examples, by the metric that its objective is judged by."""
+    """The score of a student on held-out examples, by its objective's main metric."""
     heldout = {name: manifest.config.get(name) for name in ("max_seq_length", "masking")}
     trained = manifest.statistics_as(DistillationStatistics)
     metric = trained.judged_by
-    # Its own scores before are no chance, where there is another bound: it begins with layers of its teacher.
+    # Its scores before training are not chance, if there is another bound: it starts with layers of its teacher.
     chance = 0.0 if metric.more_is_better else trained.heldout_before.get(metric.name, 0.0)
     return _heldout_evaluation(whole, chance, trained, {**heldout, "eval_examples": eval_examples})
 
 
 def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str) -> str:
-    """A version's score in one sentence: metric, data, rows, seed and what chance gives."""
+    """A version's score in one sentence: metric, data, rows, seed and chance level."""
     if evaluation is None:
         return "It states no score on development data."
     rows = manifest.statistics_as(TrialStatistics).num_dev_rows if manifest.stage == FINETUNING else None
@@ -78,7 +78,7 @@ def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str)
 def _heldout_evaluation(
     whole: WholeRecipe, chance: float, trained: TrainingStatistics, heldout: dict[str, Any]
 ) -> Evaluation | None:
-    """None without a score, or where the held-out examples lie elsewhere."""
+    """None without a score, or if the held-out examples are stored elsewhere."""
     examples = read_manifest(storage.join(whole.run.workspace, EXAMPLES))
     metric, after = trained.judged_by, trained.heldout
     if examples is None or metric.name not in after:
@@ -87,7 +87,7 @@ def _heldout_evaluation(
     if not files:
         return None
     data = digest_of({**heldout, "files": [file.sha256 for file in files]})
-    # A loss that diverged says more than the accuracy beside it.
+    # A diverged loss is more informative than the accuracy next to it.
     score = after[metric.name] if all(map(math.isfinite, after.values())) else math.nan
     vocabulary = examples.inputs.get(VOCABULARY, "")
     return Evaluation(metric.name, score, data, vocabulary, chance, metric.more_is_better, metric.label)

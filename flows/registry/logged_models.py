@@ -1,8 +1,8 @@
-"""Log a Hugging Face directory as an MLflow model, so that `mlflow` and `transformers` alone load it.
+"""Log a Hugging Face directory as an MLflow model that loads with `mlflow` and `transformers` alone.
 
-The architecture in config.json decides how. Masked words and texts go through MLflow's own transformers flavour. It
-tells of a tagged text only the labels, and transformers 5 has no question-answering pipeline, so these two are models
-from code (tagging_model.py, answering_model.py) that carry the Hugging Face directory as an artifact.
+The architecture in config.json decides how. Fill-mask and text classification use MLflow's transformers flavour. For
+tagging that flavour returns the labels only, and transformers 5 has no question-answering pipeline, so these two are
+models from code (tagging_model.py, answering_model.py) with the Hugging Face directory as an artifact.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _ANSWER_SETTINGS = ("max_seq_length", "doc_stride", "max_query_length", "max_ans
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A Hugging Face directory that becomes a model.
+    """A Hugging Face directory to be logged as a model.
 
-    settings: those that it was fine-tuned with, as its manifest has them; empty for an encoder. takes_pairs: was it
-    fine-tuned on pairs of texts? null_threshold: of a question answerer that may answer nothing.
+    settings: of its fine-tuning, from its manifest; empty for an encoder. takes_pairs: whether it was fine-tuned on
+    pairs of texts. null_threshold: of a question answerer that may return no answer.
     """
 
     name: str
@@ -62,10 +62,10 @@ class ModelFiles:
 
     @property
     def pipeline_task(self) -> str:
-        """What a consumer does with it, by the architecture in config.json.
+        """Its pipeline task, from the architecture in config.json.
 
         Raises:
-            InputError: it is not one that can be registered.
+            InputError: this architecture cannot be registered.
         """
         path = storage.join(self.directory, CONFIG_NAME)
         names = json.loads(storage.read_bytes(path)).get("architectures") or [""]
@@ -84,10 +84,10 @@ class ModelFiles:
 def log_model(files: ModelFiles, card_text: str, metadata: Mapping[str, Any]) -> ModelInfo:
     """Log a model into the active run.
 
-    Its signature is inferred from what the model answers to the input example.
+    Its signature is inferred from its output for the input example.
 
     Raises:
-        InputError: its architecture is not one that can be registered.
+        InputError: its architecture cannot be registered.
     """
     task = files.pipeline_task
     _hide_progress()
@@ -101,10 +101,10 @@ def log_model(files: ModelFiles, card_text: str, metadata: Mapping[str, Any]) ->
         _load_pipeline(files, task),
         name=files.name,
         task=task,
-        # Without a card of ours MLflow would ask the model hub for one.
+        # Without a card MLflow would request one from the model hub.
         model_card=ModelCard(card_text),
         input_example=files.input_example,
-        # Longer texts are cut as in training, at the tokenizer's `model_max_length`.
+        # Longer texts are truncated as in training, at the tokenizer's `model_max_length`.
         model_config={"truncation": True} if is_text else {"tokenizer_kwargs": {"truncation": True}},
         pip_requirements=requirements(),
         metadata=dict(metadata),
@@ -119,13 +119,13 @@ def _log_code(files: ModelFiles, code: str, card_text: str, metadata: Mapping[st
     if files.pipeline_task == QUESTION_ANSWERING:
         settings["null_threshold"] = files.null_threshold
     with tempfile.TemporaryDirectory() as scratch:
-        # MLflow writes where these lay into the version: here that tells nothing of this machine.
+        # MLflow writes these paths into the version: relative ones reveal nothing about this machine.
         names = (MODEL_ARTIFACT, SETTINGS_NAME, CARD_NAME, code)
         model, settings_file, card, script = (os.path.join(scratch, name) for name in names)
-        # A copy, for MLflow follows no links.
+        # A copy, because MLflow does not follow links.
         shutil.copytree(storage.local_path(files.directory), model)
         _write_tokenizer(files, model)
-        # A file and no `model_config`: MLflow makes parameters of that, and the models of a stage share a run.
+        # A file, not `model_config`: MLflow logs that as parameters, and the models of a stage share a run.
         storage.write_bytes(settings_file, json.dumps(settings).encode())
         storage.write_bytes(card, card_text.encode())
         shutil.copyfile(os.path.join(os.path.dirname(os.path.abspath(__file__)), code), script)
@@ -147,7 +147,7 @@ def _load_pipeline(files: ModelFiles, task: str) -> Any:
         transformers.AutoModelForMaskedLM if task == FILL_MASK else transformers.AutoModelForSequenceClassification
     )
     directory = storage.local_path(files.directory)
-    # A pre-training checkpoint also holds the next-sentence head, which the masked-language model leaves out.
+    # A pre-training checkpoint also has the next-sentence head, which the masked-language model does not use.
     model = model_type.from_pretrained(directory, local_files_only=True)
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copyfile(os.path.join(directory, CONFIG_NAME), os.path.join(scratch, CONFIG_NAME))
@@ -161,7 +161,7 @@ def _load_pipeline(files: ModelFiles, task: str) -> Any:
 
 
 def _write_tokenizer(files: ModelFiles, directory: str) -> None:
-    """Write a model's tokenizer as exports have it: releases before this one left tokenizer_config.json out."""
+    """Write a model's tokenizer as in exports: earlier releases did not write tokenizer_config.json."""
     from training.tokenizing.export import write_tokenizer  # seconds to import
 
     path = storage.join(files.directory, CONFIG_NAME)
@@ -170,7 +170,7 @@ def _write_tokenizer(files: ModelFiles, directory: str) -> None:
 
 
 def _hide_progress() -> None:
-    """Models are logged in the flow's process, whose console has lines of its own."""
+    """Hide progress bars: models are logged in the flow's process, whose console shows its own lines."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     transformers_logging: Any = importlib.import_module("transformers").utils.logging
     transformers_logging.set_verbosity_error()
@@ -178,5 +178,5 @@ def _hide_progress() -> None:
 
 
 def requirements() -> list[str]:
-    """What a consumer installs: exact versions, without the local part (`+cpu`) that only this machine's index has."""
+    """Packages that a consumer installs: exact versions, without the local part (`+cpu`), which other indexes lack."""
     return [f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "transformers", "torch")]

@@ -1,4 +1,4 @@
-"""The card of a registered model: data, recipe, scores and limits, all of it from manifests and the recipe."""
+"""The card of a registered model: data, recipe, scores and limits, from the manifests and the recipe."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _PAIR_CALL = 'mlflow.pyfunc.load_model(uri).predict([{"text": "One text.", "text
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells of.
+    """Facts shown on a card.
 
     manifest: of the stage or trial that made the model. origin: manifests of the stages that its encoder came from, by
-    stage; empty where it came from elsewhere, which `begun_from` then names.
+    stage; empty if it came from elsewhere, which `begun_from` then names.
     """
 
     name: str
@@ -61,7 +61,7 @@ class CardFacts:
 
 
 def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> CardFacts:
-    """Gather what a card tells from the workspace that the model lies in."""
+    """Gather the facts of a card from the model's workspace."""
     found = {
         stage: read_manifest(storage.join(whole.run.workspace, stage))
         for stage in (DOCUMENTS, VOCABULARY, EXAMPLES, PRETRAINING)
@@ -71,7 +71,7 @@ def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> Car
     if ENCODER_DIRECTORY in manifest.inputs:
         origin, begun_from = {}, f"{whole.finetuning.encoder} (digest {manifest.inputs[ENCODER_DIRECTORY][:12]})"
     elif MNLI in manifest.inputs:
-        begun_from = "the workspace's encoder as the task mnli left it"
+        begun_from = "the workspace's encoder, fine-tuned on mnli"
     with open(whole.recipe.path, encoding="utf-8") as stream:
         text = stream.read()
     kind, pairs, overrides = files.pipeline_task, files.takes_pairs, whole.recipe.overrides
@@ -79,7 +79,7 @@ def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> Car
 
 
 def card_text(facts: CardFacts) -> str:
-    """The card in Markdown, with the front matter that Hugging Face's tools read."""
+    """The card in Markdown, with front matter for Hugging Face's tools."""
     manifest = facts.manifest
     front_matter = (
         f"---\nlicense: {_LICENSE_UNKNOWN}\nlibrary_name: transformers\npipeline_tag: {facts.pipeline_task}\n---\n"
@@ -97,10 +97,10 @@ def card_text(facts: CardFacts) -> str:
 
 
 def summary(facts: CardFacts) -> str:
-    """One sentence: what it is and what it began from."""
+    """One sentence: the kind of model, and what it was initialized from."""
     made = f"made with Clozeworks {facts.manifest.code_version}"
     if facts.begun_from:
-        return f"BERT for {facts.pipeline_task}, {made}; fine-tuning began from {facts.begun_from}."
+        return f"BERT for {facts.pipeline_task}, {made}; fine-tuned from {facts.begun_from}."
     return f"BERT for {facts.pipeline_task}, pre-trained from raw text, {made}."
 
 
@@ -112,7 +112,7 @@ def _use(facts: CardFacts) -> str:
 def _data_rows(facts: CardFacts) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     if facts.begun_from:
-        rows.append(("began from", facts.begun_from))
+        rows.append(("initialized from", facts.begun_from))
     documents = facts.origin.get(DOCUMENTS)
     if documents is not None:
         for source in documents.config.get("sources", []):
@@ -149,7 +149,7 @@ def _score_rows(manifest: Manifest) -> list[tuple[str, Any]]:
 
 
 def _labelled(manifest: Manifest, name: str) -> str:
-    """The name of a score, of an encoder's metric with its label, its unit and which way is better."""
+    """The name of a score; for a metric of an encoder with its label, unit and direction."""
     part_of, _, last = name.rpartition(".")
     if manifest.stage not in (PRETRAINING, DISTILLATION) or not part_of:
         return name
@@ -167,28 +167,26 @@ def _limits(facts: CardFacts) -> list[str]:
     limits = {
         FILL_MASK: ["It is the masked-language model alone: no pooler, no next-sentence head."],
         TEXT_CLASSIFICATION: [
-            f"Texts are cut after {length} tokens, as in training; with `transformers.pipeline` pass "
-            "`truncation=True` for it.",
-            "Of two texts that are too long together, transformers may keep one token more of the second and one less "
+            f"Texts are truncated to {length} tokens, as in training; with `transformers.pipeline` pass "
+            "`truncation=True`.",
+            "When it truncates a pair of texts, transformers may keep one token more of the second and one less "
             "of the first than training did.",
         ],
-        TOKEN_CLASSIFICATION: [
-            "Words are what white space separates; split punctuation off as the training text has it."
-        ],
-        QUESTION_ANSWERING: ["An answer is always a slice of the context; there is no other reasoning."],
+        TOKEN_CLASSIFICATION: ["Words are separated by white space; separate punctuation as in the training text."],
+        QUESTION_ANSWERING: ["An answer is always a slice of the context."],
     }[facts.pipeline_task]
     if facts.pipeline_task in (FILL_MASK, TEXT_CLASSIFICATION):
         limits = [*limits, "transformers reads a literal [MASK] or [SEP] in a text as that token; training did not."]
     return [
         *limits,
-        "It knows the language and the views of its training text, and nothing was done against faults in them.",
-        "Scores are those on development data, which also chose the best epoch: expect less on other data.",
-        "The licence of the training text, and so of the model, has not been looked into.",
+        "It reflects the language and the views of its training text; no bias mitigation was applied.",
+        "Scores are on development data, which also selected the best epoch: expect less on other data.",
+        "The licence of the training text, and so of the model, has not been determined.",
     ]
 
 
 def _recipe(facts: CardFacts) -> str:
-    # A fence must be longer than any within.
+    # A fence must be longer than any fence within the text.
     shown = _fenced("Recipe", "toml", facts.recipe_text.rstrip("\n"))
     overrides = "".join(f"\n--set {override}" for override in facts.overrides)
     return f"{shown}\n\nOverridden:\n\n```\n{overrides.strip()}\n```" if overrides else shown
@@ -201,7 +199,7 @@ def _fenced(title: str, language: str, text: str) -> str:
 
 def _table(rows: Sequence[tuple[str, Any]]) -> str:
     if not rows:
-        return "The manifests tell none."
+        return "The manifests state none."
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
     return "\n".join(["| what | value |", "|---|---|", *lines])
 

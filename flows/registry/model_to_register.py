@@ -1,4 +1,4 @@
-"""What a stage made, as the registry takes it: files, the manifest that proves them complete, score and card."""
+"""Models of a stage to be registered: files, the manifest that proves them complete, score and card."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRE
 
 @dataclass(frozen=True)
 class ModelToRegister:
-    """A model that a stage wrote. evaluation: how good it is; None where nothing says so."""
+    """A model that a stage wrote. evaluation: its score; None if unknown."""
 
     files: ModelFiles
     manifest: Manifest
     evaluation: Evaluation | None
     card: CardFacts
     data: str = "development data"
-    """In words: what the evaluation is on."""
+    """The data of the evaluation, in words."""
 
 
 def pretrained_encoder(whole: WholeRecipe, outcome: StageOutcome) -> ModelToRegister:
@@ -56,7 +56,7 @@ def distilled_encoder(whole: WholeRecipe, outcome: StageOutcome) -> ModelToRegis
 
 
 def finetuned_models(whole: WholeRecipe, outcome: StageOutcome) -> Iterator[ModelToRegister]:
-    """Each task's model that began from the pre-trained encoder; random ones serve comparison only.
+    """Each task's model initialized from the pre-trained encoder; those from random weights are for comparison only.
 
     Raises:
         InputError: a file is not what the manifest says.
@@ -90,14 +90,14 @@ def _finetuned(whole: WholeRecipe, task: str, directory: str) -> ModelToRegister
         takes_pairs=whole.finetuning.family(task).takes_pairs(whole.finetuning, task),
         null_threshold=manifest.statistics_as(TrialStatistics).null_threshold,
     )
-    # The folder too, for GLUE has a dev.tsv in each of its tasks'.
+    # With its folder, since each task of GLUE has a dev.tsv.
     names = [shown("/".join(path.split("/")[-2:])) for path in dev_files(whole, task)]
     evaluation = finetuned_evaluation(whole, task, manifest)
     return ModelToRegister(files, manifest, evaluation, card_facts(whole, files, manifest), *names[:1])
 
 
 def _manifest_of(directory: str) -> Manifest:
-    """The manifest of a stage of the workspace, whose files are verified: what is registered is what was trained."""
+    """The manifest of a stage, after verifying its files, so that exactly the trained model is registered."""
     manifest = read_manifest(directory)
     stage = manifest.stage if manifest is not None else os.path.basename(directory)
     manifest = require_manifest(directory, stage, "clozeworks run")

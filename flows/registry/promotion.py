@@ -1,8 +1,8 @@
-"""The promotion gate: `@champion` moves to a version only when it is better on the same data by a stated margin.
+"""The promotion gate: `@champion` moves to a version only if it is better on the same data by a configured margin.
 
-Before any comparison stands a floor, for first versions too: a score has to be finite, and above that of a model which
-learnt nothing, by a margin of its own. All that the gate compares, and why it decided as it did, are tags of the
-versions, so the registry alone answers both.
+Every version, also the first, must have a finite score that exceeds that of an untrained model by a margin of its
+own. All values that the gate compares, and the reason of its decision, are tags of the versions, so both can be read
+from the registry alone.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ COMPARED_ON_TAG = f"{PROMOTION_TAG}.compared_on"
 PREVIOUS_TAG = "clozeworks.previous_champion"
 
 _VERDICT = " Gate: "
-"""Begins the verdict at the end of a version's description."""
+"""Starts the verdict at the end of a version's description."""
 
 
 def version_at(client: MlflowClient, name: str, alias: str) -> str | None:
-    """The version that an alias names; None where it names none.
+    """The version that an alias names; None if it names none.
 
     Raises:
-        InputError: there is no such model.
+        InputError: the model does not exist.
     """
     from mlflow.exceptions import MlflowException
 
@@ -46,12 +46,12 @@ def version_at(client: MlflowClient, name: str, alias: str) -> str | None:
         raise InputError(
             f"{name}: the registry has no such model; its models are <run.name>-encoder and <run.name>-<task>"
         ) from error
-    # The SQL store keeps the number as an integer, a tracking server sends it as text.
+    # The SQL store has the number as an integer, a tracking server sends it as text.
     return str(aliases[alias]) if alias in aliases else None
 
 
 def move_alias(client: MlflowClient, name: str, alias: str, number: str) -> bool:
-    """Point an alias at a version; False where it does already."""
+    """Point an alias at a version; False if it does already."""
     if version_at(client, name, alias) == number:
         return False
     client.set_registered_model_alias(name, alias, number)
@@ -61,17 +61,17 @@ def move_alias(client: MlflowClient, name: str, alias: str, number: str) -> bool
 def promote(
     client: MlflowClient, name: str, number: str, settings: TrackingConfig, forced: str | None = None
 ) -> Verdict:
-    """Judge a version against the champion, write the reasons into its tags and, where it is better, move the alias.
+    """Compare a version with the champion, write the reason into its tags and, if it is better, move the alias.
 
     Args:
         client: of the registry.
         name: registered model.
-        number: the version that is judged.
-        settings: the section [tracking]: the champion's alias, and what the criteria read.
-        forced: why it is to be promoted whatever the comparison says; None lets the comparison decide.
+        number: the version to evaluate.
+        settings: the section [tracking]: the champion's alias, and the settings of the criteria.
+        forced: reason to promote it regardless of the comparison; None lets the comparison decide.
 
     Raises:
-        InputError: there is no such model or version.
+        InputError: the model or version does not exist.
     """
     version, alias = require_version(client, name, number), settings.alias
     holder = version_at(client, name, alias)
@@ -90,7 +90,7 @@ def promote(
         decided = Verdict(True, f"forced: {forced} (the gate said: {decided.reason})")
     if decided.promoted and holder is not None:
         tags[PREVIOUS_TAG] = holder
-    # The tag that ends the matter comes last: a version without it is judged again after a crash.
+    # The tag that marks the decision comes last: a version without it is evaluated again after a crash.
     for key, value in {**tags, REASON_TAG: decided.reason}.items():
         client.set_model_version_tag(name, number, key, value)
     description = str(version.description or "").partition(_VERDICT)[0]
@@ -105,10 +105,10 @@ def promote(
 
 
 def roll_back(client: MlflowClient, name: str, reason: str, alias: str = CHAMPION) -> tuple[str, str]:
-    """Give the alias back to the version that had it before; returns the version that lost it and the one that has it.
+    """Return the alias to the version that had it before; returns the version that lost it and the one that has it.
 
     Raises:
-        InputError: there is no champion, or none before it, or that version was deleted.
+        InputError: there is no champion or no previous one, or that version was deleted.
     """
     number = version_at(client, name, alias)
     if number is None:
@@ -116,10 +116,10 @@ def roll_back(client: MlflowClient, name: str, reason: str, alias: str = CHAMPIO
     previous = require_version(client, name, number).tags.get(PREVIOUS_TAG)
     if previous is None:
         raise InputError(
-            f"{name}: version {number} is @{alias} and replaced no other; name one with --version N --force 'reason'"
+            f"{name}: version {number} is @{alias} and replaced no other; choose one with --version N --force 'reason'"
         )
     require_version(client, name, previous)
-    # The alias comes last: after a crash the same command does the same again, and not one step more.
+    # The alias comes last: after a crash the same command repeats this rollback and goes no further back.
     client.set_model_version_tag(name, number, REASON_TAG, f"rolled back to version {previous}: {reason}")
     client.set_model_version_tag(name, number, PROMOTION_TAG, ROLLED_BACK)
     client.set_model_version_tag(name, previous, REASON_TAG, f"rolled back from version {number}: {reason}")
@@ -132,7 +132,7 @@ def require_version(client: MlflowClient, name: str, number: str) -> ModelVersio
     """A version of a registered model.
 
     Raises:
-        InputError: there is none of this number.
+        InputError: the version does not exist.
     """
     from mlflow.exceptions import MlflowException
 
@@ -141,4 +141,4 @@ def require_version(client: MlflowClient, name: str, number: str) -> ModelVersio
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise InputError(f"{name}: the registry has no version {number}; --list shows what it has") from error
+        raise InputError(f"{name}: the registry has no version {number}; --list shows the versions") from error

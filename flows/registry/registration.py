@@ -1,4 +1,4 @@
-"""Register the models of a run in MLflow, so that `transformers` and `mlflow` alone load them."""
+"""Register the models of a run in MLflow, so that they load with `transformers` and `mlflow` alone."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def register_encoder(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome
 
 @task(task_run_name="register distilled encoder", cache_policy=NO_CACHE, persist_result=False)
 def register_distilled(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome) -> RegisteredModel:
-    """Register the student that distillation made, as the encoder is registered."""
+    """Register the student of a distillation, in the same way as the encoder."""
     return _register(whole, tracker, outcome, distilled_encoder(whole, outcome))
 
 
 @task(task_run_name="register {outcome.stage}", cache_policy=NO_CACHE, persist_result=False)
 def register_finetuned(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome) -> tuple[RegisteredModel, ...]:
-    """Register each task's model that began from the pre-trained encoder."""
+    """Register each task's model that was initialized from the pre-trained encoder."""
     return tuple(_register(whole, tracker, outcome, model) for model in finetuned_models(whole, outcome))
 
 
@@ -62,9 +62,9 @@ def _register(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, model
 
 
 def enter_contest(client: MlflowClient, name: str, number: str, tracking: TrackingConfig, narrator: Narrator) -> str:
-    """Make a version the challenger and let the gate judge it, once; returns the alias that it bears.
+    """Make a version the challenger and evaluate it at the gate, once; returns its alias.
 
-    A version that was judged before stays where it is: a person may have rolled it back since.
+    A version that was evaluated before is not changed: a user may have rolled it back since.
     """
     alias = tracking.alias
     if version_at(client, name, alias) != number and move_alias(client, name, CHALLENGER, number):
@@ -84,7 +84,7 @@ def registered_version(client: MlflowClient, name: str, digest: str) -> str | No
 
 def log_version(tracker: Tracker, run_id: str, model: ModelToRegister) -> str:
     """Log a Hugging Face directory as a model of a run and register it; returns the version's number."""
-    # Seconds to import, and a run that skips everything needs none of it.
+    # Takes seconds to import, and a run that skips everything does not need it.
     import mlflow
 
     name, manifest = model.files.name, model.manifest
@@ -93,7 +93,7 @@ def log_version(tracker: Tracker, run_id: str, model: ModelToRegister) -> str:
         with mlflow.start_run(run_id=run_id), _no_bytecode():
             logged = log_model(model.files, card_text(model.card), metadata)
         _ensure_registered_model(tracker.client, name)
-        # The tags come with the version in one step: no version is ever seen without its digest.
+        # The tags are created with the version in one step: no version is ever visible without its digest.
         created = tracker.client.create_model_version(
             name,
             source=logged.model_uri,
@@ -107,7 +107,7 @@ def log_version(tracker: Tracker, run_id: str, model: ModelToRegister) -> str:
 
 @contextmanager
 def _no_bytecode() -> Iterator[None]:
-    """A model from code is run once from its own folder, where Python would leave bytecode that names this machine."""
+    """Write no bytecode: a model from code runs once in its own folder, and bytecode would contain local paths."""
     before = sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     try:
@@ -118,9 +118,9 @@ def _no_bytecode() -> Iterator[None]:
 
 @contextmanager
 def _as_default_server(uri: str) -> Iterator[None]:
-    """Where MLflow's functions without a client go, for a while.
+    """Set the server of MLflow's functions without a client, within the block.
 
-    MLflow writes it into the environment too, where it would name the server of what this process does next.
+    MLflow also writes it into the environment, where it would affect later calls of this process.
     """
     import mlflow
 
@@ -129,7 +129,7 @@ def _as_default_server(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type] # None is how MLflow forgets it
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type] # None resets it
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:
@@ -143,7 +143,7 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
 
 
 def _version_tags(model: ModelToRegister) -> dict[str, str]:
-    """Few, for the page shows all of them in one cell: every other score is on the model's card and in its run."""
+    """A few tags, since the page shows all of them in one cell; other scores are on the model's card and in its run."""
     manifest = model.manifest
     evaluation = model.evaluation.tags() if model.evaluation else {}
     return {

@@ -1,7 +1,7 @@
-"""The model of a tagger that is registered: MLflow copies this file into it, and it runs at the consumer's.
+"""Model code of registered taggers: MLflow copies this file into the model, and the consumer runs it.
 
-There it has mlflow, torch and transformers, and nothing of this project. Rows are laid out as training/tagging/
-encoding.py does without document context, so each word gets the label that training's own evaluation gave it.
+There it may import mlflow, torch and transformers, but nothing of this project. Rows are laid out as in
+training/tagging/encoding.py without document context, so each word gets the label of training's evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 IntArray = npt.NDArray[np.int64]
 
 _UNKNOWN_WORD = "x" * 1_000
-"""Too long for WordPiece, so it becomes [UNK], which stands for a word of which the tokenizer leaves nothing."""
+"""Too long for WordPiece, so it becomes [UNK]; replaces a word of which the tokenizer leaves nothing."""
 
 
 class TaggedWords(BaseModel):
@@ -33,7 +33,7 @@ class TaggedWords(BaseModel):
 
 
 class Tagger(PythonModel):
-    """Labels words; what white space separates is a word."""
+    """Labels words, which are separated by white space."""
 
     def load_context(self, context: Any) -> None:
         directory = context.artifacts["model"]
@@ -67,7 +67,7 @@ class Tagger(PythonModel):
 
 
 def text_tokenizer(tokenizer: Any) -> Tokenizer:
-    """The tokenizer as training had it: a literal "[MASK]" in a text is text, an added "<entity>" is a token."""
+    """The tokenizer as used in training: a literal "[MASK]" in a text is text, an added "<entity>" is a token."""
     contents = json.loads(tokenizer.backend_tokenizer.to_str())
     own = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token, tokenizer.pad_token, tokenizer.unk_token}
     if not tokenizer.split_special_tokens:
@@ -81,13 +81,13 @@ def text_tokenizer(tokenizer: Any) -> Tokenizer:
 
 
 def rows(offsets: IntArray, room: int) -> Iterator[tuple[int, int, int, int]]:
-    """The rows that label a sentence's words: labelled are first to last, shown are left to right, ends excluded.
+    """Rows that label the words of a sentence: labels for first to last, input from left to right, ends excluded.
 
-    A sentence that has no room in one row is labelled in runs of half a row, each with as many words around it.
+    A sentence too long for one row is labelled in runs of half a row, each with as many words of context.
 
     Args:
-        offsets: [words + 1] int64, each word's first sub-token.
-        room: sub-tokens of a row.
+        offsets: [words + 1] int64, first sub-token of each word.
+        room: sub-tokens in a row.
     """
     words = len(offsets) - 1
     first = 0

@@ -1,1 +1,1 @@
-"""The report of a run: facts, page, Markdown, artifacts."""
+"""Report of a run: facts, page, Markdown, artifacts."""

@@ -1,7 +1,7 @@
 """Charts of the report as SVG text: pure functions of numbers, without scripts, fonts or colours of their own.
 
-A chart is 360 units wide, about a phone's column, and is never enlarged much, so its letters keep their size. Colours
-are CSS classes (`s1` to `s4` and `quiet`), text takes the page's. Coordinates are rounded: equal numbers, equal bytes.
+A chart is 360 units wide, about a phone's column, and is never enlarged much, so its text keeps its size. Colours
+are CSS classes (`s1` to `s4` and `quiet`), text uses the page's. Coordinates are rounded: equal numbers, equal bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 WIDTH = 360
 LETTER_WIDTH = 6.4
-"""Of a chart's text, 11 units high, on average; a generous guess, as fonts differ."""
+"""Average width of a character of chart text, 11 units high; a generous estimate, as fonts differ."""
 
 _PLOT_HEIGHT = 150
 _TOP, _RIGHT, _BOTTOM = 20, 14, 36
@@ -23,7 +23,7 @@ _ROW_HEIGHT, _GROUP_HEIGHT, _BAR_HEIGHT = 20, 24, 11
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; `dotted` marks each point and draws dashes between, for values that are far apart."""
+    """One curve; `dotted` marks each point and draws dashes between them, for values that are far apart."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Band:
-    """A stretch of the horizontal axis with a name, such as one phase of training."""
+    """A named interval of the horizontal axis, such as one phase of training."""
 
     label: str
     begin: float
@@ -52,7 +52,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Group:
-    """Bars under one heading, on one scale from `low` to `high`; an empty heading takes no room."""
+    """Bars under one heading, on one scale from `low` to `high`; an empty heading takes no space."""
 
     heading: str
     bars: Sequence[Bar]
@@ -63,7 +63,7 @@ class Group:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers (1, 2 or 5 times a power of ten apart) from `low` or below to `high` or above.
 
-    The span must be at least a millionth of the values, else their difference drowns in rounding.
+    The span must be at least a millionth of the values, else their difference is lost in rounding.
     """
     assert low < high, (low, high)
     rough = (high - low) / max(count - 1, 1)
@@ -76,16 +76,16 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def line_chart(
     title: str, x_label: str, lines: Sequence[Line], bands: Sequence[Band] = (), percent: bool = False
 ) -> str:
-    """Curves over steps, every second band shaded; bands are named where there is room for the name.
+    """Curves over steps, every second band shaded; bands are labelled if there is room.
 
-    The vertical axis of shares (`percent`) begins at zero, that of other values where they do.
+    The vertical axis of shares (`percent`) starts at zero, that of other values at their minimum.
     """
     xs = [x for line in lines for x, _ in line.points] + [edge for band in bands for edge in (band.begin, band.end)]
     ys = [y for line in lines for _, y in line.points]
     if not ys:
         return ""
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
-    # A curve without any height gets one, and shares begin at zero.
+    # A flat curve gets some height, and shares start at zero.
     low = min(0.0, *ys) if percent else min(ys)
     y_ticks = ticks(low, max(*ys, low + max(abs(low) * 1e-3, 1e-6)))
     left = 12 + LETTER_WIDTH * max(len(_number(tick, percent)) for tick in y_ticks)
@@ -100,7 +100,7 @@ def line_chart(
 
 
 def histogram(title: str, x_label: str, bars: Sequence[tuple[str, float]]) -> str:
-    """Vertical bars of equal width; every bar tells its label and value as a tooltip."""
+    """Vertical bars of equal width; each shows its label and value in a tooltip."""
     if not bars:
         return ""
     y_ticks = ticks(0.0, max(*(value for _, value in bars), 1.0))
@@ -123,7 +123,7 @@ def histogram(title: str, x_label: str, bars: Sequence[tuple[str, float]]) -> st
 
 
 def horizontal_bars(title: str, groups: Sequence[Group]) -> str:
-    """Bars from zero with their label before and their text behind them, in groups that each have a scale."""
+    """Bars from zero, with the label on the left and the text on the right, in groups with a scale each."""
     bars = [bar for group in groups for bar in group.bars]
     if not bars:
         return ""
@@ -154,7 +154,7 @@ def _horizontal_bar(bar: Bar, left: float, zero_x: float, scale: float, y: float
 
 @dataclass(frozen=True)
 class _Plot:
-    """The area of the curves: from data to coordinates."""
+    """The plot area: maps data to coordinates."""
 
     left: float
     x_low: float
@@ -227,7 +227,7 @@ def _number(value: float, percent: bool) -> str:
 
 
 def _short(value: float) -> str:
-    """A count in few letters: 950, 12k, 1.5M."""
+    """A count in short form: 950, 12k, 1.5M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"

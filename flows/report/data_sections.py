@@ -1,4 +1,4 @@
-"""Sections of the report on the data: what was read and rejected, the vocabulary, the examples."""
+"""Sections of the report on the data: texts read and rejected, vocabulary, examples."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _FIGURES = {
     "unk_share": "[UNK] among all tokens",
     "pieces_per_word": "pieces a word",
 }
-_KINDS = {"mask": "shown as [MASK]", "random": "shown as a random token", "kept": "shown as it is"}
+_KINDS = {"mask": "shown as [MASK]", "random": "shown as a random token", "kept": "unchanged"}
 
 
 def corpus(facts: Facts) -> str:
-    """What was read, what was kept, and why texts were rejected, with one of each."""
+    """Documents read and kept, and the reasons of rejections, with one sample of each."""
     found = CorpusFacts.model_validate(facts["corpus"])
     if found.documents_read is None:
         return ""
@@ -50,8 +50,8 @@ def corpus(facts: Facts) -> str:
     ]
     kept, read = found.documents_kept, found.documents_read
     counts = table(
-        "What was read",
-        ("", "number", "of those read"),
+        "Documents read",
+        ("", "number", "share of read"),
         [
             ("documents read", count(read), ""),
             ("documents kept", count(kept), _share(kept, read)),
@@ -86,9 +86,9 @@ def _rejected(found: CorpusFacts, samples: Facts) -> str:
     return "\n".join(
         [
             "<h3>Rejected, by reason</h3>",
-            table("Rejected texts by reason", ("reason", "texts", "the first of them"), rows, numbers=(1,)),
+            table("Rejected texts by reason", ("reason", "texts", "first example"), rows, numbers=(1,)),
             problem(samples),
-            paragraph(f"All of them are in {code('documents/rejected.jsonl.gz')}.", css="small"),
+            paragraph(f"All rejected texts are in {code('documents/rejected.jsonl.gz')}.", css="small"),
         ]
     )
 
@@ -114,7 +114,7 @@ def vocabulary(facts: Facts) -> str:
         "special or unused.",
     )
     groups = [
-        ("Frequent whole words", examples.get("frequent_words", [])),
+        ("Frequent complete words", examples.get("frequent_words", [])),
         ("Longest entries", sample["longest"]),
         ("Pieces learnt first", sample["pieces_learnt_first"]),
         ("Words learnt last", sample["learnt_last"]),
@@ -132,7 +132,7 @@ def vocabulary(facts: Facts) -> str:
 
 
 def _text_figures(figures: Sequence[TextFigure]) -> str:
-    """How well the vocabulary fits the text, where the manifests say."""
+    """How well the vocabulary fits the text, if the manifests state it."""
     if not figures:
         return ""
     rows = [
@@ -210,16 +210,15 @@ def _shown_examples(sample: Facts) -> str:
         return ""
     dynamic = sample["masking"] == "dynamic"
     how = (
-        "Training draws the masks anew each time (dynamic masking), so the examples on disk have none."
+        "Training draws new masks in each epoch (dynamic masking), so the examples on disk have none."
         if dynamic
-        else "What the model reads, and beneath each token to predict what stood there. One of the first examples for "
-        "each next-sentence label, chosen for having every kind of mask."
+        else "The model's input, with the original below each token to predict. One of the first examples for "
+        "each next-sentence label, chosen to show every kind of mask."
         if sample["has_pairs"]
-        else "What the model reads, and beneath each token to predict what stood there. Full sentences, no "
-        "next-sentence task."
+        else "The model's input, with the original below each token to predict. Full sentences, no next-sentence task."
     )
     bodies = [_example(example, sample["has_pairs"]) for example in shown]
-    return "\n".join(["<h3>As the model reads them</h3>", paragraph(how, css="note"), *bodies])
+    return "\n".join(["<h3>Model input</h3>", paragraph(how, css="note"), *bodies])
 
 
 def _example(example: Facts, has_pairs: bool) -> str:
@@ -234,7 +233,7 @@ def _example(example: Facts, has_pairs: bool) -> str:
 
 
 def _running(tokens: Sequence[Sequence[str | None]]) -> str:
-    """Tokens as running text: pieces are joined to the word before them, masked positions are marked."""
+    """Tokens as running text: pieces are joined to the previous word, masked positions are marked."""
     parts: list[str] = []
     for shown, original in tokens:
         assert shown is not None

@@ -1,4 +1,4 @@
-"""Gather what a run produced, as JSON values."""
+"""Gather the results of a run, as JSON values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Facts = dict[str, Any]
 def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_home: str | None) -> Facts:
     """All facts of a run, as JSON values, from its manifests and small portions of its files.
 
-    A fact that a manifest does not state is None; a part that cannot be read is {"problem": why}.
+    A fact that is not in a manifest is None; a part that cannot be read is {"problem": reason}.
     """
     directories = {name: directory for stage in outcome.stages for name, directory in stage.directories.items()}
     manifests = _manifests(directories)
@@ -70,7 +70,7 @@ def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_
 
 
 def commands(tracking_uri: str, prefect_home: str | None) -> dict[str, str]:
-    """The commands that open the pages; a server that runs already needs none."""
+    """Commands that open the pages; none for a server that is already running."""
     found = {}
     if not tracking_uri.startswith(("http://", "https://")):
         found["mlflow"] = (
@@ -84,14 +84,14 @@ def commands(tracking_uri: str, prefect_home: str | None) -> dict[str, str]:
 
 
 def _program(name: str) -> str:
-    """How to call a program of this environment from here, whether or not the environment is activated."""
+    """Path to call a program of this environment from here, whether or not the environment is activated."""
     path = os.path.join(os.path.dirname(sys.executable), name)
     relative = os.path.relpath(path)
     return shlex.quote(path if relative.startswith(os.pardir) else relative)
 
 
 def versions() -> dict[str, str]:
-    """Versions of this environment and what it runs on, without the machine's name."""
+    """Versions of this environment and its platform, without the machine's name."""
     found = {"Python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
@@ -107,7 +107,7 @@ def _manifests(directories: Mapping[str, str]) -> dict[str, Manifest]:
 
 
 def _warnings(manifests: Mapping[str, Manifest], left_out: Mapping[str, str]) -> list[Facts]:
-    """What the stages' manifests warn of, or why they cannot, in the order of the stages; texts may quote a corpus."""
+    """Warnings in the manifests, or why they cannot be read, in the order of the stages; texts may quote a corpus."""
     return [
         {"stage": stage, "text": report_samples.printable(warning, WARNING_CHARACTERS)}
         for stage, manifest in manifests.items()
@@ -116,7 +116,7 @@ def _warnings(manifests: Mapping[str, Manifest], left_out: Mapping[str, str]) ->
 
 
 def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest], corpus: CorpusFacts) -> Facts:
-    """What the page shows of single files; empty for a stage that the run does not have."""
+    """Samples of single files for the page; empty for a stage that the run does not have."""
     tokens: list[str] = []
 
     def rejects() -> Facts:
@@ -145,7 +145,7 @@ def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest], 
 
 
 def _origin(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> Facts:
-    """What it takes to run the same again: command, seeds, recipe, and the digests that will show it was the same."""
+    """How to reproduce the run: command, seeds, recipe, and the digests to compare."""
     settings = {name: section.model_dump(mode="json") for name, section in whole.sections().items()}
     overrides = [argument for override in whole.recipe.overrides for argument in ("--set", override)]
     arguments = shlex.join(["-m", "flows.end_to_end", whole.recipe.path, *overrides])

@@ -26,7 +26,7 @@ Facts = dict[str, Any]
 
 
 def page_url(workspace: str) -> str:
-    """Where a browser finds the page."""
+    """URL of the page for a browser."""
     uri = storage.join(workspace, PAGE_NAME)
     return f"file://{urllib.parse.quote(storage.local_path(uri))}" if storage.is_local(uri) else uri
 
@@ -59,7 +59,7 @@ def markdown(facts: Facts) -> str:
 
 
 def show(facts: Facts, console: Console) -> None:
-    """Print the short table, the registry's URIs, the commands that open the pages and, last, where the report is."""
+    """Print the short table, the registry's URIs, the commands that open the pages and, last, the report's URL."""
     table = Table(title=facts["run"], title_justify="left", show_header=False)
     for row in _result_rows(facts):
         table.add_row(*map(Text, map(shown, row)))

@@ -1,4 +1,4 @@
-"""The report's HTML by small functions: texts are escaped here, for the template too; numbers are for people."""
+"""HTML of the report, in small functions: text is escaped here, also for the template; numbers are formatted."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PERCENT_METRICS = ("accuracy", "f1", "exact_match", "span_f1")
 
 
 def text(value: object) -> str:
-    """Text of ours as HTML."""
+    """Our own text as HTML."""
     return _escaped(value)
 
 
 def foreign(value: object) -> str:
-    """Text from a corpus as HTML: isolated, so that no direction mark in it turns what follows."""
+    """Text from a corpus as HTML: isolated, so that its direction marks do not affect the text that follows."""
     return f"<bdi>{_escaped(value)}</bdi>"
 
 
@@ -32,7 +32,7 @@ def code(value: object) -> str:
 
 
 def _escaped(value: object, kept: str = "") -> str:
-    """For HTML; control characters, which it forbids or hides, as Python writes them, but for those that are kept."""
+    """Escaped for HTML; control characters, which HTML forbids or hides, as Python escapes, except those in `kept`."""
     visible = "".join(
         each.encode("unicode_escape").decode() if unicodedata.category(each) in _CONTROL and each not in kept else each
         for each in str(value)
@@ -51,9 +51,9 @@ def block(value: str) -> str:
 
 
 def table(label: str, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """A table of HTML cells; `numbers` are columns set to the right.
+    """A table of HTML cells; `numbers` are right-aligned columns.
 
-    On a narrow screen one of three columns and more is stacked, each cell below the other with its column's name.
+    On a narrow screen a table of three or more columns is stacked: one cell below the other, with its column's name.
     """
     right = set(numbers)
     is_wide = len(header) >= _STACKED_COLUMNS
@@ -77,7 +77,7 @@ def table(label: str, header: Sequence[str], rows: Iterable[Sequence[str]], numb
 
 
 def figure(chart: str, heading: str, caption: str) -> str:
-    """A chart with its heading above and its keys below; nothing where there is no chart."""
+    """A chart with its heading above and its legend below; empty without a chart."""
     if not chart:
         return ""
     return f"<figure><h3>{heading}</h3>{chart}<figcaption>{caption}</figcaption></figure>"
@@ -89,12 +89,12 @@ def key(colour: str, label: str, dotted: bool = False) -> str:
 
 
 def joined(*parts: str) -> str:
-    """Parts of a section, one below the other; empty ones are left out."""
+    """Parts of a section, one below the other, without empty ones."""
     return "\n".join(part for part in parts if part)
 
 
 def problem(facts: Any) -> str:
-    """Why a part of the workspace could not be shown; nothing where it could."""
+    """Why a part of the workspace could not be shown; empty if it could."""
     if not isinstance(facts, dict) or "problem" not in facts:
         return ""
     return paragraph("This part could not be read:", foreign(facts["problem"]), css="note")
@@ -105,7 +105,7 @@ def count(value: Any) -> str:
 
 
 def large(value: Any) -> str:
-    """A count in three figures: `950`, `12.3 thousand`, `2.34 million`."""
+    """A count with three digits: `950`, `12.3 thousand`, `2.34 million`."""
     if value is None:
         return UNKNOWN
     for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e4)):
@@ -127,7 +127,7 @@ def metric_value(metric: Metric, value: float | None) -> str:
 
 
 def score(metric: str | None, value: Any) -> str:
-    """A task's score: shares in percent, correlations as they are."""
+    """A task's score: shares in percent, correlations unchanged."""
     if value is None:
         return UNKNOWN
     if metric in _PERCENT_METRICS:

@@ -1,4 +1,4 @@
-"""What the manifests state about the corpus and the tasks: gathered for report.json, and read from it by the page."""
+"""Facts about the corpus and the tasks from the manifests: gathered for report.json, and read from it by the page."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from pipelines.contract.workspace import (
 
 
 class _Facts(BaseModel):
-    """Values of report.json; what no manifest states is None, or empty."""
+    """Values of report.json; those that no manifest has are None or empty."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class TextFigure(_Facts):
-    """One figure of how well a stage fits the text."""
+    """One measure of how well a stage fits the text."""
 
     stage: str
     figure: str
@@ -45,7 +45,7 @@ class TextFigure(_Facts):
 
 
 class CorpusFacts(_Facts):
-    """What was read, kept and made of it."""
+    """Documents read and kept, vocabulary and examples."""
 
     sources: list[dict[str, Any]] = []
     documents_read: int | None = None
@@ -65,7 +65,7 @@ class CorpusFacts(_Facts):
 
 
 class TaskFacts(_Facts):
-    """Scores of a fine-tuning task by where its weights came from; `problem`: why a manifest of it cannot be read."""
+    """Scores of a fine-tuning task by initial weights. problem: why one of its manifests cannot be read."""
 
     task: str
     metric: str | None = None
@@ -78,14 +78,14 @@ class TaskFacts(_Facts):
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As report.json has it: the problem only where there is one."""
+        """The form in report.json: with the problem only if there is one."""
         return self.model_dump(exclude=None if self.problem else {"problem"})
 
 
 def corpus_facts(manifests: Mapping[str, Manifest]) -> tuple[CorpusFacts, dict[str, str]]:
-    """What documents, vocabulary and examples state; and, by stage, why its statistics are left out.
+    """Facts of documents, vocabulary and examples; and, by stage, why its statistics are omitted.
 
-    Statistics that another release wrote may lack something, and a report of a finished run must not fail it.
+    Statistics that another release wrote may lack fields, and the report must not fail a finished run.
     """
     problems: dict[str, str] = {}
 
@@ -125,7 +125,7 @@ def corpus_facts(manifests: Mapping[str, Manifest]) -> tuple[CorpusFacts, dict[s
 
 
 def task_facts(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> list[TaskFacts]:
-    """The recipe's tasks in its order, then those that are stored in the workspace besides."""
+    """The recipe's tasks in its order, then other tasks in the workspace."""
     trials: dict[str, TrialStatistics | str | None] = {f"{task}/{PRETRAINED}": None for task in whole.finetuning.tasks}
     trials |= _trials_in_workspace(whole)
     trials |= {name: _trial(manifest) for name, manifest in manifests.items() if _start_of(name) is not None}
@@ -148,13 +148,13 @@ def task_facts(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> list[Ta
 
 
 def _start_of(name: str) -> str | None:
-    """Of a trial's output, which weights it was initialized from; None of another stage's."""
+    """The initial weights of a trial, from its output name; None for another stage."""
     start = name.rpartition("/")[2]
     return start if start in (PRETRAINED, RANDOM) else None
 
 
 def _trial(manifest: Manifest) -> TrialStatistics | str:
-    """What a trial states, or why that cannot be read."""
+    """The statistics of a trial, or why they cannot be read."""
     try:
         return manifest.statistics_as(TrialStatistics)
     except InputError as error:
@@ -162,7 +162,7 @@ def _trial(manifest: Manifest) -> TrialStatistics | str:
 
 
 def _trials_in_workspace(whole: WholeRecipe) -> dict[str, TrialStatistics | str | None]:
-    """Every fine-tuning trial that is complete, by `task/start`; no other manifest there."""
+    """Every complete fine-tuning trial, by `task/start`, without other manifests."""
     root = storage.join(whole.run.workspace, FINETUNING)
     found: dict[str, TrialStatistics | str | None] = {}
     for name in storage.list_files(root):

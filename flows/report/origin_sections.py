@@ -1,4 +1,4 @@
-"""Sections of the report on what a reader does next: load the models, run the same again."""
+"""Sections of the report on next steps: load the models, reproduce the run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _commands(commands: Facts) -> str:
 
 
 def reproduce(facts: Facts) -> str:
-    """What it takes to run the same again: command, digests, seeds, versions, recipe."""
+    """How to reproduce the run: command, digests, seeds, versions, recipe."""
     origin = facts["origin"]
     seeds = [(code(name), text(value)) for name, value in origin["seeds"].items()]
     digests = [(text(stage), code(digest)) for stage, digest in origin["digests"].items()]
@@ -63,14 +63,14 @@ def reproduce(facts: Facts) -> str:
         block(origin["command"]),
         paragraph(
             "The same command in the same workspace builds only what is missing. With the same input files, documents, "
-            "vocabulary and examples have these digests on any machine; models have them where libraries, "
+            "vocabulary and examples have these digests on any machine; models have them if libraries, "
             "processor and number of ranks are the same too."
         ),
-        table("Digests of what was built", ("built", "digest of its files"), digests) if digests else "",
+        table("Digests of the outputs", ("output", "digest of its files"), digests) if digests else "",
         "<h3>Seeds</h3>" + table("Seeds", ("setting", "value"), seeds, numbers=(1,)) if seeds else "",
         "<h3>Versions</h3>",
         paragraph(
-            "Of the environment that wrote this page; a stage that was complete already may be older.", css="small"
+            "Of the environment that wrote this page; a stage that was already complete may be older.", css="small"
         ),
         table("Versions", ("", "version"), versions),
         _recipe(facts, origin),

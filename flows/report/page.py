@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: a pure function of the facts, without scripts and outside resources."""
+"""The report as one self-contained HTML page: a pure function of the facts, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Facts = dict[str, Any]
 
 
 class Section(NamedTuple):
-    """A part of the page, below its heading and in the list of links."""
+    """A part of the page with its heading and its entry in the list of links."""
 
     identifier: str
     title: str
     content: Callable[[Facts], str]
-    """Facts to HTML; empty where the workspace tells nothing of this."""
+    """Facts to HTML; empty if the workspace has no data for it."""
 
 
 class Card(NamedTuple):
@@ -32,7 +32,7 @@ class Card(NamedTuple):
     label: str
     value: str
     compared: str
-    """What to compare it with; may be empty."""
+    """Values to compare with; may be empty."""
 
 
 SECTIONS = (
@@ -54,7 +54,7 @@ def html_page(facts: Facts) -> str:
     """The page; equal facts give equal bytes.
 
     Args:
-        facts: what `flows.report.facts.gather` returns, or the same read back from report.json.
+        facts: from `flows.report.facts.gather`, or read back from report.json.
     """
     return _PAGE.render(
         style=_safe(_STYLE),
@@ -67,7 +67,7 @@ def html_page(facts: Facts) -> str:
 
 
 def _safe(written: str) -> Markup:
-    """HTML of ours, whose texts are escaped already: the template inserts it as it is."""
+    """Our own HTML, with text already escaped: the template inserts it unchanged."""
     return Markup(written)  # noqa: S704
 
 

@@ -1,6 +1,6 @@
-"""What a run found, as artifacts on Prefect's page: tables, the report, and links.
+"""Results of a run as artifacts on Prefect's page: tables, the report, and links.
 
-All of it is read from manifests and files of the workspace.
+All of them are read from manifests and files of the workspace.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRA
 
 @told_to_prefect
 def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
-    """What was read, kept and made of it, and how long the examples are."""
+    """Create the table of documents read and kept, vocabulary and examples."""
     manifests = _manifests(outcome)
     rows = [
         {"stage": stage, "fact": name.replace("_", " "), "value": value}
@@ -60,7 +60,7 @@ def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
 
 @told_to_prefect
 def tell_pretraining(whole: WholeRecipe, outcome: FlowOutcome) -> None:
-    """Held-out metrics before and after."""
+    """Create the table of held-out metrics before and after training."""
     manifest = _manifests(outcome).get(PRETRAINING)
     if manifest is None:
         return
@@ -82,7 +82,7 @@ def tell_pretraining(whole: WholeRecipe, outcome: FlowOutcome) -> None:
 
 @told_to_prefect
 def tell_scores(whole: WholeRecipe, outcome: FlowOutcome) -> None:
-    """The development scores of every task that was fine-tuned."""
+    """Create the table of development scores of the fine-tuned tasks."""
     rows = []
     tuned = FlowOutcome(stages=tuple(stage for stage in outcome.stages if stage.stage == FINETUNING))
     for name, manifest in sorted(_manifests(tuned).items()):
@@ -105,7 +105,7 @@ def tell_scores(whole: WholeRecipe, outcome: FlowOutcome) -> None:
 
 @told_to_prefect
 def tell_report(whole: WholeRecipe, markdown: str, tracking_uri: str, experiment_id: str, run_id: str) -> None:
-    """The report, where the workspace lies, and the run in MLflow where that has a page."""
+    """Create the report, and links to the workspace and, if it has a page, to the run in MLflow."""
     name = whole.run.name
     create_markdown_artifact(markdown, artifact_key(name, "report"), "Report of the run")
     workspace = whole.run.workspace

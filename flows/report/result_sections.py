@@ -1,4 +1,4 @@
-"""Sections of the report on what came of the data: pre-training, tasks, and the time that all took."""
+"""Sections of the report on the results: pre-training, tasks, and the time of each stage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLOURS = ("s1", "s2", "s3", "s4")
 
 
 def standard_error(metric: str | None, share: float | None, rows: int | None) -> float | None:
-    """Of an accuracy over so many rows, sqrt(p (1 - p) / n); None for another metric, or where either is not known."""
+    """Standard error of an accuracy, sqrt(p (1 - p) / n); None for another metric, or if a value is unknown."""
     if metric != "accuracy" or share is None or not rows:
         return None
     return math.sqrt(share * (1 - share) / rows)
@@ -133,13 +133,13 @@ def _heldout_table(found: PretrainingStatistics) -> str:
 def _deviations(found: PretrainingStatistics) -> str:
     if found.deviations is None:
         return ""
-    # Each ends with what BERT has, in brackets.
+    # Each ends with BERT's value in brackets.
     items = "".join(f"<li>{text(item)}</li>" for item in re.split(r"(?<=\)), ", found.deviations))
     return f"<h3>Deviations from BERT</h3><ul>{items}</ul>"
 
 
 def tasks(facts: Facts) -> str:
-    """Scores of every task from the pre-trained encoder, from random weights, and of the majority class."""
+    """Scores of each task from the pre-trained encoder, from random weights, and of the majority class."""
     found = [TaskFacts.model_validate(task) for task in facts["tasks"]]
     if not found:
         return paragraph("The recipe names no task.", css="note")
@@ -153,13 +153,13 @@ def tasks(facts: Facts) -> str:
     header = ("task", "metric", "pre-trained", "random", "majority", "difference", "train rows", "dev rows")
     notes = [
         paragraph(
-            "Pre-trained and random have the same architecture, data, seed and settings; only the weights they begin "
-            "from differ. One seed each. ± is one standard error of the dev set's size, where the metric is accuracy.",
+            "Pre-trained and random have the same architecture, data, seed and settings; only the initial weights "
+            "differ. One seed each. ± is one standard error for the size of the dev set, if the metric is accuracy.",
             css="small",
         )
     ]
     if any(not task.in_recipe for task in found):
-        notes.append(paragraph("* lies in the workspace, but is not of this recipe.", css="small"))
+        notes.append(paragraph("* is in the workspace, but not in this recipe.", css="small"))
     problems = [paragraph(f"{text(task.task)}:", foreign(task.problem), css="note") for task in found if task.problem]
     chart = horizontal_bars("Scores by task and start", [group for group in groups if group.bars])
     table_html = table("Scores by task", header, rows, numbers=range(2, 8))
@@ -199,7 +199,7 @@ def _task_row(task: TaskFacts) -> tuple[str, ...]:
 
 
 def gain(task: TaskFacts) -> str:
-    """Pre-trained minus random, with its standard error where that can be told: `+6.0 ± 2.2`."""
+    """Pre-trained minus random, with its standard error if known: `+6.0 ± 2.2`."""
     metric, pretrained, random = task.metric, _share(task.pretrained), _share(task.random)
     if pretrained is None or random is None:
         return UNKNOWN
@@ -221,13 +221,13 @@ def timings(facts: Facts) -> str:
         Bar(stage["stage"], stage["seconds"], _took(stage), "s1" if stage["built"] else "quiet") for stage in stages
     ]
     chart = horizontal_bars("Time of each stage", [Group("", bars, 0.0, max([*known, 1.0]))])
-    total = f"Together {shown_seconds(sum(known))}." if known else ""
+    total = f"Total: {shown_seconds(sum(known))}." if known else ""
     skipped = any(not stage["built"] for stage in stages)
-    keys = key("s1", "built in this run") + key("quiet", "complete already: time of its build") if skipped else ""
+    keys = key("s1", "built in this run") + key("quiet", "already complete: time of its build") if skipped else ""
     return joined(paragraph(text(total)) if total else "", figure(chart, "Stages", keys))
 
 
 def _took(stage: Facts) -> str:
     if stage["seconds"] is None:
-        return "complete already, time not known"
+        return "already complete, time unknown"
     return shown_seconds(stage["seconds"])

@@ -1,7 +1,7 @@
 """Small portions of a workspace for its report: rejected texts, vocabulary entries, masked examples, curves.
 
-Everything here is read in portions of a few megabytes at most, whatever the size of the run, and handed out as plain
-JSON values. Texts come from corpora, so they are made valid UTF-8 without control characters, and cut.
+All reads are limited to a few megabytes, whatever the size of the run, and results are plain JSON values. Texts come
+from corpora, so they are converted to valid UTF-8 without control characters, and truncated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ItemT = TypeVar("ItemT")
 CONTINUES = "##"
 TEXT_CHARACTERS = 160
 READABLE_LENGTH = 128
-"""Of the lengths that were made, the longest up to this one is shown: more is no pleasure to read."""
+"""The longest available length up to this one is shown: longer examples are hard to read."""
 
 _REJECTS_BYTES = 16 << 20
 _METRICS_BYTES = 8 << 20
@@ -46,7 +46,7 @@ _SPLIT_PIECES = 3
 
 
 def sampled(read: Callable[[], Facts]) -> Facts:
-    """What `read` returns, or {"problem": why it could not}: a report of a finished run must not fail it."""
+    """The result of `read`, or {"problem": reason}: the report must not fail a finished run."""
     try:
         return read()
     except (OSError, ValueError, KeyError, EOFError, pa.ArrowException, zlib.error) as error:
@@ -54,7 +54,7 @@ def sampled(read: Callable[[], Facts]) -> Facts:
 
 
 def printable(text: str, characters: int = TEXT_CHARACTERS) -> str:
-    """Foreign text as valid UTF-8 on one line, control characters replaced by U+FFFD, cut to so many characters."""
+    """Foreign text as valid UTF-8 on one line, control characters replaced by U+FFFD, truncated to `characters`."""
     kept = text[: characters + 1]
     plain = "".join(_plain_character(character) for character in kept)
     return plain[:characters] + "…" if len(text) > characters else plain
@@ -67,7 +67,7 @@ def _plain_character(character: str) -> str:
 
 
 def reject_samples(directory: str, reasons: Collection[str]) -> Facts:
-    """The first rejected text of each reason, by reason: {"source", "detail"}; reading ends when all are found."""
+    """The first rejected text of each reason, by reason: {"source", "detail"}; reading stops when all are found."""
     wanted, found = set(reasons), dict[str, Facts]()
     filesystem, path = storage.filesystem_of(storage.join(directory, REJECTS_NAME))
     read_bytes = 0
@@ -88,7 +88,7 @@ def read_vocabulary(directory: str) -> list[str]:
 
 
 def vocabulary_sample(tokens: Sequence[str]) -> Facts:
-    """How many entries of each kind there are, and telling ones of each."""
+    """Number of entries of each kind, with samples of each."""
     entries = [token for token in tokens if token not in SPECIAL_TOKENS and not token.startswith("[unused")]
     continuing = [token for token in entries if token.startswith(CONTINUES) and len(token) > len(CONTINUES)]
     beginning = [token for token in entries if not token.startswith(CONTINUES) or len(token) == len(CONTINUES)]
@@ -112,7 +112,7 @@ def _shown(tokens: Sequence[str]) -> list[str]:
 
 
 def example_samples(directory: str, manifest: Manifest, tokens: Sequence[str]) -> Facts:
-    """Masked examples to be shown as text, and the words of one file: what is frequent, and what falls to pieces."""
+    """Masked examples to show as text, and words of one file: frequent ones, and those split into pieces."""
     schema, rows = _rows(storage.join(directory, _readable_file(manifest)))
     metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     words = _words(rows, tokens)
@@ -139,7 +139,7 @@ def _readable_file(manifest: Manifest) -> str:
 
 
 def _rows(uri: str) -> tuple[pa.Schema, list[Facts]]:
-    """Schema and first rows of a file of examples; a local one is mapped, so that only these rows are read."""
+    """Schema and first rows of a file of examples; a local file is memory-mapped, so that only these rows are read."""
     filesystem, path = storage.filesystem_of(uri)
     local = storage.is_local(uri)
     with pa.memory_map(storage.local_path(uri)) if local else filesystem.open_input_file(path) as stream:
@@ -149,7 +149,7 @@ def _rows(uri: str) -> tuple[pa.Schema, list[Facts]]:
 
 
 def _words(rows: Sequence[Facts], tokens: Sequence[str]) -> list[tuple[str, ...]]:
-    """The words of these rows, unmasked, as pieces without their mark; most frequent first, then by first place."""
+    """The words of these rows, unmasked, as pieces without their mark; by frequency, then by first occurrence."""
     counts: Counter[tuple[str, ...]] = Counter()
     for row in rows:
         texts = [_token(tokens, identifier) for identifier in _unmasked(row)]
@@ -163,7 +163,7 @@ def _words(rows: Sequence[Facts], tokens: Sequence[str]) -> list[tuple[str, ...]
 def _telling_examples(rows: Sequence[Facts], tokens: Sequence[str]) -> list[Facts]:
     """For each next-sentence label the first row with the most kinds of masks.
 
-    A token is [what the model reads, what stood there], the latter None where nothing is to be predicted.
+    A token is [model input, original], the latter None unless the token is to be predicted.
     """
     best: dict[int, Facts] = {}
     kinds: dict[int, int] = {}
@@ -185,7 +185,7 @@ def _telling_examples(rows: Sequence[Facts], tokens: Sequence[str]) -> list[Fact
 
 
 def mask_kind(text: str, original: str | None) -> str | None:
-    """What became of a token that is to be predicted: "mask", "kept" or "random"; None for every other one."""
+    """How a token to predict was masked: "mask", "kept" or "random"; None for other tokens."""
     if original is None:
         return None
     return "mask" if text == MASK else "kept" if text == original else "random"
@@ -207,7 +207,7 @@ def _token(tokens: Sequence[str], identifier: int) -> str:
 def curves(directory: str, names: Collection[str]) -> Facts:
     """Curves of a run by these names, each [[step, value], ...] of at most some hundred points, the last one included.
 
-    Of a file beyond 8 MB evenly spaced blocks are read.
+    Of a file larger than 8 MB, evenly spaced blocks are read.
     """
     series: dict[str, list[list[float]]] = {f"{prefix}{name}": [] for name in names for prefix in ("", HELDOUT_PREFIX)}
     for line in _lines(storage.join(directory, METRICS_NAME)):
@@ -219,7 +219,7 @@ def curves(directory: str, names: Collection[str]) -> Facts:
 
 
 def thinned(items: Sequence[ItemT], count: int) -> list[ItemT]:
-    """At most `count` items, evenly spaced, the first and the last among them."""
+    """At most `count` items, evenly spaced, including the first and the last."""
     if len(items) <= count:
         return list(items)
     return [items[place * (len(items) - 1) // (count - 1)] for place in range(count)]
@@ -237,6 +237,6 @@ def _lines(uri: str) -> Iterator[bytes]:
     with filesystem.open_input_file(path) as stream:
         for block in range(_METRICS_BLOCKS):
             stream.seek(block * (size_bytes - block_bytes) // (_METRICS_BLOCKS - 1))
-            # Whole lines only: a block begins and ends anywhere, save the first and the last.
+            # Complete lines only: all blocks but the first and the last start and end anywhere.
             lines = bytes(stream.read(block_bytes)).split(b"\n")
             yield from (line for line in lines[block > 0 : -1] if line)

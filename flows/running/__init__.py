@@ -1,1 +1,1 @@
-"""How a flow runs its stages: plan, child processes, progress, failures."""
+"""Execution of a flow's stages: plan, child processes, progress, failures."""

@@ -1,4 +1,4 @@
-"""The command line that all flows share: check the recipe, find or start Prefect's server, run, end cleanly."""
+"""The command line that all flows share: check the recipe, find or start Prefect's server, run, shut down."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from pipelines.contract.errors import EXIT_FAILED, InputError, exit_code_of
 HOME_NAME = "prefect"
 DRAIN_TIMEOUT_SECONDS = 5.0
 MOST_RETRIES = 3
-"""Of one request to Prefect's server; their pauses add up to about 14 seconds."""
+"""Attempts of one request to Prefect's server; their pauses add up to about 14 seconds."""
 
 
 def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
     """Run a flow on the recipe that the command line names.
 
-    Returns the exit code: 0 complete, 1 a stage failed, 2 a mistake in what the person gave us, 130 interrupted.
+    Returns the exit code: 0 complete, 1 a stage failed, 2 user error, 130 interrupted.
     """
     name = flow.fn.__name__
     command = "clozeworks run" if name == "end_to_end" else f"clozeworks run --only {name}"
@@ -54,7 +54,7 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rebuild",
         action="store_true",
-        help="build every stage anew; a finished or unfinished training that is there is kept under a numbered name",
+        help="build every stage again; existing trainings, finished or not, are kept under a numbered name",
     )
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: _run(flow, arguments))
@@ -77,7 +77,7 @@ def _run(flow: Any, arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        # At exit Prefect would send queued logs and events, and try again for minutes where nobody listens.
+        # At exit Prefect would send queued logs and events, and retry for minutes without a server.
         os._exit(EXIT_FAILED)
     return 0
 
@@ -96,25 +96,25 @@ class ServerGoneError(RuntimeError):
 
 
 def _told_without_server(api_url: str, error: BaseException) -> str:
-    """Why a stage failed, where one did and only Prefect does not know it yet; else that the server is gone."""
+    """The failure of a stage, if there was one that could not be reported to Prefect; else that the server is gone."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (StageError, InputError)):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return (
-        f"{api_url}: Prefect's server no longer answers, so it does not know how this run ended; "
-        "stages that are complete are kept: start it, and run the same command again"
+        f"{api_url}: Prefect's server no longer answers, so it has no final state of this run; "
+        "completed stages are kept: start the server, and run the same command again"
     )
 
 
 @contextmanager
 def _prefect(whole: WholeRecipe) -> Iterator[str]:
-    """Settings under which flows find a server: the person's own, else one that lasts as long as this command.
+    """Settings under which flows find a server: the user's own, else one that runs as long as this command.
 
     Yields the server's address.
     """
-    # Prefect's own five tries take a minute for each of the calls by which a run ends.
+    # Prefect's own five tries take a minute for each of the calls that end a run.
     patience = {} if PREFECT_CLIENT_MAX_RETRIES.name in os.environ else {PREFECT_CLIENT_MAX_RETRIES: MOST_RETRIES}
     if api_url := PREFECT_API_URL.value():
         require_server(api_url)
@@ -124,13 +124,13 @@ def _prefect(whole: WholeRecipe) -> Iterator[str]:
         return
     home = prefect_home(whole)
     with local_server(home) as server:
-        # The server takes seconds to start, and so does MLflow: one after the other would cost the person both.
+        # The server takes seconds to start, and so does MLflow: start them in parallel.
         Tracker(whole)
         server.wait_until_ready()
         settings: dict[Any, Any] = {
             PREFECT_HOME: home,
             PREFECT_API_URL: server.api_url,
-            # Nothing here looks for flows that died, and waiting for the heartbeat's thread costs each flow a second.
+            # Nothing here detects dead flows, and joining the heartbeat's thread costs each flow a second.
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
             **patience,
         }
@@ -142,24 +142,24 @@ def _prefect(whole: WholeRecipe) -> Iterator[str]:
 
 
 def require_server(api_url: str) -> None:
-    """Raise InputError unless a Prefect server answers there."""
+    """Raise InputError unless a Prefect server answers at this address."""
     if not answers(api_url):
         raise InputError(
-            f"PREFECT_API_URL = {api_url}: no Prefect server answers there; start it with `prefect server start`, "
+            f"PREFECT_API_URL = {api_url}: no Prefect server answers; start it with `prefect server start`, "
             "or unset the variable to use a private server"
         )
 
 
 def _send_what_waits() -> None:
-    """Send queued logs and events while the server still answers; at exit Prefect would retry for a minute and more."""
-    # It tells on a slow machine that some are still waiting, which is what this call is for.
+    """Send queued logs and events while the server still answers; at exit Prefect would retry for over a minute."""
+    # On a slow machine it logs that some are still queued, which is expected here.
     logging.getLogger(EventsWorker.__name__).setLevel(logging.ERROR)
     APILogWorker.drain_all(timeout=DRAIN_TIMEOUT_SECONDS)
     EventsWorker.drain_all(timeout=DRAIN_TIMEOUT_SECONDS)
 
 
 def prefect_home(whole: WholeRecipe) -> str:
-    """Where a private server keeps its database: in a local workspace, unless PREFECT_HOME names a place."""
+    """Directory of a private server's database: in a local workspace, unless PREFECT_HOME is set."""
     if "PREFECT_HOME" in os.environ or not whole.is_local:
         return str(PREFECT_HOME.value())
     return storage.join(storage.local_path(whole.run.workspace), HOME_NAME)

@@ -1,7 +1,7 @@
-"""What a person reads first about a run that went wrong: the last lines of the stage in which it did.
+"""Failure messages of runs: the last lines of the failed stage, and advice.
 
-A stage that fails raises `StageError`, whose message holds them, and Prefect makes that the run's state message. A run
-whose process was killed could raise nothing: its worker reports it as crashed, and the lines come from the run's log.
+A stage that fails raises `StageError`, whose message contains them, and Prefect stores it as the run's state message.
+A run whose process was killed cannot raise: its worker reports a crash, and the lines come from the run's log.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from pipelines.contract.errors import InputError
 NEXT_STEP = (
     "Run it again with the same parameters: complete stages are skipped, pre-training resumes from its checkpoint."
 )
-CORRECTION = "Correct what the line names, then run it again: complete stages are skipped."
-MORE_TIME = "Give it more time (`stage_timeout_seconds`), then run it again: pre-training resumes from its checkpoint."
+CORRECTION = "Correct the input that the error names, then run it again: complete stages are skipped."
+MORE_TIME = "Raise `stage_timeout_seconds`, then run it again: pre-training resumes from its checkpoint."
 
 
 def tell_failure(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook on failure: keep the message, with the last lines in it, as an artifact too."""
+    """Hook on failure: store the message, with the last lines, as an artifact too."""
     with get_client(sync_client=True) as client:
         _create_artifact(client, flow.name, flow_run.id, state.message or "", advice_for(state))
 
 
 def tell_crash(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook on a crash: add the log's last lines to the run's message, and keep them as an artifact too."""
+    """Hook on a crash: add the last log lines to the run's message, and store them as an artifact too."""
     with get_client(sync_client=True) as client:
         lines = last_log_lines(client, flow_run.id)
         message = "\n".join([f"{state.message or 'The run crashed.'} Its last lines:", *lines])
         _create_artifact(client, flow.name, flow_run.id, message, NEXT_STEP)
         current = client.read_flow_run(flow_run.id).state
-        # Somebody may have scheduled it again already; that must not be undone.
+        # The run may already be scheduled again; that must not be undone.
         if current is not None and current.is_crashed():
             client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)
 
 
 def advice_for(state: State[Any]) -> str:
-    """What to do about a failed run: the same parameters again do not mend a mistake in them."""
+    """Advice for a failed run: running it again does not help against a user error."""
     try:
         error = state.result(raise_on_failure=False)
     except MissingResult:
@@ -60,7 +60,7 @@ def advice_for(state: State[Any]) -> str:
 
 
 def last_log_lines(client: SyncPrefectClient, flow_run_id: UUID) -> list[str]:
-    """The last lines that a run and the flows within it have logged, oldest first."""
+    """The last lines logged by a run and the flows within it, oldest first."""
     runs, found = [flow_run_id], [flow_run_id]
     while runs:
         within = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=runs))

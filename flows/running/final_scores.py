@@ -1,4 +1,4 @@
-"""The figures by which a run as a whole is judged, for its MLflow run: what the page of all runs compares."""
+"""Final figures of a complete run for its MLflow run, compared on the page of all runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.tracking.flattening import numbers_of
 
 
 def final_scores(outcome: FlowOutcome) -> dict[str, float]:
-    """Held-out figures of encoders and scores of tasks, under the names that the stages' own runs use."""
+    """Held-out figures of encoders and scores of tasks, under the names that the runs of the stages use."""
     scores: dict[str, float] = {}
     for stage in outcome.stages:
         for name, directory in stage.directories.items():

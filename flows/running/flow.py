@@ -1,4 +1,4 @@
-"""What all flows have in common: how Prefect runs them, and the recipe and the MLflow run that they begin with."""
+"""Common parts of all flows: how Prefect runs them, and the recipe and the MLflow run that they start with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ResultT = TypeVar("ResultT")
 
 
 def clozeworks_flow(name: str) -> Callable[[Callable[ParametersT, ResultT]], Flow[ParametersT, ResultT]]:
-    """Make a function of a request a flow of this name."""
+    """Decorator: turn a function of a request into a flow of this name."""
     return flow(
         name=name,
         flow_run_name=run_name,
@@ -36,7 +36,7 @@ def clozeworks_flow(name: str) -> Callable[[Callable[ParametersT, ResultT]], Flo
 
 @dataclass(frozen=True)
 class RunningFlow:
-    """What a flow works with while it runs. run_id: of the MLflow run that its stages' runs are nested in."""
+    """State of a flow while it runs. run_id: of the MLflow run in which the runs of its stages are nested."""
 
     request: BaseRequest
     whole: WholeRecipe
@@ -44,7 +44,7 @@ class RunningFlow:
     run_id: str
 
     def build(self, stage: Stage) -> StageOutcome:
-        """Bring one stage up to date.
+        """Build one stage unless it is complete.
 
         Raises:
             InputError: the stage's command refused its input.
@@ -55,14 +55,14 @@ class RunningFlow:
 
 @contextmanager
 def running(request: BaseRequest, check: Callable[[WholeRecipe], None] | None = None) -> Iterator[RunningFlow]:
-    """Read the request's recipe and open the MLflow run of the flow that this is called in.
+    """Read the request's recipe and open the MLflow run of the calling flow.
 
     Args:
         request: the flow's parameter.
-        check: of the recipe, before anything is entered in MLflow.
+        check: called with the recipe before anything is logged to MLflow.
 
     Raises:
-        InputError: a mistake in the recipe, or what `check` raises.
+        InputError: the recipe is not valid, or `check` raises it.
     """
     whole = request.read()
     if check is not None:

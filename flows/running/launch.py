@@ -20,7 +20,7 @@ from pipelines.contract.errors import EXIT_BAD_INPUT, InputError
 
 KEPT_LINES = 50
 GRACE_SECONDS = 20.0
-"""Time between SIGTERM and SIGKILL: training writes its checkpoint in it. Prefect's worker allows 30."""
+"""Time between SIGTERM and SIGKILL, in which training writes a checkpoint. Prefect's worker allows 30."""
 
 _POLL_SECONDS = 0.1
 _ERROR_PREFIX = "error: "
@@ -35,7 +35,7 @@ _CHILD_SETTINGS = {
 
 
 class StageError(RuntimeError):
-    """A stage's command ended without a complete stage; the message holds its last lines."""
+    """A stage's command ended without a complete stage; the message contains its last lines."""
 
     def __init__(self, stage: str, exit_code: int, problem: str, last_lines: Sequence[str]):
         self.stage = stage
@@ -45,11 +45,11 @@ class StageError(RuntimeError):
 
 
 class StageTimeoutError(StageError):
-    """A stage took longer than it was given, and was ended."""
+    """A stage exceeded its time-out and was stopped."""
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a stage: ours without Prefect's variables, which name this run and its server, not the child's."""
+    """Environment of a stage: ours without Prefect's variables, which refer to this run and its server."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= _CHILD_SETTINGS
     # Launchers find `deepspeed`, `ninja` and Beam's workers by name.
@@ -66,14 +66,14 @@ def run_command(
     environment: Mapping[str, str] | None = None,
     timeout_seconds: float | None = None,
 ) -> None:
-    """Run a stage's command to its end, handing each line of its output to `on_line` in the calling thread.
+    """Run a stage's command to its end, passing each line of its output to `on_line` in the calling thread.
 
-    Success is what `difference` says afterwards, never the exit code: launchers return 0 for ranks that were killed.
-    Whatever ends this function, an exception in the calling thread included, ends the whole process group of the child
-    as well: SIGTERM, at most `GRACE_SECONDS`, SIGKILL. So does the end of `timeout_seconds`, where they are given.
+    Success is decided by `difference` afterwards, never by the exit code: launchers return 0 for killed ranks. When
+    this function ends, also by an exception in the calling thread, so does the complete process group of the child:
+    SIGTERM, at most `GRACE_SECONDS`, SIGKILL. The same happens after `timeout_seconds`, if given.
 
     Raises:
-        InputError: the command refused its input (exit code 2); the message is the line that it printed.
+        InputError: the command rejected its input (exit code 2); the message is the line that it printed.
         StageTimeoutError: it was not complete in time.
         StageError: the stage is not complete.
     """
@@ -103,12 +103,12 @@ def run_command(
         is_late = child.poll() is None
     finally:
         _end_group(child)
-        # The group is gone, so its end of the pipe is closed; only a process that left the group could hold it open.
+        # The group is gone, so its end of the pipe is closed, unless a process that left the group holds it open.
         reader.join(timeout=_POLL_SECONDS * 10)
-        # Also after an interrupt: training has said by now whether it wrote its checkpoint.
+        # Also after an interrupt: training has reported meanwhile whether it wrote its checkpoint.
         _hand_over(lines, take, wait_seconds=0.0)
     if is_late and (reason := difference()):
-        problem = f"it was ended after {timeout_seconds:g} s, and is not complete ({reason})"
+        problem = f"it was stopped after {timeout_seconds:g} s, and is not complete ({reason})"
         raise StageTimeoutError(stage, child.returncode, problem, list(last_lines))
     _judge(stage, child.returncode, difference, list(last_lines))
 
@@ -116,19 +116,19 @@ def run_command(
 def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[str | None]) -> None:
     with stream:
         for raw in stream:
-            # A progress bar redraws its line by carriage returns: what it showed last is what counts.
+            # A progress bar redraws its line by carriage returns: only the last state counts.
             text = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
             lines.put(text)
     lines.put(None)
 
 
 def _hand_over(lines: queue.SimpleQueue[str | None], take: Callable[[str], None], wait_seconds: float) -> None:
-    """Pass on what has arrived; wait at most `wait_seconds` for the first line."""
+    """Pass on the lines that have arrived; wait at most `wait_seconds` for the first."""
     try:
         line = lines.get(timeout=wait_seconds) if wait_seconds else lines.get_nowait()
         while True:
             if line is None:
-                # The child closed its output but lives on: without this pause the caller would spin.
+                # The child closed its output but is alive: without this pause the caller would spin.
                 time.sleep(wait_seconds)
                 return
             take(line)
@@ -155,7 +155,7 @@ def _group_lives(child: subprocess.Popen[bytes]) -> bool:
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Send a signal; False where no process is left to receive it."""
+    """Send a signal; False if no process is left to receive it."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
@@ -164,7 +164,7 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def _judge(stage: str, exit_code: int, difference: Callable[[], str | None], last_lines: list[str]) -> None:
-    # Of several the first one is the cause: what other ranks print follows from it.
+    # The first of several errors is the cause; those of other ranks follow from it.
     said = next((line.removeprefix(_ERROR_PREFIX) for line in last_lines if line.startswith(_ERROR_PREFIX)), None)
     if exit_code == EXIT_BAD_INPUT and said is not None:
         raise InputError(said)

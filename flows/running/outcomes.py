@@ -1,4 +1,4 @@
-"""What came of stages and flows."""
+"""Results of stages and flows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class StageOutcome(BaseModel):
-    """What became of a stage: `seconds` are those of its last build, None where they are not known."""
+    """Result of a stage. seconds: of its last build; None if unknown."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -18,7 +18,7 @@ class StageOutcome(BaseModel):
 
 
 class RegisteredModel(BaseModel):
-    """A version in the registry that this run registered, or found registered."""
+    """A version in the registry that this run registered or found."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,7 +33,7 @@ class RegisteredModel(BaseModel):
 
 
 class FlowOutcome(BaseModel):
-    """What a flow built, skipped and registered: paths and names, never data."""
+    """Stages that a flow built or skipped, and models that it registered: paths and names, never data."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +45,7 @@ class FlowOutcome(BaseModel):
 
 
 def shown_seconds(seconds: float) -> str:
-    """A duration for people: `4.2 s`, `41 s`, `12 min 3 s`, `5 h 12 min`."""
+    """A duration in words: `4.2 s`, `41 s`, `12 min 3 s`, `5 h 12 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

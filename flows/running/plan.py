@@ -1,6 +1,6 @@
-"""The stages of a run: which command builds each, where its output lies, and what tells whether it is complete.
+"""The stages of a run: the command that builds each, where its output is stored, and how completeness is decided.
 
-This is the one place where flows knows the commands and keys of `pipelines` and `training`.
+This is the only module of flows that knows the commands and keys of `pipelines` and `training`.
 """
 
 from __future__ import annotations
@@ -40,50 +40,50 @@ RANKS_WITHOUT_GPU = 2
 
 @dataclass(frozen=True)
 class StageOutput:
-    """One directory that a stage completes by a manifest, and the key which that manifest must match."""
+    """A directory that a stage completes by a manifest, and the key that this manifest must match."""
 
     name: str
     directory: str
     key: Callable[[], StageKey]
 
     def difference(self) -> str | None:
-        """Why it has to be built, in words; None where it is complete and matches."""
+        """Why it must be built, in words; None if it is complete and matches."""
         return self.key().difference(self.directory)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command, and the outputs that it completes; `command` and `environment` are asked for at launch only."""
+    """One command, and the outputs that it completes; `command` and `environment` are called at launch only."""
 
     name: str
     outputs: tuple[StageOutput, ...]
     command: Callable[[], list[str]]
     environment: Callable[[], dict[str, str]] = dict
     restart: str | None = None
-    """Name of a restart: the command builds the stage anew, and resumes what a command of this name began."""
+    """Name of a restart: the command builds the stage again, and resumes a build that was started under this name."""
 
     def restarted(self, name: str) -> Stage:
-        """The same stage, to be built anew although it may be complete."""
+        """The same stage, to be built again although it may be complete."""
         return replace(self, command=lambda: [*self.command(), f"--restart={name}"], restart=name)
 
     def marks(self) -> list[tuple[int, int] | None]:
-        """What tells one result of each output from the next, even where both have the same bytes."""
+        """Marks of the outputs that change with each build, even if the bytes are the same."""
         return [_mark_of(storage.join(output.directory, MANIFEST_NAME)) for output in self.outputs]
 
     def difference(self) -> str | None:
-        """Why the stage has to be built: what its first incomplete output says; None where all are complete."""
+        """Why the stage must be built, from its first incomplete output; None if all are complete."""
         for output in self.outputs:
             if reason := output.difference():
                 return reason if len(self.outputs) == 1 else f"{output.name}: {reason}"
         return None
 
     def key_digest(self) -> str:
-        """Digest of what decides the outputs: a stage that was killed is known again by it."""
+        """Digest of all that decides the outputs; identifies a stage that was killed."""
         keys = [output.key() for output in self.outputs]
         return digest_of([[key.stage, key.stage_version, key.config, key.inputs] for key in keys])
 
     def manifests(self) -> dict[str, Manifest]:
-        """The manifests by output name; outputs that are not complete are left out."""
+        """The manifests by output name, of complete outputs only."""
         found = {output.name: read_manifest(output.directory) for output in self.outputs}
         return {name: manifest for name, manifest in found.items() if manifest is not None}
 
@@ -97,7 +97,7 @@ def _mark_of(uri: str) -> tuple[int, int] | None:
 
 
 def preprocessing_stages(whole: WholeRecipe) -> list[Stage]:
-    """Documents, vocabulary and examples, in the order in which they depend on one another."""
+    """Documents, vocabulary and examples, in the order of their dependencies."""
     workspace = whole.run.workspace
 
     def stage(name: str, module: str, key: Callable[[], StageKey]) -> Stage:
@@ -143,7 +143,7 @@ def distillation_stage(whole: WholeRecipe) -> Stage:
 
 
 def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
-    """Fine-tuning: one command that trains every task of the recipe; none where the recipe names no task."""
+    """Fine-tuning: one command that trains every task of the recipe; empty if the recipe names no task."""
 
     if not whole.finetuning.tasks:
         return []
@@ -167,7 +167,7 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
 
 
 def require_task_data(whole: WholeRecipe) -> None:
-    """Look for what fine-tuning will read, before hours of what comes first.
+    """Check that the inputs of fine-tuning exist, before the hours of earlier stages.
 
     Raises:
         InputError: a file of a task is missing.
@@ -181,7 +181,7 @@ def _local_workspace(whole: WholeRecipe) -> str:
 
 @contextmanager
 def _registry_of(whole: WholeRecipe) -> Iterator[None]:
-    """Where a key asks which version an alias names; the stage's command gets this from the tracker."""
+    """Set the registry in which a key resolves aliases; the stage's command gets it from the tracker."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(whole)
     try:
@@ -202,7 +202,7 @@ def _python_module(whole: WholeRecipe, module: str) -> list[str]:
 
 
 def _deepspeed_module(whole: WholeRecipe, module: str, ranks: int) -> list[str]:
-    """DeepSpeed's launcher on this node; 0 ranks are one per GPU, or two where there is none."""
+    """DeepSpeed's launcher on this node; 0 ranks mean one per GPU, or two without a GPU."""
     ranks = ranks or _gpu_count() or RANKS_WITHOUT_GPU
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
     options = [f"--num_accelerators={ranks}", f"--master_addr={LOOPBACK}", f"--master_port={_free_port()}"]
@@ -215,14 +215,14 @@ def _recipe_arguments(whole: WholeRecipe) -> list[str]:
 
 
 def _gpu_count() -> int:
-    # Seconds to import, and needed only once pre-training is about to start.
+    # Takes seconds to import, and is needed only when pre-training starts.
     import torch
 
     return torch.cuda.device_count()
 
 
 def _free_port() -> int:
-    """A port for the ranks to meet at; DeepSpeed's default of 29500 would collide between two runs on one machine."""
+    """A rendezvous port for the ranks; DeepSpeed's default of 29500 would collide between two runs on one machine."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

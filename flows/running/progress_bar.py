@@ -1,4 +1,4 @@
-"""How far a stage is, as a progress bar on Prefect's page: read off the lines that the stage prints."""
+"""Progress of a stage as a progress bar on Prefect's page, parsed from the lines that the stage prints."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 
 INTERVAL_SECONDS = 5.0
-"""Between two updates of the bar; each is one request."""
+"""Interval between updates of the bar; each is one request."""
 LAST_UPDATE_SECONDS = 5.0
-"""What the server gets to take the bar's last update."""
+"""Time-out of the bar's last update."""
 
 # `pretraining: step 40/2,200: loss ...`, `... epoch 1/4: ...` and `documents: 5 of 16 shards after 4 s`
 _COUNTS = re.compile(r"(?:\b(?:step|epoch) ([\d,]+)/([\d,]+):)|(?:: ([\d,]+) of ([\d,]+) \w+)")
 
 
 def percentage_in(line: str) -> float | None:
-    """How far the stage says that it is, 0 to 100; None where the line does not tell."""
+    """Progress that a line reports, 0 to 100; None if it reports none."""
     found = _COUNTS.search(line)
     if found is None:
         return None
@@ -33,15 +33,15 @@ def percentage_in(line: str) -> float | None:
 
 
 def artifact_key(*parts: str) -> str:
-    """A name for an artifact as Prefect wants it: lower-case letters, digits and dashes."""
+    """A key that Prefect accepts for an artifact: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
 class StageProgress:
     """The progress bar of one stage of one run.
 
-    Requests are made in a thread of their own, never in the one that reads the stage's lines: a server that is slow or
-    gone costs updates of the bar, never the stage. An update that waits is replaced by a later one.
+    Requests run in a separate thread, never in the one that reads the stage's lines: a slow or unreachable server
+    costs updates of the bar, never the stage. A pending update is replaced by a later one.
     """
 
     def __init__(self, run_name: str, stage: str, logger: logging.Logger | logging.LoggerAdapter[logging.Logger]):
@@ -55,13 +55,13 @@ class StageProgress:
         self._failures = 0
 
     def observe(self, line: str) -> None:
-        """Show what a line says, at most once in `INTERVAL_SECONDS`."""
+        """Show the progress that a line reports, at most once in `INTERVAL_SECONDS`."""
         percentage = percentage_in(line)
         if percentage is not None and time.monotonic() >= self._next_update:
             self._offer(percentage, line)
 
     def complete(self) -> None:
-        """Show that nothing is left to do; wait at most `LAST_UPDATE_SECONDS` for the server to take it."""
+        """Show completion; wait at most `LAST_UPDATE_SECONDS` for the server to accept it."""
         self._offer(100.0, "complete")
         sender = self._sender
         if sender is not None:
@@ -72,7 +72,7 @@ class StageProgress:
             self._waiting = None
         if unsent or is_waiting:
             self._logger.warning(
-                "Prefect's server did not take %d updates of the progress bar; the stage itself is not affected",
+                "Prefect's server did not accept %d updates of the progress bar; the stage itself is not affected",
                 max(unsent, 1),
             )
 
@@ -81,7 +81,7 @@ class StageProgress:
         with self._lock:
             self._waiting = (percentage, description)
             if self._sender is None:
-                # A thread that ends by itself leaves nothing behind where a stage is interrupted. The context names the
+                # A thread that ends by itself leaves nothing behind if the stage is interrupted. The context names the
                 # task run that the artifact belongs to.
                 context = contextvars.copy_context()
                 self._sender = threading.Thread(target=context.run, args=(self._send,), name="progress-bar")
@@ -104,7 +104,7 @@ class StageProgress:
 
     def _show(self, percentage: float, description: str) -> None:
         if self._artifact_id is None:
-            # Outside an event loop it returns the id itself.
+            # Outside an event loop it returns the id directly.
             self._artifact_id = cast(UUID, create_progress_artifact(percentage, self._key, description))
         else:
             update_progress_artifact(self._artifact_id, percentage, description)

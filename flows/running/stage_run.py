@@ -1,4 +1,4 @@
-"""Build one stage as a Prefect task: skip it where it is complete, else launch it, track it and time it."""
+"""Build one stage as a Prefect task: skip it if it is complete, else launch, track and time it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from flows.running.progress_bar import StageProgress
 from flows.tracking.runs import Tracker
 
 REASON_WIDTH = 160
-"""Characters of a reason that are shown: a changed list of sources would fill the screen."""
+"""Maximum characters shown of a reason: a changed list of sources would fill the screen."""
 
 RETRY_DELAY_SECONDS = 30.0
-"""Before the second attempt; it doubles with each one after that."""
+"""Delay before the second attempt; it doubles with each further one."""
 RETRY_JITTER = 0.5
-"""Share by which Prefect stretches or shortens a delay, so that runs that failed together do not return together."""
+"""Share by which Prefect varies a delay, so that runs that failed together do not retry at the same time."""
 
 
 def build_stage(
     stage: Stage, request: BaseRequest, whole: WholeRecipe, tracker: Tracker, parent_run_id: str
 ) -> StageOutcome:
-    """Bring one stage up to date; all attempts at it are one run in MLflow and one task run in Prefect.
+    """Build one stage unless it is complete; all attempts are one run in MLflow and one task run in Prefect.
 
     Raises:
-        InputError: the stage's command refused its input.
+        InputError: the stage's command rejected its input.
         StageError: the stage's command ended and the stage is not complete, also at the last attempt.
     """
     if request.rebuild:
@@ -49,13 +49,13 @@ def build_stage(
 
 
 def is_worth_retrying(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
-    """Is another attempt likely to help? Not against a mistake in the recipe, nor where the time was too short."""
+    """Whether another attempt is likely to help: not after a user error or a time-out."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StageError) and not isinstance(error, StageTimeoutError)
 
 
-# Called directly, never submitted: only in the flow's own thread does cancelling reach the `finally` of `run_command`.
-# No cache: manifests are the one truth about what is complete.
+# Called directly, never submitted: cancelling reaches the `finally` of `run_command` only in the flow's own thread.
+# No cache: manifests alone decide what is complete.
 @task(
     task_run_name="{stage.name}",
     cache_policy=NO_CACHE,
@@ -66,16 +66,16 @@ def is_worth_retrying(_task: Task[..., Any], _task_run: TaskRun, state: State[An
 def run_stage(
     stage: Stage, whole: WholeRecipe, tracker: Tracker, run_id: str, timeout_seconds: float | None
 ) -> StageOutcome:
-    """One attempt at a stage: skip it where it is complete, else run its command.
+    """One attempt at a stage: skip it if it is complete, else run its command.
 
     Raises:
-        InputError: the stage's command refused its input.
+        InputError: the stage's command rejected its input.
         StageError: the stage's command ended and the stage is not complete.
     """
     logger = get_run_logger()
     narrator = Narrator(stage.name, logger)
     workspace = whole.run.workspace
-    reason = stage.difference() or ("it is to be built anew" if stage.restart else None)
+    reason = stage.difference() or ("a rebuild was requested" if stage.restart else None)
     if reason is None:
         seconds = timings.earlier_seconds(workspace, stage.name, stage.manifests())
         took = f" (took {shown_seconds(seconds)} before)" if seconds is not None else ""
@@ -95,7 +95,7 @@ def run_stage(
 
         def difference() -> str | None:
             if stage.restart and any(mark in earlier for mark in stage.marks()):
-                return "it was to be built anew, and an earlier result is still there"
+                return "a rebuild was requested, but the earlier result is still in place"
             return stage.difference()
 
         run_command(stage.name, stage.command(), difference, take, environment, timeout_seconds)

@@ -1,4 +1,4 @@
-"""How long each stage took when it was last built; manifests hold no times, so that equal runs give equal manifests."""
+"""Duration of each stage's last build, stored apart from manifests, so that equal runs have equal manifests."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _TIMINGS = TypeAdapter(dict[str, Timing])
 
 
 def earlier_seconds(workspace: str, stage: str, manifests: Mapping[str, Manifest]) -> float | None:
-    """Seconds that building these very outputs took; None where a command of its own built them."""
+    """Seconds that building exactly these outputs took; None if they were built outside a flow."""
     timing = _read(workspace).get(stage)
     return timing.seconds if timing and timing.digests == _digests(manifests) else None
 
 
 def record_seconds(workspace: str, stage: str, manifests: Mapping[str, Manifest], seconds: float) -> None:
-    """Remember how long a stage took."""
+    """Store how long a stage took."""
     timings = _read(workspace)
     timings[stage] = Timing(seconds=round(seconds, 2), digests=_digests(manifests))
     data = {name: timing.model_dump(mode="json") for name, timing in sorted(timings.items())}

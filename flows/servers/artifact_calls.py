@@ -1,4 +1,4 @@
-"""What a run tells Prefect about its results must not hold the run up: a server may be gone, or hang."""
+"""Create Prefect artifacts without blocking the run: the server may be unreachable, or hang."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flows.console.narration import LOGGER_NAME
 from flows.servers.local_server import answers
 
 REPORT_SECONDS = 20.0
-"""What Prefect's server gets to take the artifacts of one flow."""
+"""Time-out for the artifacts of one flow."""
 
 ParametersT = ParamSpec("ParametersT")
 
@@ -25,21 +25,21 @@ _logger = logging.getLogger(LOGGER_NAME)
 
 
 def told_to_prefect(tell: Callable[ParametersT, None]) -> Callable[ParametersT, None]:
-    """Have a function that creates artifacts run in a thread of its own, and go without them where Prefect fails."""
+    """Decorator: create artifacts in a separate thread, and continue without them if Prefect fails."""
 
     @functools.wraps(tell)
     def told(*arguments: ParametersT.args, **keywords: ParametersT.kwargs) -> None:
         api_url = PREFECT_API_URL.value()
-        # Its client tries again for a minute what this finds out at once.
+        # Its client would retry for a minute; this check fails at once.
         if api_url and not answers(api_url):
-            _logger.warning("Prefect's server at %s does not answer; artifacts of this run are left out", api_url)
+            _logger.warning("Prefect's server at %s does not answer; this run has no artifacts there", api_url)
             return
         problems: list[Exception] = []
 
         def work() -> None:
             try:
                 tell(*arguments, **keywords)
-            except Exception as error:  # noqa: BLE001 - raised or said by the thread that waits
+            except Exception as error:  # noqa: BLE001 - raised or logged by the thread that waits
                 problems.append(error)
 
         # The context names the flow run that the artifacts belong to.
@@ -47,9 +47,9 @@ def told_to_prefect(tell: Callable[ParametersT, None]) -> Callable[ParametersT, 
         thread.start()
         thread.join(REPORT_SECONDS)
         if thread.is_alive():
-            _logger.warning("Prefect's server did not take the artifacts of this run within %.0f s", REPORT_SECONDS)
+            _logger.warning("Prefect's server did not accept the artifacts of this run within %.0f s", REPORT_SECONDS)
         elif problems and isinstance(problems[0], (httpx.HTTPError, PrefectException)):
-            _logger.warning("Prefect's server did not take the artifacts of this run (%s)", problems[0])
+            _logger.warning("Prefect's server did not accept the artifacts of this run (%s)", problems[0])
         elif problems:
             raise problems[0]
 

@@ -1,8 +1,8 @@
-"""SQLite databases of a workspace: made next to their place and renamed when complete, never migrated in place.
+"""SQLite databases of a workspace: created next to their final path and renamed when complete, never migrated in place.
 
-MLflow and Prefect create and migrate a database where it lies, in many steps. A process that is killed in between
-leaves one that neither opens again. So a new or outdated database is prepared as `<name>.building`, and only a complete
-one gets the name.
+MLflow and Prefect create and migrate a database in place, in many steps. A process that is killed in between
+leaves one that neither opens again. So a new or outdated database is prepared as `<name>.building`, and renamed only
+when it is complete.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from pipelines.results.locks import workspace_lock
 BUILDING_SUFFIX = ".building"
 KEPT_SUFFIX = ".before-upgrade"
 LOCK_SECONDS = 120.0
-"""Another process may just be making the same database: a fresh one takes some seconds, a large one to migrate more."""
+"""Another process may be creating the same database: a new one takes some seconds, migrating a large one takes more."""
 
 _SIDE_SUFFIXES = ("-journal", "-wal", "-shm")
 _BUSY_SECONDS = 20.0
 _BATCH_TABLE = "_alembic_tmp_{name}"
-"""Where a migration keeps a table's rows while it replaces the table."""
+"""Table in which a migration stores rows while it replaces a table."""
 
 
 @dataclass(frozen=True)
 class Database:
-    """What this module must know of a database.
+    """Description of a database.
 
     Attributes:
-        path: where it lies.
+        path: of its file.
         owner: the program whose database it is.
-        holdings: tables whose rows a person would miss; a broken database without such rows is replaced.
+        holdings: tables with user data; a broken database without rows in them is replaced.
         is_current: whether the schema is complete and the installed version's.
-        migrate: creates the database at a path, or brings the one there up to date.
+        migrate: creates the database at a path, or migrates the existing one.
     """
 
     path: str
@@ -54,8 +54,8 @@ class Database:
 def sqlite_url(path: str, driver: str = "") -> str:
     """The SQLAlchemy URL of a database file.
 
-    SQLAlchemy takes a path as it stands, up to a question mark; with one, it needs SQLite's own URI, in which all is
-    quoted. MLflow would make a directory of that URI's name, unless the URL names the driver.
+    SQLAlchemy uses a path unchanged, up to a question mark; with one, it needs SQLite's own URI, which is quoted.
+    MLflow would create a directory with that URI's name, unless the URL names the driver.
     """
     if "?" not in path:
         return f"sqlite{'+' + driver if driver else ''}:///{path}"
@@ -63,10 +63,10 @@ def sqlite_url(path: str, driver: str = "") -> str:
 
 
 def set_up(database: Database) -> None:
-    """Make sure that a complete, current database lies at its path.
+    """Make sure that a complete, current database exists at its path.
 
     Raises:
-        InputError: it holds something and is damaged, or it cannot be made; nothing was changed. Or another process
+        InputError: it has data and is damaged, or it cannot be created; nothing was changed. Or another process
             has been setting it up for too long.
     """
     path = database.path
@@ -80,7 +80,7 @@ def set_up(database: Database) -> None:
 
 
 def copy_database(source: str, target: str) -> None:
-    """A consistent copy of a database that others may be using, on the disk when this returns."""
+    """Copy a database consistently while others may be using it; the copy is synced to disk."""
     temporary = source + BUILDING_SUFFIX if target != source + BUILDING_SUFFIX else target
     _remove(temporary)
     create_private(temporary)
@@ -93,18 +93,18 @@ def copy_database(source: str, target: str) -> None:
 
 @contextmanager
 def opened(path: str) -> Iterator[sqlite3.Connection]:
-    """A connection to a database that exists already; `sqlite3` alone would make an empty file of a missing one."""
+    """A connection to an existing database; `sqlite3` alone would create an empty file for a missing one."""
     with closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=_BUSY_SECONDS)) as connection:
         yield connection
 
 
 def tables_of(connection: sqlite3.Connection) -> set[str]:
-    """Names of the tables that a database has."""
+    """Names of the tables of a database."""
     return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def revision_of(connection: sqlite3.Connection) -> str | None:
-    """The schema's revision as Alembic notes it; None where there is none."""
+    """The schema's revision as recorded by Alembic; None if there is none."""
     if "alembic_version" not in tables_of(connection):
         return None
     found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
@@ -123,32 +123,30 @@ def _readable(database: Database) -> Iterator[sqlite3.Connection]:
             yield connection
     except sqlite3.OperationalError as error:
         raise InputError(
-            f"{database.path}: {database.owner}'s database cannot be read ({error}); end what is using it, or see to "
-            "its permissions"
+            f"{database.path}: {database.owner}'s database cannot be read ({error}); stop the program that uses "
+            "it, or check its permissions"
         ) from error
     except sqlite3.DatabaseError as error:
         raise InputError(
-            f"{database.path}: {database.owner}'s database is damaged ({error}) and was left as it is; put a copy in "
-            "its place, or move it away to begin a new one"
+            f"{database.path}: {database.owner}'s database is damaged ({error}) and was not changed; restore a "
+            "copy, or move it away to start with a new one"
         ) from error
 
 
 def _replace(database: Database) -> None:
-    """Put a complete database in the place of one that is half-made, or of an older version."""
+    """Replace a database that is incomplete or of an older version."""
     path = database.path
     held = _held(database)
     if held is None:
         _build(database, copy=False)
-        _say(f"{path}: was half-made and held nothing; {database.owner}'s database was made anew")
+        _say(f"{path}: was incomplete and empty; {database.owner}'s database was created again")
         return
     _build(database, copy=True, keep=path + KEPT_SUFFIX)
-    _say(
-        f"{path}: brought up to the installed {database.owner}; the one before is {os.path.basename(path)}{KEPT_SUFFIX}"
-    )
+    _say(f"{path}: migrated to the installed {database.owner}; the old one is {os.path.basename(path)}{KEPT_SUFFIX}")
 
 
 def _held(database: Database) -> str | None:
-    """A table in which a database holds something that must not be lost; None where it holds nothing."""
+    """A table of a database with data that must not be lost; None if there is none."""
     with _readable(database) as connection:
         tables = tables_of(connection)
         for name in database.holdings:
@@ -162,7 +160,7 @@ def _held(database: Database) -> str | None:
 
 
 def _build(database: Database, copy: bool, keep: str | None = None) -> None:
-    """Prepare a database and give it its name; one that was there stays until then, or for good where that fails."""
+    """Prepare a database and rename it to its path; an existing one is kept until then, and also if that fails."""
     path, temporary = database.path, database.path + BUILDING_SUFFIX
     storage.make_directory(os.path.dirname(path))
     try:
@@ -185,15 +183,15 @@ def _build(database: Database, copy: bool, keep: str | None = None) -> None:
         if isinstance(error, InputError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        kept = "the one that is there was left as it is" if os.path.exists(path) else "nothing was left behind"
+        kept = "the existing one was not changed" if os.path.exists(path) else "nothing was left behind"
         raise InputError(
-            f"{path}: {database.owner}'s database cannot be made ({reason}); {kept}; free space there or see to its "
+            f"{path}: {database.owner}'s database cannot be created ({reason}); {kept}; free disk space or check its "
             "permissions, then run the command again"
         ) from error
 
 
 def _rename(temporary: str, path: str) -> None:
-    # SQLite would play the journal of an earlier file of this name into the new one.
+    # SQLite would apply the journal of an earlier file of this name to the new one.
     for suffix in _SIDE_SUFFIXES:
         _remove_file(path + suffix)
     os.replace(temporary, path)

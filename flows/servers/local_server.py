@@ -1,7 +1,7 @@
-"""A private Prefect server on loopback for one command, where the person runs no server of their own.
+"""A private Prefect server on loopback for one command, for users without a server of their own.
 
-Prefect starts such a server itself, but in our process group, where Ctrl-C ends it before the flow can report its
-state, and only once the first flow runs, where nothing is left to do beside it.
+Prefect can start such a server itself, but in our process group, where Ctrl-C ends it before the flow can report its
+state, and only with the first flow, too late to overlap with other start-up work.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ LOOPBACK = "127.0.0.1"
 STARTUP_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 10.0
 MOST_RESTARTS = 3
-"""How often a server that has died is started again."""
+"""Maximum number of restarts of a server that has died."""
 LOG_NAME = "server.log"
 URL_VARIABLE = "PREFECT_API_DATABASE_CONNECTION_URL"
 ALLOWED_HOSTS = (LOOPBACK, "localhost")
-"""A page elsewhere whose name is made to point to loopback reaches the server, but under its own name."""
+"""A foreign page whose name is rebound to loopback reaches the server, but with its own name as the host."""
 
 _logger = logging.getLogger(LOGGER_NAME)
 _home: ContextVar[str | None] = ContextVar("home", default=None)
@@ -53,15 +53,15 @@ _HTTP_TIMEOUT_SECONDS = 5.0
 class LocalServer:
     """A server process that may still be starting; its address is known at once.
 
-    Once it has answered it is watched: one that dies is started again at the same address, for a run that lasts days
-    must not end with it. Its socket stays open here, so what is asked meanwhile waits instead of being refused.
+    Once it has answered, it is watched: if it dies, it is restarted at the same address, so that a run of several days
+    does not end with it. Its socket stays open here, so requests wait meanwhile instead of being refused.
     """
 
     def __init__(self, home: str):
         os.makedirs(home, exist_ok=True)
         self.log_path = os.path.join(home, LOG_NAME)
         self._home = home
-        # The child inherits a socket that listens already: no port can be lost between choosing and binding it.
+        # The child inherits a socket that already listens: the port cannot be taken between choosing and binding it.
         self._listener = socket.create_server((LOOPBACK, 0))
         self.api_url = f"http://{LOOPBACK}:{self._listener.getsockname()[1]}/api"
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class LocalServer:
         """Wait for the first answer, at most `STARTUP_TIMEOUT_SECONDS`.
 
         Raises:
-            InputError: the server ended, or does not answer in time; the line names its log.
+            InputError: the server ended, or does not answer in time; the message names its log.
         """
         deadline = time.monotonic() + STARTUP_TIMEOUT_SECONDS
         while not answers(self.api_url):
@@ -106,7 +106,7 @@ class LocalServer:
         threading.Thread(target=self._keep, name="prefect-server", daemon=True).start()
 
     def _keep(self) -> None:
-        """Start the server again when it has died, `MOST_RESTARTS` times; after that its address refuses everyone."""
+        """Restart the server when it has died, at most `MOST_RESTARTS` times; then its address refuses connections."""
         for restart in range(MOST_RESTARTS + 1):
             returncode = self._process.wait()
             with self._lock:
@@ -115,13 +115,13 @@ class LocalServer:
                 ended = f"Prefect's server {ending_of(returncode)} (log: {self.log_path})"
                 if restart == MOST_RESTARTS:
                     self._listener.close()
-                    _logger.error("%s; it has died too often, and is not started again", ended)
+                    _logger.error("%s; it has died too often and is not restarted", ended)
                     return
-                _logger.warning("%s; it is started again, the run is not affected", ended)
+                _logger.warning("%s; it is restarted, the run is not affected", ended)
                 self._process = self._start()
 
     def _refusal(self) -> str | None:
-        """The line with which the server's process refused to start, where it did."""
+        """The error line of the server's process, if it refused to start."""
         return refusal_in(self.log_path, self._log_start_bytes)
 
     def stop(self) -> None:
@@ -138,7 +138,7 @@ class LocalServer:
 
 @contextmanager
 def local_server(home: str) -> Iterator[LocalServer]:
-    """Start a server whose database lies under `home`, and stop it at the end of the block."""
+    """Start a server with its database under `home`, and stop it at the end of the block."""
     server = LocalServer(home)
     token = _home.set(home)
     try:
@@ -149,12 +149,12 @@ def local_server(home: str) -> Iterator[LocalServer]:
 
 
 def private_home() -> str | None:
-    """Where the private server of this command keeps its database; None where the person's own server is used."""
+    """Directory of the private server's database; None if the user's own server is used."""
     return _home.get()
 
 
 def answers(api_url: str) -> bool:
-    """Does a Prefect server answer there? One that asks for a password does."""
+    """Does a Prefect server answer at this address? One that requires a password does."""
     if not api_url.startswith(("http://", "https://")):
         return False
     try:
@@ -169,7 +169,7 @@ def answers(api_url: str) -> bool:
 
 
 def refusal_in(log_path: str, start_bytes: int = 0) -> str | None:
-    """The last line of a server's log that says which mistake ended it."""
+    """The last line of a server's log that names the user error which ended it."""
     with open(log_path, "rb") as log:
         log.seek(start_bytes)
         lines = log.read().decode(errors="replace").splitlines()
@@ -183,12 +183,12 @@ def _server_environment(home: str) -> dict[str, str]:
         **os.environ,
         "PREFECT_HOME": home,
         "PREFECT_UI_ENABLED": "0",
-        # What SubprocessASGIServer of prefect 3.8.8 sets: no schedulers and other services that only deployments need.
+        # As SubprocessASGIServer of prefect 3.8.8: no schedulers and other services that only deployments need.
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
-        # A page in the person's browser has no business here; Prefect's default allows every origin.
+        # No page in the user's browser needs access; Prefect's default allows every origin.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{LOOPBACK}",
-        # Block types serve forms on the page; registering them took 1 of 7 seconds on a fresh database.
+        # Block types are for forms on the page; registering them took 1 of 7 seconds on a new database.
         "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
         LIFELINE_VARIABLE: str(os.getpid()),
     }
@@ -201,7 +201,7 @@ def main(descriptor: int) -> None:
     if os.environ[URL_VARIABLE] == database_url(home):
         set_up_prefect(home)
         _prune(home)
-    # Seconds to import; the parent has forked off long before.
+    # Takes seconds to import; the parent does not wait for it.
     import uvicorn
 
     config = uvicorn.Config(application, factory=True, log_level="error", lifespan="on")
@@ -218,7 +218,7 @@ def application() -> ASGIApp:
 
 
 def _prune(home: str) -> None:
-    """Housekeeping; another server of this workspace may be busy with the database, and then the next start does it."""
+    """Prune the database, best effort: if another server of this workspace is using it, the next start prunes it."""
     try:
         removed = prune(home)
     except (SQLAlchemyError, sqlite3.Error) as error:

@@ -1,4 +1,4 @@
-"""MLflow's SQLite database in a workspace: where it and its artifacts lie, and how it is set up."""
+"""MLflow's SQLite database in a workspace: its path, its artifacts, and how it is set up."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ HOLDINGS = ("runs", "registered_models", "model_versions", "logged_models", "tra
 
 
 def database_path(workspace: str) -> str:
-    """Where the database of a local workspace lies."""
+    """Path of the database of a local workspace."""
     return storage.join(storage.local_path(workspace), DATABASE_NAME)
 
 
 def artifacts_uri(workspace: str) -> str:
-    """Where MLflow keeps the artifacts of a local workspace; quoted, for MLflow decodes also plain paths."""
+    """URI of the artifacts of a local workspace; quoted, because MLflow decodes plain paths too."""
     return Path(storage.local_path(workspace), ARTIFACTS_NAME).as_uri()
 
 
 def set_up_mlflow(workspace: str) -> str:
-    """Make sure that a local workspace has a complete database of MLflow's; returns its URL.
+    """Make sure that a local workspace has a complete MLflow database; returns its URL.
 
     Raises:
-        InputError: it cannot be made, or holds runs and is damaged; see `flows.servers.databases.set_up`.
+        InputError: it cannot be created, or has runs and is damaged; see `flows.servers.databases.set_up`.
     """
     path = database_path(workspace)
 
@@ -45,30 +45,30 @@ def set_up_mlflow(workspace: str) -> str:
 
 
 def warn_of_decoded_names(workspace: str) -> None:
-    """Tell where models do not load: MLflow decodes a local path a second time when it reads a model."""
+    """Warn if models do not load from this path: MLflow decodes a local path a second time when it reads a model."""
     path = storage.local_path(workspace)
     if found := _ENCODED.search(path):
         say(
-            f"{path}: MLflow loads no models from a path with {found[0]!r} in it, and keeps everything else there; "
+            f"{path}: MLflow loads no models from a path with {found[0]!r} in it, all else works; "
             "rename the directory to load them"
         )
 
 
 def quieten_mlflow() -> None:
-    """MLflow tells of each of its tables and migrations at level INFO; importing it sets the level.
+    """Silence MLflow: it logs each of its tables and migrations at level INFO, and sets the level when imported.
 
-    What its HTTP client tells of each attempt is told once by `training.tracking.patience`.
+    `training.tracking.patience` reports once what its HTTP client logs for each attempt.
     """
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It prints the traceback of an error that it also raises.
+    # It prints the traceback of errors that it also raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def _is_current(connection: sqlite3.Connection) -> bool:
     from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.db.utils import _get_latest_schema_revision  # what MLflow itself compares with
+    from mlflow.store.db.utils import _get_latest_schema_revision  # MLflow itself compares with it
 
     quieten_mlflow()
     revision = revision_of(connection)
@@ -82,10 +82,10 @@ def _migrate(url: str, artifacts: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     quieten_mlflow()
-    # The command `mlflow db upgrade`, which takes an empty database too.
+    # The command `mlflow db upgrade`, which accepts an empty database too.
     try:
         upgrade.main([url], standalone_mode=False)
-    except Abort as error:  # what click makes of Ctrl-C
+    except Abort as error:  # click raises it on Ctrl-C
         raise KeyboardInterrupt from error
     # The store adds the default experiment, whose artifacts would otherwise go to ./mlruns.
     SqlAlchemyStore(url, artifacts)._dispose_engine()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""Recognise a workspace that was moved or copied, and bring the addresses in its MLflow database along.
+"""Detect a workspace that was moved or copied, and update the addresses in its MLflow database.
 
-MLflow keeps the absolute address of each artifact directory. In a moved workspace they name the old place: models do
-not load, and new runs would create that place anew, or write into the workspace that this one was copied from.
+MLflow stores the absolute address of each artifact directory. After a move these point to the old path: models do
+not load, and new runs would create that path again, or write into the workspace that this one was copied from.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ ADDRESSES = (
     ("model_versions", "storage_location"),
     ("trace_tags", "value"),
 )
-"""Tables and columns in which MLflow keeps where artifacts are."""
+"""Tables and columns in which MLflow stores the addresses of artifacts."""
 
 
 class Change(NamedTuple):
-    """One address in the database, and what takes its place."""
+    """One address in the database, and its replacement."""
 
     table: str
     column: str
@@ -44,14 +44,13 @@ class Change(NamedTuple):
 
 
 def relocate(workspace: str) -> bool:
-    """Let the MLflow database of a local workspace name the artifacts next to it; returns whether it named others.
+    """Point the MLflow database of a local workspace to the artifacts next to it; returns whether anything changed.
 
-    All addresses change in one transaction, after a copy of the database. Addresses elsewhere than in a workspace's
-    `mlartifacts/` stay.
+    All addresses change in one transaction, after a copy of the database. Addresses outside a workspace's
+    `mlartifacts/` are kept.
 
     Raises:
-        InputError: artifacts are still where they were and were not brought here, or the database is in use; nothing
-            was changed.
+        InputError: the artifacts were not moved with the workspace, or the database is in use; nothing was changed.
     """
     path = database_path(workspace)
     directory = os.path.dirname(path)
@@ -67,19 +66,19 @@ def relocate(workspace: str) -> bool:
                 _rewrite(connection, directory, roots)
         except sqlite3.Error as error:
             raise InputError(
-                f"{path}: names artifacts in {', '.join(roots)} and cannot be changed ({error}); end what is using it, "
-                "then run the command again"
+                f"{path}: names artifacts in {', '.join(roots)} and cannot be changed ({error}); stop the program "
+                "that uses it, then run the command again"
             ) from error
     logging.getLogger(LOGGER_NAME).warning(
         "%s",
-        f"{workspace} was {' and '.join(os.path.dirname(root) for root in roots)}: the addresses in {DATABASE_NAME} "
-        f"name this place now; the database before is {DATABASE_NAME}{KEPT_SUFFIX}",
+        f"{workspace} was moved or copied from {' and '.join(os.path.dirname(root) for root in roots)}: the "
+        f"addresses in {DATABASE_NAME} were updated; the old database is kept as {DATABASE_NAME}{KEPT_SUFFIX}",
     )
     return True
 
 
 def _rewrite(connection: sqlite3.Connection, directory: str, roots: list[str]) -> None:
-    # sqlite3 would begin only with the first change, after what it depends on was read.
+    # sqlite3 would start the transaction only with the first change, after reading the values that it depends on.
     connection.isolation_level = None
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -96,7 +95,7 @@ def _rewrite(connection: sqlite3.Connection, directory: str, roots: list[str]) -
 
 
 def local_path_of(address: str) -> str | None:
-    """The path behind an address as MLflow reads it, which decodes also what has no scheme; None for other schemes."""
+    """The path of an address as MLflow reads it, which also decodes plain paths; None for other schemes."""
     parts = urlsplit(address)
     if address.startswith("/"):
         return unquote(address)
@@ -104,18 +103,18 @@ def local_path_of(address: str) -> str | None:
 
 
 def _foreign_roots(database: str, directory: str) -> list[str]:
-    """Where the database believes its workspace's artifacts to be, other than next to it."""
+    """Artifact directories named in the database other than the one next to it."""
     with opened(database) as connection:
         found = [address for (address,) in connection.execute("SELECT artifact_location FROM experiments") if address]
     roots = set()
     for path in filter(None, map(local_path_of, found)):
-        # The default experiment has a folder in it.
+        # The default experiment has a subfolder.
         for candidate in (path, os.path.dirname(path)):
             if os.path.basename(candidate) == ARTIFACTS_NAME:
                 roots.add(candidate)
     own = os.path.realpath(os.path.join(directory, ARTIFACTS_NAME))
     if any(os.path.realpath(root) == own for root in roots):
-        # Some experiment is here: others are elsewhere because a person put them there.
+        # Some experiment is here: others are elsewhere because a user put them there.
         return []
     return sorted(roots)
 
@@ -139,6 +138,6 @@ def _require_brought(changes: list[Change], directory: str) -> None:
         old, new = local_path_of(change.old), local_path_of(change.new)
         if old and new and os.path.isdir(old) and not os.path.isdir(new) and os.listdir(old):
             raise InputError(
-                f"{storage.join(directory, DATABASE_NAME)}: its artifacts are in {old}, and {new} is missing; bring "
+                f"{storage.join(directory, DATABASE_NAME)}: its artifacts are in {old}, and {new} is missing; move "
                 f"{ARTIFACTS_NAME}/ here too, then run the command again"
             )

@@ -1,4 +1,4 @@
-"""MLflow's client for a flow: its calls are tried again while the server is away, with a line that says so."""
+"""MLflow's client for a flow: calls are retried while the server is unreachable, which is logged in one line."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 HTTP_SETTINGS = {
-    # Ours are said; MLflow's seven own tries would keep silent for four minutes.
+    # Our retries are logged; MLflow's own seven would be silent for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    # Its own addresses of runs open the view for language models; ours are in flows/tracking/mlflow_pages.py.
+    # Its own run addresses open the view for language models; ours are in flows/tracking/mlflow_pages.py.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
 def say(line: str) -> None:
-    """A line about tracking, on the console and in the log."""
+    """Log a line about tracking, on the console and in the run's log."""
     logging.getLogger(LOGGER_NAME).warning("tracking     %s", line)
 
 
 def patient(client: MlflowClient, patience: Patience) -> MlflowClient:
-    """The client, with patience in each of its calls."""
+    """The client, with retries in each of its calls."""
     for name, value in HTTP_SETTINGS.items():
         os.environ.setdefault(name, value)
     return cast("MlflowClient", _PatientClient(client, patience))

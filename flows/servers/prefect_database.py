@@ -1,4 +1,4 @@
-"""Prefect's SQLite database of a private server: how it is set up, and what is removed from it when it grows."""
+"""Prefect's SQLite database of a private server: set-up and pruning."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DATABASE_NAME = "prefect.db"
 DRIVER = "aiosqlite"
 HOLDINGS = ("flow_run", "deployment", "block_document", "variable")
 KEPT_FLOW_RUNS = 50
-"""Finished runs of flows that are kept, those within other flows not counted; each takes some 0.6 MB."""
+"""Finished flow runs that are kept, not counting runs within other flows; each takes some 0.6 MB."""
 LEAST_AGE_SECONDS = 2 * 3600.0
 """Prefect removes nothing younger than an hour."""
 WORTHWHILE_FREE_BYTES = 8 << 20
-"""From here on the file is written anew, so that what was removed also leaves the disk."""
+"""Free bytes from which the file is compacted, to return the space to the disk."""
 
 _NEWEST_SUPERFLUOUS = """
     SELECT end_time FROM flow_run
@@ -34,20 +34,20 @@ def database_url(home: str) -> str:
 
 
 def set_up_prefect(home: str) -> None:
-    """Make sure that a complete database of Prefect's lies in `home`.
+    """Make sure that `home` has a complete Prefect database.
 
-    To be called in the server's own process, before the server: Prefect keeps the first database that it is told.
+    Must be called in the server's own process, before the server: Prefect keeps the first database that it is given.
 
     Raises:
-        InputError: it cannot be made, or holds runs and is damaged; see `flows.servers.databases.set_up`.
+        InputError: it cannot be created, or has runs and is damaged; see `flows.servers.databases.set_up`.
     """
     set_up(Database(os.path.join(home, DATABASE_NAME), "Prefect", HOLDINGS, _is_current, _migrate))
 
 
 def prune(home: str, kept: int = KEPT_FLOW_RUNS) -> int:
-    """Remove the oldest finished runs of flows, with all that belongs to them; returns how many were removed.
+    """Remove the oldest finished flow runs, with all their data; returns how many were removed.
 
-    Prefect itself does it, by age: the newest `kept` of those that have ended stay, and all that have not ended.
+    Prefect itself removes them, by age: the newest `kept` finished runs are kept, and all that have not ended.
     """
     path = os.path.join(home, DATABASE_NAME)
     cutoff = _end_of_newest_superfluous(path, kept)
@@ -89,13 +89,13 @@ def _migrate(path: str) -> None:
 
 
 def _end_of_newest_superfluous(path: str, kept: int) -> datetime | None:
-    """When the newest of the runs that are too many ended; None where there are not too many."""
+    """End time of the newest superfluous run; None if there is none."""
     try:
         with opened(path) as connection:
             found = connection.execute(_NEWEST_SUPERFLUOUS, (kept,)).fetchone()
     except sqlite3.Error as error:
         raise InputError(
-            f"{path}: Prefect's database cannot be read ({error}); move it away to begin a new one"
+            f"{path}: Prefect's database cannot be read ({error}); move it away to start with a new one"
         ) from error
     return datetime.fromisoformat(found[0]).replace(tzinfo=UTC) if found else None
 
@@ -111,7 +111,7 @@ async def _vacuum(url: str, cutoff: datetime) -> None:
     from prefect.server.services import db_vacuum
     from prefect.settings import PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD, temporary_settings
 
-    # Time goes on until Prefect reads its clock, so what ended at the cutoff is older than this by then.
+    # Prefect reads its clock later, so a run that ended at the cutoff is older than this by then.
     retention_seconds = (datetime.now(UTC) - cutoff).total_seconds()
     with (
         temporary_settings({PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD: retention_seconds}),

@@ -1,4 +1,4 @@
-"""Track a run in MLflow: one parent run a flow, one child run a stage; what was killed goes on in its run."""
+"""Track a run in MLflow: one parent run per flow, one child run per stage; a killed one resumes in its run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # MLflow takes two seconds to import, which command.py hides 
 PARENT_TAG = "mlflow.parentRunId"
 FLOW_TAG = "clozeworks.flow"
 KEY_TAG = "clozeworks.key"
-"""What a run is about, as a digest: a run with the same one that was killed goes on in the same MLflow run."""
+"""Digest that identifies a run: a killed run resumes in the MLflow run with the same digest."""
 STAGE_TAG = "clozeworks.stage"
 SKIPPED_TAG = "clozeworks.skipped"
 DIGEST_TAG = "clozeworks.manifest_digest"
@@ -41,7 +41,7 @@ _MAX_VALUES_PER_REQUEST = 100
 _MAX_PARAMETER_LENGTH = 500
 _REASON_CHARACTERS = 160
 _DIGEST_CHARACTERS = 32
-"""MLflow takes up to 36."""
+"""MLflow accepts up to 36."""
 
 
 class Tracker:
@@ -57,8 +57,8 @@ class Tracker:
     def flow_run(self, flow: str, whole: WholeRecipe, parent_run_id: str | None = None) -> Iterator[str]:
         """The parent run of a flow, with the recipe's file and its parameters; yields the run's id.
 
-        A flow inside another one takes that one's run, `parent_run_id`, so that all stages are its children. A flow
-        that was killed or failed, and is run again with the same recipe, goes on in its run.
+        A flow inside another one uses that one's run, `parent_run_id`, so that all stages are its children. A flow
+        that was killed or failed, and is run again with the same recipe, resumes in its run.
         """
         if parent_run_id is not None:
             yield parent_run_id
@@ -80,9 +80,9 @@ class Tracker:
         Args:
             stage: its name.
             parent_run_id: the flow's run.
-            key: digest of what decides the stage's output. A stage that was killed or failed, and is built again with
-                the same key, goes on in its run, whatever flow it belonged to; one that the same flow's run had
-                completed before it was killed stays in its run too. None always starts a new run.
+            key: digest of all that decides the stage's output. A stage that was killed or failed, and is built again
+                with the same key, resumes in its run, in whichever flow that was; one that the same flow's run had
+                completed before it was killed keeps its run too. None always starts a new run.
         """
         tags = {PARENT_TAG: parent_run_id, STAGE_TAG: stage, CODE_VERSION_TAG: code_version()}
         run_id = None
@@ -94,17 +94,17 @@ class Tracker:
             yield run_id
 
     def child_environment(self, run_id: str) -> dict[str, str]:
-        """What lets a stage's process log into its run."""
+        """Variables with which a stage's process logs into its run."""
         return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_RUN_ID": run_id}
 
     def log_stage(self, run_id: str, manifests: Mapping[str, Manifest], seconds: float | None) -> None:
-        """Log what a complete stage wrote; `seconds` is None where it was skipped. MLflow's absence costs the entry."""
+        """Log the figures of a complete stage, unless MLflow is unreachable; `seconds` is None if it was skipped."""
         names = ", ".join(manifests)
         softly(f"figures of {names} are not logged", lambda: self._log_stage(run_id, manifests, seconds))
 
     def _log_stage(self, run_id: str, manifests: Mapping[str, Manifest], seconds: float | None) -> None:
         if seconds is None and self.client.get_run(run_id).data.tags.get(SKIPPED_TAG) == "false":
-            # The run built the stage before the flow was killed, and told then how.
+            # The run built the stage before the flow was killed, and logged this then.
             return
         metrics: dict[str, float] = {} if seconds is None else {"stage_seconds": seconds}
         parameters: dict[str, Any] = {}
@@ -123,7 +123,7 @@ class Tracker:
         self._log_lineage(run_id, list(manifests.values()))
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Log figures of a run as a whole."""
+        """Log figures of a complete run."""
         softly(f"{', '.join(metrics)} are not logged", lambda: self._log(run_id, {}, metrics, {}))
 
     def log_texts(self, run_id: str, texts: Mapping[str, str], folder: str) -> None:
@@ -137,7 +137,7 @@ class Tracker:
             softly(f"{path} is not logged", log)
 
     def _log_lineage(self, run_id: str, manifests: list[Manifest]) -> None:
-        """Enter what a stage consumed as the run's data sets, each with the digest that its manifest states."""
+        """Log the inputs of a stage as the run's data sets, each with the digest from its manifest."""
         from mlflow.entities import Dataset, DatasetInput
 
         datasets = {
@@ -152,7 +152,7 @@ class Tracker:
             self.client.log_inputs(run_id, datasets=list(datasets.values()))
 
     def _source_of(self, name: str, consumer: Manifest) -> Any:
-        """Where a consumed stage lies; for the corpus itself, the sources that the recipe names."""
+        """Location of an input stage; for the corpus itself, the sources that the recipe names."""
         if name == CORPUS_INPUT:
             return consumer.config.get("sources")
         return {"uri": storage.join(self._workspace, name)}
@@ -170,7 +170,7 @@ class Tracker:
 
         now_ms = int(time.time() * 1000)
         if metrics:
-            # A run that goes on has some already; entered again they would stand there twice, at another time.
+            # A resumed run has some already; logged again they would appear twice, at another time.
             logged = self.client.get_run(run_id).data.metrics
             metrics = {name: value for name, value in metrics.items() if logged.get(name) != value}
         for values in _batches([Metric(name, value, now_ms, 0) for name, value in metrics.items()]):
@@ -180,7 +180,7 @@ class Tracker:
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def _unfinished_run(self, tags: Mapping[str, str]) -> str | None:
-        """The newest run with these tags that did not come to its end; after SIGKILL it is still called running."""
+        """The newest run with these tags that has not finished; after SIGKILL its status is still RUNNING."""
         return self._found_run(tags, "attributes.status != 'FINISHED'")
 
     def _found_run(self, tags: Mapping[str, str], *conditions: str) -> str | None:
@@ -192,14 +192,14 @@ class Tracker:
 
     @contextmanager
     def _run(self, name: str, tags: dict[str, str], run_id: str | None) -> Iterator[str]:
-        """Start a run, or go on with one; it ends as the block does."""
+        """Start or resume a run; it ends with the block."""
         if run_id is None:
             run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         else:
             self.client.update_run(run_id, status="RUNNING")
             for tag, value in tags.items():
                 self.client.set_tag(run_id, tag, value)
-        # Ctrl-C and Prefect's cancelling are no `Exception`.
+        # Ctrl-C and Prefect's cancelling raise no `Exception`.
         status = "KILLED"
         try:
             yield run_id
@@ -208,11 +208,11 @@ class Tracker:
             status = "FAILED"
             raise
         finally:
-            softly(f"the end of {name} is not entered", lambda: self.client.set_terminated(run_id, status))
+            softly(f"the end of {name} is not logged", lambda: self.client.set_terminated(run_id, status))
 
 
 def softly(consequence: str, call: Callable[[], None]) -> None:
-    """Do something in MLflow that a run can do without; where it fails, one line says what is missing there."""
+    """Make an MLflow call that a run can do without; if it fails, log in one line what is missing."""
     try:
         call()
     except Exception as error:  # noqa: BLE001 - object stores of artifacts raise errors of their own

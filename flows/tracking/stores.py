@@ -1,4 +1,4 @@
-"""The MLflow store of a run: which one, opened or created."""
+"""The MLflow store of a run: choose it, open or create it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:  # MLflow takes two seconds to import, which command.py hides 
 
 
 def tracking_uri(whole: WholeRecipe) -> str:
-    """Where runs and models are kept: the recipe's server, or SQLite in the workspace."""
+    """The store of runs and models: the recipe's server, or SQLite in the workspace."""
     return whole.tracking_server or sqlite_url(database_path(whole.run.workspace))
 
 
 @lru_cache(maxsize=8)
 def open_store(uri: str, workspace: str | None, experiment: str) -> tuple[MlflowClient, str, Patience]:
-    """Open a tracking store, creating its tables and the experiment where absent.
+    """Open a tracking store, creating its tables and the experiment if they are missing.
 
     A new SQLite store takes about two seconds, so a process opens each store once.
 
@@ -43,7 +43,7 @@ def open_store(uri: str, workspace: str | None, experiment: str) -> tuple[Mlflow
         experiment: name of the experiment.
 
     Returns:
-        The client, the experiment's id, and the patience with which the client waits for a server that is away.
+        The client, the experiment's id, and the patience with which the client waits for an unreachable server.
 
     Raises:
         InputError: the store does not answer, or the workspace's database cannot be used.
@@ -69,7 +69,7 @@ def open_store(uri: str, workspace: str | None, experiment: str) -> tuple[Mlflow
             client.restore_experiment(found.experiment_id)
         return client, found.experiment_id, patience
     except (MlflowException, SQLAlchemyError) as error:
-        remedy = f"see to {uri}" if workspace is not None else "start that server, or leave the setting out"
+        remedy = f"check {uri}" if workspace is not None else "start that server, or remove the setting"
         raise InputError(
             f"tracking.mlflow_tracking_uri = {redacted(uri)}: cannot be used ({first_line(error)}); {remedy}"
         ) from error
@@ -83,7 +83,7 @@ def _created_experiment(client: MlflowClient, name: str, artifacts: str | None) 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        # Another flow made it in the meantime.
+        # Another flow created it in the meantime.
         found = client.get_experiment_by_name(name)
         assert found is not None
         return str(found.experiment_id)
@@ -106,8 +106,8 @@ def open_registry(uri: str) -> MlflowClient:
         client = MlflowClient(uri, uri)
         client.search_registered_models(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
-        # From the environment it may hold a password.
+        # From the environment, so it may contain a password.
         raise InputError(
-            f"MLflow at {redacted(uri)} cannot be used ({first_line(error)}); is it right, and does it run?"
+            f"MLflow at {redacted(uri)} cannot be used ({first_line(error)}); check the address and the server"
         ) from None
     return client

@@ -90,8 +90,8 @@ def test_a_flow_outlasts_an_absence(
     missing = [line.rpartition("; ")[2] for line in said if "does not answer" not in line]
     assert missing == [
         "figures of documents are not logged",
-        "the end of pretraining is not entered",
-        "the end of away pretrain is not entered",
+        "the end of pretraining is not logged",
+        "the end of away pretrain is not logged",
     ]
     server.start()
     with tracker.flow_run("pretrain", whole) as again, tracker.stage_run("pretraining", again, other) as same:

@@ -150,7 +150,7 @@ def half_made(complete: Path, tmp_path: Path) -> Path:
 
 def test_one_that_holds_runs_is_refused_and_not_changed(half_made: Path) -> None:
     before = half_made.read_bytes()
-    with pytest.raises(InputError, match="the one that is there was left as it is"):
+    with pytest.raises(InputError, match="the existing one was not changed"):
         set_up_mlflow(str(half_made.parent))
     assert half_made.read_bytes() == before
     assert not [path for path in half_made.parent.iterdir() if BUILDING_SUFFIX in path.name]
@@ -160,7 +160,7 @@ def test_rows_that_a_migration_holds_in_between_count_as_runs(half_made: Path) -
     with sqlite3.connect(half_made) as connection:
         connection.execute("ALTER TABLE runs RENAME TO _alembic_tmp_runs")
     before = half_made.read_bytes()
-    with pytest.raises(InputError, match="left as it is"):
+    with pytest.raises(InputError, match="was not changed"):
         set_up_mlflow(str(half_made.parent))
     assert half_made.read_bytes() == before
 

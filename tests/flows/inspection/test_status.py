@@ -129,7 +129,7 @@ def test_progress_of_pretraining_is_told_without_a_recipe(tmp_path: Path) -> Non
     assert told.numbers["total_steps"] == 150
     # 40 steps of 8 rows of 32 and 50 of 4 rows of 64, all of 256 tokens, at two steps a second.
     assert told.numbers["seconds_left"] == pytest.approx(45.0)
-    assert told.detail.startswith("step 60 of 150, 512 tokens/s, 45 s left, checkpoint of step 50, last heard of")
+    assert told.detail.startswith("step 60 of 150, 512 tokens/s, 45 s left, checkpoint of step 50, last update")
 
 
 def test_checkpoints_of_another_run_are_told(whole: WholeRecipe) -> None:
@@ -168,7 +168,7 @@ def test_a_new_run_and_kept_results_have_rows_of_their_own(
     with pytest.raises(InputError, match="not removed"):
         remove(workspace, "pretraining.1", is_sure=False)
     assert os.path.isdir(f"{workspace}/pretraining.1")
-    with pytest.raises(InputError, match="nowhere: no such directory; name the workspace"):
+    with pytest.raises(InputError, match="nowhere: no such directory; give the workspace"):
         remove(f"{workspace}/nowhere", "pretraining.1", is_sure=True)
     remove(workspace, "pretraining.1", is_sure=True)
     assert not os.path.exists(f"{workspace}/pretraining.1")

@@ -110,5 +110,5 @@ def test_an_unreachable_prefect_server_is_named(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     ended = run_end_to_end(write_recipe())
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: PREFECT_API_URL = http://127.0.0.1:9/api: no Prefect server answers there;")
+    assert ended.stderr.startswith("error: PREFECT_API_URL = http://127.0.0.1:9/api: no Prefect server answers;")
     assert "Traceback" not in ended.stderr

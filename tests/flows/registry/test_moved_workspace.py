@@ -133,7 +133,7 @@ def test_a_workspace_behind_a_link_is_where_it_was(original: Path, tmp_path: Pat
 def test_artifacts_that_stayed_behind_are_asked_for(moved: Path) -> None:
     shutil.rmtree(moved / ARTIFACTS_NAME)
     before = (moved / DATABASE_NAME).read_bytes()
-    with pytest.raises(InputError, match="bring mlartifacts/ here too"):
+    with pytest.raises(InputError, match="move mlartifacts/ here too"):
         relocate(str(moved))
     assert (moved / DATABASE_NAME).read_bytes() == before
 

@@ -87,7 +87,7 @@ def test_the_page_tells_the_run_from_its_result_to_its_origin(whole: WholeRecipe
         "B is from another document (NotNext), 9 tokens",
         "adam_beta2 0.98 (BERT: 0.999)",
         "squad * f1 81.2 %",
-        "complete already, time not known",
+        "already complete, time unknown",
         "models:/trial-cola@champion 3 registered now",
         "mlflow.set_tracking_uri('sqlite:////ws/mlflow.db')",
         "-m flows.end_to_end",
@@ -282,7 +282,7 @@ def test_a_section_is_a_row(whole: WholeRecipe, monkeypatch: pytest.MonkeyPatch)
 def test_a_workspace_without_anything_still_gives_a_page(whole: WholeRecipe) -> None:
     page = html_page(facts_of(whole, FlowOutcome()))
     assert [section.identifier for section in SECTIONS] == re.findall(r'<section id="([\w-]+)"', page)
-    assert page.count("The workspace tells nothing of this.") == 5
+    assert page.count("The workspace has no data for this section.") == 5
     assert "Nothing has been pre-trained" in page
 
 

@@ -186,7 +186,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(monkeypatch: pyt
 def test_a_stage_that_takes_too_long_is_ended_with_all_that_it_started() -> None:
     lines: list[str] = []
     with pytest.raises(
-        StageTimeoutError, match=r"it was ended after 2 s, and is not complete \(not built yet\)"
+        StageTimeoutError, match=r"it was stopped after 2 s, and is not complete \(not built yet\)"
     ) as late:
         run_command("s", python(FAMILY), INCOMPLETE, lines.append, timeout_seconds=2.0)
     assert late.value.last_lines == tuple(lines)
