@@ -1,4 +1,4 @@
-"""A process that is killed ends in a line or in another attempt, never in waiting, and the bytes stay the same."""
+"""A killed process ends in one line or in another attempt, never in a hang, and the bytes stay the same."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(local_job: Job) -> None:
 
 @contextlib.contextmanager
 def command(*arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    """A command that is gone, with all that it started, at the end of the block."""
+    """A command that is ended, with all its processes, at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         env={**os.environ, **settings, "PYTHONPATH": str(REPOSITORY)},
@@ -129,7 +129,7 @@ def command(*arguments: str, **settings: str) -> Iterator[subprocess.Popen[str]]
 
 
 def beam_workers(process: subprocess.Popen[str], least: int) -> list[psutil.Process]:
-    """The command's workers, once there are so many."""
+    """The command's workers, once `count` of them exist."""
 
     def found() -> list[psutil.Process]:
         children = psutil.Process(process.pid).children(recursive=True)
@@ -139,7 +139,7 @@ def beam_workers(process: subprocess.Popen[str], least: int) -> list[psutil.Proc
 
 
 def until(look: Callable[[], Any], what: str, process: subprocess.Popen[str]) -> Any:
-    """What `look` gives, once it is something."""
+    """The result of `look`, once it is not None."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -150,7 +150,7 @@ def until(look: Callable[[], Any], what: str, process: subprocess.Popen[str]) ->
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    """Content by name, without locks and the memory of what was verified, which holds inodes and times."""
+    """Content by name, without locks and the record of verified files, which has inodes and times."""
     paths = [path for path in directory.rglob("*") if path.is_file()]
     names = {str(path.relative_to(directory)): path for path in paths}
     return {name: path.read_bytes() for name, path in names.items() if not name.startswith((".locks/", ".verified/"))}
@@ -158,7 +158,7 @@ def files_below(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A recipe, and a workspace `expected` beside it in which its jobs have run undisturbed."""
+    """A recipe, and a workspace `expected` next to it in which its jobs have run undisturbed."""
     folder = tmp_path_factory.mktemp("jobs")
     write_corpus(folder / "corpus")
     path = folder / "small.toml"
@@ -175,7 +175,7 @@ def test_jobs_whose_workers_are_killed_write_the_same_bytes(round_number: int, r
         arguments = (recipe, "--workspace", str(tmp_path / "killed"), "--set", "run.workers=2")
         with command(f"pipelines.{job}", *arguments) as process:
             victim = generator.choice(beam_workers(process, least=2))
-            # Rounds differ in how far the worker is: loading, at work, or about to leave.
+            # Rounds differ in the state of the worker: loading, working, or about to end.
             time.sleep(generator.uniform(0.0, 0.5 if round_number == 0 else 6.0))
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()

@@ -1,4 +1,4 @@
-"""A full disk in each stage: one line that names the path and the room, and equal bytes once there is room again."""
+"""A full disk in each stage: one line with the path and the free space, and equal bytes once there is space again."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CHECKPOINT_BYTES = 100_000
 
 @dataclass(frozen=True)
 class Finished:
-    """A recipe, and a workspace that it made undisturbed."""
+    """A recipe, and a workspace that it built undisturbed."""
 
     recipe: str
     workspace: str
@@ -73,7 +73,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def digests(directory: str) -> dict[str, str]:
-    """What a stage's manifest says of its files, and that they are so."""
+    """The file entries of a stage's manifest, after verifying the files."""
     with open(os.path.join(directory, "manifest.json"), encoding="utf-8") as stream:
         files = json.load(stream)["files"]
     found = {}
@@ -140,7 +140,7 @@ def test_a_checkpoint_on_a_full_disk_ends_every_rank_and_is_made_up_for(finished
     assert [exit_code for exit_code, _ in undisturbed] == [0] * RANKS, undisturbed
 
     def fill_after_the_first_checkpoint() -> None:
-        # A disk that is full before the run begins is refused at once.
+        # A disk that is full before the run starts is rejected at once.
         deadline = time.monotonic() + 600
         while not list(Path(workspace).glob("**/checkpoints/step-*")) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A real MLflow server that is away when a run starts and when a stage ends: the flow waits, and says what it lacks."""
+"""A real MLflow server that is unreachable when a run starts and when a stage ends: the flow waits and reports it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ mlflow_tracking_uri = "{uri}"
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in HTTP_SETTINGS:
-        # Set and deleted, so that what the client sets is taken back after the test.
+        # Set and deleted, so that the client's changes are reverted after the test.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     server = Server(tmp_path)
@@ -79,7 +79,7 @@ def test_a_flow_outlasts_an_absence(
     assert runs[stage].data.metrics == {"stage_seconds": 1.5, "documents": 3.0}
     assert [item.path for item in client.list_artifacts(stage)] == ["manifests"]
 
-    # It stays away: the flow ends all the same, and says what MLflow lacks.
+    # It stays unreachable: the flow still ends, and reports what is missing in MLflow.
     caplog.clear()
     monkeypatch.setattr(tracker.patience, "_limit_seconds", 1.0)
     other = "another"
@@ -95,7 +95,7 @@ def test_a_flow_outlasts_an_absence(
     ]
     server.start()
     with tracker.flow_run("pretrain", whole) as again, tracker.stage_run("pretraining", again, other) as same:
-        assert (again, same) == (parent, stage), "it goes on in the runs whose ends are missing"
+        assert (again, same) == (parent, stage), "it resumes in the runs that have not ended"
         tracker.log_stage(same, manifests(), None)
     assert client.get_run(stage).data.metrics["documents"] == 3.0
 
@@ -109,7 +109,7 @@ def test_figures_of_a_run_that_goes_on_stand_there_once(tmp_path: Path) -> None:
     with tracker.flow_run("preprocess", whole) as parent, tracker.stage_run("documents", parent, "k") as stage:
         for scores in ({"score": 0.5, "loss": 2.0}, {"score": 0.5, "loss": 1.0}):
             tracker.log_metrics(stage, scores)
-        # Killed between the figures and the tags, the stage's entry is made once more.
+        # After a kill between the figures and the tags, the stage is logged once more.
         for _ in range(2):
             tracker._log_stage(stage, manifests(), None)
             tracker.client.delete_tag(stage, tracking.SKIPPED_TAG)

@@ -1,4 +1,4 @@
-"""What stands in a command's way is one line with the path: read-only disks, files in place of folders, odd recipes."""
+"""Anything that blocks a command is one line with the path: read-only disks, files in place of folders, odd recipes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(module: str, *arguments: str, environment: dict[str, str] | None = None)
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A folder that takes no file; its owner's rights are enough where that is not root."""
+    """A folder in which no file can be created; permissions are enough if the user is not root."""
     folder = tmp_path / "read-only"
     folder.mkdir(mode=0o555)
     mounted = os.geteuid() == 0
@@ -88,7 +88,7 @@ def test_a_recipe_that_cannot_be_read_is_one_line(module: str, tmp_path: Path) -
         exit_code, output = run(module, recipe)
         (line,) = error_lines(output)
         assert exit_code == 2, output
-        # What is no file may be a workspace to status.
+        # `status` takes anything but a file as a workspace.
         assert expected in line or (module == "flows.status" and "no such directory" in line)
         assert "\x1b" not in output
 

@@ -1,4 +1,4 @@
-"""Whatever an operator does, in whatever order: no completed result is lost, and no wrong one is called complete.
+"""Actions of an operator in any order: no completed result is lost, and no wrong one is marked as complete.
 
 Random sequences on one workspace: run a stage with old or new settings, restart it, kill or interrupt it at a random
 change of the file system, fill the disk, damage a file, run two at once. A small model says what may exist afterwards.
@@ -36,7 +36,7 @@ ACTIONS = 8
 pytestmark = pytest.mark.timeout(rounds(600, 3600))
 
 Result = tuple[str, str]
-"""What a result is: its key's digest, and the digest of its bytes."""
+"""Identity of a result: its key's digest, and the digest of its bytes."""
 
 oracles: dict[str, dict[str, bytes]] = {}
 """Bytes of undisturbed builds by key; the keys of equal inputs are equal in every workspace."""
@@ -68,7 +68,7 @@ class Operator(RuleBasedStateMachine):
         self.attempted[stage].add(key.digest)
         is_built = read_manifest(directory) != before or (restart and code == 0)
         if is_built:
-            # What was damaged has been replaced by bytes of a new build, or by a kept result.
+            # Damaged files have been replaced by bytes of a new build, or by a kept result.
             self.damaged.pop(stage, None)
         if code == 0:
             assert key.difference(directory) is None, "a stage that has ended well is complete"
@@ -115,7 +115,7 @@ class Operator(RuleBasedStateMachine):
         is_complete = key.difference(self.workspace.directory(stage)) is None
         with workspace_lock(self.workspace.path, stage):
             code = self.act(stage)
-        # One that is complete needs no lock; a cut-off exchange that is left there does.
+        # A complete result needs no lock; an interrupted exchange does.
         assert code in ((0, REFUSED) if is_complete else (REFUSED,))
 
     @invariant()
@@ -154,7 +154,7 @@ class Operator(RuleBasedStateMachine):
         return StageKey(stage, manifest.stage_version, manifest.config, manifest.inputs).digest
 
     def oracle(self, stage: str, directory: str) -> dict[str, bytes]:
-        """The bytes that an undisturbed run gives for a result's own key."""
+        """The bytes that an undisturbed run produces for a result's own key."""
         digest = self.digest_of(stage, directory)
         if digest not in oracles:
             manifest = read_manifest(directory)

@@ -1,4 +1,4 @@
-"""Wrong recipes by the thousand: each is a valid recipe or one line, never another error, and never a wait."""
+"""Thousands of wrong recipes: each is a valid recipe or one line, never another error, and never a hang."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ ODD_TEXTS = [
 
 @st.composite
 def wrong_values(draw: st.DrawFn, depth: int = 0) -> Any:
-    """A value of any type, with a taste for the odd."""
+    """A value of any type, with many unusual ones."""
     simple = st.one_of(
         st.sampled_from(NUMBERS),
         st.sampled_from(ODD_TEXTS),
@@ -124,7 +124,7 @@ def places(tables: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def mutated_files(draw: st.DrawFn) -> bytes:
-    """A shipped recipe with one to three mistakes in its values, keys or nesting; or with some in its bytes."""
+    """A shipped recipe with one to three errors in its values, keys or nesting, or in its bytes."""
     text = TEXTS[draw(st.sampled_from(sorted(TEXTS)))]
     if not draw(st.integers(0, 3)):
         return _damaged(draw, text)
@@ -171,7 +171,7 @@ def _damaged(draw: st.DrawFn, text: bytes) -> bytes:
 
 
 def toml(value: Any) -> str:
-    """TOML of a value that sections do not have: dates, numbers that are not finite."""
+    """TOML of values that sections do not use: dates, numbers that are not finite."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{toml(key)} = {toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list):
@@ -180,7 +180,7 @@ def toml(value: Any) -> str:
 
 
 def outcome(path: Path, *overrides: str) -> str | None:
-    """The one line of a recipe that is refused, None for a valid one."""
+    """The error line of a rejected recipe, None for a valid one."""
     try:
         WholeRecipe.check(read_recipe(str(path), overrides))
     except RecipeError as error:
@@ -280,7 +280,7 @@ def test_a_pipe_as_recipe_ends_the_command(tmp_path: Path) -> None:
 
 
 def numeric_fields(section: type[Section]) -> Iterator[tuple[str, Any]]:
-    """Every field that holds a number, or numbers in a list, in a section and in those below it."""
+    """Every field with a number or a list of numbers, in a section and its nested ones."""
     for name, field in section.model_fields.items():
         found = list(_types_in(field.annotation))
         for nested in (part for part in found if issubclass(part, Section)):

@@ -1,4 +1,4 @@
-"""G and H: setting up a workspace's databases is killed, finds no room, is damaged, or happens twice at once."""
+"""Setting up a workspace's databases: killed, without disk space, damaged, or twice at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.contract.errors import InputError
 
 LONGEST_SECONDS = 120.0
 
-# Imports first, so that what is killed is the set-up; it prints how long that took.
+# Imports first, so that the kill hits the set-up; it prints how long that took.
 MLFLOW = """
 import sys, time
 import mlflow.store.tracking.sqlalchemy_store, mlflow.db
@@ -45,7 +45,7 @@ started = time.monotonic()
 set_up_prefect(sys.argv[1])
 print(time.monotonic() - started, flush=True)
 """
-# What every version before did: MLflow creates its database where it stays.
+# As earlier versions did: MLflow creates its database at its final path.
 IN_PLACE = """
 import sys
 import mlflow.store.tracking.sqlalchemy_store as store

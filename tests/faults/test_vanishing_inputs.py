@@ -1,4 +1,4 @@
-"""A corpus that goes, changes or fails while it is read: an error that names the file, nothing lost, nothing invented.
+"""A corpus that is removed, changes or fails while it is read: an error that names the file, no text lost or added.
 
 For real: files are removed and rewritten under a running job, by the job's own process so that the moment is known.
 """
@@ -33,7 +33,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
 
 
 def at_read(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], Any]) -> None:
-    """Do something just before the n-th file is read, each time that it is the n-th."""
+    """Call a function just before the n-th file is read, every time."""
     read, calls = documents.DocumentReader.read, []
 
     def reading(self: Any, file: Any, source: Any) -> Any:
@@ -97,7 +97,7 @@ def test_a_file_that_changes_under_the_job_is_an_error(
 
 
 def test_a_file_that_vanishes_is_no_reject_in_several_processes(job: tuple[Path, str]) -> None:
-    """The workers are processes of their own, so the file is a link in a place that goes while the plan is made."""
+    """The workers are separate processes, so the file is a link to a path that is removed during planning."""
     root, recipe = job
     (root / "corpus/010.txt").unlink()
     (root / "corpus/010.txt").write_text("x" * 100)

@@ -1,4 +1,4 @@
-"""What the tests of flows share: a recipe, stages that are stand-ins, and one Prefect server for the session."""
+"""Fixtures of the flow tests: a recipe, stand-in stages, and one Prefect server for the session."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_recipe(tmp_path: object) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """A real Prefect server on loopback with a database of its own; start-up took 7 s alone, longer beside others."""
+    """A real Prefect server on loopback with its own database; start-up took 7 s alone, longer under load."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):

@@ -1,4 +1,4 @@
-"""The command `clozeworks`: help loads nothing heavy, verbs run as by `python -m`, mistakes are one line."""
+"""The command `clozeworks`: help imports nothing heavy, verbs run as by `python -m`, user errors are one line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy(repository: Path) -> None
 
 
 def test_every_page_and_message_names_verbs_that_exist(repository: Path) -> None:
-    """`python -m` is left where a module has no verb, and where another program starts it (Spark, containers)."""
+    """`python -m` remains if a module has no verb, or if another program starts it (Spark, containers)."""
     without_verb = {"pipelines.compile_loops", "training.build_ops", "training.squad.split_articles"}
     for folder in ("pipelines", "training", "flows", "."):
         paths = (repository / folder).glob("*.md") if folder == "." else (repository / folder).rglob("*")
@@ -83,7 +83,7 @@ def test_no_verb_prints_the_map(words: list[str], capsys: pytest.CaptureFixture[
     ],
 )
 def test_a_shell_completes_verbs_and_files(line: str, expected: set[str], repository: Path, tmp_path: Path) -> None:
-    """As argcomplete's function for bash and zsh asks: the line in variables, the answer on descriptor 8."""
+    """Like argcomplete's function for bash and zsh: the line in variables, the answer on descriptor 8."""
     (tmp_path / "recipe.toml").touch()
     settings = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
     environment = {**os.environ, "PYTHONPATH": str(repository), **settings}
@@ -159,7 +159,7 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_without_any_package_there_is_still_the_map(repository: Path) -> None:
-    """`-S` leaves the site packages out."""
+    """`-S` excludes the site packages."""
 
     def bare(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-S", "-m", "flows.cli", *words]

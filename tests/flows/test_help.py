@@ -13,7 +13,7 @@ PACKAGES = ("pipelines", "training", "flows")
 TAKES_ARGUMENTS = ("CommandParser(", "parse_job(", "run_as_command(")
 MAIN = 'if __name__ == "__main__":'
 
-# One process for all: most of the time goes into importing Beam and Prefect.
+# One process for all: most of the time is spent on importing Beam and Prefect.
 ASK_ALL = """
 import contextlib, io, json, runpy, sys
 told = {}

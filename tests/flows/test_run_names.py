@@ -1,4 +1,4 @@
-"""What a run of a flow is called: after its recipe, or as somebody called it on the page."""
+"""Names of flow runs: from the recipe, or as entered on the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker passes what lies in infra/, and finds each fault that is put into a copy."""
+"""The checker passes the files of infra/, and finds each fault that is inserted into a copy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check(root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with one file of each kind, to be spoilt and put right again."""
+    """A checkout with one file of each kind, to be damaged and restored."""
     root = tmp_path_factory.mktemp("checkout")
     names = (IMAGE, JOB, "compose.yaml", "docker/entrypoints/worker.sh", "kubernetes/kustomization.yaml")
     for name in names:

@@ -1,4 +1,4 @@
-"""What an image installs is a part of the lock that lacks nothing."""
+"""The packages of an image are a complete part of the lock."""
 
 from __future__ import annotations
 

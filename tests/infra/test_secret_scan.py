@@ -1,4 +1,4 @@
-"""The scan for secrets: finds one of each kind where it is planted, names file and line, and never prints it."""
+"""The scan for secrets: finds a planted one of each kind, names file and line, and never prints it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import REPOSITORY
 
 SCAN = REPOSITORY / "infra" / "secret_scan.py"
 
-# In two pieces each, so that the scan of this very file finds none.
+# In two pieces each, so that the scan of this file finds none.
 PLANTED = {
     "private key": ("-----BEGIN RSA ", "PRIVATE KEY-----"),
     "access key of AWS": ("AKIA", "IOSFODNN7EXAMPLE"),

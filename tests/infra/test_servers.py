@@ -1,4 +1,4 @@
-"""The other entry points without their images: MLflow answers, and what is unsafe is refused before anything starts."""
+"""The other entry points without their images: MLflow answers, and unsafe settings are refused before any start."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Nodes:
-    """Two nodes with a process each, as pods of an indexed Job are told of themselves."""
+    """Two nodes with a process each, with the variables that pods of an indexed Job get."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -98,7 +98,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def started() -> Iterator[list[Nodes]]:
-    """Whatever is put into this list ends with the test."""
+    """Processes in this list end with the test."""
     all_nodes: list[Nodes] = []
     yield all_nodes
     for nodes in all_nodes:
@@ -150,7 +150,7 @@ if os.environ.get("WAITS"):
 
 
 def with_stand_in(directory: Path, **variables: str) -> subprocess.Popen[str]:
-    """The entry point with a `python` that takes training's place, for endings that training shows seldom."""
+    """The entry point with a `python` that replaces training, for endings that are rare in training."""
     programs = directory / "bin"
     programs.mkdir(exist_ok=True)
     (programs / "stand_in.py").write_text(STAND_IN)

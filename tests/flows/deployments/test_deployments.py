@@ -1,4 +1,4 @@
-"""flows/prefect.yaml and its forms, without a server: what is listed there exists, is valid and is what was meant."""
+"""flows/prefect.yaml and its forms, without a server: all entries exist, are valid and have the intended values."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_form_says_what_a_section_says(repository: Path) -> None:
     recipes = os.path.join(repository, "flows", "recipes")
     demo = read_recipe(os.path.join(recipes, "demo.toml")).tables
     names = ("documents", "vocabulary", "examples", "model", "pretraining", "finetuning")
-    # A setting that the other recipe has and the demo does not would stay.
+    # A setting of the other recipe that the demo lacks would be kept.
     empty = os.path.join(recipes, "bert-base.toml")
     request = RunRequest(recipe=empty, **{name: demo[name] for name in names}, overrides=("run.name=demo",))
     filled = read_recipe(empty, request.all_overrides()).tables

@@ -1,4 +1,4 @@
-"""What people set on Prefect's page stays: the merge alone, then `flows.deploy` on a real server."""
+"""Edits that users make on Prefect's page are kept: the merge alone, then `flows.deploy` on a real server."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MAPPINGS = st.dictionaries(st.sampled_from("xyz"), VALUES, max_size=3)
 @pytest.mark.parametrize(
     ("last", "here", "new", "expected", "edited"),
     [
-        (1, 1, 2, 2, False),  # nobody touched it, the file moved on
-        (1, 3, 1, 3, True),  # a person did
-        (1, 3, 2, 3, True),  # both did
-        (1, 2, 2, 2, False),  # and agree
+        (1, 1, 2, 2, False),  # unchanged on the page, changed in the file
+        (1, 3, 1, 3, True),  # changed on the page
+        (1, 3, 2, 3, True),  # changed in both
+        (1, 2, 2, 2, False),  # changed to the same value
         (UNKNOWN, 1, 2, 1, True),
         (UNKNOWN, 2, 2, 2, False),
         ({"a": 1}, {"a": 1, "own": 2}, {"a": 3}, {"a": 3, "own": 2}, True),
-        ({"a": 1, "b": 1}, {"b": 1}, {"a": 1, "b": 2}, {"b": 2}, True),  # deleted by a person
+        ({"a": 1, "b": 1}, {"b": 1}, {"a": 1, "b": 2}, {"b": 2}, True),  # deleted on the page
         ({"a": 1, "b": 1}, {"a": 1, "b": 1}, {"a": 1}, {"a": 1}, False),  # deleted from the file
         ({"a": 1}, {"a": 1, "b": None}, {"a": 1}, {"a": 1, "b": None}, False),  # the page writes null
         ({"a": [1]}, {"a": [1, 2]}, {"a": [3]}, {"a": [1, 2]}, True),
@@ -95,7 +95,7 @@ def patch(site: PrefectSite, path: str, body: dict[str, Any]) -> None:
 
 
 def settings(deployment: dict[str, Any]) -> dict[str, Any]:
-    """What a person may set, without identifiers and times."""
+    """Everything that a user may set, without identifiers and times."""
     names = ("parameters", "paused", "description", "tags", "job_variables", "work_queue_name", "concurrency_options")
     kept = {name: deployment[name] for name in names}
     schedules = [
@@ -163,7 +163,7 @@ def test_deploying_again_keeps_what_people_set_and_says_so(site: PrefectSite) ->
 
 
 def test_a_deployment_of_an_earlier_release_keeps_everything(site: PrefectSite) -> None:
-    """Without a record of what was deployed, a difference may be a person's."""
+    """Without a record of the last deployment, any difference may be a user's."""
     finetune = site.deployment("finetune", "finetune")
     names = ("name", "flow_id", "entrypoint", "parameters", "tags", "work_pool_name", "parameter_openapi_schema")
     body = {name: finetune[name] for name in names} | {"labels": {}, "schedules": [], "paused": True}
@@ -196,7 +196,7 @@ def test_the_form_is_grouped_and_shows_the_recipes_values(site: PrefectSite) -> 
     pretraining = schema["definitions"]["PretrainingForm"]["properties"]
     assert pretraining["learning_rate"]["description"].startswith("Recipe: 0.0001.")
     assert pretraining["adam_beta1"]["description"].startswith("Default: 0.9.")
-    # The page sends defaults with a run, where they would override a recipe that the person names instead.
+    # The page sends defaults with a run, where they would override a recipe that the user names instead.
     assert {field.get("default") for field in pretraining.values()} == {None}
     nested = schema["definitions"]["WordOrderForm"]["properties"]
     assert all(field["description"].startswith("Default: ") for field in nested.values())
@@ -216,7 +216,7 @@ def test_a_run_may_change_single_values_of_its_deployments_request(
 
     with temporary_settings({PREFECT_API_URL: site.environment["PREFECT_API_URL"]}):
         request = PretrainRequest.model_validate({"workspace": "elsewhere"})
-        # One with a recipe stands for itself.
+        # A request with a recipe is used alone.
         alone = PretrainRequest.model_validate({"recipe": "r.toml"})
     assert (request.recipe, request.workspace, request.rebuild) == ("flows/recipes/demo.toml", "elsewhere", True)
     assert request.overrides[0] == "run.name=nightly-smoke"
@@ -227,7 +227,7 @@ def test_a_run_may_change_single_values_of_its_deployments_request(
 
 
 def test_a_worker_runs_a_changed_request(site: PrefectSite, tmp_path: Path) -> None:
-    """The recipe is the deployment's, the workspace that of the run: where no examples are yet."""
+    """The recipe is the deployment's, the workspace that of the run, which has no examples yet."""
     workspace = str(tmp_path / "empty")
     site.start_worker("clozeworks-gpu")
     deploy(site, "--reset", "pretrain")

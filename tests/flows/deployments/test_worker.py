@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
     "overrides": ["run.workers=1"],
 }
 PRETRAINING = {name: value for name, value in SETTINGS.items() if name in ("recipe", "model", "pretraining")}
-# What the other sections say decides what the stage consumed, so it has to be said here too.
+# The other sections decide the inputs of the stage, so they must be set here too.
 OTHERS = ["vocabulary.size=1000", "examples.lengths=[{max_seq_length=32,max_predictions_per_seq=5}]"]
 OTHERS += ["finetuning.max_seq_length=32"]
 
@@ -158,7 +158,7 @@ def test_a_scheduled_run_completes_and_tells_what_it_found(site: PrefectSite, fi
 
 
 def train_until_step(site: PrefectSite, finished: tuple[str, str], workspace: str) -> tuple[str, list[Any]]:
-    """Begin pre-training on the finished run's examples, and hold its ranks at a step in the middle."""
+    """Start pre-training on the finished run's examples, and stop its ranks at a step in the middle."""
     for name in ("documents", "vocabulary", "examples"):
         shutil.copytree(os.path.join(finished[1], name), os.path.join(workspace, name), dirs_exist_ok=True)
     run = site.run(
@@ -197,7 +197,7 @@ def logged_steps(workspace: str) -> list[int]:
 
 
 def check_equals_uninterrupted(finished: tuple[str, str], workspace: str) -> None:
-    """Every step logged once, and the encoder as it is without an interruption, to the last bit."""
+    """Every step is logged once, and the encoder is bit-identical to that of an uninterrupted run."""
     assert logged_steps(workspace) == logged_steps(finished[1]) == list(range(5, STEPS + 1, 5))
     name = os.path.join("pretraining", "encoder", "model.safetensors")
     assert sha256_of(os.path.join(workspace, name)) == sha256_of(os.path.join(finished[1], name))
@@ -219,7 +219,7 @@ def test_cancelled_and_crashed_runs_resume(site: PrefectSite, finished: tuple[st
     request = {**PRETRAINING, "workspace": workspace, "overrides": OTHERS}
     again = site.run(site.deployment("pretrain", "pretrain"), request)
     ranks = hold_in_training(site, again, workspace, after_step=last_step(workspace))
-    # Lines reach the server in batches, some seconds after the ranks have gone on.
+    # Lines reach the server in batches, some seconds after the ranks have continued.
     wait_for(
         lambda: any("resumed from checkpoint" in line for line in site.log_lines(again)),
         "the line about the checkpoint",
@@ -242,7 +242,7 @@ def test_cancelled_and_crashed_runs_resume(site: PrefectSite, finished: tuple[st
 
 
 def test_a_failed_run_says_why_in_its_message(site: PrefectSite, finished: tuple[str, str]) -> None:
-    """A stage's last lines are in the state's message and in an artifact; a mistake in the recipe is one line."""
+    """A stage's last lines are in the state's message and in an artifact; a user error in the recipe is one line."""
     site.start_worker("clozeworks-gpu")
     deployment = site.deployment("pretrain", "pretrain")
     request = {**PRETRAINING, "workspace": finished[1], "overrides": [*OTHERS, "model.hidden_size=17"]}

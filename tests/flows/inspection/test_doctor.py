@@ -1,4 +1,4 @@
-"""What is here and what is not: on this machine, and in a Python that has nothing installed."""
+"""Findings of `doctor`: on this machine, and in a Python without any packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will cost: formulas against the real model, a counter of its products, and really built files."""
+"""Estimates of cost: formulas against the real model, a counter of its operations, and files of real builds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ num_warmup_steps = 1
 def built(tmp_path_factory: pytest.TempPathFactory) -> WholeRecipe:
     """A recipe whose three jobs have run."""
     directory = tmp_path_factory.mktemp("estimate")
-    write_corpus(directory / "corpus", num_documents=300)  # so that headers of files count for little
+    write_corpus(directory / "corpus", num_documents=300)  # so that file headers matter little
     recipe = directory / "recipe.toml"
     recipe.write_text(RECIPE.format(workspace=directory / "ws", corpus=directory / "corpus") + TRAINING)
     run_all(str(recipe))
@@ -72,7 +72,7 @@ def test_operations_equal_those_that_pytorch_counts(next_sentence: bool) -> None
     network = BertForPreTraining(model, vocab_size, next_sentence)
     sequences = pack(np.arange(lengths.sum()), lengths, lengths // 2)
     labels = torch.zeros(masked, dtype=torch.int64)
-    # PyTorch's counter leaves out the in-place product with which the loss makes its gradient.
+    # PyTorch's counter omits the in-place product with which the loss computes its gradient.
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product_flops})
     with counter, sdpa_kernel(SDPBackend.MATH):
         output = network(sequences, torch.arange(masked), labels, torch.zeros(4, dtype=torch.int64))
@@ -132,7 +132,7 @@ def test_bert_base_costs_what_is_known(repository: Path) -> None:
     assert result.parameters == 110_106_428  # 110 M in the paper; with the pre-training heads
     assert sum(phase.sequences for phase in result.phases) == 256e6
     assert 25e9 < result.tokens < 256e6 * 512
-    # 6 operations for each parameter of the encoder and token are the most of it.
+    # Most of it are 6 operations for each parameter of the encoder and each token.
     assert 6 * 85e6 * result.tokens < result.flops < 1.5 * 6 * 85e6 * result.tokens
     # The rate of the growth benchmark, for 16 GB and two lengths of ten passes: more than one length of five.
     assert result.cpu_seconds > 0.116 * 16e9 / MEGABYTE
@@ -170,7 +170,7 @@ def test_mistakes_are_told_in_one_line(built: WholeRecipe, tmp_path: Path, capsy
 
 
 def test_disk_of_every_stage_is_that_of_really_built_files(built: WholeRecipe) -> None:
-    """Within the corpus's own ratio of tokens to text, and with what headers of small files add."""
+    """With the corpus's own ratio of tokens to text, and the overhead of headers in small files."""
     manifests = {
         stage: read_manifest(f"{built.run.workspace}/{stage}") for stage in ("documents", "vocabulary", "examples")
     }

@@ -1,4 +1,4 @@
-"""States and progress of a workspace, of stages that are really there, half there, or changed."""
+"""States and progress of a workspace, with stages that are complete, unfinished, or changed."""
 
 from __future__ import annotations
 

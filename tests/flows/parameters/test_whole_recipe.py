@@ -1,4 +1,4 @@
-"""Recipes: those that ship load; a mistake gives one line, exit code 2 and no traceback on the real command line."""
+"""Recipes: shipped ones load; a user error gives one line, exit code 2 and no traceback on the real command line."""
 
 from __future__ import annotations
 

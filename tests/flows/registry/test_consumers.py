@@ -1,4 +1,4 @@
-"""What leaves the house at a consumer's: a fresh environment with what requirements.txt names, and nothing of ours.
+"""Registered models at a consumer: in a fresh environment with the packages of requirements.txt, without this project.
 
 pyfunc, transformers' own pipelines on registered models and on directories, and an HTTP server must answer what
 training's own evaluation answers: for cased, uncased and accent-keeping vocabularies, for short and for too long texts.
@@ -38,12 +38,12 @@ HIDDEN = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
 CONSUMER = str(SUPPORT / "flows" / "consumer.py")
 
 READ_AGAIN = [variant for variant in models.VARIANTS if variant.kind in ("encoder", "single")]
-"""What mlflow.transformers logs can be read as an encoder."""
+"""Models logged by mlflow.transformers can be read as encoders."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """A registry with a champion of every variant, and what was written of each."""
+    """A registry with a champion of every variant, and the files written for each."""
 
     uri: str
     requirements: str
@@ -70,7 +70,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 @pytest.fixture(scope="module")
 def consumer(registry: Registry, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The python of a new virtual environment with what requirements.txt names, in the versions of our lock file.
+    """The python of a new virtual environment with the packages of requirements.txt, in the versions of our lock file.
 
     Packages come from the index, or by hard links from uv's cache, and their hashes are those of the lock file. Skips
     only where the index cannot be reached and the cache does not hold them.
@@ -84,7 +84,7 @@ def consumer(registry: Registry, repository: Path, tmp_path_factory: pytest.Temp
     install = [uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", registry.requirements, *lock]
     made = uv_run(install)
     if made.returncode and uv_run([*install, "--offline"]).returncode:
-        # One small package tells an index that is away from one that lacks something.
+        # One small package distinguishes an unreachable index from an incomplete one.
         asked = uv_run(
             [uv, "pip", "install", "--python", str(python), "--dry-run", "--refresh", "--reinstall", "idna", *lock]
         )
@@ -102,13 +102,13 @@ def uv_run(command: list[str]) -> subprocess.CompletedProcess[str]:
 def environment(python: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in HIDDEN}
     path = f"{python.parent}{os.pathsep}{kept['PATH']}"
-    # Beside other tests one thread is quicker than several that wait for one another.
+    # Under load one thread is faster than several that wait for one another.
     return kept | {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
 
 
 @pytest.fixture(scope="module")
 def found(registry: Registry, consumer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the fresh environment answers to every variant's inputs."""
+    """The answers of the fresh environment to every variant's inputs."""
     place = tmp_path_factory.mktemp("asked")
     asked = {
         "features": models.FEATURES,
@@ -165,12 +165,12 @@ def test_a_fresh_environment_answers_as_training_does(
     else:
         check_classes(pyfunc, written.expected)
         check_classes(plain[0], written.expected)
-        # The directory cuts at its positions, the registered model where training cut its rows.
+        # The directory truncates at its positions, the registered model at the length of training's rows.
         check_classes(plain[1], models.own_classes(written.directory, kind, models.CONFIG.max_position_embeddings))
 
 
 def test_the_comparisons_could_have_failed(registry: Registry) -> None:
-    """The models say different things to different texts, and to a text in different casings."""
+    """The models give different answers to different texts, and to a text in different casings."""
     expected = {key: written.expected for key, written in registry.written.items()}
     assert len({answer["score"] for answer in expected["cased-single"]}) == len(models.SENTENCES)
     assert len(set(expected["cased-encoder"])) > 1

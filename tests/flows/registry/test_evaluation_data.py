@@ -1,4 +1,4 @@
-"""What a version's score says: against chance, in words, and that a diverged run has none."""
+"""Scores of versions: against chance, in words, and that a diverged run has none."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def passes_floor(evaluation: Evaluation) -> bool:
     ("statistics", "chance"),
     [
         ({"constant_baseline": 0.4, "majority_baseline": 0.0}, 0.4),
-        ({"majority_baseline": 0.5}, 0.5),  # of a release before
+        ({"majority_baseline": 0.5}, 0.5),  # of an earlier release
         ({}, 0.0),
     ],
 )

@@ -1,4 +1,4 @@
-"""The code that travels with registered models, against training's own windows, spans and rows."""
+"""The code that is copied into registered models, against training's own windows, spans and rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_windows_are_those_of_training(num_tokens: int, room: int, data: st.Data
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 8))
 def test_the_best_span_is_that_of_training(seed: int, num_tokens: int, max_length: int) -> None:
     generator = np.random.default_rng(seed)
-    # Few distinct values: spans tie, and the first of them has to win.
+    # Few distinct values: spans tie, and the first of them must win.
     logits = generator.integers(-2, 3, (num_tokens, 2)).astype(np.float32)
     may_start = generator.random(num_tokens) < 0.7
     may_start[generator.integers(num_tokens)] = True

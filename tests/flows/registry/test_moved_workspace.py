@@ -61,7 +61,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def moved(original: Path, tmp_path: Path) -> Path:
-    """A copy of it under another name, in which characters of URLs occur."""
+    """A copy of it under another name, with special characters of URLs."""
     return Path(shutil.copytree(original, tmp_path / "moved to #1"))
 
 
@@ -74,7 +74,7 @@ def answers(workspace: Path) -> object:
 
 
 def values_with(database: Path, part: str) -> set[tuple[str, str]]:
-    """Tables and columns in which a text occurs."""
+    """Tables and columns that contain a text."""
     found = set()
     with sqlite3.connect(database) as connection:
         for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
@@ -92,7 +92,7 @@ def files_in(directory: Path) -> dict[str, bytes]:
 def test_a_copy_loads_its_own_models_and_leaves_the_original_alone(
     original: Path, moved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = answers(original)  # MLflow notes the first load in the model's directory
+    expected = answers(original)  # MLflow records the first load in the model's directory
     before = files_in(original)
     whole = whole_in(moved)
     with Tracker(whole).flow_run("finetune", whole) as run_id:
@@ -106,7 +106,7 @@ def test_a_copy_loads_its_own_models_and_leaves_the_original_alone(
     assert str(model).replace("%20", " ").replace("%23", "#").startswith(f"{moved}/")
     assert answers(moved) == expected
     assert files_in(original) == before
-    # What is left of the old place is only told, never opened: settings of the run.
+    # The old path remains only in settings of the run, which are shown, never opened.
     assert {table for table, _ in values_with(moved / DATABASE_NAME, str(original))} <= {
         "params",
         "logged_model_params",

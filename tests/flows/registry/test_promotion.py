@@ -1,4 +1,4 @@
-"""The promotion gate on a real registry (SQLite): who becomes champion, what the tags say, and the way back."""
+"""The promotion gate on a real registry (SQLite): promotions, their tags, and rollbacks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Enter = Callable[[Evaluation | None], str]
 
 
 class Silent:
-    """Stands for the console's narrator."""
+    """Replaces the console's narrator."""
 
     def event(self, _line: str) -> None:
         pass
@@ -75,7 +75,7 @@ def model_of(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def version(client: MlflowClient, name: str) -> Enter:
-    """Create a version that states an evaluation, or none; returns its number."""
+    """Create a version with or without an evaluation; returns its number."""
 
     def create(evaluation: Evaluation | None) -> str:
         tags = evaluation.tags() if evaluation else {}
@@ -165,7 +165,7 @@ def test_a_new_criterion_is_one_row(
 
 
 def test_a_first_version_that_learnt_nothing_stays_challenger(client: MlflowClient, name: str, version: Enter) -> None:
-    """However few there are to compete with; the next one that learnt something becomes champion."""
+    """Even without a champion; the next version that learnt something becomes champion."""
     for evaluation in (scored(math.nan), scored(0.5, chance=0.5), None):
         assert contest(client, name, version(evaluation)) == CHALLENGER
     assert holder(client, name) == (None, "3")
@@ -232,7 +232,7 @@ def test_versions_contend_and_the_tags_say_why(client: MlflowClient, name: str, 
     tags = tags_of(client, name, better)
     assert (tags[promotion.PROMOTION_TAG], tags[promotion.PREVIOUS_TAG]) == (promotion.PROMOTED, "1")
 
-    # Seen again, by a run that skips everything: nothing changes.
+    # A second run that skips everything changes nothing.
     assert contest(client, name, better) == CHAMPION
     assert contest(client, name, worse) == CHALLENGER
     assert holder(client, name) == ("3", "2")

@@ -1,4 +1,4 @@
-"""Registered models, seen from the consumer's side: transformers and mlflow, none of this project, no network."""
+"""Registered models at a consumer: with transformers and mlflow, without this project and without a network."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def check_version(client: MlflowClient, made: ModelToRegister, run_id: str, priv
     for file in files:
         if not file.endswith(".safetensors"):
             text = storage.read_bytes(storage.join(local, file)).decode()
-            assert f"{private}/{name}" not in text, f"{file} tells where the model lay"
+            assert f"{private}/{name}" not in text, f"{file} contains the model's path"
     (card,) = (file for file in files if file.endswith("model_card.md"))
     text = storage.read_bytes(storage.join(local, card)).decode()
     for said in ("## Data", "| train rows | 8,551 |", "| dev.accuracy | 0.75 |", "## Limits", 'name = "trial"'):

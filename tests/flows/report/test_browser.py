@@ -1,4 +1,4 @@
-"""The report's page in a headless Chromium: no requests, no complaints, nothing cut, readable in both schemes."""
+"""The report's page in a headless Chromium: no requests, no errors, nothing clipped, readable in both schemes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCHEMES = ("light", "dark")
 LEAST_CONTRAST = 4.5
 """Of text, by the Web Content Accessibility Guidelines 2.2, section 1.4.3."""
 
-# Every text on the page with its contrast against the nearest background that is painted, by the guidelines' formula.
+# Every text on the page with its contrast against the nearest painted background, by the guidelines' formula.
 CONTRASTS = """(() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const numbers = colour => {
@@ -54,7 +54,7 @@ CONTRASTS = """(() => {
   return found;
 })()"""
 
-# Texts of charts that leave their chart or lie on one another.
+# Texts of charts that leave their chart or overlap.
 MISPLACED = """(() => {
   const found = [];
   for (const chart of document.querySelectorAll("svg.chart")) {
@@ -72,7 +72,7 @@ MISPLACED = """(() => {
   return found;
 })()"""
 
-# Elements that reach beyond the window, save inside a box that scrolls.
+# Elements that extend beyond the window, except inside a scrolling box.
 OVERHANGING = """[...document.querySelectorAll("body *")]
   .filter(each => !each.closest(".scroll, pre") && each.getBoundingClientRect().right > innerWidth + 1)
   .map(each => each.tagName + " " + each.textContent.slice(0, 40))"""
@@ -92,7 +92,7 @@ def browser() -> Iterator[Page]:
 
 @pytest.fixture
 def report_path(write_recipe: Callable[..., str]) -> str:
-    """A report of everything there can be, texts that mean harm included."""
+    """A report with all possible parts, harmful texts included."""
     whole = RunRequest(recipe=write_recipe()).read()
     write_report(whole, gather(whole, write_workspace(whole), "sqlite:////ws/mlflow.db", "/ws/prefect"))
     return os.path.join(whole.run.workspace, "report.html")
@@ -142,7 +142,7 @@ def test_nothing_is_wider_than_the_window_and_no_chart_is_cut(browser: Page, rep
 
 @pytest.mark.parametrize("width", [SMALL_PHONE, PHONE])
 def test_no_table_scrolls_sideways_on_a_phone(browser: Page, report_path: str, width: int) -> None:
-    """Wide ones are stacked, each cell with its column's name; what is left of them fits."""
+    """Wide tables are stacked, each cell with its column's name; the others fit."""
     browser.open(f"file://{report_path}", width)
     assert browser.evaluate(SIDEWAYS.format(".scroll")) == []
     named = browser.evaluate(

@@ -1,4 +1,4 @@
-"""The report, made from manifests written by hand."""
+"""The report, from manifests written by hand."""
 
 from __future__ import annotations
 

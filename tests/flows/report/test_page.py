@@ -116,7 +116,7 @@ def test_warnings_of_stages_stand_at_the_top(whole: WholeRecipe) -> None:
 def test_names_of_files_with_control_characters_are_shown_escaped(
     whole: WholeRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Names of files and recipes reach the page, the Markdown and the terminal, and control none of them."""
+    """Names of files and recipes appear on the page, in the Markdown and on the terminal without controlling them."""
     facts = facts_of(whole, write_workspace(whole)) | {"recipe": FORGED_NAME, "overrides": [FORGED_NAME]}
     page, told = html_page(facts), report_files.markdown(facts)
     assert r"a\x1b]0;title\x07\nerror: forged\r&lt;script&gt;alert(2)&lt;/script&gt;.txt" in page
@@ -145,13 +145,13 @@ def test_a_page_fetches_nothing_and_runs_nothing(whole: WholeRecipe) -> None:
     assert set(re.findall(r'(?:href|src)="([^"#]*)', page)) == {"", "data:,"}
     assert "@import" not in page
     assert "url(" not in page
-    # What meant harm is there to be read.
+    # Harmful text is shown as text.
     assert "</script></td><script>alert(1)</script>" in outline.text
     assert PICTURE in outline.text
     assert page.encode().decode() == page
 
 
-# Letters alone would seldom make an element.
+# Random letters alone would rarely form an element.
 HARMFUL = st.lists(
     st.one_of(
         st.text(st.characters(exclude_categories=()), min_size=1),
@@ -203,7 +203,7 @@ def _facts(texts: list[str]) -> dict[str, Any]:
             "frequent_words": [word],
             "split_words": [[piece, piece, piece]],
             "examples": [
-                # Letters in front: a special token or a continuing piece is written in another way.
+                # A prefix of letters: special tokens and continuing pieces are written differently.
                 {
                     "tokens": [["[CLS]", None], [f"a{token}", None], [f"b{token}", f"c{original}"]],
                     "segment_b_start": 2,
@@ -250,7 +250,7 @@ def test_a_masked_example_is_shown_as_text(whole: WholeRecipe) -> None:
     assert re.search(r'<div class="segment s4"><b>B</b> <bdi>on</bdi>', page)
     assert not_next["segment_b_start"] == 5
     assert facts["examples"]["split_words"] == [["long", "est", "ation"]]
-    # "mat" is the head of "mats", so the words that stand alone are these; the masked ones are counted too.
+    # "mat" is the head of "mats", so these are the complete words; the masked ones are counted too.
     assert facts["examples"]["frequent_words"] == ["the", "cat", "sat", "on", VOCABULARY[20]]
 
 

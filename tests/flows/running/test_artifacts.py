@@ -1,4 +1,4 @@
-"""What a run shows on Prefect's page, in real runs of stand-in stages: bars, tables, attempts, and why it failed."""
+"""Artifacts on Prefect's page, in real runs of stand-in stages: bars, tables, attempts, and reasons of failures."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_attempts_at_a_stage_are_one_run_in_mlflow(
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
     told = [(run.info.run_name, run.info.status) for run in runs if run.info.run_name == "documents"]
-    # The second flow takes up the run that the first one left failed.
+    # The second flow resumes the run that failed in the first one.
     assert told == [("documents", "FINISHED"), ("documents", "FINISHED")]
 
 

@@ -1,4 +1,4 @@
-"""The chain of flows under a real Prefect server, its stages stand-ins that write real manifests."""
+"""The chain of flows under a real Prefect server, with stand-in stages that write real manifests."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_chain_builds_skips_and_rebuilds_what_depends(write_recipe: Callable
 
 
 def check_runs(workspace: str, flows: int, examples_digest: str) -> None:
-    """One parent run a flow, one child a stage, with parameters, metrics, manifests and the data it consumed."""
+    """One parent run per flow, one child per stage, with parameters, metrics, manifests and input data."""
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
     (experiment,) = (found for found in client.search_experiments() if found.name == "clozeworks")
     runs = client.search_runs([experiment.experiment_id])
@@ -136,7 +136,7 @@ def test_ctrl_c_ends_the_command_and_all_that_it_started(write_recipe: Callable[
                 break
         children = descendants(process.pid)
         assert len(children) == 2, children  # the Prefect server, and the stage
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the complete foreground group
         rest, errors = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -171,7 +171,7 @@ def test_a_failing_stage_ends_the_command_with_its_last_lines(write_recipe: Call
     )
     assert ended.stderr.count("Traceback") == 1  # the stage's own, among its last lines
     assert "RuntimeError: asked to fail" in ended.stderr
-    # What the server was told without delay is what its log holds: nothing waits for a server that is gone.
+    # All logs were sent before the server stopped: nothing waits for a stopped server.
     with open(os.path.join(os.path.dirname(recipe), "ws", "prefect", "server.log")) as stream:
         assert "Traceback" not in stream.read()
 

@@ -1,4 +1,4 @@
-"""Credentials come from the environment, and nothing that a run leaves behind holds them."""
+"""Credentials come from the environment, and no file of a run contains them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.contract.errors import InputError
 
 SCRIPT = str(SUPPORT / "flows" / "chain_of_stand_ins.py")
 CANARY = "canary-7d1f0c55"
-# Not MLFLOW_TRACKING_USERNAME: MLflow notes with a model who logged it.
+# Not MLFLOW_TRACKING_USERNAME: MLflow records with a model who logged it.
 SECRETS = (
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
@@ -59,7 +59,7 @@ def test_a_whole_run_leaves_no_secret_behind(write_recipe: Callable[..., str], t
         (f'documents.sources=[{{inputs=["s3://AKIA:{CANARY}@bucket/text/*.txt"]}}]', "AWS_SECRET_ACCESS_KEY"),
         (f"run.workspace=s3://bucket/run?access_key=AKIA&secret_key={CANARY}", "AWS_SECRET_ACCESS_KEY"),
         (f"finetuning.encoder=https://{CANARY}@models.example.org/encoder", "MLFLOW_TRACKING_TOKEN"),
-        # An unknown key is a mistake too, and its message would show the value.
+        # An unknown key is a user error too, and its message would show the value.
         (f"tracking.mlflow_tracking_ur=https://user:{CANARY}@mlflow.example.org", "MLFLOW_TRACKING_PASSWORD"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A stage's process: its output, its verdict, and that nothing of it outlives its parent."""
+"""A stage's process: its output, its outcome, and that no child outlives its parent."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_child_gets_no_variables_of_prefect_and_finds_commands(monkeypatch: 
 
 
 def test_what_a_launcher_leaves_behind_is_ended_too() -> None:
-    """DeepSpeed's launcher may end while a rank lives on, holding the pipe open."""
+    """DeepSpeed's launcher may end while a rank is still alive and holds the pipe open."""
     lines: list[str] = []
     launcher = textwrap.dedent(FAMILY).removesuffix("time.sleep(600)\n")
     begin = time.monotonic()
@@ -195,7 +195,7 @@ def test_a_stage_that_takes_too_long_is_ended_with_all_that_it_started() -> None
 
 
 def test_a_child_follows_its_killed_parent(tmp_path: Path) -> None:
-    """SIGKILL runs no `finally`: the child has to see for itself that its parent is gone."""
+    """SIGKILL runs no `finally`: the child must detect that its parent has ended."""
     note = tmp_path / "child.pid"
     child = f"""
         import os, time

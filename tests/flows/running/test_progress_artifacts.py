@@ -1,4 +1,4 @@
-"""Progress on Prefect's page is shown by a thread of its own, whatever the server does."""
+"""Progress on Prefect's page is sent by a separate thread, whatever the server does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TASK_RUN: ContextVar[str] = ContextVar("TASK_RUN")
 
 
 class Server:
-    """Stands for Prefect's: takes updates, hangs, or fails."""
+    """Replaces Prefect's: accepts updates, hangs, or fails."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[float, str, str]] = []

@@ -1,4 +1,4 @@
-"""Workspaces whose names mean something in a URL: everything lands in them, and nothing next to them."""
+"""Workspaces with special characters of URLs in their names: all files are in them, and none next to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old runs leave a private server's database; runs that have not ended, and the newest, stay."""
+"""Old runs are removed from a private server's database; the newest and those that have not ended are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOW = datetime.now(UTC)
 
 
 def insert(connection: sqlite3.Connection, table: str, **values: object) -> str:
-    """A row with what the table's schema demands besides."""
+    """A row with the other columns that the table's schema requires."""
     given = {"id": str(uuid.uuid4()), "created": shown(NOW), "updated": shown(NOW), **values}
     for _, name, kind, not_null, default, _ in connection.execute(f"PRAGMA table_info({table})").fetchall():
         if not_null and default is None and name not in given:

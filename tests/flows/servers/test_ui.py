@@ -1,4 +1,4 @@
-"""Both servers for real: they answer on loopback, and nothing of them outlives the command."""
+"""Both real servers: they answer on loopback, and none of their processes outlives the command."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_both_pages_are_served_and_sigterm_leaves_no_process(tmp_path: Path, rep
 
 
 def check_hosts(mlflow: str, prefect: str) -> None:
-    """A page elsewhere, whose name was made to point to loopback, is refused by both; the person's browser is not."""
+    """Both refuse a foreign page whose name was rebound to loopback, but not the user's browser."""
     for url in (f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0", f"{prefect}/api/admin/version"):
         port = url.split(":")[2].split("/")[0]
         assert status_of(url, f"localhost:{port}") == 200

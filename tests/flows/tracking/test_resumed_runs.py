@@ -1,4 +1,4 @@
-"""A flow or stage that was killed and is run again goes on in the MLflow run that it had."""
+"""A flow or stage that was killed and is run again resumes in its MLflow run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Read = Callable[..., WholeRecipe]
 
 @pytest.fixture
 def read(place: Path, request: pytest.FixtureRequest) -> Read:
-    """The recipe of a test, with a setting changed; tests differ by the name of their run."""
+    """The recipe of a test, with a setting changed; tests use different run names."""
 
     def whole(*overrides: str) -> WholeRecipe:
         path = place / f"{request.node.name}.toml"

@@ -1,1 +1,1 @@
-"""What fails on purpose: disks, servers, steps and operators; and how often the fault suite tries."""
+"""Parts that fail on purpose: disks, servers, steps and operators; and the number of tries of the fault suite."""

@@ -1,4 +1,4 @@
-"""Steps of a pipeline that fail in each way; a module of its own, for worker processes import it."""
+"""Steps of a pipeline that fail in each way; a separate module, because worker processes import it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DieByNumber(beam.DoFn):
 
 
 class Refuse(beam.DoFn):
-    """Meets a mistake of the person while it handles another exception."""
+    """Meets a user error while it handles another exception."""
 
     def process(self, element: int) -> Iterator[int]:
         yield element
@@ -43,7 +43,7 @@ class Refuse(beam.DoFn):
 
 
 class FailToRead(beam.DoFn):
-    """Opens a file that is not there."""
+    """Opens a file that does not exist."""
 
     def __init__(self, path: str, notes: str):
         self._path, self._notes = path, Path(notes)

@@ -16,7 +16,7 @@ SERVER_SECONDS = 120.0
 
 
 class Server:
-    """`mlflow server` on a port of its own, to be stopped and started again over the same SQLite file."""
+    """`mlflow server` on its own port, to be stopped and started again over the same SQLite file."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -53,7 +53,7 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """All of its processes at once, as when its machine goes away."""
+        """Kill all of its processes at once, as when its machine fails."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -1,7 +1,7 @@
-"""One workspace and what an operator does to it; the jobs are the real ones, only training is a stand-in.
+"""One workspace and the actions of an operator on it; the jobs are the real ones, only training is a stand-in.
 
 Every action that may end badly runs in a forked child, so that it can be killed at a chosen change of the file system.
-The stand-in for training goes through the same life as the real one (training/resuming/checkpointed_stage.py): lock,
+The stand-in for training has the same life cycle as the real one (training/resuming/checkpointed_stage.py): lock,
 verification, checkpoints, export, exchange. It has a hash in place of weights.
 """
 
@@ -127,7 +127,7 @@ class OperatedWorkspace:
             return os.waitstatus_to_exitcode(status)
         code = FAILED
         try:
-            # What a person would see is not looked at here.
+            # The output is not checked here.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
@@ -150,7 +150,7 @@ class OperatedWorkspace:
         try:
             job.run([*arguments, *(["--restart"] if restart else [])])
         except RuntimeError as error:
-            # Beam hands on what a worker raised inside an error of its own.
+            # Beam wraps errors of a worker in its own.
             if "InputError" in str(error):
                 raise InputError(str(error)) from error
             raise
@@ -187,14 +187,14 @@ class OperatedWorkspace:
         return {file.name: storage.read_bytes(storage.join(directory, file.name)) for file in manifest.files}
 
     def damage(self, stage: str, place: float) -> str | None:
-        """Change a byte of one file of a result; its size stays. The file's name, None where there is none."""
+        """Change a byte of one file of a result, not its size. Returns the file's name, None if there is none."""
         manifest = read_manifest(self.directory(stage))
         if manifest is None:
             return None
         files = [file.name for file in manifest.files if file.size_bytes]
         path = Path(self.directory(stage), files[int(place * len(files))])
         data = bytearray(path.read_bytes())
-        # Added to, so that a second damage at the place does not mend the first.
+        # Added, so that a second damage at the same byte does not repair the first.
         index = int(place * len(data))
         data[index] = (data[index] + 1) % 256
         path.write_bytes(data)

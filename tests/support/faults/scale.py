@@ -1,4 +1,4 @@
-"""How often a fault is repeated: a few times with every test run, many times in `make test-faults`."""
+"""Number of repetitions of a fault: a few with every test run, many in `make test-faults`."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def rounds(short: int, long: int) -> int:
-    """`short`, or `long` where the environment asks for the complete fault suite."""
+    """`short`, or `long` if the environment selects the complete fault suite."""
     return long if os.environ.get("CLOZEWORKS_FAULTS") == "long" else short

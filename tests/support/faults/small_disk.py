@@ -1,4 +1,4 @@
-"""A disk of a few megabytes that a test fills, and what a command said on it."""
+"""A disk of a few megabytes that a test fills, and the output of a command on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 @dataclass
 class SmallDisk:
-    """A tmpfs of its own or, where this user may mount none, a folder in which no file may grow beyond a limit."""
+    """A separate tmpfs or, if this user cannot mount one, a folder in which no file can grow beyond a limit."""
 
     path: str
     is_mounted: bool
@@ -32,11 +32,11 @@ class SmallDisk:
 
     @property
     def reason(self) -> str:
-        """What the operating system says when there is no more room."""
+        """The operating system's error when the disk is full."""
         return os.strerror(errno.ENOSPC if self.is_mounted else errno.EFBIG).lower()
 
     def leave_free(self, free_bytes: int) -> None:
-        """Fill the disk up to so many bytes."""
+        """Fill the disk, leaving this number of bytes."""
         if not self.is_mounted:
             self.limit_bytes = free_bytes
             return
@@ -46,7 +46,7 @@ class SmallDisk:
                 stream.flush()
 
     def make_room(self) -> None:
-        """Take the filler away."""
+        """Remove the filler."""
         self.limit_bytes = None
         if self.is_mounted:
             os.remove(os.path.join(self.path, _FILLER))
@@ -87,7 +87,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(path: str, size_bytes: int) -> Iterator[SmallDisk]:
-    """A disk at `path` that is gone when the block ends."""
+    """A disk at `path` that is removed when the block ends."""
     os.makedirs(path)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path]
     is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
@@ -99,6 +99,6 @@ def small_disk(path: str, size_bytes: int) -> Iterator[SmallDisk]:
 
 
 def error_lines(output: str) -> list[str]:
-    """The lines in which a command says why it ended; there must be no traceback beside them."""
+    """The lines in which a command reports why it ended; there must be no traceback next to them."""
     assert "Traceback" not in output, output
     return [line for line in output.splitlines() if line.startswith("error: ")]

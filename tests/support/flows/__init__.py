@@ -1,1 +1,1 @@
-"""Stages that are stand-ins, finished workspaces, registered models and servers for the tests of flows."""
+"""Stand-in stages, finished workspaces, registered models and servers for the tests of flows."""

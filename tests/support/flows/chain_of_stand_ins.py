@@ -1,4 +1,4 @@
-"""Put stand-in stages where flows looks for the real ones; as a script: `flows.end_to_end` with those stages."""
+"""Replace the stages of flows by stand-ins; as a script: `flows.end_to_end` with those stages."""
 
 from __future__ import annotations
 

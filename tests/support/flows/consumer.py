@@ -1,4 +1,4 @@
-"""Run in a fresh environment by test_consumers.py: what a consumer's own tools answer, without anything of ours.
+"""Run in a fresh environment by test_consumers.py: answers of a consumer's own tools, without this project.
 
 python consumer.py <tracking URI> <file that says which models are asked what>
 """

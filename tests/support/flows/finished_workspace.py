@@ -1,4 +1,4 @@
-"""A finished workspace written by hand, small, with real files in every format, and texts that mean harm."""
+"""A finished workspace written by hand, small, with real files in every format, and harmful texts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VOCABULARY = [
 ]
 ID = {token: number for number, token in enumerate(VOCABULARY)}
 
-# What the model reads, with (place, original) of each token to predict; where B begins; is B random?
+# The model's input, with (place, original) of each token to predict; where B begins; is B random?
 IS_NEXT = ("[CLS] the [MASK] sat [SEP] on <b> mat ##s . [SEP]", {2: "cat", 6: "the", 7: "mat"}, 5, 0)
 NOT_NEXT = ("[CLS] long ##est ##ation [SEP] [MASK] \u05e9\u05dc\u05d5\u05dd \u202e [SEP]", {5: PICTURE}, 5, 1)
 PLAIN = ("[CLS] long ##est ##ation &amp; the [SEP]", {}, 5, 0)
@@ -95,7 +95,7 @@ def write_workspace(
     examples: Sequence[tuple[str, Mapping[int, str], int, int]] = (IS_NEXT, NOT_NEXT),
     metadata: Mapping[str, str] | None = None,
 ) -> FlowOutcome:
-    """Write every stage that a report reads, and tell it as a run would."""
+    """Write every stage that a report reads, and return it as the outcome of a run."""
     workspace = whole.run.workspace
     seconds = {"documents": 13.27, "vocabulary": 5.1, "examples": 0.4, "pretraining": 172.1, "finetuning": 9876.5}
     outputs = {
@@ -147,7 +147,7 @@ def _documents(directory: str) -> str:
         {"source": TURNED, "reason": "not-utf-8", "detail": BROKEN},
         {"source": LONG_NAME, "reason": "duplicate", "detail": "the same text as document " + "0f" * 16},
     ]
-    # Lone surrogates get into files as JSON escapes.
+    # Lone surrogates are written as JSON escapes.
     lines = "".join(json.dumps(reject) + "\n" for reject in rejects)
     storage.write_bytes(storage.join(directory, "rejected.jsonl.gz"), gzip.compress(lines.encode(), mtime=0))
     statistics = statistics_with(

@@ -1,4 +1,4 @@
-"""A headless Chromium driven through its DevTools protocol, with nothing between but a web socket on loopback."""
+"""A headless Chromium driven through its DevTools protocol over a web socket on loopback."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _LISTENING = re.compile(rb"DevTools listening on (ws://127\.0\.0\.1:\S+)")
 
 
 def find_chromium() -> str | None:
-    """The browser's program: CLOZEWORKS_CHROMIUM where set, else the first one found by name."""
+    """The browser's program: CLOZEWORKS_CHROMIUM if set, else the first one found by name."""
     named = os.environ.get("CLOZEWORKS_CHROMIUM")
     return named or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One tab: loads a URL, evaluates JavaScript, and remembers every request and every complaint."""
+    """One tab: loads a URL, evaluates JavaScript, and records every request and every error."""
 
     def __init__(self, socket: ClientConnection):
         self._socket = socket
@@ -86,7 +86,7 @@ class Page:
         return found["result"].get("value")
 
     def screenshot(self) -> str:
-        """The whole page as PNG, in base64."""
+        """The complete page as PNG, in base64."""
         return str(self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"])
 
     def _receive(self) -> Any:

@@ -1,4 +1,4 @@
-"""A Prefect server and process workers on loopback, as a person would start them, and the REST calls of the tests."""
+"""A Prefect server and process workers on loopback, as a user would start them, and the REST calls of the tests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import psutil
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_SECONDS = 300.0
-"""For anything that happens sooner or later: a busy machine is slow, and only a hang is a failure."""
+"""Time-out of anything that happens eventually: a busy machine is slow, and only a hang is a failure."""
 
 ValueT = TypeVar("ValueT")
 
 
 def wait_for(ask: Callable[[], ValueT | None], what: str, pause_seconds: float = 0.2) -> ValueT:
-    """Ask until the answer is true."""
+    """Poll until the answer is true."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if answer := ask():
@@ -33,7 +33,7 @@ def wait_for(ask: Callable[[], ValueT | None], what: str, pause_seconds: float =
 
 
 class PrefectSite:
-    """One server with a home of its own; everything that was started is ended by `close`."""
+    """One server with its own home; `close` ends everything that was started."""
 
     def __init__(self, home: str, repository: str) -> None:
         self.home, self.repository = home, repository
@@ -59,7 +59,7 @@ class PrefectSite:
         wait_for(self._answers, "the Prefect server")
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command that goes on until `close`; its output goes to the home."""
+        """Start a command that runs until `close`; its output is written to the home."""
         with open(os.path.join(self.home, f"process-{len(self._processes)}.log"), "wb") as log:
             command = [sys.executable, "-m", module, *arguments]
             process = subprocess.Popen(
@@ -85,7 +85,7 @@ class PrefectSite:
         return self._request("POST", path, body).raise_for_status().json()
 
     def refused(self, path: str, body: dict[str, Any]) -> str:
-        """The server's words about a request that it does not take."""
+        """The server's message about a request that it rejects."""
         answer = self._request("POST", path, body)
         assert answer.is_client_error, answer.text
         return str(answer.json()["detail"])
@@ -139,7 +139,7 @@ class PrefectSite:
                 return lines
 
     def close(self) -> None:
-        """End all that was started, workers before the server, and what they started."""
+        """End all started commands, workers before the server, with their child processes."""
         for process in reversed(self._processes):
             started = descendants(process)
             process.terminate()
@@ -212,7 +212,7 @@ def signal_all(processes: list[psutil.Process], number: signal.Signals) -> None:
 
 
 def has_sigterm_waiting(process: psutil.Process) -> bool:
-    """Was a stopped process sent SIGTERM, which it will see when it goes on?"""
+    """Was a stopped process sent SIGTERM, which it will receive when it continues?"""
     with open(f"/proc/{process.pid}/status") as stream:
         fields = dict(line.split(":", 1) for line in stream)
     return bool(int(fields["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)

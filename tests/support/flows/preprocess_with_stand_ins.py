@@ -1,4 +1,4 @@
-"""As a script: `flows.preprocess` with the stand-in stages of the flows' tests."""
+"""As a script: `flows.preprocess` with the stand-in stages of the flow tests."""
 
 from __future__ import annotations
 

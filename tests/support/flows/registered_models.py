@@ -1,4 +1,4 @@
-"""Tiny models of every kind and casing, written as training writes them, and what training's own evaluation answers."""
+"""Tiny models of every kind and casing, written as training writes them, and the answers of training's evaluation."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ _TASKS = {"single": "cola", "pair": "mrpc", "regression": "sts-b"}
 
 
 def tagged_rows(count: int, seed: int) -> list[tuple[list[str], list[str]]]:
-    """Words and labels: what a word names shows by its capital letter, or by its accent."""
+    """Words and labels: the label of a word depends on its capital letter, or its accent."""
     labels = {"Daniel": "B-PER", "Café": "B-LOC", "Mark": "B-PER"}
     generator = random.Random(seed)
     sentences = []
@@ -168,7 +168,7 @@ def manifest_of(directory: str, stage: str, config: dict[str, Any], statistics: 
 
 @dataclass(frozen=True)
 class Written:
-    """A model's directory, and what training answers to its inputs."""
+    """A model's directory, and training's answers to its inputs."""
 
     directory: str
     expected: Any
@@ -286,7 +286,7 @@ def own_features(directory: str) -> list[list[float]]:
 
 
 def own_words(directory: str) -> list[str]:
-    """The most probable word at each text's mask, by training's model; what is too long is cut at the positions."""
+    """The most probable word at each text's mask, by training's model; longer texts are truncated at the positions."""
     config, vocab_size = read_config(directory)
     model = BertForPreTraining(config, vocab_size).eval()
     load_into(model, read_weights(directory), directory)
@@ -305,7 +305,7 @@ def own_words(directory: str) -> list[str]:
 
 
 def own_classes(directory: str, kind: str, length: int = MAX_SEQ_LENGTH) -> list[dict[str, Any]]:
-    """Label and score of each text cut at a length, by training's model."""
+    """Label and score of each text truncated to a length, by training's model."""
     config, vocab_size = read_config(directory)
     with open(os.path.join(directory, "config.json")) as stream:
         names = json.load(stream)["id2label"]
@@ -357,7 +357,7 @@ def _loaded(problem: Any, directory: str) -> torch.nn.Module:
 
 
 def forward_of(model: torch.nn.Module) -> Forward:
-    """Row by row; the loop of training batches them, which only changes sums in their last digits."""
+    """Row by row; training's loop batches them, which changes only the last digits of sums."""
 
     def forward(text: EncodedText) -> Batches:
         for row in range(len(text.lengths)):

@@ -58,7 +58,7 @@ def directory_of(recipe: Recipe, output: str) -> str:
 
 
 def key_of(recipe: Recipe, output: str) -> StageKey:
-    """Key of an output: its section as the recipe has it, and the digest of the output before it."""
+    """Key of an output: its section of the recipe, and the digest of the previous output."""
     index = ORDER.index(output)
     before = ORDER[min(index, 4) - 1] if index else None
     manifest = read_manifest(directory_of(recipe, before)) if before else None
@@ -97,7 +97,7 @@ def main() -> None:
         print("hanging", flush=True)
         time.sleep(600)
     if os.environ.get("STAND_IN_WAITS") == arguments.outputs:
-        # Says how far it is, until somebody writes the file.
+        # Reports its progress until the file is written.
         for second in itertools.count(1):
             if os.path.exists(os.environ["STAND_IN_WAITS_FOR"]):
                 break
