@@ -54,7 +54,7 @@ GROUPS = {
         "glue fetch": Verb("training.glue.fetch", "download GLUE's archives and verify them", ""),
         "glue submit": Verb("training.glue.submission", "zip predictions for GLUE's server, check a zip", ""),
     },
-    "look": {
+    "inspect": {
         "validate": Verb("pipelines.validate", "check the files that preprocessing wrote", "pipelines"),
         "status": Verb("flows.status", "show which stages are complete and what comes next", "flows"),
         "estimate": Verb("flows.estimate", "estimate what a recipe will cost", "flows"),
@@ -131,10 +131,10 @@ def unknown(name: str) -> str:
     if name.startswith("-"):
         return f"{name}: options go after the verb"
     if longer := [verb for verb in VERBS if verb.startswith(f"{name} ")]:
-        return f"{name}: say {' or '.join(longer)}"
+        return f"{name}: incomplete verb, use {' or '.join(longer)}"
     meant = {name: name for name in VERBS} | {verb.module.rpartition(".")[2]: name for name, verb in VERBS.items()}
     nearest = difflib.get_close_matches(name, meant, n=1)
-    return f"{name}: no such verb" + "".join(f", the nearest is {PROGRAM} {meant[near]}" for near in nearest)
+    return f"{name}: no such verb" + "".join(f", the closest is {PROGRAM} {meant[near]}" for near in nearest)
 
 
 def _flow(verb: Verb, words: list[str]) -> tuple[Verb, list[str]]:

@@ -99,7 +99,7 @@ def _deploy(
     except InputError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         return error
-    what = "made" if done.new else "reset to prefect.yaml" if reset else "up to date"
+    what = "created" if done.new else "reset to prefect.yaml" if reset else "up to date"
     print(f"deployment  {done.name} {what}")
     for edit in done.edits:
         print(f"    kept: {shown(edit)}")
@@ -137,7 +137,7 @@ def _make_pool(client: SyncPrefectClient, name: str, kind: str) -> str:
         template = template_with_devices(_template(client, kind), kind)
         pool = WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=RUNS_PER_POOL)
         client.create_work_pool(pool)
-        return "made"
+        return "created"
     if found.type != kind:
         raise InputError(f"{name}: this pool exists with type {found.type}, not {kind}; delete or rename it")
     left = [] if found.concurrency_limit == RUNS_PER_POOL else [f"limit {found.concurrency_limit or 'none'}"]
@@ -197,7 +197,7 @@ def _make_automation(client: SyncPrefectClient) -> str:
     message = f"No heartbeat for {SILENCE_SECONDS} s; run the flow again to resume from the completed stages."
     action = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)
     client.create_automation(AutomationCore(name=AUTOMATION, trigger=trigger, actions=[action]))
-    return "made"
+    return "created"
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def _send(client: SyncPrefectClient, name: str, body: dict[str, Any]) -> str:
     try:
         return str(client.request("POST", "/deployments/", json=body).json()["id"])
     except PrefectHTTPStatusError as error:
-        raise InputError(f"{name}: the server refuses it: {' '.join(error.response.text.split())}") from error
+        raise InputError(f"{name}: rejected by the server: {' '.join(error.response.text.split())}") from error
 
 
 def _restore_limits_of_schedules(

@@ -66,7 +66,7 @@ def _request_definition(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name_of(reference: Mapping[str, Any]) -> str:
-    """The definition that a property refers to; empty where it is a plain value."""
+    """The definition that a property refers to; empty for a plain value."""
     for each in (reference, *reference.get("anyOf", ()), *reference.get("allOf", ())):
         if "$ref" in each:
             return str(each["$ref"]).rpartition("/")[2]

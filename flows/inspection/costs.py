@@ -223,7 +223,7 @@ def _warnings(whole: WholeRecipe, phases: tuple[PhaseCost, ...], text_epochs: fl
         epochs = sum(phase.row_epochs for phase in phases if phase.max_seq_length == length.max_seq_length)
         if epochs < SMALL_USED_SHARE:
             warnings.append(
-                f"length {length.max_seq_length}: training reads {epochs:.0%} of the rows that are made; lower "
+                f"length {length.max_seq_length}: training reads {epochs:.0%} of the rows; lower "
                 "examples.passes, or train longer"
             )
     return warnings

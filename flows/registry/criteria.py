@@ -142,7 +142,7 @@ def judge(contest: Contest) -> Verdict:
 def _states_no_score(contest: Contest) -> str | None:
     if contest.stated is not None:
         return None
-    return "it states no score on development data, so nothing shows that it is better than chance"
+    return "it has no score on development data, so it cannot be compared with chance"
 
 
 def _is_not_finite(contest: Contest) -> str | None:
@@ -166,13 +166,13 @@ def _learnt_nothing(contest: Contest) -> str | None:
 def _champion_states_no_score(contest: Contest) -> str | None:
     if contest.champion_stated is not None:
         return None
-    return "not comparable: the champion states no score on development data"
+    return "not comparable: the champion has no score on development data"
 
 
 def _has_another_metric(contest: Contest) -> str | None:
     if contest.challenger.metric == contest.champion.metric:
         return None
-    return f"not comparable: {contest.challenger.metric} here, {contest.champion.metric} at the champion"
+    return f"not comparable: metric {contest.challenger.metric}, the champion has {contest.champion.metric}"
 
 
 def _has_another_vocabulary(contest: Contest) -> str | None:

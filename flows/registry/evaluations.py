@@ -62,7 +62,7 @@ def distilled_evaluation(whole: WholeRecipe, manifest: Manifest, eval_examples: 
 def score_in_words(evaluation: Evaluation | None, manifest: Manifest, data: str) -> str:
     """A version's score in one sentence: metric, data, rows, seed and chance level."""
     if evaluation is None:
-        return "It states no score on development data."
+        return "It has no score on development data."
     rows = manifest.statistics_as(TrialStatistics).num_dev_rows if manifest.stage == FINETUNING else None
     config = manifest.config.get(manifest.stage, manifest.config)
     rows = manifest.config.get("eval_examples", config.get("eval_examples")) if rows is None else rows

@@ -76,7 +76,7 @@ def promote(
     version, alias = require_version(client, name, number), settings.alias
     holder = version_at(client, name, alias)
     if holder == number:
-        decided = Verdict(True, f"it is @{alias} already")
+        decided = Verdict(True, f"it is already @{alias}")
         client.set_model_version_tag(name, number, PROMOTION_TAG, PROMOTED)
         return decided
     evaluation = evaluation_of(version)
@@ -87,7 +87,7 @@ def promote(
     tags |= {} if champion is None else {CHAMPION_SCORE_TAG: repr(champion.score)}
     decided = judge(Contest(evaluation, settings, holder is not None, champion))
     if forced is not None:
-        decided = Verdict(True, f"forced: {forced} (the gate said: {decided.reason})")
+        decided = Verdict(True, f"forced: {forced} (gate: {decided.reason})")
     if decided.promoted and holder is not None:
         tags[PREVIOUS_TAG] = holder
     # The tag that marks the decision comes last: a version without it is evaluated again after a crash.

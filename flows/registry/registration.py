@@ -56,7 +56,7 @@ def _register(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, model
         number = tracker.patience.call(lambda: log_version(tracker, outcome.mlflow_run_id, model))
         narrator.event(f"{name} version {number} registered in {shown_seconds(time.monotonic() - begin)}")
     else:
-        narrator.event(f"skipped: {name} version {number} is this model")
+        narrator.event(f"skipped: already registered as {name} version {number}")
     alias = enter_contest(client, name, number, whole.tracking, narrator)
     return RegisteredModel(name=name, version=number, alias=alias, new=new)
 
@@ -77,7 +77,7 @@ def enter_contest(client: MlflowClient, name: str, number: str, tracking: Tracki
 
 
 def registered_version(client: MlflowClient, name: str, digest: str) -> str | None:
-    """The newest version of a model that was made from the output with this digest; None where there is none."""
+    """The newest version of a model that was made from the output with this digest; None if there is none."""
     found = client.search_model_versions(f"name = '{name}' AND tags.`{DIGEST_TAG}` = '{digest}'")
     return str(max(int(each.version) for each in found)) if found else None
 

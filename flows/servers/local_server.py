@@ -94,13 +94,13 @@ class LocalServer:
                     self._refusal()
                     or (
                         f"{self.log_path}: Prefect's server ended with code {self._process.returncode}; "
-                        "read there why, or set PREFECT_API_URL to a server of your own"
+                        "see this log, or set PREFECT_API_URL to a server of your own"
                     )
                 )
             if time.monotonic() > deadline:
                 raise InputError(
                     f"{self.log_path}: Prefect's server did not answer within {STARTUP_TIMEOUT_SECONDS:.0f} s; "
-                    "read there why, or set PREFECT_API_URL to a server of your own"
+                    "see this log, or set PREFECT_API_URL to a server of your own"
                 )
             time.sleep(_POLL_SECONDS)
         threading.Thread(target=self._keep, name="prefect-server", daemon=True).start()

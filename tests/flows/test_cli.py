@@ -109,11 +109,11 @@ def test_every_verb_has_a_module_and_an_extra(verb: cli.Verb, repository: Path) 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["finetun", "r.toml"], "finetun: no such verb, the nearest is clozeworks finetune"),
-        (["shard_corpus"], "shard_corpus: no such verb, the nearest is clozeworks documents"),
-        (["submission"], "submission: no such verb, the nearest is clozeworks glue submit"),
+        (["finetun", "r.toml"], "finetun: no such verb, the closest is clozeworks finetune"),
+        (["shard_corpus"], "shard_corpus: no such verb, the closest is clozeworks documents"),
+        (["submission"], "submission: no such verb, the closest is clozeworks glue submit"),
         (["xyzzy"], "xyzzy: no such verb"),
-        (["glue", "fetsch"], "glue: say glue fetch or glue submit"),
+        (["glue", "fetsch"], "glue: incomplete verb, use glue fetch or glue submit"),
         (["--debug", "pretrain"], "--debug: options go after the verb"),
         (["a\x1b[31m\nb"], "a\\x1b[31m\\nb: no such verb"),
     ],

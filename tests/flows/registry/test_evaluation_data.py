@@ -92,4 +92,4 @@ def test_a_score_in_words(whole: WholeRecipe) -> None:
     )
     nested = manifest_of("pretraining", {}, pretraining={"seed": 7, "eval_examples": 512})
     assert ", 512 rows, seed 7;" in score_in_words(evaluation, nested, "held-out examples")
-    assert score_in_words(None, manifest, "x") == "It states no score on development data."
+    assert score_in_words(None, manifest, "x") == "It has no score on development data."

@@ -107,11 +107,11 @@ def holder(client: MlflowClient, name: str) -> tuple[str | None, str | None]:
         # In binary this difference is a little less than the margin.
         (scored(0.8), scored(0.79), 0.01, True, "better by 0.0100"),
         (scored(0.9, OTHER_DEV), scored(0.5), 0.0, False, "not comparable: other dev data"),
-        (scored(0.9, metric="f1"), scored(0.5), 0.0, False, "not comparable: f1 here, accuracy at the champion"),
+        (scored(0.9, metric="f1"), scored(0.5), 0.0, False, "not comparable: metric f1, the champion has accuracy"),
         (scored(0.9, vocabulary="a"), scored(0.5, vocabulary="b"), 0.0, False, "not comparable: other vocabulary"),
         (scored(0.3), scored(math.nan), 0.0, True, "the champion's score is not finite"),
-        (None, scored(0.5), 0.0, False, "it states no score on development data"),
-        (scored(0.9), None, 0.0, False, "the champion states no score"),
+        (None, scored(0.5), 0.0, False, "it has no score on development data"),
+        (scored(0.9), None, 0.0, False, "the champion has no score"),
     ],
 )
 def test_the_verdict(
@@ -142,7 +142,7 @@ def test_two_versions_never_replace_each_other_in_turn(one: float, other: float,
         (scored(0.0, metric="matthews_correlation"), 0.01, "+0.0000 does not reach"),
         (scored(-0.2, metric="pearson"), 0.01, "-0.2000 does not reach"),
         (scored(0.81, metric="f1", chance=0.8122), 0.01, "-0.0022 does not reach"),
-        (None, 0.01, "states no score on development data"),
+        (None, 0.01, "has no score on development data"),
     ],
 )
 def test_the_floor(evaluation: Evaluation | None, margin: float, words: str | None) -> None:
@@ -287,7 +287,7 @@ def test_the_command(
     assert main([*where, "--version", other, "--force", "new dev set"]) == 0
     assert holder(client, name)[0] == other
     assert tags_of(client, name, other)[promotion.REASON_TAG] == (
-        "forced: new dev set (the gate said: not comparable: other dev data)"
+        "forced: new dev set (gate: not comparable: other dev data)"
     )
     assert main([*where, "--rollback", "--reason", "too slow"]) == 0
     assert capsys.readouterr().out.endswith(f"{name}@champion is version 1 again; version 2 was rolled back\n")
