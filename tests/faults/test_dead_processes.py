@@ -20,9 +20,11 @@ import pytest
 from tests.support import REPOSITORY
 from tests.support.faults import failing_steps
 from tests.support.faults.scale import rounds
+from tests.support.flows.prefect_template import install_prefect_database
 from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
 from tests.support.training.synthetic_run import Workspace, write_workspace
 
+from flows.running.command import HOME_NAME
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
 from pipelines.jobs import runner as runners
@@ -222,6 +224,7 @@ tasks = []
 def test_a_flow_outlives_its_private_prefect_server(tmp_path: Path) -> None:
     recipe, go = tmp_path / "recipe.toml", tmp_path / "go"
     recipe.write_text(FLOW_RECIPE.format(folder=tmp_path))
+    install_prefect_database(str(tmp_path / "ws" / HOME_NAME))
     settings = {"STAND_IN_WAITS": "documents", "STAND_IN_WAITS_FOR": str(go)}
     with command("tests.support.flows.preprocess_with_stand_ins", str(recipe), **settings) as process:
         assert process.stdout is not None

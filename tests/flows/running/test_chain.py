@@ -14,8 +14,10 @@ from collections.abc import Callable
 import pytest
 from mlflow import MlflowClient
 from tests.support import SUPPORT
+from tests.support.flows.prefect_template import install_prefect_database
 
 from flows.parameters.requests import RunRequest
+from flows.running.command import HOME_NAME
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
@@ -119,6 +121,7 @@ def test_ctrl_c_ends_the_command_and_all_that_it_started(write_recipe: Callable[
     """The real command line, its own server included: exit code 130, states reported, no process left."""
     recipe = write_recipe()
     workspace = os.path.join(os.path.dirname(recipe), "ws")
+    install_prefect_database(os.path.join(workspace, HOME_NAME))
     process = subprocess.Popen(
         [sys.executable, SCRIPT, recipe],
         stdout=subprocess.PIPE,
@@ -157,6 +160,7 @@ def test_ctrl_c_ends_the_command_and_all_that_it_started(write_recipe: Callable[
 
 def test_a_failing_stage_ends_the_command_with_its_last_lines(write_recipe: Callable[..., str]) -> None:
     recipe = write_recipe()
+    install_prefect_database(os.path.join(os.path.dirname(recipe), "ws", HOME_NAME))
     ended = subprocess.run(
         [sys.executable, SCRIPT, recipe],
         capture_output=True,

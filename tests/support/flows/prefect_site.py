@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+from tests.support.flows.prefect_template import install_prefect_database
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_SECONDS = 300.0
@@ -171,6 +172,7 @@ class PrefectSite:
 
 @contextmanager
 def prefect_site(home: str, repository: str) -> Iterator[PrefectSite]:
+    install_prefect_database(home)
     site = PrefectSite(home, repository)
     try:
         yield site
