@@ -1,8 +1,8 @@
-"""Self-attention over packed sequences, in which no padding is computed where the device has a kernel for that.
+"""Self-attention over packed sequences, without computing padding where the device has a kernel for that.
 
 CUDA without dropout: the variable-length flash kernel of torch.nn.attention.varlen. Elsewhere: PyTorch's scaled dot
 product attention on length bins. Sequences are ordered by length and cut into bins of nearly equal length, so padding
-inside a bin stays below an eighth of its tokens; a bin of one length whose tokens lie side by side is a plain view.
+inside a bin stays below an eighth of its tokens; a bin of one length whose tokens are contiguous is a plain view.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Sequences of nearly equal length that one attention call computes.
+    """Sequences of nearly equal length, computed by one attention call.
 
-    Either `start_token` is set (B sequences of exactly S tokens lie side by side from there on), or `tokens_BS`
-    (int64) gathers them, with `mask_B11S` (bool, True = real token) telling padding.
+    Either `start_token` is set (B contiguous sequences of exactly S tokens start there), or `tokens_BS` (int64)
+    gathers them, with `mask_B11S` (bool, True = real token) marking padding.
     """
 
     num_sequences: int
@@ -43,7 +43,7 @@ class LengthBin:
 class AttentionPlan:
     """The bins of one packed batch, shared by all layers.
 
-    `restore_T` [T] int64 tells for each token its row in the bins' joined output; None where they lie in order.
+    `restore_T` [T] int64 maps each token to its row in the bins' joined output; None if they are in order already.
     """
 
     bins: tuple[LengthBin, ...]
@@ -57,7 +57,7 @@ def plan_attention(
 
     Args:
         cu_seqlens: [B+1], integers on the CPU; sequence i holds tokens cu_seqlens[i] to cu_seqlens[i+1].
-        device: where the index tensors go.
+        device: device of the index tensors.
     """
     offsets = np.asarray(cu_seqlens, dtype=np.int64)
     lengths = np.diff(offsets)
@@ -127,7 +127,7 @@ def packed_attention(
         cu_seqlens: [B+1] int32 on the tokens' device.
         max_seqlen: length of the longest sequence, in tokens.
         dropout_p: dropout of the attention probabilities.
-        plan: bins of this batch, where the caller has them for several layers; made here otherwise.
+        plan: bins of this batch, shared by several layers; computed here if None.
 
     Returns:
         [T, N, D].
@@ -170,15 +170,15 @@ def _rows_of(part: LengthBin, tensor_TND: torch.Tensor) -> torch.Tensor:
 
 @cache
 def flash_attention_applies(device_type: str, dtype: torch.dtype, dropout_p: float) -> bool:
-    """Does the variable-length flash kernel serve this case? Says once in the log why it does not on a GPU."""
+    """Return whether the variable-length flash kernel applies. On a GPU, logs once why it does not."""
     if device_type != "cuda":
         return False
     if dropout_p > 0.0:
         reason = "it has no dropout; set model.attention_probs_dropout_prob = 0 for the fast path"
     elif dtype not in (torch.bfloat16, torch.float16):
-        reason = f"it takes no {dtype}; set pretraining.precision = bf16"
+        reason = f"it does not support {dtype}; set pretraining.precision = bf16"
     elif _variable_length_kernel() is None:
-        reason = f"torch {torch.__version__} does not carry it"
+        reason = f"torch {torch.__version__} does not include it"
     else:
         return True
     _log.warning("attention: length-binned SDPA instead of the variable-length flash kernel: %s", reason)

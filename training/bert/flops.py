@@ -1,7 +1,7 @@
-"""How much arithmetic and memory a model takes, by formulas; light to import, without torch.
+"""Formulas for the arithmetic and memory of a model; light to import, without torch.
 
-Arithmetic is counted as PaLM (Chowdhery et al., 2022, appendix B) and Megatron-LM count it, forward and backward
-together, for the tokens that exist: padding and recomputation add nothing.
+Operations are counted as in PaLM (Chowdhery et al., 2022, appendix B) and Megatron-LM, forward and backward
+together, for real tokens only: padding and recomputation add nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def num_parameters(model: ModelConfig, vocab_size: int, with_pairs: bool = True)
 
 
 class ModelStates(NamedTuple):
-    """Bytes of one rank that grow with the parameters; activations, temporary buffers and the runtime come on top."""
+    """Bytes per rank that grow with the parameters; excludes activations, temporary buffers and the runtime."""
 
     weights: float
     gradients: float
@@ -70,10 +70,10 @@ class ModelStates(NamedTuple):
 
 
 def model_states(parameters: int, precision: str, zero_stage: int, ranks: int) -> ModelStates:
-    """What ZeRO leaves on one rank (Rajbhandari et al., 2020, section 3.1 and figure 1).
+    """Model states on one rank under ZeRO (Rajbhandari et al., 2020, section 3.1 and figure 1).
 
-    Stage 1 cuts the optimizer's state into one part a rank, 2 the gradients too, 3 the weights too. DeepSpeed's
-    stages 1 to 3 keep master weights also for fp32 (stage_1_and_2.py, `single_partition_of_fp32_groups`).
+    Stage 1 partitions the optimizer's state over the ranks, 2 also the gradients, 3 also the weights. DeepSpeed's
+    stages 1 to 3 keep master weights for fp32, too (stage_1_and_2.py, `single_partition_of_fp32_groups`).
 
     Args:
         precision: `fp32`, `bf16` or `fp16`.

@@ -64,7 +64,7 @@ class PreTrainingHeads(nn.Module):
 
 
 class PreTrainingOutput(NamedTuple):
-    """Sums over a micro-batch: losses [] float32, counts of correct predictions [] int64; None without that task."""
+    """Sums over a micro-batch: losses [] float32, correct predictions [] int64; None if the task is absent."""
 
     mlm_loss_sum: torch.Tensor
     mlm_correct: torch.Tensor
@@ -75,8 +75,8 @@ class PreTrainingOutput(NamedTuple):
 class BertForPreTraining(nn.Module):
     """BERT with both heads; keys of `state_dict` equal Hugging Face's class of the same name.
 
-    Without `next_sentence` there is neither that head nor the pooler, which it alone trains: keys are then those of
-    Hugging Face's BertForMaskedLM.
+    Without `next_sentence` the model has neither that head nor the pooler, which only that head trains: keys are then
+    those of Hugging Face's BertForMaskedLM.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, next_sentence: bool = True) -> None:
@@ -103,13 +103,13 @@ class BertForPreTraining(nn.Module):
         masked_lm_ids_M: torch.Tensor,
         next_sentence_label_B: torch.Tensor,
     ) -> PreTrainingOutput:
-        """The losses, summed.
+        """Compute the summed losses.
 
         Args:
             sequences: the packed batch.
             masked_lm_positions_M: [M] int64, flat positions among the T tokens.
             masked_lm_ids_M: [M] int64, the original tokens there.
-            next_sentence_label_B: [B] int64, 1 where segment B is random; not read without `next_sentence`.
+            next_sentence_label_B: [B] int64, 1 where segment B is random; ignored without `next_sentence`.
         """
         hidden_TH, pooled_BH = self.bert(sequences)
         mlm_loss_sum, mlm_correct = self.cls.predictions(
@@ -140,7 +140,7 @@ class BertForSequenceClassification(nn.Module):
 
     @staticmethod
     def loss(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """Mean loss of a batch; labels_B is int64 classes, or float scores where there is a single label."""
+        """Mean loss of a batch; labels_B holds int64 classes, or float scores if there is a single label."""
         if logits_BC.shape[1] == 1:
             return functional.mse_loss(logits_BC.float().squeeze(1), labels_B.float())
         return functional.cross_entropy(logits_BC.float(), labels_B)

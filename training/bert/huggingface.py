@@ -1,4 +1,4 @@
-"""Hugging Face directories: written so that `transformers` alone loads them, and read from whoever wrote them."""
+"""Read and write Hugging Face directories; `transformers` alone loads what is written."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def huggingface_config(config: ModelConfig, vocab_size: int, architecture: str, 
 def write_model(
     directory: str, state: Mapping[str, torch.Tensor], config: Mapping[str, Any], vocabulary_directory: str
 ) -> list[str]:
-    """Write all that a consumer needs: config.json, weights, tokenizer, README.md.
+    """Write config.json, weights, tokenizer and README.md.
 
     Args:
-        directory: created if need be; files appear complete or not at all.
+        directory: created if missing; each file is written atomically.
         state: `state_dict` of one of training/bert/heads.py's models, fp32.
-        config: what `huggingface_config` made.
-        vocabulary_directory: the vocabulary or the encoder whose tokenizer the model was trained with.
+        config: from `huggingface_config`.
+        vocabulary_directory: the vocabulary or encoder whose tokenizer the model was trained with.
 
     Returns:
         Names of the files written.
 
     Raises:
-        InputError: the tokenizer cannot be read, or consumers would get other ids from an export of it.
+        InputError: the tokenizer cannot be read, or its export would produce different ids.
     """
     os.makedirs(directory, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in state.items() if name != _TIED}
@@ -76,14 +76,14 @@ def read_config(directory: str) -> tuple[ModelConfig, int]:
     """Architecture and vocabulary size of a Hugging Face BERT directory.
 
     Raises:
-        InputError: it is not a BERT that this code computes.
+        InputError: it is not a BERT model that this code supports.
     """
     path = storage.join(directory, CONFIG_NAME)
     if storage.file_size_bytes(path) is None:
         raise InputError(f"{directory}: no {CONFIG_NAME}; give the directory of a Hugging Face BERT model")
     try:
         values = json.loads(storage.read_bytes(path))
-        # What a file leaves out has Hugging Face's default, which equals ours.
+        # Missing keys have Hugging Face's defaults, which equal ours.
         known = {name: values[name] for name in ModelConfig.model_fields if name in values and name != "size"}
         if values.get("model_type") != "bert":
             raise ValueError(f"model_type is {values.get('model_type')!r}, not 'bert'")
@@ -92,7 +92,7 @@ def read_config(directory: str) -> tuple[ModelConfig, int]:
         if values.get("hidden_act") in ("gelu_pytorch_tanh", "gelu_fast"):
             known["hidden_act"] = "gelu_new"
         if values.get("is_decoder") or values.get("add_cross_attention"):
-            raise ValueError("is_decoder is set, and this is no encoder then")
+            raise ValueError("is_decoder is set, so it is not an encoder")
         return ModelConfig.model_validate(known), int(values["vocab_size"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         first_line = str(error).splitlines()[0]
@@ -100,14 +100,14 @@ def read_config(directory: str) -> tuple[ModelConfig, int]:
 
 
 def read_weights(directory: str) -> dict[str, torch.Tensor]:
-    """All tensors of a Hugging Face BERT directory under our names: encoder keys begin with `bert.`.
+    """Read all tensors of a Hugging Face BERT directory under our names: encoder keys start with `bert.`.
 
-    Read is model.safetensors or, where there is none, pytorch_model.bin, either of them also in parts with an index.
-    Nothing of a .bin is run: only tensors are unpickled. Names of the released TensorFlow code (gamma, beta) and keys
-    without `bert.` are understood; what is derived or tied is left out.
+    Reads model.safetensors or, if it is missing, pytorch_model.bin; either may be sharded with an index. No code in a
+    .bin is run: only tensors are unpickled. Names of the released TensorFlow code (gamma, beta) and keys without
+    `bert.` are accepted; derived and tied tensors are skipped.
 
     Raises:
-        InputError: there are no readable weights, or the decoder is not tied to the word embeddings.
+        InputError: no readable weights, or the decoder is not tied to the word embeddings.
     """
     stored = {_our_name(name): tensor for name, tensor in _stored_tensors(directory).items()}
     if not any(name.startswith("bert.") for name in stored):
@@ -117,7 +117,7 @@ def read_weights(directory: str) -> dict[str, torch.Tensor]:
     if decoder is not None and embeddings is not None and not torch.equal(decoder, embeddings):
         _require_finite(embeddings, "bert.embeddings.word_embeddings.weight", directory)
         raise InputError(
-            f"{directory}: weight {_TIED} differs from the word embeddings; a BERT shares them, this model does not"
+            f"{directory}: weight {_TIED} differs from the word embeddings; BERT shares them, this model does not"
         )
     bias = stored.pop(f"{_DECODER}.bias", None)
     if bias is not None:
@@ -151,24 +151,24 @@ def _parts_of(index: str) -> list[str]:
     try:
         return sorted({str(part) for part in json.loads(storage.read_bytes(index))["weight_map"].values()})
     except (ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{index}: not an index of weights ({error}); fetch it again") from error
+        raise InputError(f"{index}: not an index of weights ({error}); download it again") from error
 
 
 def _tensors_of(path: str) -> dict[str, torch.Tensor]:
     if storage.file_size_bytes(path) is None:
-        raise InputError(f"{path}: missing, though the index names it; fetch the model again")
+        raise InputError(f"{path}: missing, but the index lists it; download the model again")
     if not path.endswith(".bin"):
         try:
             return safetensors.torch.load_file(storage.local_path(path))
         except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+            raise InputError(f"{path}: not a readable safetensors file ({error}); download it again") from error
     try:
         found = torch.load(storage.local_path(path), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: cannot be read as weights alone ({reason}); save it as {WEIGHTS_NAME}") from error
+        raise InputError(f"{path}: cannot be read as weights only ({reason}); save it as {WEIGHTS_NAME}") from error
     if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        raise InputError(f"{path}: holds something else than named tensors; save the model's state_dict")
+        raise InputError(f"{path}: does not contain named tensors; save the model's state_dict")
     return found
 
 
@@ -179,15 +179,15 @@ def load_into(
 
     Args:
         model: one of training/bert/heads.py's.
-        state: what `read_weights` gave; keys that the model has no use for are ignored.
-        source: named in errors.
-        optional: prefixes of parameters that may be absent and then keep their fresh values, such as `classifier.`.
+        state: from `read_weights`; keys that the model does not have are ignored.
+        source: name to show in errors.
+        optional: prefixes of parameters that may be absent and then keep their initial values, such as `classifier.`.
 
     Returns:
-        Names of the parameters that kept their fresh values.
+        Names of the parameters that kept their initial values.
 
     Raises:
-        InputError: a weight is missing, of another shape, or not finite.
+        InputError: a weight is missing, has another shape, or is not finite.
     """
     kept: list[str] = []
     with torch.no_grad():
@@ -195,7 +195,7 @@ def load_into(
             tensor = state.get(name)
             if tensor is None:
                 if not name.startswith(tuple(optional)):
-                    raise InputError(f"{source}: lacks the weight {name}; it is not a whole BERT of this kind")
+                    raise InputError(f"{source}: weight {name} is missing; it is not a complete BERT of this kind")
                 kept.append(name)
                 continue
             if tensor.shape != parameter.shape:
@@ -208,11 +208,11 @@ def load_into(
 
 
 def _require_finite(tensor: torch.Tensor, name: str, source: str) -> None:
-    """One NaN in a weight makes everything that is computed with it NaN."""
+    """Refuse a weight with NaN or infinite values: one makes all outputs NaN."""
     if torch.isfinite(tensor).all():
         return
     count = int((~torch.isfinite(tensor)).sum())
     raise InputError(
         f"{source}: weight {name} has {count} of {tensor.numel()} numbers that are not finite; the model diverged in "
-        "training, or its file is damaged: take another checkpoint, or train it again with a lower learning rate"
+        "training, or its file is damaged: use another checkpoint, or train again with a lower learning rate"
     )

@@ -1,4 +1,4 @@
-"""The pre-training losses; the masked-LM one without ever holding all logits."""
+"""The pre-training losses; masked LM is computed without materializing all logits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MLM_DENOMINATOR_EPS = 1e-5
 """Added to the number of masked tokens, as in run_pretraining.py, `get_masked_lm_output`."""
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits held at a time: on a CPU few enough to stay in cache, on a GPU enough to fill it."""
+"""Logits per chunk: on a CPU few enough to stay in cache, on a GPU enough to occupy it."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """sum(cross_entropy(hidden @ weight' + bias, labels)), whose gradients are made chunk by chunk on the way forward.
+    """sum(cross_entropy(hidden @ weight' + bias, labels)), with gradients computed chunk by chunk in forward.
 
-    The loss is a sum, so its gradients are those of the chunks added up, and backward only scales them. A chunk of
-    logits is turned into its own gradient in place: three passes over memory instead of eight or more.
+    The loss is a sum, so its gradient is the sum over chunks, and backward only scales it. Each chunk of logits is
+    overwritten by its own gradient: three passes over memory instead of eight or more.
     """
 
     @staticmethod
@@ -71,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden_MH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor, labels_M: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of a linear layer's logits, and how many labels have the largest logit.
+    """Summed cross-entropy of a linear layer's logits, and the number of labels with the largest logit.
 
     Args:
         hidden_MH: [M, H]. weight_VH: [V, H]. bias_V: [V]. labels_M: [M] int64.

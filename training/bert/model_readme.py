@@ -1,4 +1,4 @@
-"""The page beside a model's files: what it is and how it is loaded, from what the files themselves say."""
+"""The README.md of an exported model: what it is and how to load it, derived from its files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PIPELINE_TASKS = {
     "BertForTokenClassification": TOKEN_CLASSIFICATION,
     "BertForQuestionAnswering": QUESTION_ANSWERING,
 }
-"""What a consumer does with a model, by the architecture in its config.json."""
+"""Pipeline tag of a model, by the architecture in its config.json."""
 
 
 def readme(directory: str) -> str:
-    """README.md of a Hugging Face directory, with the front matter that Hugging Face's tools read."""
+    """README.md of a Hugging Face directory, with the front matter read by Hugging Face's tools."""
     config, tokenizer = (_read(directory, name) for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME))
     (architecture,) = config["architectures"]
     task = PIPELINE_TASKS.get(architecture)

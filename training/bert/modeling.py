@@ -1,4 +1,4 @@
-"""The BERT encoder on packed tokens, as modeling.py of google-research/bert builds it on padded ones.
+"""The BERT encoder of google-research/bert, modeling.py, on packed tokens instead of padded ones.
 
 Post-LayerNorm Transformer (paper, section 3; Vaswani et al. 2017): x = LayerNorm(x + Dropout(sublayer(x))), eps 1e-12,
 weights from a truncated normal of deviation 0.02, dropout 0.1 on embeddings, sublayers and attention probabilities,
@@ -88,7 +88,7 @@ class BertResidualOutput(nn.Module):
 
 
 class BertAttention(nn.Module):
-    """Names the two parts of a layer's first half as the released code does; BertLayer calls them."""
+    """Groups the two parts of a layer's first half under the released code's names; BertLayer calls them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -118,21 +118,21 @@ class BertLayer(nn.Module):
     def forward(
         self, hidden_TH: torch.Tensor, sequences: PackedSequences, tokens_B: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Output of all tokens or, with `tokens_B`, of those alone: [B, H]."""
+        """Output for all tokens or, with `tokens_B`, for those only: [B, H]."""
         context_TH = self.attention.self(hidden_TH, sequences)
         if tokens_B is not None:
             context_TH, hidden_TH = context_TH.index_select(0, tokens_B), hidden_TH.index_select(0, tokens_B)
         return self.after_attention(context_TH, hidden_TH)
 
     def after_attention(self, context_TH: torch.Tensor, hidden_TH: torch.Tensor) -> torch.Tensor:
-        """What treats each token by itself, which is what `compile_layers` compiles."""
+        """The token-wise part, which `compile_layers` compiles."""
         attended_TH = self.attention.output(context_TH, hidden_TH)
         result_TH: torch.Tensor = self.output(self.intermediate(attended_TH), attended_TH)
         return result_TH
 
 
 class BertEncoder(nn.Module):
-    """The layers; with `activation_checkpointing` each keeps only its input and is computed again in backward."""
+    """The layers; with `activation_checkpointing` each stores only its input and is recomputed in backward."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -142,11 +142,11 @@ class BertEncoder(nn.Module):
     def forward(
         self, hidden_TH: torch.Tensor, sequences: PackedSequences, tokens_B: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Output of the last layer for all tokens or, with `tokens_B`, for those alone: [B, H]."""
+        """Output of the last layer for all tokens or, with `tokens_B`, for those only: [B, H]."""
         for index, layer in enumerate(self.layer):
             wanted_B = tokens_B if index + 1 == len(self.layer) else None
             if self.activation_checkpointing and torch.is_grad_enabled():
-                # It restores the generators, so that dropout draws the same numbers the second time.
+                # checkpoint() restores the generators, so dropout draws the same numbers in recomputation.
                 hidden_TH = checkpoint(layer, hidden_TH, sequences, wanted_B, use_reentrant=False)
             else:
                 hidden_TH = layer(hidden_TH, sequences, wanted_B)
@@ -165,7 +165,7 @@ class BertPooler(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings, encoder and, unless nothing would train it, the pooler."""
+    """Embeddings, encoder and, with `with_pooler`, the pooler."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, with_pooler: bool = True) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class BertModel(nn.Module):
         return hidden_TH, self.pooler(hidden_TH.index_select(0, sequences.first_tokens_B))
 
     def pooled(self, sequences: PackedSequences) -> torch.Tensor:
-        """pooled_BH [B, H] alone: after attention the last layer computes [CLS] only, as nothing reads the rest."""
+        """pooled_BH [B, H] only: after attention the last layer computes just [CLS], as nothing reads the rest."""
         assert self.pooler is not None
         pooled_BH: torch.Tensor = self.pooler(
             self.encoder(self.embeddings(sequences), sequences, sequences.first_tokens_B)
@@ -194,11 +194,11 @@ class BertModel(nn.Module):
 
 
 def compile_layers(model: BertModel) -> None:
-    """Let torch.compile fuse the token-wise part of every layer: projections, GELU, dropout, residuals, LayerNorms.
+    """Compile the token-wise part of every layer: projections, GELU, dropout, residuals, LayerNorms.
 
-    The number of tokens is a symbol and all layers share the code, so a run compiles a handful of times, in training
-    and in evaluation, and not again for new lengths. Attention stays as it is: on CUDA one kernel of its own, on a CPU
-    a loop over length bins, whose number and sizes change with every batch.
+    The number of tokens is symbolic and all layers share the code, so a run compiles only a few graphs for training
+    and evaluation, and none for new lengths. Attention is not compiled: on CUDA it is one kernel, on a CPU a loop
+    over length bins, whose number and sizes change with every batch.
     """
     for layer in model.encoder.layer:
         assert isinstance(layer, BertLayer)
@@ -206,10 +206,10 @@ def compile_layers(model: BertModel) -> None:
 
 
 def initialize_weights(model: nn.Module, initializer_range: float, seed: int) -> None:
-    """Draw all weights anew, from `seed` alone: the same on every rank and for any number of ranks.
+    """Initialize all weights from `seed` alone: the same on every rank and for any number of ranks.
 
-    Matrices come from a normal distribution cut off at two deviations (tf.truncated_normal_initializer in modeling.py,
-    `create_initializer`), biases are 0 and LayerNorm scales 1.
+    Matrices are drawn from a normal distribution truncated at two deviations (tf.truncated_normal_initializer in
+    modeling.py, `create_initializer`), biases are 0 and LayerNorm scales 1.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

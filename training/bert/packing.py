@@ -1,4 +1,4 @@
-"""Packed batches: the tokens of several sequences one after the other, with no padding between or after them."""
+"""Packed batches: the tokens of several sequences concatenated, without padding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """What the encoder reads; suffixes as in training/bert/modeling.py.
+    """The encoder's input; suffixes as in training/bert/modeling.py.
 
-    input_ids_T, token_type_ids_T, position_ids_T: [T] int64. first_tokens_B: [B] int64, where each [CLS] stands.
-    cu_seqlens: [B+1] int32. max_seqlen: tokens of the longest sequence. plan: length bins, None where the
-    variable-length kernel needs none.
+    input_ids_T, token_type_ids_T, position_ids_T: [T] int64. first_tokens_B: [B] int64, position of each [CLS].
+    cu_seqlens: [B+1] int32. max_seqlen: tokens of the longest sequence. plan: length bins, None if the
+    variable-length kernel is used.
     """
 
     input_ids_T: torch.Tensor
@@ -39,7 +39,7 @@ class PackedSequences:
         return int(self.first_tokens_B.shape[0])
 
     def to(self, device: torch.device) -> PackedSequences:
-        """Copy to a device; the plan must have been made for it, or be None."""
+        """Copy to a device; the plan must have been built for it, or be None."""
         if self.input_ids_T.device == device:
             return self
         return replace(
@@ -59,14 +59,14 @@ def pack(
     device: torch.device | str = "cpu",
     with_plan: bool = True,
 ) -> PackedSequences:
-    """Derive everything the encoder needs from the tokens, their lengths and where segment B begins.
+    """Build the encoder's input from tokens, lengths and the starts of segment B.
 
     Args:
         input_ids: [T] integers, sequence after sequence.
-        lengths: [B], tokens of each sequence; rows in descending order of length make the fewest copies.
-        segment_b_starts: [B], position of segment B's first token, or the length where there is no B.
-        device: where the plan's index tensors go; all else stays on the CPU until `to`.
-        with_plan: make the length bins.
+        lengths: [B], tokens of each sequence; rows in descending order of length need the fewest copies.
+        segment_b_starts: [B], position of segment B's first token, or the length if there is no B.
+        device: device of the plan's index tensors; everything else stays on the CPU until `to`.
+        with_plan: build the length bins.
     """
     cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=cu_seqlens[1:])

@@ -1,4 +1,4 @@
-"""Bytes that the stages of training will write, by arithmetic, for whoever has to know before the first of them.
+"""Estimates of the bytes that the training stages write.
 
 Light to import, without torch.
 """
@@ -10,7 +10,7 @@ from training.settings.pretraining import PretrainingConfig
 
 
 def disk_bytes_checkpoints(pretraining: PretrainingConfig, parameters: int) -> float:
-    """The most that checkpoints take at once: a new one is complete before the oldest goes."""
+    """Peak size of the checkpoints: a new one is complete before the oldest is removed."""
     num_checkpoints = pretraining.keep_checkpoints + 1
     if every := pretraining.keep_every_n_steps:
         num_checkpoints += pretraining.num_train_steps // every
@@ -19,7 +19,7 @@ def disk_bytes_checkpoints(pretraining: PretrainingConfig, parameters: int) -> f
 
 
 def disk_bytes_model(parameters: int) -> float:
-    """One exported model: its weights in fp32; settings and tokenizer are small beside them."""
+    """One exported model: its weights in fp32; settings and tokenizer are negligible."""
     return float(SINGLE_BYTES * parameters)
 
 
@@ -29,5 +29,5 @@ def disk_bytes_pretraining(pretraining: PretrainingConfig, parameters: int) -> f
 
 
 def disk_bytes_finetuning(parameters: int, trials: int) -> float:
-    """The model of each trial; a trial is a task begun from one encoder."""
+    """The model of each trial; a trial is a task fine-tuned from one encoder."""
     return trials * disk_bytes_model(parameters)

@@ -17,13 +17,13 @@ _METADATA_OF_A_BIN = ("clozeworks.bin_above", "clozeworks.bin_up_to")
 
 
 class ArrowExamples:
-    """All shards of one split and one maximum length, memory-mapped; rows are numbered through in shard order."""
+    """All shards of one split and one maximum length, memory-mapped; rows are numbered across shards."""
 
     def __init__(self, directory: str, manifest: Manifest, split: Split, max_seq_length: int) -> None:
-        """Map the shards that the manifest names.
+        """Map the shards listed in the manifest.
 
         Raises:
-            InputError: there are no examples of this length, a shard is damaged, or made in another way than others.
+            InputError: no examples of this length, or a shard is damaged or inconsistent with the others.
         """
         files = manifest.files_of(split, length_directory(max_seq_length))
         if not files:
@@ -47,7 +47,7 @@ class ArrowExamples:
         self._first_rows = np.array(first_rows, dtype=np.int64)
         self.num_rows = int(self._first_rows[-1])
         self._rules = RowRules.of(self.metadata, max_seq_length)
-        # What has been looked at once is not looked at again in the next epoch.
+        # Each block is checked once, not again in later epochs.
         self._sound_blocks: set[tuple[int, int]] = set()
 
     def _add_metadata(self, uri: str, schema: pa.Schema) -> None:
@@ -57,20 +57,20 @@ class ArrowExamples:
             name = next(name for name in {**shared, **self.metadata} if shared.get(name) != self.metadata.get(name))
             raise InputError(
                 f"{uri}: {name} is {shared.get(name)!r}, in {self._files[0][0]} it is {self.metadata.get(name)!r}; "
-                "the files are of two stages: rebuild the examples stage"
+                "the files come from different stages: rebuild the examples stage"
             )
         self.metadata = shared
 
     @property
     def is_unmasked(self) -> bool:
-        """Do the files leave it to the reader to mask?"""
+        """Whether the reader must draw the masks."""
         return self.metadata.get("clozeworks.masking") == "dynamic"
 
     def read(self, blocks: tuple[tuple[int, int], ...]) -> Rows:
-        """Copy runs of consecutive rows, given as (first, past the last), laid end to end.
+        """Copy runs of consecutive rows, given as (first, past the last), and concatenate them.
 
         Raises:
-            InputError: a row is not one of this length, vocabulary and task; the line names file and row.
+            InputError: a row does not fit this length, vocabulary or task; the message names file and row.
         """
         parts: list[Rows] = []
         for first, last in blocks:
@@ -91,7 +91,7 @@ class ArrowExamples:
         return rows
 
     def refusal(self, row: int, what: str) -> InputError:
-        """The error for a row that cannot be trained on, by its number among all rows."""
+        """The error for an invalid row, given its number among all rows."""
         uri, first_row = next(file for file in reversed(self._files) if file[1] <= row)
         return InputError(
             f"{uri}, row {row - first_row}: {what}; run clozeworks validate on the workspace, and rebuild the "
@@ -103,7 +103,7 @@ def _open_shard(uri: str, size_bytes: int) -> pa.Table:
     found_bytes = storage.file_size_bytes(uri)
     if found_bytes != size_bytes:
         raise InputError(
-            f"{uri}: has {found_bytes} bytes where the manifest states {size_bytes}; rebuild the examples stage"
+            f"{uri}: has {found_bytes} bytes, but the manifest states {size_bytes}; rebuild the examples stage"
         )
     try:
         with pa.memory_map(storage.local_path(uri)) as source:

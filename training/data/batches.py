@@ -11,7 +11,7 @@ from training.bert.packing import PackedSequences
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass of the pre-training model reads; suffixes as in training/bert/modeling.py.
+    """The input of one forward pass of the pre-training model; suffixes as in training/bert/modeling.py.
 
     masked_lm_positions_M (flat, among T tokens), masked_lm_ids_M: [M] int64. next_sentence_label_B: [B] int64.
     """
@@ -35,10 +35,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's part of one optimizer step, with the sizes of the whole step over all ranks.
+    """One rank's part of one optimizer step, with the sizes of the complete step over all ranks.
 
-    global_squared_tokens: squares of the rows' lengths, summed: what attention's cost goes by.
-    next_position: where in the global order the next step begins; with it a checkpoint resumes.
+    global_squared_tokens: sum of the rows' squared lengths, to which attention's cost is proportional.
+    next_position: where in the global order the next step starts; stored in checkpoints.
     """
 
     micro_batches: tuple[MicroBatch, ...]

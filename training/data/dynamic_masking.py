@@ -1,7 +1,7 @@
-"""Masks drawn while reading, anew in each epoch (Liu et al., 2019, section 4.1), by the rule of `pipelines.examples`.
+"""Masks drawn while reading, new in each epoch (Liu et al., 2019, section 4.1), by the rule of `pipelines.examples`.
 
-Every choice is a hash of (stream, row, position): not of the batch, rank or thread that makes it. So the masks of a row
-in an epoch are the same for any number of ranks and after any resume.
+Every choice is a hash of (stream, row, position), independent of batch, rank and thread. So the masks of a row in an
+epoch are the same for any number of ranks and after any resume.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Ids = npt.NDArray[Any]
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
-# A row's stream is cut into three by purpose; the first numbers, one a position (below 2**16), are for the choice.
+# A row's stream has three parts by purpose; the first numbers, one per position (below 2**16), order the choice.
 _FATE, _REPLACEMENT = 1 << 16, 2 << 16
-# Bits of a token's place in the order of choice: row of the group, special token or not, random number, position.
+# Bits of a token's sort key: row of the group, special token or not, random number, position.
 _ROW_SHIFT, _SPECIAL_SHIFT, _SCORE_SHIFT = np.uint64(48), np.uint64(47), np.uint64(16)
 _SCORE_BITS_DROPPED = np.uint64(33)
 _POSITION_MASK = np.uint64(0xFFFF)
 GROUP_ROWS = 256
-"""Rows that are sorted at a time, so that the numbers stay in cache; the result does not depend on it."""
+"""Rows sorted at a time, so that the keys stay in cache; the result does not depend on it."""
 
 
 def _mix(values: KeyArray) -> KeyArray:
@@ -46,13 +46,13 @@ def _draw(keys: KeyArray, counters: IntArray) -> KeyArray:
 
 
 def row_keys(rows: IntArray, *stream: int | str) -> KeyArray:
-    """A key for each row number of a data set; `stream` tells epochs and data sets apart."""
+    """A key for each row number of a data set; `stream` identifies epoch and data set."""
     return _draw(np.full(len(rows), keyed_seed("masks", *stream), dtype=np.uint64), rows)
 
 
 @dataclass(frozen=True)
 class DynamicMasking:
-    """What is masked and how: the rule of pipelines.examples.masking.MaskingRules, without whole words."""
+    """The rule of pipelines.examples.masking.MaskingRules, without whole-word masking."""
 
     masked_lm_prob: float
     max_predictions_per_seq: int
@@ -62,7 +62,7 @@ class DynamicMasking:
     vocab_size: int
 
     def num_predictions(self, input_ids: Ids, offsets: IntArray) -> IntArray:
-        """How many tokens of each row are predicted; rows are unmasked, `offsets` [rows + 1] tells where they lie."""
+        """Number of predicted tokens of each row; rows are unmasked, `offsets` [rows + 1] delimits them."""
         lengths = np.diff(offsets)
         wanted = np.rint(lengths * self.masked_lm_prob).astype(np.int64)
         wanted = np.minimum(self.max_predictions_per_seq, np.maximum(1, wanted))
@@ -76,11 +76,11 @@ class DynamicMasking:
         """Mask rows in place.
 
         Args:
-            input_ids: [T], rows end to end, unmasked.
-            lengths, keys, num_predictions: [rows], the latter two of `row_keys` and `num_predictions`.
+            input_ids: [T], rows concatenated, unmasked.
+            lengths, keys, num_predictions: [rows], the latter two from `row_keys` and `num_predictions`.
 
         Returns:
-            masked_lm_positions: int64, flat among the T tokens, ascending; masked_lm_ids: what stood there.
+            masked_lm_positions: int64, flat among the T tokens, ascending; masked_lm_ids: the original tokens.
         """
         ends = np.cumsum(lengths)
         starts = ends - lengths
@@ -96,7 +96,7 @@ class DynamicMasking:
         return chosen, masked_ids
 
     def _choose(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> IntArray:
-        """Of each row the maskable tokens with the smallest random numbers, as flat positions in ascending order."""
+        """The maskable tokens of each row with the smallest random numbers, as flat positions in ascending order."""
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(len(input_ids)) - np.repeat(starts, lengths)
         scores = _draw(np.repeat(keys, lengths), positions)
@@ -125,15 +125,15 @@ class DynamicMasking:
 
 
 def masking_of(metadata: Mapping[str, str], tokens: Sequence[str], always: bool = False) -> DynamicMasking | None:
-    """The rule by which examples want to be masked at reading; None where their masks are used as written.
+    """The rule for masking examples at reading; None if their masks are used as written.
 
     Args:
         metadata: of the examples' schema (pipelines.contract.manifest.examples_schema).
         tokens: the vocabulary, in order of ids.
-        always: mask anew also where masks are written.
+        always: draw new masks even if the examples have masks.
 
     Raises:
-        InputError: the examples were masked by whole words, which reading cannot do, or are of an older version.
+        InputError: the examples use whole-word masking, which cannot be done at reading, or an older version.
     """
     written = metadata.get("clozeworks.masking", "static")
     if written != "dynamic" and not always:
@@ -141,11 +141,11 @@ def masking_of(metadata: Mapping[str, str], tokens: Sequence[str], always: bool 
     if written not in ("static", "dynamic"):
         raise InputError(
             f"pretraining.masking = dynamic masks single tokens, but the examples were made with examples.masking = "
-            f"{written}; take the masks as written, or make the examples with static or dynamic"
+            f"{written}; use the masks as written, or rebuild the examples with static or dynamic"
         )
     values = [metadata.get(f"clozeworks.{name}") for name in ("masked_lm_prob", "max_predictions_per_seq")]
     if None in values:
-        raise InputError("the examples do not tell masked_lm_prob and max_predictions_per_seq; rebuild the stage")
+        raise InputError("the examples do not record masked_lm_prob and max_predictions_per_seq; rebuild the stage")
     masked_lm_prob, max_predictions_per_seq = (str(value) for value in values)
     cls_id, sep_id, mask_id = (tokens.index(token) for token in (CLS, SEP, MASK))
     return DynamicMasking(float(masked_lm_prob), int(max_predictions_per_seq), cls_id, sep_id, mask_id, len(tokens))

@@ -1,8 +1,8 @@
 """The order in which examples are read: a pure function of (seed, epoch, position), the same for any number of ranks.
 
-Rows are cut into blocks of consecutive rows, the blocks are shuffled, several neighbouring blocks make a window, and
-rows are shuffled within their window. So reads stay sequential (a block is one run of bytes on disk), memory holds one
-window, and any position is reached without looking at those before it.
+Rows are grouped into blocks of consecutive rows, the blocks are shuffled, several neighbouring blocks form a window,
+and rows are shuffled within their window. So reads stay sequential (a block is one run of bytes on disk), memory holds
+one window, and any position is reached without reading those before it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def _key_bits(*key: int | str) -> int:
 
 
 def keyed_seed(*key: int | str) -> int:
-    """A 63-bit seed that depends on `key` alone, for generators that take a number."""
+    """A 63-bit seed that depends on `key` alone, for generators that are seeded by a number."""
     return _key_bits(*key) >> 65
 
 
 def keyed_permutation(count: int, *key: int | str) -> IntArray:
     """A permutation of range(count) that depends on `key` alone.
 
-    It orders the raw words of a Philox counter: unlike NumPy's `permutation`, these never change between versions.
+    Sorts the raw words of a Philox counter: unlike NumPy's `permutation`, these never change between versions.
     """
     words = np.random.Philox(key=_key_bits(*key)).random_raw(count)
     return np.argsort(words, kind="stable")
@@ -39,8 +39,8 @@ def keyed_permutation(count: int, *key: int | str) -> IntArray:
 class Window:
     """Rows that are shuffled together.
 
-    first_position: the window's place in its epoch. blocks: (first row, row after the last), in reading order.
-    order: [rows of the window], which row of the blocks' rows laid end to end comes first, second, ...
+    first_position: the window's position in its epoch. blocks: (first row, row after the last), in reading order.
+    order: [rows of the window], indices into the blocks' concatenated rows, in shuffled order.
     """
 
     epoch: int
@@ -64,9 +64,9 @@ class GlobalOrder:
 
     Args:
         num_rows: rows of the data set, at least 1.
-        seed, stream: key of all shuffles; `stream` keeps data sets of one run apart.
+        seed, stream: key of all shuffles; `stream` distinguishes the data sets of one run.
         block_rows: consecutive rows that are read together.
-        window_blocks: blocks whose rows are shuffled with one another.
+        window_blocks: blocks whose rows are shuffled together.
     """
 
     num_rows: int
@@ -122,10 +122,10 @@ def share_of(total: int, part: int, parts: int) -> tuple[int, int]:
 
 
 def dealt_rows(lengths: IntArray, part: int, parts: int) -> IntArray:
-    """Which rows of a batch one part gets, longest first: dealt by length, there and back again.
+    """Rows of a batch that one part gets, longest first: dealt by length in alternating direction.
 
-    So the parts (micro-batches of all ranks) differ by at most one row, and in tokens by at most one row's length:
-    no rank waits for another that drew the long rows.
+    The parts (micro-batches of all ranks) differ by at most one row, and in tokens by at most one row's length, so
+    no rank waits for another with longer rows.
     """
     descending = np.argsort(-lengths, kind="stable")
     rounds = np.arange(-(-len(lengths) // parts))

@@ -1,4 +1,4 @@
-"""An iterator that a thread works ahead of, and that leaves no thread behind however it ends."""
+"""An iterator that is filled by a thread, which ends with it in every case."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PATIENCE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class _End:
-    """The source has ended: by itself, or with an error."""
+    """The source is exhausted, or has raised an error."""
 
     error: BaseException | None = None
 
 
 def prefetched(source: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
-    """The items of `source`, made by a thread up to `ahead` items early; its error is raised where it would have been.
+    """The items of `source`, produced by a thread up to `ahead` items early; its error is raised in its place.
 
-    Closing the generator ends the thread and waits for it, so close it where a loop may end early
-    (`contextlib.closing`). Where nobody does (an exception's traceback keeps it alive), the thread ends by itself once
-    the main thread has: one that is inside torch while the interpreter shuts down aborts the process.
+    Closing the generator stops the thread and joins it, so close it if a loop may end early (`contextlib.closing`).
+    If it is not closed (an exception's traceback keeps it alive), the thread ends once the main thread has: a thread
+    inside torch during interpreter shutdown aborts the process.
     """
     closed = threading.Event()
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=ahead)
@@ -44,7 +44,7 @@ def prefetched(source: Iterable[Item], ahead: int) -> Generator[Item, None, None
             for item in source:
                 if not offer(item):
                     return
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+        except BaseException as error:  # noqa: BLE001 - passed to the consumer, which raises it
             offer(_End(error))
         else:
             offer(_End())

@@ -32,7 +32,7 @@ class Ragged:
         return lengths
 
     def take(self, rows: IntArray) -> Ragged:
-        """A copy of some rows, laid end to end."""
+        """A copy of some rows, concatenated."""
         starts, lengths = self.offsets[rows], self.lengths_of(rows)
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -58,7 +58,7 @@ class Rows:
 
     @staticmethod
     def of(batch: pa.RecordBatch) -> Rows:
-        """Views of a batch's buffers: nothing is copied, so a mapped file is not read yet."""
+        """Views of a batch's buffers, without copying: a mapped file is not read yet."""
 
         def ragged(name: str) -> Ragged:
             column = batch.column(name)
@@ -92,7 +92,7 @@ class Rows:
 
     @staticmethod
     def joined(parts: list[Rows]) -> Rows:
-        """A copy of all rows, laid end to end."""
+        """A copy of all rows, concatenated."""
         return Rows(
             Ragged.joined([part.input_ids for part in parts]),
             np.concatenate([part.segment_b_start for part in parts]),
@@ -108,7 +108,7 @@ class Rows:
         return positions
 
     def without_masks(self) -> Rows:
-        """Put masked_lm_ids back, in place, and forget where they were."""
+        """Restore the masked tokens, in place, and drop the masked positions."""
         self.input_ids.values[self.flat_masked_positions()] = self.masked_lm_ids.values
         nothing = Ragged(self.masked_lm_ids.values[:0], np.zeros(len(self.segment_b_start) + 1, dtype=np.int64))
         return Rows(self.input_ids, self.segment_b_start, nothing, nothing, self.next_sentence_label)

@@ -121,7 +121,7 @@ def test_foreign_directories_are_refused_in_one_line(tmp_path: Any) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match="not a readable safetensors"):
         read_weights(str(tmp_path))
-    with pytest.raises(InputError, match=r"lacks the weight bert\.embeddings"):
+    with pytest.raises(InputError, match=r"weight bert\.embeddings"):
         load_into(BertForPreTraining(ModelConfig(hidden_size=12), 9), {}, "somewhere")
 
 
@@ -222,26 +222,26 @@ def test_damaged_and_foreign_weights_are_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(pickle.dumps({"bert.pooler.dense.bias": Malicious()}, protocol=2))
-    with pytest.raises(InputError, match=rf"^{path}: cannot be read as weights alone \(.*; save it as model\.safetens"):
+    with pytest.raises(InputError, match=rf"^{path}: cannot be read as weights only \(.*; save it as model\.safetens"):
         read_weights(str(tmp_path))
     assert not (tmp_path / "was-run").exists()
     torch.save([torch.zeros(2)], path)
-    with pytest.raises(InputError, match=rf"^{path}: holds something else than named tensors"):
+    with pytest.raises(InputError, match=rf"^{path}: does not contain named tensors"):
         read_weights(str(tmp_path))
     path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"neither model\.safetensors nor|cannot be read as weights alone"):
+    with pytest.raises(InputError, match=r"neither model\.safetensors nor|cannot be read as weights only"):
         read_weights(str(tmp_path))
     path.unlink()
     with pytest.raises(InputError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         read_weights(str(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
-    with pytest.raises(InputError, match=r"model-1\.safetensors: missing, though the index names it"):
+    with pytest.raises(InputError, match=r"model-1\.safetensors: missing, but the index lists it"):
         read_weights(str(tmp_path))
 
     directory, model = exported
     state = read_weights(directory)
     del state["bert.pooler.dense.bias"]
-    with pytest.raises(InputError, match=rf"^{directory}: lacks the weight bert\.pooler\.dense\.bias"):
+    with pytest.raises(InputError, match=rf"^{directory}: weight bert\.pooler\.dense\.bias is missing"):
         load_into(model, state, directory)
     state = read_weights(directory) | {"bert.pooler.dense.bias": torch.zeros(3)}
     with pytest.raises(InputError, match=rf"^{directory}: weight bert\.pooler\.dense\.bias has shape \(3,\), the"):

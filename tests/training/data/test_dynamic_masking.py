@@ -215,7 +215,7 @@ def test_the_rule_comes_from_the_files() -> None:
     assert masking_of(static, TOKENS, always=True) == expected
     for changed, message in (
         ({**metadata, "clozeworks.masking": "whole_word"}, "made with examples.masking = whole_word"),
-        ({"clozeworks.masking": "dynamic"}, "do not tell masked_lm_prob"),
+        ({"clozeworks.masking": "dynamic"}, "do not record masked_lm_prob"),
     ):
         with pytest.raises(InputError, match=message):
             masking_of(changed, TOKENS, always=True)

@@ -80,26 +80,26 @@ def swap_positions(row: Row) -> None:
 
 
 STATIC = {
-    "id": (setter("input_ids", 1, VOCAB_SIZE), "input_ids has the id 50, and the vocabulary ends at 49"),
+    "id": (setter("input_ids", 1, VOCAB_SIZE), "input_ids has the id 50, but the vocabulary ends at 49"),
     "label-id": (setter("masked_lm_ids", 0, 60_000), "masked_lm_ids has the id 60000"),
-    "on-cls": (setter("masked_lm_positions", 0, 0), "a masked position lies outside the row's text"),
-    "behind": (setter("masked_lm_positions", -1, 15), "a masked position lies outside the row's text"),
-    "far-behind": (setter("masked_lm_positions", -1, 65_535), "a masked position lies outside the row's text"),
-    "descending": (swap_positions, "is not above the one before it"),
+    "on-cls": (setter("masked_lm_positions", 0, 0), "a masked position is outside the row's text"),
+    "behind": (setter("masked_lm_positions", -1, 15), "a masked position is outside the row's text"),
+    "far-behind": (setter("masked_lm_positions", -1, 65_535), "a masked position is outside the row's text"),
+    "descending": (swap_positions, "not above the one before it"),
     "twice": (lambda row: row.update(masked_lm_positions=[1, 1], masked_lm_ids=[5, 6]), "not above the one before it"),
-    "long": (lambda row: row["input_ids"].extend([9] * 30), "its length is not from 5 to max_seq_length = 16"),
+    "long": (lambda row: row["input_ids"].extend([9] * 30), "its length is not in 5 to max_seq_length = 16"),
     "short": (
         lambda row: row.update(input_ids=[CLS, SEP], masked_lm_positions=[], masked_lm_ids=[]),
-        "its length is not from 5",
+        "its length is not in 5",
     ),
-    "empty": (lambda row: row.update(input_ids=[]), "its length is not from 5"),
+    "empty": (lambda row: row.update(input_ids=[]), "its length is not in 5"),
     "segment-far": (setter("segment_b_start", None, 60_000), "segment_b_start is not in the row"),
     "segment-cls": (setter("segment_b_start", None, 0), "segment_b_start is not in the row"),
     "segment-end": (lambda row: row.update(segment_b_start=len(row["input_ids"]) - 1), "segment_b_start is not in"),
     "unmasked": (lambda row: row.update(masked_lm_positions=[], masked_lm_ids=[]), "no token is masked"),
     "label": (setter("next_sentence_label", None, 2), "next_sentence_label is above 1"),
-    "more-ids": (lambda row: row["masked_lm_ids"].append(7), "not one masked_lm_id for each masked position"),
-    "more-places": (lambda row: row["masked_lm_positions"].append(4), "not one masked_lm_id for each masked position"),
+    "more-ids": (lambda row: row["masked_lm_ids"].append(7), "not have one masked_lm_id per masked position"),
+    "more-places": (lambda row: row["masked_lm_positions"].append(4), "not have one masked_lm_id per masked position"),
 }
 
 
@@ -145,7 +145,7 @@ def test_dynamic_masking_is_refused_likewise(tmp_path: Path, kind: str, split: A
         message = "no token that can be masked"
     elif kind == "far-behind":
         change = lambda row: row.update(masked_lm_positions=[900], masked_lm_ids=[7])  # noqa: E731
-        message = "a masked position lies outside the row's text"
+        message = "a masked position is outside the row's text"
     else:
         change, message = STATIC[kind]
     change(rows[17])
@@ -184,7 +184,7 @@ def test_lists_that_reach_beyond_their_column_are_refused(tmp_path: Path) -> Non
         chunk.masked_lm_ids,
         chunk.next_sentence_label,
     )
-    with pytest.raises(InputError, match=r"row 0: the lists of input_ids end beyond the column's values"):
+    with pytest.raises(InputError, match=r"row 0: the lists of input_ids extend beyond the column's values"):
         examples.read(((0, 25),))
 
 
