@@ -1,9 +1,9 @@
-"""DeepSpeed's CPU communication operator, compiled once by one process.
+"""DeepSpeed's CPU communication operator, compiled once, by one process.
 
-DeepSpeed compiles it on first use, which takes minutes on a cold start, and a process killed in between may leave a
+DeepSpeed compiles it on first use, which takes minutes on a cold start, and a process killed meanwhile may leave a
 `lock` file on which every later run waits forever. So the compiled operators are stored in a directory of this
 installation, one process at a time loads or builds them under a lock that the kernel releases when its holder dies,
-and whoever holds that lock may remove what a dead process left.
+and the holder of that lock may remove stale `lock` files.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _POLL_SECONDS = 0.05
 
 
 _SILENT_SECONDS = 30.0
-"""Ranks load one after the other, within seconds; compiling takes minutes."""
+"""Ranks load one after another, within seconds; compiling takes minutes."""
 
 
 def extensions_directory() -> str:
-    """Where compiled operators lie: `TORCH_EXTENSIONS_DIR`, or a directory inside the virtual environment."""
+    """Directory of compiled operators: `TORCH_EXTENSIONS_DIR`, or one inside the virtual environment."""
     return os.environ.setdefault(EXTENSIONS_VARIABLE, os.path.join(sys.prefix, "torch_extensions"))
 
 
@@ -44,7 +44,7 @@ def _sole_builder(directory: str) -> Iterator[None]:
         deadline = time.monotonic() + _SILENT_SECONDS
         while not _try_to_lock(guard.fileno()):
             if time.monotonic() > deadline:
-                print(f"waiting for another process that builds DeepSpeed's operators ({path})", file=sys.stderr)
+                print(f"waiting for another process to build DeepSpeed's operators ({path})", file=sys.stderr)
                 fcntl.flock(guard, fcntl.LOCK_EX)
                 break
             time.sleep(_POLL_SECONDS)
@@ -60,7 +60,7 @@ def _try_to_lock(descriptor: int) -> bool:
 
 
 def remove_stale_locks(directory: str) -> list[str]:
-    """Delete `lock` files of builds that died; only the holder of the guard may call it."""
+    """Delete `lock` files of dead builds; only the holder of the guard may call it."""
     stale = sorted(
         glob.glob(os.path.join(directory, "*", "lock")) + glob.glob(os.path.join(directory, "*", "*", "lock"))
     )
@@ -70,16 +70,16 @@ def remove_stale_locks(directory: str) -> list[str]:
 
 
 def load_communication_operator() -> bool:
-    """Load DeepSpeed's shared-memory communication operator, compiling it where that has not been done.
+    """Load DeepSpeed's shared-memory communication operator, compiling it if necessary.
 
     Returns:
-        False where this platform has no such operator and DeepSpeed falls back to gloo alone.
+        False if this platform has no such operator and DeepSpeed falls back to gloo.
 
     Raises:
         InputError: the compiler failed.
     """
     directory = extensions_directory()
-    # Two versions of ninja hash a command differently, and each rebuilds what the other has built: always use ours.
+    # Two versions of ninja hash a command differently and rebuild each other's output: always use ours.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     with _sole_builder(directory):
         remove_stale_locks(directory)

@@ -1,4 +1,4 @@
-"""BERT's Adam, as optimization.py of the released code (AdamWeightDecayOptimizer) defines it, AdamW, and LAMB."""
+"""BERT's Adam (AdamWeightDecayOptimizer in optimization.py of the released code), AdamW, and LAMB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from training.settings.optimization import OPTIMIZERS, OptimizerConfig
 
 NO_DECAY = ("LayerNorm.weight", "bias")
-"""Ends of the names of parameters without weight decay (exclude_from_weight_decay in the released code)."""
+"""Name suffixes of parameters without weight decay (exclude_from_weight_decay in the released code)."""
 
 
 class BertAdam(torch.optim.Optimizer):
@@ -56,14 +56,14 @@ class BertAdam(torch.optim.Optimizer):
     def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         first, denominators, step_size = self._moments(group, parameters)
         if group["weight_decay"]:
-            # p appears on both sides: decay with the old value, before the Adam part is taken off.
+            # p appears on both sides: apply decay to the old value, before the Adam update is subtracted.
             torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
         torch._foreach_addcdiv_(parameters, first, denominators, -group["lr"] * step_size)
 
     def _moments(
         self, group: dict[str, Any], parameters: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
-        """Advance the moments; m and sqrt(v) + eps of each parameter, and the factor that corrects m's bias."""
+        """Update the moments; return m and sqrt(v) + eps of each parameter, and the factor that corrects m's bias."""
         beta1, beta2 = group["betas"]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
@@ -89,9 +89,9 @@ class BertAdam(torch.optim.Optimizer):
 
 
 class Lamb(BertAdam):
-    """LAMB: Adam's step for each matrix, scaled to a length in proportion to the matrix itself.
+    """LAMB: Adam's update of each matrix, scaled in proportion to the matrix's norm.
 
-    r = m / (sqrt(v) + eps) + decay p;  p -= lr (|p| / |r|) r, with m and v bias-corrected, and the factor 1 where a
+    r = m / (sqrt(v) + eps) + decay p;  p -= lr (|p| / |r|) r, with m and v bias-corrected, and factor 1 where a
     norm is 0 (You et al., 2020, algorithm 2, phi(z) = z). LayerNorm and biases are not scaled, as in the authors'
     code (lamb_optimizer.py, exclude_from_layer_adaptation).
     """
@@ -125,11 +125,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of a recipe; its rate is 0 until the schedule sets it before each step."""
+    """Build the recipe's optimizer; its rate is 0 until the schedule sets it before each step."""
     return _BUILDERS[config.optimizer](decay_groups(model, config.weight_decay), config)
 
 
-# The rate is 0 because DeepSpeed may call step() while it sets up.
+# The rate is 0 because DeepSpeed may call step() during initialization.
 def _bert_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     return BertAdam(
         groups, lr=0.0, betas=_betas(config), eps=config.adam_eps, bias_correction=config.adam_bias_correction
@@ -137,7 +137,7 @@ def _bert_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.o
 
 
 def _fused_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    # The fused form is one kernel over all parameters, on CUDA and on a CPU alike.
+    # The fused form is one kernel over all parameters, on both CUDA and CPU.
     return torch.optim.AdamW(groups, lr=0.0, betas=_betas(config), eps=config.adam_eps, fused=True)
 
 

@@ -1,10 +1,10 @@
-"""Notice at once that another rank of this machine has died, and end with a line instead of waiting for it.
+"""Detect at once that another rank of this machine has died, and exit with an error line instead of waiting for it.
 
-A collective operation with a rank that was killed fails late or never: gloo notices a closed connection, NCCL and
-shared memory wait for minutes. So every rank holds a handle on the process of each peer, which the kernel signals when
-that process ends, however it ends. A few bytes of memory that the ranks share hold who left on purpose, and the step
-that each has reached. Ranks of other machines are not watched: there the closed connection and the process group's
-time-out (DEEPSPEED_TIMEOUT, ten minutes) are what is left, as for a peer that stands still (SIGSTOP).
+A collective operation with a killed rank fails late or never: gloo detects a closed connection, NCCL and shared
+memory wait for minutes. So every rank holds a handle on the process of each peer, which the kernel signals when that
+process ends for any reason. A few bytes of shared memory record which ranks left on purpose, and the step that each
+has reached. Ranks of other machines are not watched: there only the closed connection and the process group's
+time-out (DEEPSPEED_TIMEOUT, ten minutes) apply, as for a stopped peer (SIGSTOP).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 
 _RUNNING, _LEFT, _FAILED = 0, 1, 2
 _SLOT = struct.Struct("<qq")
-"""A rank's state, and the step that it has reached."""
+"""A rank's state, and the last step that it completed."""
 _SETTLE_SECONDS = 0.3
-"""Others that died with the first one are dead by then, so one of those that live says it."""
+"""Time for peers that died together to be dead, so that a surviving rank reports it."""
 _SECONDS_FOR_LAUNCHER = 2.0
-"""A launcher that sees the dead rank first passes on how it ended; it looks once a second."""
+"""A launcher that sees the dead rank first reports its exit status; it polls once a second."""
 _SECONDS_AFTER_FAILURE = 10.0
-"""A peer that failed says so itself; its launcher ends the others, and where there is none they end after this."""
+"""A failed peer reports its own error; its launcher ends the others, or without one they exit after this."""
 EXIT_PEER_DIED = 1
 
 
@@ -42,7 +42,7 @@ class _Peer:
 
 
 class Peers:
-    """The ranks of this machine that are watched by this one; all ranks make it together."""
+    """The ranks of this machine, as watched by this one; created by all ranks together."""
 
     def __init__(self, rank: int, members: dict[int, int], board: mmap.mmap) -> None:
         """`members`: process ids by rank, this one's included."""
@@ -59,15 +59,15 @@ class Peers:
         self._thread.start()
 
     def reached(self, step: int) -> None:
-        """Note that this rank has completed a step."""
+        """Record that this rank has completed a step."""
         _SLOT.pack_into(self._board, self._offset(self._rank), _RUNNING, step)
 
     def explain_by(self, describe: Callable[[], str]) -> None:
-        """`describe`: what to do when a rank has died, such as which checkpoint is resumed."""
+        """Set the remedy to show when a rank has died, such as which checkpoint will be resumed."""
         self._describe = describe
 
     def leave(self, failed: bool) -> None:
-        """Stop watching; the peers take this rank's end for what it is."""
+        """Stop watching, and record for the peers whether this rank failed."""
         _SLOT.pack_into(self._board, self._offset(self._rank), _FAILED if failed else _LEFT, self._step(self._rank))
         os.write(self._waker, b"x")
         self._thread.join()
@@ -126,12 +126,12 @@ def _readable(descriptors: list[int], timeout_seconds: float | None = None) -> l
 
 
 def watch_peers(store: Any, rank: int, world_size: int) -> Peers | None:
-    """Meet the other ranks of this machine through the process group's store; None where there is nothing to watch.
+    """Connect to the other ranks of this machine through the process group's store; None if there are none.
 
     Args:
-        store: of torch.distributed, fresh for each process group.
+        store: of torch.distributed, a new one for each process group.
         rank: of this process.
-        world_size: how many ranks there are.
+        world_size: number of ranks.
     """
     if world_size == 1 or not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
         return None
@@ -142,7 +142,7 @@ def watch_peers(store: Any, rank: int, world_size: int) -> Peers | None:
     first, size_bytes = min(members), _SLOT.size * len(members)
     key = f"clozeworks/board/{first}"
     if rank == first:
-        # Memory without a name in any file system: nothing of it is left, however the ranks end.
+        # Anonymous memory, without a name in any file system: freed however the ranks end.
         descriptor = os.memfd_create("clozeworks-peers")
         os.ftruncate(descriptor, size_bytes)
         board = mmap.mmap(descriptor, size_bytes)
@@ -150,7 +150,7 @@ def watch_peers(store: Any, rank: int, world_size: int) -> Peers | None:
     else:
         descriptor = os.open(f"/proc/{members[first]}/fd/{int(store.get(key))}", os.O_RDWR)
         board = mmap.mmap(descriptor, size_bytes)
-    # The first one's descriptor is needed until all have opened it.
+    # The first rank's descriptor must stay open until all have opened it.
     store.add(f"{key}/opened", 1)
     while int(store.add(f"{key}/opened", 0)) < len(members):
         time.sleep(0.01)
@@ -159,6 +159,6 @@ def watch_peers(store: Any, rank: int, world_size: int) -> Peers | None:
 
 
 def _pid_namespace() -> str:
-    """What processes have in common that know one another by process id."""
+    """Identifies the PID namespace: process ids are valid among processes that share it."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
         return f"{stream.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"

@@ -13,7 +13,7 @@ def resolved_precision(precision: Precision, device: torch.device) -> str:
     """`fp32`, `bf16` or `fp16`.
 
     Raises:
-        InputError: bf16 is asked for on a GPU that lacks it, or fp16 on a CPU.
+        InputError: bf16 is requested on a GPU without it, or fp16 on a CPU.
     """
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     if precision == "auto":
@@ -26,11 +26,11 @@ def resolved_precision(precision: Precision, device: torch.device) -> str:
 
 
 TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""In which type weights and activations are computed, by resolved precision."""
+"""Data type of weights and activations, by resolved precision."""
 
 
 def seed_dropout(seed: int) -> None:
-    """Set the generators of the CPU and of this rank's GPU; done before each micro-batch, so no state needs saving."""
+    """Seed the generators of the CPU and this rank's GPU; called before each micro-batch, so no state is saved."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The processes of a run: started, met, watched and stopped."""
+"""Start, connect, watch and stop the processes of a run."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ class Processes:
     world_size: int
     device: torch.device
     peers: Peers | None = None
-    """The other ranks of this machine, which are watched; None where there are none."""
+    """Watches the other ranks of this machine; None if there are none."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all ranks, in place."""
+        """Sum a tensor over all ranks, in place."""
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
 
     def count(self, value: bool) -> int:
-        """On how many ranks a condition holds."""
+        """Number of ranks on which a condition holds."""
         return int(self.sum(torch.tensor(int(value), device=self.device)))
 
     def reached(self, step: int) -> None:
-        """Note the step that this rank has completed, for its peers to name if it dies."""
+        """Record the step that this rank has completed, for its peers to report if it dies."""
         if self.peers is not None:
             self.peers.reached(step)
 
     def explain_deaths_by(self, describe: Callable[[], str]) -> None:
-        """`describe` is called when a rank has died: what to do, such as which checkpoint is resumed."""
+        """Set a function that returns the remedy when a rank has died, such as which checkpoint will be resumed."""
         if self.peers is not None:
             self.peers.explain_by(describe)
 
@@ -62,7 +62,7 @@ class Processes:
             torch.distributed.barrier()
 
     def from_first(self, value: Any) -> Any:
-        """The value that rank 0 has, on every rank; it travels as a pickle between our own processes."""
+        """Broadcast rank 0's value to every rank, pickled; the ranks are our own processes."""
         values = [value]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(values, src=0)
@@ -70,9 +70,9 @@ class Processes:
 
 
 def start_processes() -> Processes:
-    """Join the launcher's process group or, without a launcher, make a group of one; peers are watched from then on.
+    """Join the launcher's process group or, without a launcher, create a group of one; start watching peers.
 
-    Where all ranks are on this machine nothing listens but on the loopback interface.
+    If all ranks are on this machine, sockets listen on the loopback interface only.
     """
     global _peers
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
@@ -92,8 +92,8 @@ def start_processes() -> Processes:
         peers = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(max(1, _available_cores() // peers))
 
-    # DeepSpeed talks on standard output while it loads; that stream carries our own lines only. What it says there,
-    # as that an operator was built which was only loaded, is of use if it fails.
+    # DeepSpeed prints on standard output while it loads; that stream is for our own lines. Its output, such as that
+    # an operator was built when it was only loaded, is shown only if loading fails.
     with _told_on_failure():
         with _without_mlflow():
             import deepspeed
@@ -102,7 +102,7 @@ def start_processes() -> Processes:
             from deepspeed.utils import logger
 
         logger.setLevel(logging.WARNING)
-        # It warns of every optimizer but its own; ours are tested under each stage.
+        # It warns about every optimizer but its own; ours are tested under each stage.
         logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
         if not on_gpu:
             load_communication_operator()
@@ -116,7 +116,7 @@ def start_processes() -> Processes:
                 rank=rank,
                 world_size=world_size,
                 timeout=default_pg_timeout,
-                # As DeepSpeed does where it makes the group; with a single rank there is no peer to reach.
+                # As DeepSpeed does if it creates the group; a single rank has no peer to connect to.
                 device_id=device if on_gpu and world_size > 1 else None,
             )
             _peers = watch_peers(store, rank, world_size)
@@ -127,7 +127,7 @@ def start_processes() -> Processes:
 
 
 def stop_processes() -> None:
-    """Leave the process group; a later `start_processes` of this process makes a new one."""
+    """Leave the process group; a later `start_processes` in this process creates a new one."""
     global _peers
     if _peers is not None:
         _peers.leave(failed=sys.exc_info()[0] is not None)
@@ -135,7 +135,7 @@ def stop_processes() -> None:
     if torch.distributed.is_initialized():
         from deepspeed import comm
 
-        # DeepSpeed keeps groups of its own in module globals, and a backend that believes itself initialised.
+        # DeepSpeed keeps groups of its own in module globals, and a backend marked as initialized.
         comm.destroy_process_group()
         comm.comm.cdb = None
 
@@ -156,7 +156,7 @@ def _without_mlflow() -> Iterator[None]:
     """Keep DeepSpeed's autotuner, which we never use, from importing MLflow: half of DeepSpeed's own import time."""
     missing = "mlflow" not in sys.modules
     if missing:
-        sys.modules["mlflow"] = cast(ModuleType, None)  # what makes `import mlflow` raise ImportError
+        sys.modules["mlflow"] = cast(ModuleType, None)  # makes `import mlflow` raise ImportError
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as functions of the step alone, so that a resumed run needs no state of them."""
+"""Learning-rate schedules as functions of the step alone, so that a resumed run needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from training.settings.optimization import ScheduleKind
 from training.settings.pretraining import PretrainingConfig
 
 WSD_DECAY_SHARE = 0.1
-"""Share of the steps in which warm-up-stable-decay lowers the rate (Hu et al., 2024, section 4.3)."""
+"""Share of the steps in which warm-up-stable-decay decays the rate (Hu et al., 2024, section 4.3)."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step of a run; all kinds rise linearly from 0 in warm-up.
+    """The learning rate of each step of a run; all kinds rise linearly from 0 during warm-up.
 
     linear: to 0, counted from step 0 and not from the end of warm-up, so the rate drops by num_warmup_steps /
     num_train_steps when warm-up ends (released code, optimization.py, create_optimizer).

@@ -1,4 +1,4 @@
-"""DeepSpeed's all-reduce buffers in /dev/shm: 64 MiB a rank, whose names outlive a rank that was killed too early."""
+"""DeepSpeed's all-reduce buffers in /dev/shm: 64 MiB per rank, whose files remain if a rank is killed too early."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 DIRECTORY = "/dev/shm"  # noqa: S108 - where DeepSpeed creates them, under names that cannot be chosen
 _PREFIX = "deepspeed_allreduce_buffer_"
 _YOUNG_SECONDS = 60.0
-"""A run may be about to map a buffer that is younger than this."""
+"""A run may still be about to map a younger buffer."""
 
 
 def forget_own_buffer() -> None:
-    """Take away the name of this rank's buffer, once every rank has mapped it.
+    """Unlink this rank's buffer, once every rank has mapped it.
 
-    DeepSpeed 0.19.8 leaves it. What is mapped stays mapped; the kernel frees it with the last process, however that
-    ends (shm.cpp, shm_initialize).
+    DeepSpeed 0.19.8 does not. The mapping stays valid; the kernel frees it when the last process ends (shm.cpp,
+    shm_initialize).
     """
     address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
     with contextlib.suppress(FileNotFoundError):
@@ -24,7 +24,7 @@ def forget_own_buffer() -> None:
 
 
 def remove_abandoned_buffers(directory: str = DIRECTORY) -> list[str]:
-    """Remove this user's buffers that no process has mapped: what ranks left that were killed while they started."""
+    """Remove this user's buffers that no process has mapped, left by ranks that were killed during start-up."""
     prefix = f"{_PREFIX}{os.getuid()}_"
     try:
         with os.scandir(directory) as entries:
@@ -49,7 +49,7 @@ def _is_old_and_ours(entry: os.DirEntry[str]) -> bool:
 
 
 def _mapped_files() -> set[str]:
-    """Paths of all files that processes of this user have mapped."""
+    """Paths of all files mapped by processes of this user."""
     paths = set()
     for name in os.listdir("/proc"):
         if name.isdecimal():

@@ -1,7 +1,7 @@
 """A thin engine for a training step on DeepSpeed, with its generated JSON.
 
 Losses are scaled here, not by DeepSpeed: each micro-batch carries its part of the global batch's loss, so a step gives
-the same gradients for any number of ranks and micro-batches, also when their sizes differ.
+the same gradients for any number and size of ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.engine.processes import Processes
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What DeepSpeed is told; batch sizes are for its own records, the data loader decides."""
+    """Settings passed to DeepSpeed; batch sizes are informational, the data loader decides."""
 
     zero_stage: int
     precision: str
@@ -35,21 +35,21 @@ class EngineSettings:
 
     def deepspeed_json(self) -> dict[str, Any]:
         """The generated configuration; there is no hand-written one."""
-        # Overlap together with compilation and bf16 gave NaN before DeepSpeed 0.19.4.
+        # Overlap combined with compilation and bf16 gave NaN before DeepSpeed 0.19.4.
         zero: dict[str, Any] = {"stage": self.zero_stage, "overlap_comm": False}
         if self.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
-            # DeepSpeed's own default is 1.0, so "no clipping" has to be said.
+            # DeepSpeed's default is 1.0, so "no clipping" must be explicit.
             "gradient_clipping": self.max_grad_norm,
             "bf16": {"enabled": self.precision == "bf16"},
-            # Loss scale 0 is a dynamic one: halved where a gradient overflows, doubled after a thousand good steps.
+            # Loss scale 0 means dynamic: halved on overflow, doubled after a thousand good steps.
             "fp16": {"enabled": self.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
-            # Offloaded or not, the optimizer is ours: a run updates by the same formulas wherever it keeps its state.
+            # Use our optimizer with offload, too: the update formulas must not depend on where the state is kept.
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
         }
@@ -74,7 +74,7 @@ class TrainingEngine:
                 dist_init_required=False,
             )
         for state in optimizer.state.values():
-            # Some of DeepSpeed's wrappers call step() while they set up, and bias correction would count that call.
+            # Some of DeepSpeed's wrappers call step() during initialization, which bias correction would count.
             state["step"].zero_()
 
     def __call__(self, *arguments: Any) -> Any:
@@ -88,26 +88,26 @@ class TrainingEngine:
         self._engine.eval()
 
     def backward(self, loss: torch.Tensor, is_last: bool) -> None:
-        """Back-propagate a micro-batch's part of the global loss; `is_last` marks the step's last one.
+        """Back-propagate a micro-batch's part of the global loss; `is_last` marks the step's last micro-batch.
 
-        DeepSpeed averages gradients over ranks, while the parts are to be added up: hence the factor. It is NaN for a
-        loss that is not finite: so are the gradients then, whatever backward makes of it, and no rank takes the step.
+        DeepSpeed averages gradients over ranks, while the parts must be summed: hence the factor. It is NaN for a
+        loss that is not finite, so that the gradients are NaN in any case, and no rank takes the step.
         """
         self._engine.set_gradient_accumulation_boundary(is_last)
         factor = self.processes.world_size + 0.0 * loss.detach()
         self._engine.backward(loss * factor, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update and clear the gradients; without an update if one of them is not finite on any rank.
+        """Clip the gradients, update, and clear them; no update if a gradient is not finite on any rank.
 
         Returns:
-            The global gradient norm before clipping, NaN where DeepSpeed does not tell it. Whether there was an update
-            is then in `was_updated`.
+            The global gradient norm before clipping, NaN if DeepSpeed does not report it. `was_updated` then holds
+            whether there was an update.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if not hasattr(self._engine.optimizer, "overflow"):
-            # fp32 without ZeRO: DeepSpeed calls our optimizer as it is, without a look at the gradients.
+            # fp32 without ZeRO: DeepSpeed calls our optimizer without checking the gradients.
             norm = self._reduced_grad_norm()
             self.was_updated = math.isfinite(norm)
             if self.was_updated:
@@ -125,12 +125,12 @@ class TrainingEngine:
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def full_precision_state(self) -> dict[str, torch.Tensor]:
-        """All parameters in fp32 on the CPU, gathered from whatever stage; every rank has to call it."""
+        """All parameters in fp32 on the CPU, gathered under any ZeRO stage; every rank must call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         masters: dict[nn.Parameter, torch.Tensor] = {}
         if not self.settings.zero_stage and self.settings.precision != "fp32":
-            wrapper = self._engine.optimizer  # of 16-bit weights; it keeps them in fp32 beside the model's own
+            wrapper = self._engine.optimizer  # for 16-bit weights; it keeps fp32 copies of the model's
             for own, master in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
                 masters.update(zip(own, master, strict=True))
         state: dict[str, torch.Tensor] = {}
@@ -143,18 +143,18 @@ class TrainingEngine:
         return state
 
     def load_full_precision_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put weights back for evaluation only: an optimizer's own copy of them stays as it is."""
+        """Restore weights for evaluation only: an optimizer's own copy is unchanged."""
         assert self.settings.zero_stage < 3
         with torch.no_grad():
             for name, parameter in self._engine.module.named_parameters():
                 parameter.copy_(state[name])
 
     def save(self, directory: str, tag: str, write: Callable[[Any, str], None]) -> None:
-        """Hand all files of a checkpoint to `write(content, path)`, their paths below directory/tag.
+        """Pass all files of a checkpoint to `write(content, path)`, with paths below directory/tag.
 
-        DeepSpeed would write them in place, neither atomic nor flushed (see training/resuming/checkpoints.py).
+        DeepSpeed would write them in place, neither atomically nor flushed (see training/resuming/checkpoints.py).
         """
-        # The attribute is DeepSpeed's own door for other writers; its class would have to be imported for a subclass.
+        # DeepSpeed's extension point for other writers; a subclass would require importing its class.
         self._engine.checkpoint_engine.save = write
         with contextlib.redirect_stdout(sys.stderr):
             self._engine.save_checkpoint(directory, tag=tag, save_latest=False)
@@ -167,8 +167,8 @@ class TrainingEngine:
         with contextlib.redirect_stdout(sys.stderr):
             path, _ = self._engine.load_checkpoint(directory, tag=tag)
         assert path is not None, (directory, tag)
-        # Two faults of DeepSpeed 0.19.8's stage 3 with universal checkpoints: every group gets the settings of the
-        # first one (biases would decay), and all flat parameters share one `step`, which then counts several times.
+        # Two bugs of DeepSpeed 0.19.8's stage 3 with universal checkpoints: every group gets the settings of the
+        # first one (biases would decay), and all flat parameters share one `step`, which is then counted repeatedly.
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
         for state in optimizer.state.values():
@@ -177,13 +177,13 @@ class TrainingEngine:
 
     @staticmethod
     def convert_to_universal(source: str, target: str) -> None:
-        """Turn DeepSpeed's files of one number of ranks into its form for any; one process does it."""
+        """Convert DeepSpeed's files to its universal form, for any number of ranks; called by one process."""
         from deepspeed.checkpoint import ds_to_universal
 
         arguments = argparse.Namespace(
             input_folder=source,
             output_folder=target,
-            # More would fork this process, whose threads hold locks.
+            # More workers would fork this process, whose threads hold locks.
             num_extract_workers=1,
             num_merge_workers=1,
             keep_temp_folder=False,

@@ -1,1 +1,1 @@
-"""What survives a kill: checkpoints, progress, recovery, an orderly end."""
+"""Fault tolerance of long runs: checkpoints, progress, recovery, orderly shutdown."""

@@ -1,7 +1,7 @@
-"""Writes one rank's files of a checkpoint, in a thread where training must not wait for the disk.
+"""Writes one rank's files of a checkpoint, optionally in a thread, so that training does not wait for the disk.
 
-DeepSpeed 0.19.8 has a decoupled writer of its own. It needs an asynchronous-I/O operator to be compiled and a second
-process per writer, drops a checkpoint in silence when that process has died, and knows no fsync. So DeepSpeed
+DeepSpeed 0.19.8 has a decoupled writer of its own. It requires a compiled asynchronous-I/O operator and a second
+process per writer, silently drops a checkpoint when that process has died, and never calls fsync. So DeepSpeed
 only gathers the state here; it is copied to main memory, and a thread writes it.
 """
 
@@ -21,12 +21,12 @@ from pipelines.contract.errors import first_cause, writing
 
 _POLL_SECONDS = 0.02
 _WRITING, _WRITTEN, _FAILED = ".writing", ".written", ".failed-"
-"""Ends of the marks by which ranks inform rank 0 through the checkpoint's directory; it is shared by all of them. A
-mark is made before the first byte and then only renamed, which a full disk still does; `.failed-28` has the errno."""
+"""Suffixes of the marks by which ranks notify rank 0 through the checkpoint's directory, which they share. A mark is
+created before the first byte and then only renamed, which works on a full disk; `.failed-28` has the errno."""
 
 
 class CheckpointWriter:
-    """The writer of one rank; one checkpoint at a time."""
+    """The writer of one rank; writes one checkpoint at a time."""
 
     def __init__(self, rank: int, world_size: int, in_background: bool) -> None:
         self._rank, self._world_size, self._in_background = rank, world_size, in_background
@@ -35,16 +35,16 @@ class CheckpointWriter:
         self._error: Exception | None = None
 
     def take(self, state_dict: Any, path: str) -> None:
-        """Accept the content of a file; the caller may change its tensors as soon as this returns."""
+        """Queue the content of a file; the caller may change its tensors as soon as this returns."""
         self._files.append((snapshot(state_dict, {}) if self._in_background else state_dict, path))
 
     def start(self, directory: str, finish: Callable[[], None]) -> None:
-        """Write the accepted files below `directory`; on rank 0 `finish` runs once every rank has written its own.
+        """Write the queued files below `directory`; on rank 0 `finish` runs once every rank has written its own.
 
-        Without a background the caller's tensors are written themselves, and all is done when this returns.
+        Without a background thread the caller's tensors are written directly, before this returns.
 
         Raises:
-            OSError: nothing can be made in the directory.
+            OSError: no file can be created in the directory.
         """
         assert self._thread is None
         mark = self._path_of_mark(directory, _WRITING)
@@ -58,10 +58,10 @@ class CheckpointWriter:
             self._thread.join()
 
     def wait(self) -> None:
-        """Wait for the files that are under way.
+        """Wait for the files being written.
 
         Raises:
-            OSError: they could not be written, here or on another rank; or whatever else `finish` raised.
+            OSError: they could not be written, here or on another rank; also any error raised by `finish`.
         """
         if self._thread is not None:
             self._thread.join()
@@ -85,7 +85,7 @@ class CheckpointWriter:
             if self._rank == 0:
                 self._wait_for_others(directory)
                 finish()
-        except Exception as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
+        except Exception as error:  # noqa: BLE001 - passed to the waiting thread, which raises it
             self._error = error
 
     def _mark(self, directory: str, end: str) -> None:
@@ -109,10 +109,10 @@ class CheckpointWriter:
 
 
 def _save(state: Any, path: str) -> None:
-    """Write one file, down to the disk.
+    """Write one file and flush it to disk.
 
     Raises:
-        OSError: it could not be written; it names the path.
+        OSError: it could not be written; the error names the path.
     """
     try:
         with open(path, "wb") as stream:
@@ -120,7 +120,7 @@ def _save(state: Any, path: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except Exception as error:
-        # torch turns what the operating system says into a RuntimeError about positions in a file.
+        # torch wraps the operating system's error in a RuntimeError about positions in a file.
         cause = first_cause(error)
         if not isinstance(cause, OSError):
             raise
@@ -129,11 +129,11 @@ def _save(state: Any, path: str) -> None:
 
 
 def size_bytes(value: Any, storages: dict[int, int]) -> int:
-    """Bytes of all tensors in a state; what shares its memory counts once.
+    """Bytes of all tensors in a state; shared memory is counted once.
 
     Args:
         value: as for `snapshot`.
-        storages: memory counted so far, by address; empty at first.
+        storages: memory counted so far, by address; initially empty.
     """
     if isinstance(value, torch.Tensor):
         memory = value.untyped_storage()
@@ -148,11 +148,11 @@ def size_bytes(value: Any, storages: dict[int, int]) -> int:
 
 
 def snapshot(value: Any, copies: dict[Any, torch.Tensor]) -> Any:
-    """A deep copy with all tensors in main memory; tensors that share their storage in full still do.
+    """A deep copy with all tensors in main memory; tensors with identical storage still share it.
 
     Args:
         value: dictionaries, lists and tuples of tensors and of small objects.
-        copies: tensors copied so far, by where they lie; empty at first.
+        copies: tensors copied so far, by address; initially empty.
     """
     if isinstance(value, torch.Tensor):
         place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())

@@ -1,6 +1,6 @@
-"""The life of a stage that trains for long: built next to its earlier result, resumed, replaced, and never deleted.
+"""Life cycle of a long training stage: built next to its earlier result, resumed, replaced, and never deleted.
 
-Pre-training and distillation share it. All decisions are rank 0's, under the stage's lock, and all ranks learn them.
+Shared by pre-training and distillation. Rank 0 decides, under the stage's lock, and broadcasts its decisions.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ ResultT = TypeVar("ResultT")
 
 
 def is_to_run(key: StageKey, directory: str, restart: str | None) -> bool:
-    """Has the stage still work to do? Rank 0 prints why, or that it is complete. Changes nothing.
+    """Whether the stage must be trained. Rank 0 prints why, or that it is complete. Changes nothing.
 
     Args:
         key: of the run.
         directory: of the stage's result.
-        restart: build anew even where the stage is complete, or an unfinished run could be resumed (see `open_build`).
+        restart: rebuild even if the stage is complete, or an unfinished run could be resumed (see `open_build`).
 
     Raises:
-        InputError: what is there belongs to an unfinished run with other settings, to a newer release, or to nobody.
+        InputError: the directory belongs to an unfinished run with other settings, to a newer release, or is unknown.
     """
     is_first = os.environ.get("RANK", "0") == "0"
     difference = key.difference(directory)
@@ -53,18 +53,18 @@ def is_to_run(key: StageKey, directory: str, restart: str | None) -> bool:
         print(f"{key.stage}: {difference or 'restarted'}; starting", flush=True)
         if read_manifest(directory) is not None:
             print(
-                f"{key.stage}: the finished result in {directory} stays until the new one is complete, and is kept as "
-                f"{next_kept_directory(directory)} then",
+                f"{key.stage}: the finished result in {directory} stays until the new one is complete, and is then "
+                f"kept as {next_kept_directory(directory)}",
                 flush=True,
             )
     return True
 
 
 def on_first(processes: Processes, decide: Callable[[], ResultT]) -> ResultT:
-    """Call a function on rank 0; all ranks return what it returned there.
+    """Call a function on rank 0 and return its result on all ranks.
 
     Raises:
-        InputError: on all ranks, where it raised one on rank 0.
+        InputError: on all ranks, if it raised one on rank 0.
     """
     answer: tuple[ResultT | None, str] = (None, "")
     if processes.is_first:
@@ -80,16 +80,16 @@ def on_first(processes: Processes, decide: Callable[[], ResultT]) -> ResultT:
 
 @contextmanager
 def lock_of_ranks(processes: Processes, workspace: str, name: str, reads: Sequence[str] = ()) -> Iterator[None]:
-    """Hold a lock of the workspace on rank 0 for the time of the block.
+    """Hold a lock of the workspace on rank 0 during the block.
 
     Args:
         processes: the ranks.
         workspace: of the run.
         name: what is locked.
-        reads: stages that are read again and again meanwhile; nobody may replace them.
+        reads: stages that are read meanwhile and must not be replaced.
 
     Raises:
-        InputError: on all ranks, where another run holds it, or builds one of the stages.
+        InputError: on all ranks, if another run holds it or builds one of the stages.
     """
     with ExitStack() as stack:
         on_first(processes, lambda: stack.enter_context(workspace_lock(workspace, name)))
@@ -98,16 +98,16 @@ def lock_of_ranks(processes: Processes, workspace: str, name: str, reads: Sequen
 
 
 def begin(key: StageKey, directory: str, restart: str | None, say: Callable[[str], None]) -> bool:
-    """Prepare the stage's build directory; to be called on rank 0, under the stage's lock, after all checks.
+    """Prepare the stage's build directory; must be called on rank 0, under the stage's lock, after all checks.
 
     Args:
         key: of the run.
         directory: of the stage's result.
         restart: set an unfinished run aside instead of resuming it.
-        say: shows a line.
+        say: prints a line.
 
     Returns:
-        Is there something to train? Not where an earlier result of exactly this key was kept: it becomes the result.
+        Whether there is something to train: not if an earlier result with this key was kept, which is then restored.
 
     Raises:
         InputError: as `is_to_run`.
@@ -120,9 +120,9 @@ def begin(key: StageKey, directory: str, restart: str | None, say: Callable[[str
             return False
         if kept := kept_result(directory, key):
             other = restore_kept(directory, kept)
-            say(f"{kept} was built with exactly these settings, and is the result again")
+            say(f"{kept} was built with exactly these settings and is restored as the result")
             if other is not None:
-                say(f"the result that it replaces is kept in {other}")
+                say(f"the replaced result is kept in {other}")
             return False
     mark = read_mark(directory)
     if mark is not None and not is_resumable(mark, key, restart):
@@ -132,19 +132,19 @@ def begin(key: StageKey, directory: str, restart: str | None, say: Callable[[str
         if not is_finished and restart is None:
             refuse_foreign_checkpoints(checkpoints, key)
         if is_finished or checkpoint_names(checkpoints):
-            say(f"the run that was there before is kept in {set_build_aside(directory)}")
+            say(f"the previous run is kept in {set_build_aside(directory)}")
     open_build(directory, key, restart)
     return True
 
 
 def complete(key: StageKey, directory: str, say: Callable[[str], None]) -> None:
-    """Put the build, whose manifest is written, into its place; to be called on rank 0, under the stage's lock."""
+    """Move the finished build into place; must be called on rank 0, under the stage's lock."""
     if kept := install_build(directory, key, keep_earlier=True):
         say(f"the earlier result is kept in {kept}")
 
 
 def _is_run_in_place(directory: str, stage: str) -> bool:
-    """Is there an unfinished run of a release that trained in the stage's own directory?"""
+    """Whether there is an unfinished run of a release that trained in the stage's own directory."""
     if storage.file_size_bytes(storage.join(directory, MANIFEST_NAME)) is not None:
         return False
     return _checkpoint_key(directory, stage) is not None
@@ -157,7 +157,7 @@ def _adopt_run_in_place(directory: str, stage: str) -> None:
     key = _checkpoint_key(directory, stage)
     if key is not None and read_mark(directory) is None:
         storage.remove_directory(building_directory(directory))
-        # Marked before it moves: a kill between the two is met by the next run as this one was.
+        # Mark before moving: after a kill in between, the next run finds the same state as this one.
         mark_as_build(place_of(directory), key)
         storage.move_directory(place_of(directory), building_directory(directory))
 
@@ -169,7 +169,7 @@ def _checkpoint_key(directory: str, stage: str) -> StageKey | None:
         try:
             manifest = read_manifest(storage.join(folder, name))
         except InputError:
-            continue  # damaged: the one before it tells as much
+            continue  # damaged: the one before it has the same key
         if manifest is not None and manifest.stage == stage:
             return StageKey(stage, manifest.stage_version, manifest.config, manifest.inputs)
     return None

@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or absent.
+"""Atomic checkpoints: complete or absent.
 
-DeepSpeed would write its files straight into place. So they go under a temporary name, are flushed to disk, described
-with their checksums in a manifest (the contract's own: it also tells the settings and inputs they belong to), and only
+DeepSpeed would write its files in place. So they are written under a temporary name, flushed to disk, described with
+their checksums in a manifest (the contract's own: it also records the settings and inputs they belong to), and only
 then is the directory renamed. A checkpoint without a manifest, or whose checksums differ, is never loaded.
 
-It holds weights and optimizer (DeepSpeed's files, one part per rank) and `Progress`. No generator's state is among
-them: sample order, dropout and masks are keyed by what Progress holds. The schedule is a function of its step.
+It holds weights and optimizer (DeepSpeed's files, one part per rank) and `Progress`. No generator state is stored:
+sample order, dropout and masks are keyed by the fields of Progress. The schedule is a function of its step.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def require_same_run(checkpoint: str, key: StageKey) -> None:
 
 
 def refuse_foreign_checkpoints(directory: str, key: StageKey) -> None:
-    """Look at the newest undamaged checkpoint's manifest before anything is started; checksums come later.
+    """Check the newest undamaged checkpoint's manifest before anything is started; checksums are verified later.
 
     Raises:
         InputError: as `require_same_run`.
@@ -63,7 +63,7 @@ def refuse_foreign_checkpoints(directory: str, key: StageKey) -> None:
         try:
             manifest = read_manifest(checkpoint)
         except InputError:
-            continue  # damaged: resuming tells about it and takes the one before
+            continue  # damaged: resuming reports it and takes the one before
         if manifest is not None:
             sizes = [storage.file_size_bytes(os.path.join(checkpoint, file.name)) for file in manifest.files]
             if sizes == [file.size_bytes for file in manifest.files]:
@@ -73,13 +73,13 @@ def refuse_foreign_checkpoints(directory: str, key: StageKey) -> None:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the newest `newest`, and those at multiples of `every_n_steps` steps (0: no others)."""
+    """Which checkpoints are kept: the newest `newest`, and those at multiples of `every_n_steps` steps (0: none)."""
 
     newest: int
     every_n_steps: int = 0
 
     def superfluous(self, names: list[str]) -> list[str]:
-        """What may go of names in order of their steps."""
+        """The names that may be deleted; `names` are in order of steps."""
         return [name for name in names[: -self.newest] if not self._is_permanent(name)]
 
     def _is_permanent(self, name: str) -> bool:
@@ -104,14 +104,14 @@ class CheckpointStore:
 
     def _how_to_resume(self) -> str:
         names = checkpoint_names(self._directory)
-        return f"run the same command again to {f'resume from checkpoint {names[-1]}' if names else 'begin anew'}"
+        return f"run the same command again to {f'resume from checkpoint {names[-1]}' if names else 'start over'}"
 
     def names(self) -> list[str]:
         """Finished checkpoints, oldest first."""
         return checkpoint_names(self._directory)
 
     def newest(self, fits: Callable[[Progress], bool] = lambda _: True) -> tuple[str, Progress] | None:
-        """The newest whole checkpoint whose progress `fits`, and where it stands; rank 0 looks, all ranks learn.
+        """The newest complete checkpoint whose progress `fits`, with its progress; the same on all ranks.
 
         Raises:
             InputError: it belongs to other settings or inputs.
@@ -166,10 +166,10 @@ class CheckpointStore:
             shutil.rmtree(folder)
 
     def save(self, engine: TrainingEngine, progress: Progress) -> None:
-        """Begin to write a checkpoint, and drop those that need not be kept once it is whole.
+        """Start writing a checkpoint, and drop superfluous ones once it is complete.
 
         Raises:
-            InputError: the one before could not be written.
+            InputError: the previous one could not be written.
         """
         self.wait()
         final = f"{CHECKPOINT_PREFIX}{progress.step:010d}"
@@ -181,7 +181,7 @@ class CheckpointStore:
         self._writer.start(os.path.join(self._directory, temporary), lambda: self._finish(temporary, final, progress))
 
     def wait(self) -> None:
-        """Wait until the checkpoint that is under way is whole.
+        """Wait until the checkpoint being written is complete.
 
         Raises:
             InputError: it could not be written.
@@ -196,7 +196,7 @@ class CheckpointStore:
             raise InputError(problem or f"{self._directory}: another rank could not write its part of a checkpoint")
 
     def drop_after(self, name: str) -> None:
-        """Delete the checkpoints after one that the run returns to, newest first: each moment is one to resume from."""
+        """Delete the checkpoints after the one that the run returns to, newest first: a kill leaves a valid state."""
         if self._processes.is_first:
             for later in reversed([other for other in self.names() if other > name]):
                 self._remove(later)
@@ -216,13 +216,13 @@ class CheckpointStore:
         os.rename(source, target)
         storage.flush_to_disk(self._directory)
         storage.write_bytes(os.path.join(self._directory, LATEST_NAME), final.encode())
-        # While steps go wrong the last good checkpoint must stay, however many newer ones there are.
+        # While steps are bad the last good checkpoint must be kept, however many newer ones exist.
         if not progress.health.bad_steps_in_a_row:
             for name in self._retention.superfluous(self.names()):
                 self._remove(name)
 
     def _remove(self, name: str) -> None:
-        """Delete a finished checkpoint; a kill meanwhile leaves it under a temporary name, not in parts."""
+        """Delete a finished checkpoint; renamed first, so that a kill never leaves it incomplete."""
         doomed = os.path.join(self._directory, f"{_INCOMPLETE}{name}")
         os.rename(os.path.join(self._directory, name), doomed)
         shutil.rmtree(doomed)
@@ -232,5 +232,5 @@ class CheckpointStore:
             for name in os.listdir(self._directory):
                 if name.startswith(_INCOMPLETE):
                     shutil.rmtree(os.path.join(self._directory, name))
-                elif name.startswith(f"{LATEST_NAME}."):  # what a kill left of its own temporary file
+                elif name.startswith(f"{LATEST_NAME}."):  # its temporary file, left by a kill
                     os.remove(os.path.join(self._directory, name))

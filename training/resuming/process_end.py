@@ -17,7 +17,7 @@ _SECONDS_FOR_CAUSE = 3.0
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGINT, so that the step that is under way can be finished."""
+    """Records SIGTERM and SIGINT, so that the current step can be finished."""
 
     def __init__(self) -> None:
         self.received = False
@@ -29,15 +29,15 @@ class StopRequest:
 
 
 def run_and_leave(main: Callable[[], int]) -> NoReturn:
-    """Run a command's main and end the process with its exit code, without tearing the interpreter down.
+    """Run a command's main and exit with its code, without interpreter teardown.
 
-    When `main` returns, all is written and closed. Taking the interpreter apart then aborted a finished rank now and
-    then, in a native thread of a library ("terminate called without an active exception"), and the launcher reported a
-    failure. An error leaves the same way: its traceback must not be followed by an abort that hides it.
+    When `main` returns, all is written and closed. Teardown sometimes aborted a finished rank in a native thread of a
+    library ("terminate called without an active exception"), and the launcher reported a failure. Errors exit the
+    same way: their traceback must not be followed by an abort that hides it.
     """
     try:
         exit_code = main()
-    except Exception:  # noqa: BLE001 - told in full, and the process ends
+    except Exception:  # noqa: BLE001 - the traceback is printed, and the process ends
         traceback.print_exc()
         exit_code = 1
     sys.stdout.flush()
@@ -46,10 +46,10 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
 
 
 def exit_code_of_rank(main: Callable[[], int]) -> int:
-    """Run a command's main on one of several ranks, so that one line says why the run failed.
+    """Run a command's main on one of several ranks, so that one line reports why the run failed.
 
-    A person's mistake is met by all ranks: the first one shows it, and the others only where it has not ended the run
-    by then. A full disk or missing memory is this rank's own. That a peer has gone is never the cause.
+    User errors occur on all ranks: the first one reports it, and the others only if the run has not ended meanwhile.
+    A full disk or lack of memory is specific to a rank. The loss of a peer is never the cause.
     """
     is_first = os.environ.get("RANK", "0") == "0"
 
@@ -59,7 +59,7 @@ def exit_code_of_rank(main: Callable[[], int]) -> int:
         except Exception as error:
             cause = first_cause(error)
             if isinstance(cause, ConnectionError) or (isinstance(cause, InputError) and not is_first):
-                # The launcher ends all ranks as soon as one fails: leave that the time to say why.
+                # The launcher ends all ranks as soon as one fails: give that one time to report why.
                 time.sleep(_SECONDS_FOR_CAUSE)
             raise
 

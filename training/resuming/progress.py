@@ -1,4 +1,4 @@
-"""How far a run is, as a checkpoint stores it."""
+"""Progress of a run, as stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: everything beside weights and optimizer that a resumed run needs.
+    """Everything except weights and optimizer that a resumed run needs.
 
-    step: finished optimizer steps over all phases. phase, phase_step: the next step's place. position: next sample of
-    the phase's global order, whatever the number of ranks. health: bad steps so far (training/resuming/recovery.py).
+    step: finished optimizer steps over all phases. phase, phase_step: the next step. position: next sample of the
+    phase's global order, for any number of ranks. health: bad steps so far (training/resuming/recovery.py).
     """
 
     step: int = 0

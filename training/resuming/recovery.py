@@ -1,9 +1,9 @@
-"""What to do about a step whose loss or gradient is not finite, or whose loss leaps: pure decisions, no training.
+"""Decides what to do about a step whose loss or gradient is not finite, or whose loss spikes; pure functions.
 
-Such a step is counted. One with non-finite values changes no weight (the engine sees to it on every rank); a spike
-does, because one leap is common and harmless. After some bad steps in a row the weights or the data are to blame: the
-run goes back to its last checkpoint and on behind the offending data, as PaLM did (Chowdhery et al. 2022, section 5.1),
-and after some such returns it gives up.
+Such a step is counted. One with non-finite values changes no weight (the engine ensures this on every rank); a spike
+does, because a single one is common and harmless. Several bad steps in a row point to the weights or the data: the
+run returns to its last checkpoint and continues after the offending data, as PaLM did (Chowdhery et al. 2022,
+section 5.1), and after several such returns it gives up.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from enum import Enum
 from typing import Any
 
 WINDOW_STEPS = 128
-"""Accepted losses that a spike is measured against."""
+"""Number of accepted losses that a spike is measured against."""
 MIN_STEPS = 32
-"""Fewer than these tell nothing about the usual spread."""
+"""Fewer losses are not enough to estimate the usual spread."""
 _MAD_OF_NORMAL = 1.4826
 """Standard deviations in one median absolute deviation of a normal distribution."""
 _LEAST_SPREAD = 0.01
-"""The spread counts as at least this part of the median, so that a nearly constant loss cannot cry wolf."""
+"""Lower bound of the spread, as a share of the median: avoids false alarms on a nearly constant loss."""
 
 
 class Verdict(Enum):
-    """What becomes of a step."""
+    """Outcome of a step."""
 
     ACCEPT = "accept"
     SKIP = "skip"
-    """Values that are not finite; no weight has changed."""
+    """Values are not finite; no weight has changed."""
     SPIKE = "spike"
-    """The update stands, the step is counted."""
+    """The update is kept, the step is counted."""
     ROLL_BACK = "roll back"
     STOP = "stop"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to act.
+    """Limits for recovery.
 
-    max_bad_steps: bad steps in a row that lead back to a checkpoint. loss_spike_deviations: how far above the median of
-    recent losses a spike begins, in robust standard deviations; 0 looks for none. max_rollbacks: returns before giving
-    up. Where the gradients are scaled (fp16), overflow with a finite loss is the search for a scale, not a bad step.
+    max_bad_steps: bad steps in a row that trigger a return to a checkpoint. loss_spike_deviations: distance of a spike
+    from the median of recent losses, in robust standard deviations; 0 disables it. max_rollbacks: returns before
+    giving up. With scaled gradients (fp16), overflow with a finite loss is the search for a scale, not a bad step.
     """
 
     max_bad_steps: int
@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Health:
-    """What the decisions depend on. It is part of every checkpoint, so a resumed run decides as the first one did."""
+    """State of the decisions, stored in every checkpoint, so that a resumed run decides as the first one did."""
 
     skipped_steps: int = 0
     loss_spikes: int = 0
@@ -66,15 +66,15 @@ class Health:
         return cls(**{**values, "recent_losses": tuple(values["recent_losses"])})
 
     def for_next_phase(self) -> Health:
-        """Another length has another level of loss."""
+        """Forget recent losses: another length has another level of loss."""
         return replace(self, recent_losses=())
 
     def returned_to(self, checkpoint: Health) -> Health:
-        """The state with which a run goes on after a return: the checkpoint's, and all events counted until now."""
+        """The state after a return to a checkpoint: the checkpoint's, with all events counted so far."""
         return Health(self.skipped_steps, self.loss_spikes, self.rollbacks + 1, 0, checkpoint.recent_losses)
 
     def events(self) -> dict[str, float]:
-        """Counts for the metrics; empty as long as nothing has happened."""
+        """Counts for the metrics; empty if there were none."""
         counts = {
             "skipped_steps": float(self.skipped_steps),
             "loss_spikes": float(self.loss_spikes),
@@ -84,7 +84,7 @@ class Health:
 
 
 def judge(health: Health, loss: float, was_updated: bool, limits: Limits) -> tuple[Health, Verdict]:
-    """Judge one step by values that are the same on every rank.
+    """Judge one step by values that are identical on every rank.
 
     Args:
         health: before the step.

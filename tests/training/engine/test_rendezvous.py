@@ -57,7 +57,7 @@ def test_ranks_of_several_machines_meet_at_the_named_address(
     alone.setenv("MASTER_ADDR", "192.0.2.1")
     with pytest.raises(Exception, match=r"192\.0\.2\.1|timed out|connect"):
         meeting_store(0, 1, timedelta(seconds=1))
-    assert "MASTER_ADDR = 192.0.2.1 is no address of this machine; rank 0 listens on all" in capfd.readouterr().err
+    assert "MASTER_ADDR = 192.0.2.1 is not an address of this machine; rank 0 listens on all" in capfd.readouterr().err
 
 
 def test_buffers_that_nobody_has_mapped_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_spikes_begin_at_the_stated_height_and_do_not_move_the_median() -> None:
     assert verdicts == [Verdict.SPIKE, Verdict.SPIKE, Verdict.ROLL_BACK]
     assert (after.recent_losses, after.loss_spikes, after.skipped_steps) == (health.recent_losses, 3, 0)
     assert run([0.1], health)[1] == [Verdict.ACCEPT], "a fall is good news"
-    assert run([border + 100.0], health, Limits(3, 0.0, 1))[1] == [Verdict.ACCEPT], "0 looks for none"
+    assert run([border + 100.0], health, Limits(3, 0.0, 1))[1] == [Verdict.ACCEPT], "0 disables"
 
 
 def test_no_spike_is_seen_before_the_spread_is_known() -> None:

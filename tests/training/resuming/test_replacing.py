@@ -82,7 +82,7 @@ def train(make_workspace: Callable[[str], Any], single_process: Processes) -> Tr
 def test_settings_that_change_to_and_fro_lose_nothing(train: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
     first = train.weights()
     assert train(OTHER, stop_at=2) == EXIT_INTERRUPTED
-    assert "stays until the new one is complete, and is kept as" in capsys.readouterr().out
+    assert "stays until the new one is complete, and is then kept as" in capsys.readouterr().out
     assert train.is_result_of()
     assert train.weights() == first
     # The earlier settings have nothing to do, and the unfinished run stays.
@@ -96,9 +96,9 @@ def test_settings_that_change_to_and_fro_lose_nothing(train: Trainer, capsys: py
     assert second != first
     assert kept_directories(train.directory) == [f"{train.directory}.1"]
     assert train.weights(f"{train.directory}.1") == first
-    # What was kept was built with these settings: it is the result again, at once.
+    # What was kept was built with these settings: it becomes the result again, at once.
     assert train() == 0
-    assert "is the result again" in capsys.readouterr().out
+    assert "is restored as the result" in capsys.readouterr().out
     assert train.weights() == first
     assert train.weights(f"{train.directory}.1") == second
 

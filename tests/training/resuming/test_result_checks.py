@@ -117,7 +117,7 @@ def test_a_diverged_run_is_not_complete(make_workspace: Callable[[str], Any]) ->
     )
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "the trained model is of no use: 1 of " in line
+    assert "the trained model is unusable: 1 of " in line
     assert "lower learning_rate" in line
     assert "Traceback" not in result.stderr
     assert read_manifest(f"{workspace.path}/pretraining") is None
