@@ -19,7 +19,7 @@ Epochs = Annotated[float, Bounded(1e-6, 10_000.0, "each epoch reads all examples
 
 
 class DistillationConfig(LoopConfig):
-    """`[distillation]`: a student of half the depth, taught by DistilBERT's recipe (Sanh et al., 2019, section 2).
+    """`[distillation]`: a student of half the depth, trained by DistilBERT's recipe (Sanh et al., 2019, section 2).
 
     Weights, temperature, epochs, rate and warm-up are those of its published training command; the optimizer's other
     settings are BERT's, and the batch is BERT's where DistilBERT had up to 4,000 rows.
@@ -28,15 +28,15 @@ class DistillationConfig(LoopConfig):
     teacher: UserPath | None = None
     """Hugging Face directory of a BERT with its masked-LM head; None is the workspace's own encoder."""
     teacher_layers: tuple[Layer, ...] | None = None
-    """Layers, from 0, that the student begins with; None takes every other one: 0, 2, 4 ..."""
+    """Teacher layers, from 0, that initialize the student; None takes every other one: 0, 2, 4 ..."""
     temperature: Temperature = 2.0
     soft_target_weight: Weight = 5.0
     mlm_weight: Weight = 2.0
     cosine_weight: Weight = 1.0
     soft_targets: Literal["all", "masked"] = "all"
-    """At which tokens the student learns the teacher's distribution; `masked` costs a seventh of the logits."""
+    """Tokens at which the student learns the teacher's distribution; `masked` costs a seventh of the logits."""
     max_seq_length: SequenceLength = 128
-    """Which of the workspace's examples."""
+    """Maximum length of the workspace's examples to train on."""
     global_batch_size: BatchSize = 256
     """Sequences per optimizer step, over all ranks and micro-batches."""
     num_train_epochs: Epochs = 3.0
@@ -49,7 +49,7 @@ class DistillationConfig(LoopConfig):
     log_every_steps: Count = Field(default=50, json_schema_extra=OPERATIONAL)
 
     def identity(self) -> dict[str, Any]:
-        """As every section's; the default of `schedule` is left out, which earlier releases did not have."""
+        """As for every section, but without the default of `schedule`, which earlier releases did not have."""
         found = super().identity()
         return {name: value for name, value in found.items() if (name, value) != ("schedule", "linear")}
 
@@ -64,5 +64,5 @@ class DistillationConfig(LoopConfig):
     def _layers_ascend(self) -> DistillationConfig:
         layers = self.teacher_layers
         if layers is not None and (not layers or layers[0] < 0 or sorted(set(layers)) != list(layers)):
-            raise ValueError(f"teacher_layers = {list(layers)} must name at least one layer, from 0 on and ascending")
+            raise ValueError(f"teacher_layers = {list(layers)} must name at least one layer, in ascending order from 0")
         return self

@@ -1,8 +1,8 @@
-"""How a run differs from BERT: each deviation is a setting, and the run tells all of them in words.
+"""How a run differs from BERT: each deviation is a setting, and the run logs all of them.
 
 `faithful` is what the sections default to and flows/recipes/bert-base.toml spells out; `modern` is
-flows/recipes/bert-base-modern.toml. Compared is how the model is trained. How large it is, how long, with which
-batches, at which rate and in which precision is not: a small run is a faithful one that is small.
+flows/recipes/bert-base-modern.toml. The comparison covers how the model is trained, not its size, number of steps,
+batches, learning rate or precision: a small run can be faithful.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def deviations(
 
     Args:
         model, pretraining: sections of the recipe.
-        examples: settings that the examples were made with, out of their manifest; what it does not name is BERT's.
+        examples: settings that the examples were built with, from their manifest; missing ones count as BERT's.
     """
     sections = {"model": model.model_dump(), "pretraining": pretraining.model_dump(), "examples": examples}
     return {
@@ -60,7 +60,7 @@ def deviations(
 
 
 def in_words(found: Mapping[str, tuple[Any, Any]]) -> str:
-    """One line for people, such as `attention_probs_dropout_prob 0.0 (BERT: 0.1), next_sentence false (BERT: true)`."""
+    """One line such as `attention_probs_dropout_prob 0.0 (BERT: 0.1), next_sentence false (BERT: true)`."""
     parts = (f"{name.partition('.')[2]} {_shown(ours)} (BERT: {_shown(its)})" for name, (ours, its) in found.items())
     return ", ".join(parts) or "none"
 

@@ -1,4 +1,4 @@
-"""Recipe section `[finetuning]`: which tasks, from which encoder, with which settings; light, without torch."""
+"""Recipe section `[finetuning]`: tasks, encoder and settings; light to import, without torch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
 
     tasks: tuple[Text, ...] = ()
     encoder: UserPath | None = None
-    """Where to begin, instead of the workspace's own encoder: a Hugging Face directory, a workspace, `models:/...`."""
+    """Encoder to fine-tune instead of the workspace's own: a Hugging Face directory, a workspace, `models:/...`."""
     glue_dir: UserPath | None = None
     """Folder with GLUE's own sub-folders (CoLA, SST-2, MRPC ...)."""
     compare_with_random: bool = False
-    """Also train each task from random weights, to show what pre-training bought."""
+    """Also train each task from random weights, to show the gain of pre-training."""
     mnli_first: bool = False
-    """Begin MRPC, RTE and STS-B from the encoder as the task mnli left it. BERT did not, so it deviates."""
+    """Initialize MRPC, RTE and STS-B from the encoder fine-tuned on MNLI. A deviation: BERT did not."""
     dropout: Rate | None = None
-    """Dropout everywhere in the model; None is what the encoder's own configuration says."""
+    """Dropout everywhere in the model; None uses the encoder's own configuration."""
     word_order: WordOrderConfig = WordOrderConfig()
     squad: SquadConfig = SquadConfig()
     tagging: TaggingConfig = TaggingConfig()
@@ -41,16 +41,16 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
     """Processes of one node that share each batch; 0 means one per GPU."""
 
     def fitting(self, task: str) -> FittingConfig:
-        """The settings of the loop for one task."""
+        """The loop settings for one task."""
         own = self.family(task).own_settings(self, task)
         return own if isinstance(own, FittingConfig) else self
 
     def fitting_key(self, task: str) -> str:
-        """Where in the recipe `fitting` is."""
+        """The recipe key of `fitting`."""
         return "finetuning" if self.fitting(task) is self else f"finetuning.{self.family(task).section}"
 
     def with_fitting(self, task: str, settings: Mapping[str, Any]) -> FinetuningConfig:
-        """The same section with other settings of the loop for one task."""
+        """A copy of the section with other loop settings for one task."""
         fitting = self.fitting(task)
         if fitting is self:
             return self.model_copy(update=settings)
@@ -61,7 +61,7 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
         return family_of(self, task)
 
     def begins_from_mnli(self, task: str) -> bool:
-        """Does a task begin from the encoder as the task mnli left it?"""
+        """Whether a task is initialized from the encoder fine-tuned on MNLI."""
         return self.mnli_first and task in BEGIN_FROM_MNLI
 
     @model_validator(mode="after")

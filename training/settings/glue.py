@@ -1,4 +1,4 @@
-"""The tasks of GLUE (Wang et al. 2018) in one table, with the word-order task of the demonstration beside them."""
+"""The tasks of GLUE (Wang et al. 2018) and the word-order task of the demonstration, in one table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pipelines.contract.errors import InputError
 
 WORD_ORDER, MNLI = "word-order", "mnli"
 BEGIN_FROM_MNLI = ("mrpc", "rte", "sts-b")
-"""Small tasks that later systems begin from an MNLI-tuned encoder (RoBERTa, section 5.1); BERT itself did not."""
+"""Small tasks that later systems initialize from an MNLI-tuned encoder (RoBERTa, section 5.1); BERT did not."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a TSV file: by the name in its header, or by its number where the file has no header."""
+    """A column of a TSV file, by its name in the header, or by its number if the file has no header."""
 
     name: str
     number: int | None = None
@@ -22,11 +22,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task's rows are, what they mean, how predictions are scored and under which names they are handed in.
+    """A task's files and columns, its labels and metrics, and the names of its predictions in a submission.
 
     labels: in the order of the class numbers; empty for regression. metric: the one that chooses the best checkpoint
-    and stands for the task in the BERT paper's table 1. metrics: all that the leaderboard shows for the task;
-    also_reported: of ours, beyond them.
+    and represents the task in the BERT paper's table 1. metrics: all that the leaderboard shows for the task;
+    also_reported: further ones of ours.
     """
 
     name: str
@@ -44,15 +44,15 @@ class Task:
     submissions: tuple[str, ...] = ()
     """Name, without .tsv, of each test file's predictions in a submission."""
     names: tuple[str, ...] = ()
-    """What the labels mean, where the files have only numbers for them."""
+    """Names of the labels, if the files have numbers only."""
     predicted_by: str = ""
-    """The task whose model predicts this one, where that is another."""
+    """The task whose model predicts this one, if it is another."""
     majority: str = ""
-    """The most frequent label of the full training file, for regression its mean score: the answer without a model."""
+    """The most frequent label of the full training file, for regression its mean score: a constant baseline."""
     rows: tuple[int, ...] = ()
     """Rows of the full files as published: of train, dev and test, in this order."""
     skips_broken_rows: bool = False
-    """QQP's official training file holds rows cut off by line breaks inside a question; all readers leave them out."""
+    """QQP's official training file has rows broken by line breaks inside a question; all readers skip them."""
 
     @property
     def is_regression(self) -> bool:
@@ -60,7 +60,7 @@ class Task:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """What a model's answers are called, in the order of the class numbers; for regression its only output."""
+        """Names of a model's outputs, in the order of the class numbers; for regression its only output."""
         return self.names or self.labels or ("score",)
 
     @property
@@ -70,7 +70,7 @@ class Task:
 
     @property
     def has_header(self) -> bool:
-        """Do train and dev begin with a header? (Test files always do.)"""
+        """Whether train and dev files have a header. (Test files always do.)"""
         return self.label.number is None
 
     @property
@@ -85,12 +85,12 @@ class Task:
 
     @property
     def published_rows(self) -> dict[str, int]:
-        """Rows of each full file; empty for a task that is not GLUE's."""
+        """Rows of each full file; empty for a task outside GLUE."""
         return dict(zip(self.files, self.rows, strict=True)) if self.rows else {}
 
 
 MAX_SCORE = 5.0
-"""Scores of STS-B lie between 0 and this."""
+"""Scores of STS-B are between 0 and this."""
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _MNLI_LABELS = ("contradiction", "entailment", "neutral")
@@ -156,15 +156,15 @@ TASKS: dict[str, Task] = {
         ),
     )
 }  # fmt: skip
-"""`ax`, GLUE's diagnostic set, is for prediction only, by a model that was trained on `mnli`.
+"""`ax`, GLUE's diagnostic set, is for prediction only, by a model trained on `mnli`.
 
-The classes of QNLI and MNLI are balanced to within a few rows, so there hardly is a majority. AX has no training rows
-and takes MNLI's.
+The classes of QNLI and MNLI are balanced to within a few rows, so their majority is arbitrary. AX has no training rows
+and uses MNLI's.
 """
 
 GLUE_TASKS = tuple(task for task in TASKS.values() if task.submissions)
 GLUE_TASK_NAMES = tuple(task.name for task in GLUE_TASKS if not task.predicted_by)
-"""Those that a model is trained on."""
+"""Tasks that a model is trained on."""
 
 
 def task_files(name: str, glue_dir: str) -> list[str]:
@@ -178,14 +178,14 @@ def task_files(name: str, glue_dir: str) -> list[str]:
     for path in paths:
         if storage.file_size_bytes(path) is None:
             raise InputError(
-                f"{path}: missing; finetuning.glue_dir = {glue_dir} must hold GLUE's own folders, such as "
+                f"{path}: missing; finetuning.glue_dir = {glue_dir} must contain GLUE's own folders, such as "
                 f"{task.folder}; clozeworks glue fetch --output {glue_dir} downloads them"
             )
     return paths
 
 
 def prediction_files(name: str, glue_dir: str) -> list[str]:
-    """Paths of the test files that are there and that a task's model predicts; MNLI's predicts the diagnostic, too."""
+    """Paths of the existing test files that a task's model predicts; MNLI's predicts the diagnostic set, too."""
     tasks = (task for task in TASKS.values() if name in (task.name, task.predicted_by))
     paths = [storage.join(glue_dir, task.folder, file) for task in tasks for file in task.submission_files.values()]
     return [path for path in paths if storage.file_size_bytes(path) is not None]

@@ -26,13 +26,13 @@ SHAPES: dict[str, dict[str, int]] = {
 
 
 class ModelConfig(Section):
-    """`[model]`: the encoder's architecture; its vocabulary's size comes from the vocabulary stage.
+    """`[model]`: the encoder's architecture; the vocabulary size comes from the vocabulary stage.
 
     The defaults are BERT-base of the paper, section 3; names are those of the released code's bert_config.json.
     """
 
     size: Literal["tiny", "small", "base", "large"] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """A name for the four numbers of SHAPES; a number given beside it takes precedence."""
+    """A name for the four numbers of SHAPES; a number that is set explicitly overrides it."""
     hidden_size: Annotated[int, Bounded(1, 65_536, _WIDTH)] = 768
     num_hidden_layers: Annotated[int, Bounded(1, 1_000, "BERT-large has 24, and all are held in memory")] = 12
     num_attention_heads: Annotated[int, Bounded(1, 4_096, "heads share hidden_size among them")] = 12
@@ -40,8 +40,8 @@ class ModelConfig(Section):
     max_position_embeddings: SequenceLength = 512
     type_vocab_size: Annotated[int, Bounded(2, 1_024, "a row has two segments")] = 2
     hidden_act: Literal["gelu", "gelu_new"] = "gelu"
-    """`gelu` is the exact one (erf), with which the paper's models were trained; `gelu_new` its tanh approximation, in
-    the released code since February 2019. Both are Hugging Face's names."""
+    """`gelu` is the exact one (erf), used to train the paper's models; `gelu_new` its tanh approximation, in the
+    released code since February 2019. Both are Hugging Face's names."""
     hidden_dropout_prob: Rate = 0.1
     attention_probs_dropout_prob: Rate = 0.1
     layer_norm_eps: Epsilon = 1e-12

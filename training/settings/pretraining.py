@@ -13,18 +13,18 @@ from pipelines.contract.recipe import OPERATIONAL, Section
 from training.settings.model import ModelConfig
 from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, LoopConfig, ScheduleKind
 
-_STEP_TOKENS = "gradients of so many tokens are added up in one step"
+_STEP_TOKENS = "gradients of this many tokens are summed in one step"
 
 
 class PhaseConfig(Section):
-    """`[[pretraining.phases]]`: one stretch of pre-training at one maximum length."""
+    """`[[pretraining.phases]]`: one phase of pre-training at one maximum length."""
 
     max_seq_length: SequenceLength
     steps: Count
     global_batch_size: BatchSize = 256
     """Sequences per optimizer step, over all ranks and micro-batches."""
     global_batch_tokens: Annotated[int, Bounded(1, 1 << 34, _STEP_TOKENS)] | None = None
-    """Fill each step with as many sequences as have at most so many tokens together, instead of global_batch_size."""
+    """Fill each step with sequences up to this many tokens in total, instead of global_batch_size."""
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> PhaseConfig:
@@ -34,7 +34,7 @@ class PhaseConfig(Section):
         if self.global_batch_size != type(self).model_fields["global_batch_size"].default:
             raise ValueError(
                 f"global_batch_size = {self.global_batch_size} and global_batch_tokens = {self.global_batch_tokens}: "
-                "a step is filled by sequences or by tokens; leave one out"
+                "a step is filled by sequences or by tokens; remove one"
             )
         if self.global_batch_tokens < self.max_seq_length:
             raise ValueError(
@@ -45,7 +45,7 @@ class PhaseConfig(Section):
 
     @property
     def full_sequences(self) -> int:
-        """Sequences of a step where all have the maximum length."""
+        """Sequences of a step if all have the maximum length."""
         return (
             self.global_batch_size
             if self.global_batch_tokens is None
@@ -63,15 +63,15 @@ class PretrainingConfig(LoopConfig):
     learning_rate: LearningRate = 1e-4
     num_warmup_steps: CountOrNone = 10_000
     schedule: ScheduleKind = "linear"
-    """The decay after warm-up, one over all phases: training/engine/schedule.py has the formulas."""
+    """The decay after warm-up, one over all phases; formulas in training/engine/schedule.py."""
     num_decay_steps: Count | None = None
-    """Last steps in which `warmup_stable_decay` lowers the rate to 0; None is a tenth of all steps."""
-    zero_stage: Annotated[int, Bounded(0, 3, "ZeRO has the stages 1, 2 and 3; 0 turns it off")] = 2
+    """Number of final steps in which `warmup_stable_decay` decays the rate to 0; None is a tenth of all steps."""
+    zero_stage: Annotated[int, Bounded(0, 3, "ZeRO has the stages 1, 2 and 3; 0 disables it")] = 2
     offload_optimizer: bool = False
-    """Keep master weights and moments in the host's memory and update them there (ZeRO-Offload)."""
+    """Keep and update master weights and moments in host memory (ZeRO-Offload)."""
 
     ranks: Ranks = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Processes of one node; 0 means one per GPU, or two where there is none."""
+    """Processes of one node; 0 means one per GPU, or two without GPUs."""
 
     @model_validator(mode="after")
     def _phases_fit(self) -> PretrainingConfig:
@@ -99,7 +99,7 @@ class PretrainingConfig(LoopConfig):
             )
         if self.compile and self.zero_stage == 3:
             raise ValueError(
-                "compile = true with zero_stage = 3: ZeRO-3 gathers weights by hooks inside what would be compiled; "
+                "compile = true with zero_stage = 3: ZeRO-3 gathers weights by hooks inside the compiled part; "
                 "set zero_stage to 0, 1 or 2, or turn compile off"
             )
         return self
@@ -110,8 +110,8 @@ class PretrainingConfig(LoopConfig):
             return self
         if self.schedule != "warmup_stable_decay":
             raise ValueError(
-                f"num_decay_steps = {self.num_decay_steps} with schedule = {self.schedule!r}, which decays all the "
-                "way; leave it out, or use schedule = 'warmup_stable_decay'"
+                f"num_decay_steps = {self.num_decay_steps} with schedule = {self.schedule!r}, which decays in all "
+                "steps; remove it, or use schedule = 'warmup_stable_decay'"
             )
         if self.num_warmup_steps + self.num_decay_steps > self.num_train_steps:
             raise ValueError(
@@ -127,7 +127,7 @@ class PretrainingConfig(LoopConfig):
 
 
 def lengths_problem(model: ModelConfig, pretraining: PretrainingConfig) -> str | None:
-    """Says which phase is longer than the model has positions for; None where all fit."""
+    """The error for a phase that is longer than the model's positions; None if all fit."""
     for index, phase in enumerate(pretraining.phases):
         if phase.max_seq_length > model.max_position_embeddings:
             return (
@@ -139,10 +139,10 @@ def lengths_problem(model: ModelConfig, pretraining: PretrainingConfig) -> str |
 
 
 def require_lengths_fit(model: ModelConfig, pretraining: PretrainingConfig, recipe_path: str) -> None:
-    """Check what only both sections together tell.
+    """Check the lengths of the phases against the model's positions.
 
     Raises:
-        InputError: a phase is longer than the model has positions for.
+        InputError: a phase is longer than the model's positions.
     """
     if problem := lengths_problem(model, pretraining):
         raise InputError(f"{recipe_path}: {problem}")

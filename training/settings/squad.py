@@ -12,7 +12,7 @@ from pipelines.contract.errors import InputError
 from training.settings.optimization import BatchSize, FittingConfig, LearningRate
 
 Tokens = Annotated[int, Bounded(1, MAX_SEQ_LENGTH_LIMIT, "a row has no more tokens")]
-Answers = Annotated[int, Bounded(1, 10_000, "so many answers are compared for each question")]
+Answers = Annotated[int, Bounded(1, 10_000, "this many answers are compared for each question")]
 Score = Annotated[float, Bounded(-1e9, 1e9, "it is a difference of two scores, which are far smaller")]
 
 
@@ -20,8 +20,7 @@ class SquadConfig(FittingConfig):
     """`[finetuning.squad]`: files, windows and answers, with the paper's settings for SQuAD 1.1 (section 4.2).
 
     For 2.0 the paper (section 4.3) trains 2 epochs in batches of 48 at 5e-5: set num_train_epochs and batch_size.
-    Whether a file is 2.0 is read from the file itself: some question in it says `is_impossible`. Lengths, stride and
-    n-best are those of run_squad.py.
+    A file is 2.0 if some question in it has `is_impossible`. Lengths, stride and n-best are those of run_squad.py.
     """
 
     train_file: UserPath | None = None
@@ -33,26 +32,26 @@ class SquadConfig(FittingConfig):
     doc_stride: Tokens = 128
     """Context tokens from the start of one window to the start of the next."""
     max_query_length: Tokens = 64
-    """Question tokens that are kept."""
+    """Longer questions are truncated to this many tokens."""
     n_best_size: Answers = 20
     max_answer_length: Tokens = 30
-    """Tokens of the longest answer that is predicted."""
+    """Maximum tokens of a predicted answer."""
     null_threshold: Score | None = None
-    """2.0: answer nothing where null score - best answer's score exceeds this; None takes, as the paper does, the
-    value with the best F1 on the development file."""
+    """2.0: predict no answer if null score - best answer's score exceeds this; None takes, as in the paper, the value
+    with the best F1 on the development file."""
 
     @model_validator(mode="after")
     def _windows_overlap(self) -> SquadConfig:
         room = self.max_seq_length - self.max_query_length - 3
         if room < 1:
             raise ValueError(
-                f"max_seq_length = {self.max_seq_length} leaves no room for text beside a question of "
+                f"max_seq_length = {self.max_seq_length} leaves no room for text after a question of "
                 f"max_query_length = {self.max_query_length} tokens; raise the one or lower the other"
             )
         if self.doc_stride > room:
             raise ValueError(
-                f"doc_stride = {self.doc_stride} exceeds the {room} context tokens that a window has beside a long "
-                "question, so that text would be left out; lower it"
+                f"doc_stride = {self.doc_stride} exceeds the {room} context tokens that fit after a long question, "
+                "so that text would be skipped; lower it"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Recipe section `[finetuning.sweep]`: which settings are tried, how often; light to import, without torch."""
+"""Recipe section `[finetuning.sweep]`: the grid and the seeds; light to import, without torch."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ class SweepConfig(Section):
     grid: Literal["paper", "appendix", "none"] = "paper"
     """`paper`: section 4.1, four trials; `appendix`: A.3, eighteen; `none`: the task's own settings, for seeds."""
     batch_sizes: tuple[BatchSize, ...] = ()
-    """These and the next two, where given, stand in place of the grid's own."""
+    """These and the next two override the grid's own."""
     learning_rates: tuple[LearningRate, ...] = ()
     num_train_epochs: tuple[Epochs, ...] = ()
     seeds: Seeds = 1
-    """Trials of each point: the task's seed and those that follow it."""
+    """Trials of each point: the task's seed and its successors."""
     small_task_restarts: Restarts = 0
-    """Further seeds for GLUE's tasks with fewer than 10,000 training rows. The paper did several for BERT-large, from
-    the same encoder with another order of the data and another classifier (section 4.1)."""
+    """Further seeds for GLUE's tasks with fewer than 10,000 training rows. The paper ran several for BERT-large, from
+    the same encoder with different data order and classifier initialization (section 4.1)."""
     side_by_side: Processes = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Trials at the same time, each in one process; 0 means one per GPU or, where there is none, per four cores."""
+    """Concurrent trials, each in one process; 0 means one per GPU or, without GPUs, one per four cores."""
     keep_models: Literal["best", "all"] = Field(default="best", json_schema_extra=OPERATIONAL)
-    """`best` keeps the weights of each task's best trial only: a model of BERT-base takes 440 MB."""
+    """`best` keeps the weights of each task's best trial only: a BERT-base model takes 440 MB."""
 
     @field_validator("batch_sizes", "learning_rates", "num_train_epochs")
     @classmethod
     def _nothing_twice(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(values)) < len(values):
-            raise ValueError("names a value twice; give each once, and ask for repetitions with seeds")
+            raise ValueError("names a value twice; give each once, and use seeds for repetitions")
         return values
 
     def cells(self, own: FittingConfig) -> list[Cell]:
-        """The points to try, in the order of the lists; `own` are the task's settings outside of the sweep."""
+        """The points of the grid, in the order of the lists; `own` are the task's settings outside the sweep."""
         batch_sizes, learning_rates, epochs = GRIDS[self.grid]
         return [
             Cell(*values)
@@ -76,5 +76,5 @@ class SweepConfig(Section):
         ]
 
     def num_seeds(self, is_small: bool) -> int:
-        """Trials of each point for a small task, or for another one."""
+        """Trials of each point for a small or other task."""
         return self.seeds + (self.small_task_restarts if is_small else 0)

@@ -17,23 +17,23 @@ Column = Annotated[int, Bounded(-1_000, 1_000, "it counts columns of a file, bel
 class TaggingConfig(FittingConfig):
     """`[finetuning.tagging]`: CoNLL files and how to read them.
 
-    The paper (section 5.3) says batch 32, 3 epochs and no rate for CoNLL-2003; 5e-5 is the largest of its grid.
+    For CoNLL-2003 the paper (section 5.3) states batch 32 and 3 epochs but no rate; 5e-5 is the largest of its grid.
     """
 
     train_file: UserPath | None = None
     dev_file: UserPath | None = None
     test_file: UserPath | None = None
-    """Scored once, with the best epoch's weights; its predictions are written beside those on dev_file."""
+    """Scored once, with the best epoch's weights; its predictions are written next to those on dev_file."""
     token_column: Column = 0
     """Column of the word, from 0; -1 is the last."""
     label_column: Column = -1
     scheme: Literal["auto", "iob1", "iob2", "bioes"] = "auto"
-    """How the files' labels are written; `auto` finds it out for each file. The model always learns IOB2."""
+    """Label scheme of the files; `auto` detects it for each file. The model always learns IOB2."""
     document_context: bool = False
-    """Fill rows with the sentences around theirs, as the paper did; the files need -DOCSTART- rows for it."""
+    """Fill rows with surrounding sentences, as in the paper; the files need -DOCSTART- rows for it."""
     learning_rate: LearningRate = 5e-5
     max_seq_length: SequenceLength = 128
-    """Tokens of a row; a longer sentence becomes several rows, and each of its words is still labelled once."""
+    """Tokens of a row; a longer sentence is split into several rows, each of its words still labelled once."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> TaggingConfig:
@@ -43,7 +43,7 @@ class TaggingConfig(FittingConfig):
 
 
 def data_files(config: TaggingConfig) -> list[str]:
-    """Paths of the training, the development and, where one is set, the test file.
+    """Paths of the training, the development and, if set, the test file.
 
     Raises:
         InputError: one of the first two is not set, or a file is missing.

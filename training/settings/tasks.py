@@ -1,7 +1,7 @@
 """The families of fine-tuning tasks, in one table; light to import, without torch.
 
-A family is a kind of task: which names of `finetuning.tasks` belong to it, which files it reads, and which function
-opens it for the loop. A new family is one row of FAMILIES and one module with the function that the row names.
+A family is a kind of task: the names of `finetuning.tasks` that belong to it, the files it reads, and the function that
+opens it for the loop. A new family needs one row of FAMILIES and one module with the functions named in that row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.settings.word_order import WordOrderConfig
 
 
 class TaskSettings(Protocol):
-    """What families read of the section [finetuning]."""
+    """The part of the section [finetuning] that families read."""
 
     @property
     def glue_dir(self) -> str | None: ...
@@ -36,33 +36,33 @@ class TaskSettings(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of task. What is named as "module:function" is imported when a task runs, not before."""
+    """A kind of task. Functions named as "module:function" are imported only when a task runs."""
 
     names: Callable[[TaskSettings], Sequence[str]]
     """Tasks of this family that `finetuning.tasks` may name."""
     opener: str
-    """Reads and tokenises a task: from `training.finetuning.problem.TaskInputs` to a `Problem`."""
+    """Reads and tokenizes a task: from `training.finetuning.problem.TaskInputs` to a `Problem`."""
     problem: Callable[[TaskSettings, Sequence[str]], str | None]
-    """What is missing in the section for these tasks of the family, with the remedy; None where nothing is."""
+    """What the section lacks for these tasks of the family, with the remedy; None if nothing."""
     data_files: Callable[[TaskSettings, str], list[str]]
-    """Paths that a task's trial depends on; raises InputError where one is missing. Empty for a task made here."""
+    """Paths that a task's trial depends on; raises InputError if one is missing. Empty for a generated task."""
     dev_files: Callable[[TaskSettings, str, str | None], list[str]]
-    """The development files that a task's score is from; the third argument is the folder of the task's own folder."""
+    """The development files that a task is scored on; the third argument is the parent of the task's folder."""
     section: str = ""
-    """Name below [finetuning] of the family's own settings; empty where it has none."""
+    """Name below [finetuning] of the family's own settings; empty if it has none."""
     own_settings: Callable[[TaskSettings, str], Section | None] = lambda _settings, _task: None
-    """A task's settings in that section. Where they are a FittingConfig, the loop takes its settings from them."""
+    """A task's settings in that section. If they are a FittingConfig, the loop takes its settings from them."""
     preparer: str = ""
-    """Makes the task's files from held-out documents; empty where the files are given. Takes the folder to write to,
-    the directory and manifest of the documents, the own settings, and the version of the code."""
+    """Generates the task's files from held-out documents; empty if the files are given. Takes the folder to write to,
+    the directory and manifest of the documents, the family's settings, and the version of the code."""
     is_small: Callable[[TaskSettings, str, str | None], bool] = lambda _settings, _task, _folder: False
-    """Does a sweep give the task `small_task_restarts` more seeds? The third argument is as for `dev_files`."""
+    """Whether a sweep adds `small_task_restarts` seeds to the task. The third argument is as for `dev_files`."""
     takes_pairs: Callable[[TaskSettings, str], bool] = lambda _settings, _task: False
-    """Is the model given two texts?"""
+    """Whether the input is a pair of texts."""
 
 
 def load(name: str) -> Any:
-    """The function that a row names as "module:function"."""
+    """Import the function named as "module:function"."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
@@ -71,8 +71,8 @@ def _glue_problem(settings: TaskSettings, tasks: Sequence[str]) -> str | None:
     if settings.glue_dir is not None:
         return None
     return (
-        f"tasks asks for {', '.join(tasks)} but glue_dir is not set; add "
-        "--set finetuning.glue_dir=<folder that holds CoLA, RTE ...>"
+        f"tasks names {', '.join(tasks)} but glue_dir is not set; add "
+        "--set finetuning.glue_dir=<folder with CoLA, RTE ...>"
     )
 
 
@@ -97,7 +97,7 @@ def _files_problem(task: str, section: SquadConfig | TaggingConfig) -> str | Non
     if section.train_file and section.dev_file:
         return None
     return (
-        f"tasks asks for {task} but {task}.train_file or {task}.dev_file is not set; add "
+        f"tasks names {task} but {task}.train_file or {task}.dev_file is not set; add "
         f"--set finetuning.{task}.train_file=<file>, and dev_file likewise"
     )
 
@@ -160,7 +160,7 @@ def family_of(settings: TaskSettings, task: str) -> Family:
 
 
 def settings_problem(settings: TaskSettings, tasks: Sequence[str]) -> str | None:
-    """The first thing that the section lacks for these tasks, with the remedy; None where it lacks nothing."""
+    """The first thing that the section lacks for these tasks, with the remedy; None if nothing."""
     for family in FAMILIES:
         asked = [task for task in tasks if task in family.names(settings)]
         if asked and (problem := family.problem(settings, asked)):

@@ -9,20 +9,20 @@ from pydantic import model_validator
 from pipelines.contract.bounds import Bounded, Seed
 from pipelines.contract.recipe import Section
 
-Rows = Annotated[int, Bounded(2, 100_000_000, "half of them stay in order, half do not, and all are held in memory")]
-Words = Annotated[int, Bounded(3, 10_000, "a sentence needs some words for an order, and is a row of at most so many")]
+Rows = Annotated[int, Bounded(2, 100_000_000, "half are intact, half reordered, and all are held in memory")]
+Words = Annotated[int, Bounded(3, 10_000, "a sentence needs several words to have an order, and is one row")]
 Run = Annotated[int, Bounded(2, 10_000, "one word alone has no order")]
 
 
 class WordOrderConfig(Section):
-    """`[finetuning.word_order]`: the demonstration task, made from held-out documents in CoLA's own form."""
+    """`[finetuning.word_order]`: the demonstration task, generated from held-out documents in CoLA's form."""
 
     max_train_examples: Rows = 4_000
     max_dev_examples: Rows = 1_000
     min_words: Words = 6
     max_words: Words = 40
     damaged_words: Run = 5
-    """Length of the run of neighbouring words whose order is changed."""
+    """Number of consecutive words that are reordered."""
     seed: Seed = 12_345
 
     @model_validator(mode="after")

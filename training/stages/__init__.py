@@ -1,1 +1,1 @@
-"""What decides the output of each training stage; light to import, without torch."""
+"""Inputs and stage keys of each training stage; light to import, without torch."""

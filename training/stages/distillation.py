@@ -1,4 +1,4 @@
-"""What decides the output of the distillation stage. Must not import torch: `status` reads this."""
+"""Inputs and stage key of distillation. Must not import torch: `status` calls this."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from training.stages.sections import DistillationSections
 
 TEACHER = "teacher"
 
-# To be raised whenever the same settings and inputs would give another model than before.
+# Increment whenever the same settings and inputs would produce a different model.
 DISTILLATION_VERSION = 1
 
 
 @dataclass(frozen=True)
 class DistillationInputs:
-    """Settings and manifests of a distillation that belong together."""
+    """Settings and manifests of a distillation run."""
 
     recipe: Recipe
     workspace: str
@@ -45,7 +45,7 @@ class DistillationInputs:
 
     @property
     def tokenizer_directory(self) -> str:
-        """Whose tokenizer the student gets."""
+        """Source of the student's tokenizer."""
         return self.teacher_directory
 
     @property
@@ -55,7 +55,7 @@ class DistillationInputs:
     @property
     def key(self) -> StageKey:
         settings = self.config.identity()
-        # A place, not a setting: the teacher's weights enter by their digest.
+        # A path, not a setting: the teacher's weights enter the key by their digest.
         del settings["teacher"]
         inputs = {EXAMPLES: self.examples.digest, TEACHER: self.teacher_digest}
         return StageKey(DISTILLATION, DISTILLATION_VERSION, settings, inputs)
@@ -65,7 +65,7 @@ def distillation_inputs(sections: DistillationSections) -> DistillationInputs:
     """Check the stages that distillation consumes.
 
     Raises:
-        InputError: a stage or the teacher is missing, or examples and teacher have not the same vocabulary.
+        InputError: a stage or the teacher is missing, or examples and teacher have different vocabularies.
     """
     recipe, workspace, config = sections.recipe, sections.workspace, sections.distillation
     examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
@@ -82,7 +82,7 @@ def distillation_inputs(sections: DistillationSections) -> DistillationInputs:
 
 
 def verify_inputs(inputs: DistillationInputs) -> None:
-    """Compare what a run will read, the examples and a teacher of this workspace, with the manifests.
+    """Verify the files that a run reads, examples and a teacher of this workspace, against the manifests.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -100,14 +100,14 @@ def _require_examples(inputs: DistillationInputs) -> None:
     if not sum(file.rows for file in files):
         made = sorted({file.name.split("/")[0].removeprefix("length") for file in inputs.examples.files})
         raise InputError(
-            f"{inputs.recipe.path}: distillation.max_seq_length = {length}, but {inputs.examples_directory} holds "
-            f"examples of lengths {', '.join(made)} only; take one of these"
+            f"{inputs.recipe.path}: distillation.max_seq_length = {length}, but {inputs.examples_directory} has "
+            f"examples of lengths {', '.join(made)} only; use one of these"
         )
     uri = storage.join(inputs.examples_directory, files[0].name)
     found = shard_metadata(uri).get("clozeworks.vocabulary_sha256")
     vocabulary = storage.join(inputs.teacher_directory, VOCABULARY_NAME)
     if storage.file_size_bytes(vocabulary) is None or storage.sha256_of(vocabulary) != found:
         raise InputError(
-            f"{vocabulary}: missing, or another vocabulary than that of {uri} (sha256 {str(found)[:12]}); a teacher "
-            "reads the examples as they are, so build them with its vocabulary"
+            f"{vocabulary}: missing, or different from the vocabulary of {uri} (sha256 {str(found)[:12]}); the teacher "
+            "reads the same examples, so build them with its vocabulary"
         )

@@ -1,6 +1,6 @@
-"""Where an encoder comes from: a directory, a workspace, or a model of an MLflow registry, made a local directory.
+"""Resolves an encoder to a local directory: from a directory, a workspace, or an MLflow model registry.
 
-No torch here, and MLflow is imported only for one of its URIs.
+Must not import torch; MLflow is imported only for one of its URIs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CACHE_VARIABLE = "CLOZEWORKS_CACHE"
 _MLFLOW_SCHEMES = ("models:/", "runs:/")
 _ADDRESS = "MLFLOW_TRACKING_URI"
 _MLMODEL = "MLmodel"
-# What mlflow.transformers writes: weights and configuration in one folder, the tokenizer in another.
+# Layout of mlflow.transformers: weights and configuration in one folder, the tokenizer in another.
 _MODEL_FOLDER, _TOKENIZER_FOLDER = "model", "components/tokenizer"
 _TOKENIZER_FILES = (
     VOCABULARY_NAME,
@@ -45,7 +45,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json")
 _MLFLOW_ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # MLflow's own seven tries take minutes until they tell that nobody answers.
+    # MLflow's default of seven retries takes minutes to report an unreachable server.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
 _ACCEPTED = (
@@ -54,15 +54,15 @@ _ACCEPTED = (
 
 
 def encoder_directory(source: str) -> str:
-    """The local Hugging Face directory (configuration, weights, vocabulary) behind what a person names.
+    """Resolve an encoder's source to a local Hugging Face directory (configuration, weights, vocabulary).
 
     Args:
-        source: a Hugging Face directory, which is returned as it is; a workspace, whose pre-trained encoder is taken;
-            or `models:/name@alias`, `models:/name/3`, `runs:/id/name`, asked for at MLFLOW_TRACKING_URI and kept in
-            the cache. A fine-tuned model is one as well: its heads are left aside by whoever loads the encoder.
+        source: a Hugging Face directory, which is returned unchanged; a workspace, whose pre-trained encoder is used;
+            or `models:/name@alias`, `models:/name/3`, `runs:/id/name`, fetched from MLFLOW_TRACKING_URI into the
+            cache. A fine-tuned model is accepted, too: loading the encoder ignores its heads.
 
     Raises:
-        InputError: there is no such source, it is no BERT directory, or MLflow cannot give it.
+        InputError: the source does not exist, is not a BERT directory, or cannot be fetched from MLflow.
     """
     if source.startswith(_MLFLOW_SCHEMES):
         return _registered(source)
@@ -82,7 +82,7 @@ def encoder_directory(source: str) -> str:
 
 
 def encoder_digest(directory: str) -> str:
-    """Hash of all that decides an encoder's answers: configuration, weights and vocabulary of a local directory."""
+    """Hash of all that determines an encoder's output: configuration, weights and vocabulary of a local directory."""
     names = [
         name
         for name in sorted(os.listdir(directory))
@@ -92,7 +92,7 @@ def encoder_digest(directory: str) -> str:
 
 
 def cache_directory() -> str:
-    """Where downloaded models are kept."""
+    """Directory of downloaded models."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "clozeworks")
     return os.environ.get(CACHE_VARIABLE) or default
 
@@ -102,15 +102,15 @@ def _require_encoder(directory: str, source: str) -> None:
     if CONFIG_NAME not in names:
         raise InputError(f"{source}: neither {CONFIG_NAME} nor {PRETRAINING}/ in it; {_ACCEPTED}")
     if not any(name.endswith(_WEIGHT_SUFFIXES) for name in names):
-        raise InputError(f"{source}: no weights (model.safetensors) beside {CONFIG_NAME}; {_ACCEPTED}")
+        raise InputError(f"{source}: no weights (model.safetensors) next to {CONFIG_NAME}; {_ACCEPTED}")
     if not any(name in names for name in _VOCABULARY_FILES):
         raise InputError(
-            f"{source}: neither {' nor '.join(_VOCABULARY_FILES)} beside {CONFIG_NAME}; add its vocabulary"
+            f"{source}: neither {' nor '.join(_VOCABULARY_FILES)} next to {CONFIG_NAME}; add its vocabulary"
         )
 
 
 def _require_undamaged(directory: str) -> None:
-    """Compare the files of an encoder that a stage of ours wrote with that stage's manifest.
+    """Compare the files of an encoder written by one of our stages with that stage's manifest.
 
     Raises:
         InputError: one of them is damaged.
@@ -119,7 +119,7 @@ def _require_undamaged(directory: str) -> None:
     try:
         manifest = read_manifest(stage)
     except InputError:
-        return  # a file of that name that is not ours, next to an encoder from elsewhere
+        return  # not our manifest: the encoder is from elsewhere
     for file in manifest.files if manifest else ():
         own = file.name.removeprefix(f"{name}/")
         if own != file.name and (own in (CONFIG_NAME, *_TOKENIZER_FILES) or own.endswith(_WEIGHT_SUFFIXES)):
@@ -129,11 +129,11 @@ def _require_undamaged(directory: str) -> None:
 def _registered(uri: str) -> str:
     if not os.environ.get(_ADDRESS):
         raise InputError(
-            f"{uri}: {_ADDRESS} is not set; set it to where this model is, a server or sqlite:///<workspace>/mlflow.db"
+            f"{uri}: {_ADDRESS} is not set; set it to the model's server, or to sqlite:///<workspace>/mlflow.db"
         )
     database = os.environ[_ADDRESS].removeprefix("sqlite:///")
     if database != os.environ[_ADDRESS] and not os.path.exists(database):
-        # SQLite would make an empty one of a mistyped path.
+        # SQLite would create an empty database for a mistyped path.
         raise InputError(f"{uri}: {_ADDRESS} = {os.environ[_ADDRESS]}: no such database")
     with _mlflow_environment():
         root = storage.join(cache_directory(), "models")
@@ -148,13 +148,13 @@ def _registered(uri: str) -> str:
                 whole = _download(uri, storage.join(scratch, "whole"), uri)
                 return _installed(whole, scratch, root, uri)
         except OSError as error:
-            raise InputError(f"{uri}: cannot be kept in {root} ({error}); set {CACHE_VARIABLE} to a place") from error
+            raise InputError(f"{uri}: cannot be cached in {root} ({error}); change {CACHE_VARIABLE}") from error
 
 
 def _cache_entry(root: str, card: str) -> str:
-    """A model's place in the cache: MLmodel holds the id that MLflow gave it, so its hash names these very files.
+    """A model's path in the cache: MLmodel contains the id assigned by MLflow, so its hash identifies the files.
 
-    An alias may move between two questions, and numbers of versions repeat between servers; this changes with neither.
+    An alias may move between two requests, and version numbers repeat between servers; the hash is unaffected.
     """
     return storage.join(root, storage.sha256_of(card)[:32])
 
@@ -162,7 +162,7 @@ def _cache_entry(root: str, card: str) -> str:
 def _download(uri: str, destination: str, shown: str) -> str:
     import mlflow
 
-    # Said with each call: a process may have told MLflow another server before.
+    # Passed with each call: this process may have set another server for MLflow before.
     tracking = os.environ[_ADDRESS]
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or tracking
     try:
@@ -173,7 +173,7 @@ def _download(uri: str, destination: str, shown: str) -> str:
     except (mlflow.exceptions.MlflowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(" with exception ")[0]
         raise InputError(
-            f"{shown}: MLflow cannot give it ({reason}); check name, version or alias, and {_ADDRESS}"
+            f"{shown}: cannot be fetched from MLflow ({reason}); check name, version or alias, and {_ADDRESS}"
         ) from error
 
 
@@ -181,7 +181,7 @@ def _installed(whole: str, scratch: str, root: str, uri: str) -> str:
     """Join the folders of a downloaded model in one directory and move it into the cache."""
     model, tokenizer = (storage.join(whole, folder) for folder in (_MODEL_FOLDER, _TOKENIZER_FOLDER))
     if not os.path.isfile(storage.join(model, CONFIG_NAME)):
-        raise InputError(f"{uri}: not logged by mlflow.transformers, there is no {_MODEL_FOLDER}/{CONFIG_NAME} in it")
+        raise InputError(f"{uri}: not logged by mlflow.transformers: it has no {_MODEL_FOLDER}/{CONFIG_NAME}")
     assembled = storage.join(scratch, "assembled")
     shutil.copytree(model, assembled)
     for name in _TOKENIZER_FILES:
@@ -191,12 +191,12 @@ def _installed(whole: str, scratch: str, root: str, uri: str) -> str:
     _require_encoder(assembled, uri)
     for name in os.listdir(assembled):
         storage.flush_to_disk(storage.join(assembled, name))
-    # The alias may have moved since the first question: the name is that of what was downloaded.
+    # The alias may have moved since the first request: derive the name from the downloaded files.
     cached = _cache_entry(root, storage.join(whole, _MLMODEL))
     try:
         os.rename(assembled, cached)
     except OSError:
-        # Another process was quicker; the same name holds the same files.
+        # Another process was faster; the same name means the same files.
         if not os.path.isdir(cached):
             raise
     return cached
@@ -204,7 +204,7 @@ def _installed(whole: str, scratch: str, root: str, uri: str) -> str:
 
 @contextmanager
 def _mlflow_environment() -> Iterator[None]:
-    """MLflow without progress bars and long waits, where a person has not set these otherwise."""
+    """Run MLflow without progress bars and long waits, unless the user has set these variables."""
     added = {name: value for name, value in _MLFLOW_ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:

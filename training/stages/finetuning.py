@@ -1,4 +1,4 @@
-"""What decides the output of a fine-tuning trial."""
+"""Directory and stage key of a fine-tuning trial."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FINETUNING_VERSION = 2
 
 
 def finetuning_directory(workspace: str, task: str, start: str) -> str:
-    """Directory of one fine-tuning trial; `start` names the weights that it is initialized from."""
+    """Directory of one fine-tuning trial; `start` names its initial weights."""
     return storage.join(workspace, FINETUNING, task, start)
 
 
@@ -32,8 +32,8 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
     """Key of one fine-tuning trial: the settings that its task depends on, and the digests of what it reads.
 
     Args:
-        sections: of the recipe, or with the settings of this trial in place of the recipe's.
-        task: a name that `finetuning.tasks` takes.
+        sections: of the recipe, with this trial's settings in place of the recipe's.
+        task: a valid name of `finetuning.tasks`.
         start: RANDOM, or another word for a trial that is initialized from an encoder.
 
     Raises:
@@ -66,7 +66,7 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
     return StageKey(FINETUNING, FINETUNING_VERSION, {"task": task, "start": start, **settings}, inputs)
 
 
-# What names places, or belongs to other tasks; a trial's data and encoder enter its key by their digests.
+# Paths, and settings of other tasks; a trial's data and encoder enter its key by their digests.
 _NOT_OF_A_TRIAL = (
     "tasks", "encoder", "glue_dir", "compare_with_random", "mnli_first", "sweep", "train_file", "dev_file", "test_file",
     *(family.section for family in FAMILIES),
@@ -74,14 +74,14 @@ _NOT_OF_A_TRIAL = (
 
 
 def data_folder(workspace: str, config: FinetuningConfig, task: str) -> str | None:
-    """The folder that a task's own folder is in; None where its files are named one by one."""
+    """The parent of a task's folder; None if its files are listed individually."""
     if config.family(task).preparer:
         return storage.join(workspace, FINETUNING, DATA_DIRECTORY)
     return config.glue_dir
 
 
 def require_task_data(config: FinetuningConfig) -> None:
-    """Look for the files of all tasks; to be called before a long training, not after it.
+    """Check that the files of all tasks exist; to be called before a long training.
 
     Raises:
         InputError: one is missing.
@@ -91,7 +91,7 @@ def require_task_data(config: FinetuningConfig) -> None:
 
 
 def _encoder_digest(source: str) -> str:
-    """Hash of what a trial begins from; a registered model is fetched for it, since an alias may have moved."""
+    """Hash of a trial's encoder; a registered model is fetched for it, since an alias may have moved."""
     from training.stages.encoders import encoder_digest, encoder_directory  # they know this module's names
 
     return encoder_digest(encoder_directory(source))

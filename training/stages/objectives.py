@@ -1,4 +1,4 @@
-"""What trains by the loop of training/pretraining/run.py: one row for each stage. Must not import torch."""
+"""The stages trained by the loop of training/pretraining/run.py: one row each. Must not import torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from training.stages.sections import DistillationSections, PretrainingSections
 
 
 class ObjectiveRow(NamedTuple):
-    """How a stage gets from a recipe to its objective."""
+    """How to open a stage's objective from a recipe."""
 
     inputs: Callable[[Recipe], PretrainingInputs | DistillationInputs]
     opener: str
-    """`module:function`, which makes the objective from inputs and processes; loaded when there is work to do."""
+    """`module:function` that builds the objective from inputs and processes; imported if there is work to do."""
 
 
 def _pretraining(recipe: Recipe) -> PretrainingInputs:
@@ -32,4 +32,4 @@ OBJECTIVES = {
     PRETRAINING: ObjectiveRow(_pretraining, "training.pretraining.bert_objective:open_bert"),
     DISTILLATION: ObjectiveRow(_distillation, "training.distillation.objective:open_distillation"),
 }
-"""A new objective is its own file, a row here, and a command with its section of the recipe."""
+"""A new objective needs its own module, a row here, and a command with its recipe section."""

@@ -1,4 +1,4 @@
-"""What decides the output of pre-training, and whether its inputs fit together. Must not import torch: see `status`."""
+"""Inputs and stage key of pre-training, and checks that they fit. Must not import torch: `status` calls this."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig, require_lengths_fit
 from training.stages.sections import PretrainingSections
 
-# To be raised whenever the same settings and inputs would give another model than before.
+# Increment whenever the same settings and inputs would produce a different model.
 PRETRAINING_VERSION = 2
 
 
 @dataclass(frozen=True)
 class PretrainingInputs:
-    """Settings and manifests of a pre-training run that belong together."""
+    """Settings and manifests of a pre-training run."""
 
     recipe: Recipe
     workspace: str
@@ -47,7 +47,7 @@ class PretrainingInputs:
 
     @property
     def tokenizer_directory(self) -> str:
-        """Whose tokenizer the encoder gets."""
+        """Source of the encoder's tokenizer."""
         return self.vocabulary_directory
 
     @property
@@ -56,7 +56,7 @@ class PretrainingInputs:
 
     @property
     def next_sentence(self) -> bool:
-        """Do the examples carry next-sentence labels? Their shards say so; there is no second setting to contradict."""
+        """Whether the examples have next-sentence labels, read from their shards: there is no setting for it."""
         length = self.pretraining.phases[0].max_seq_length
         file = self.examples.files_of("train", length_directory(length))[0]
         metadata = shard_metadata(storage.join(self.examples_directory, file.name))
@@ -83,7 +83,7 @@ def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
     """Check the stages that pre-training consumes.
 
     Raises:
-        InputError: the sections contradict each other, a stage is missing, or the examples were made with another
+        InputError: the sections contradict each other, a stage is missing, or the examples were built with another
             vocabulary.
     """
     recipe, workspace = sections.recipe, sections.workspace
@@ -98,7 +98,7 @@ def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
 
 
 def verify_inputs(inputs: PretrainingInputs) -> None:
-    """Compare what a run will read, shards and vocabulary, with the manifests; each content is read once.
+    """Verify the files that a run reads, shards and vocabulary, against the manifests; each content is read once.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -115,16 +115,16 @@ def _require_same_vocabulary(inputs: PretrainingInputs) -> None:
         if not files:
             made = sorted({file.name.split("/")[0].removeprefix("length") for file in inputs.examples.files})
             raise InputError(
-                f"{inputs.recipe.path}: pretraining.phases asks for max_seq_length = {phase.max_seq_length}, but "
-                f"{inputs.examples_directory} holds lengths {', '.join(made)}; add it to examples.lengths and run "
-                "pipelines.build_examples, or change the phase"
+                f"{inputs.recipe.path}: pretraining.phases needs max_seq_length = {phase.max_seq_length}, but "
+                f"{inputs.examples_directory} has lengths {', '.join(made)}; add it to examples.lengths and run "
+                "clozeworks examples again, or change the phase"
             )
         uri = storage.join(inputs.examples_directory, files[0].name)
         found = shard_metadata(uri).get("clozeworks.vocabulary_sha256")
         if found != expected:
             raise InputError(
-                f"{uri}: made with another vocabulary (sha256 {str(found)[:12]}) than "
-                f"{inputs.vocabulary_directory}/vocab.txt ({expected[:12]}); run pipelines.build_examples again"
+                f"{uri}: built with another vocabulary (sha256 {str(found)[:12]}) than "
+                f"{inputs.vocabulary_directory}/vocab.txt ({expected[:12]}); run clozeworks examples again"
             )
 
 

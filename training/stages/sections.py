@@ -1,4 +1,4 @@
-"""The sections of a recipe that each training stage reads, each valid: a process parses them once."""
+"""The validated recipe sections that each training stage reads; a process parses them once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.settings.pretraining import PretrainingConfig
 
 @dataclass(frozen=True)
 class PretrainingSections:
-    """What pre-training reads of a recipe; `workspace` is a local directory."""
+    """The sections read by pre-training; `workspace` is a local directory."""
 
     recipe: Recipe
     workspace: str
@@ -35,7 +35,7 @@ class PretrainingSections:
 
 @dataclass(frozen=True)
 class DistillationSections:
-    """What distillation reads of a recipe; `workspace` is a local directory."""
+    """The sections read by distillation; `workspace` is a local directory."""
 
     recipe: Recipe
     workspace: str
@@ -54,7 +54,7 @@ class DistillationSections:
 
 @dataclass(frozen=True)
 class FinetuningSections:
-    """What fine-tuning and sweeps read of a recipe; `workspace` is a local directory.
+    """The sections read by fine-tuning and sweeps; `workspace` is a local directory.
 
     model: the architecture of trials that are initialized from random weights.
     """

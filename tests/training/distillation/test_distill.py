@@ -387,13 +387,13 @@ def test_mistakes_give_one_line(
         return str(only)
 
     assert "did you mean 'temperature'" in line("temperatur=2")
-    assert "holds examples of lengths 32, 64 only" in line("max_seq_length=128")
+    assert "has examples of lengths 32, 64 only" in line("max_seq_length=128")
     assert "no such directory; give the directory of a Hugging Face BERT" in line(f"teacher={tmp_path}/none")
     other = tmp_path / "other"
     shutil.copytree(os.path.join(workspace.path, "teacher"), other)
     with open(other / "vocab.txt", "a") as stream:
         stream.write("more\n")
-    assert "other/vocab.txt: missing, or another vocabulary" in line(f"teacher={other}")
+    assert "other/vocab.txt: missing, or different from the vocabulary" in line(f"teacher={other}")
 
     vocabulary = os.path.join(workspace.path, "vocabulary")
     headless = os.path.join(tmp_path, "headless")

@@ -50,9 +50,9 @@ def test_names_and_places_of_settings() -> None:
 
 def test_what_a_section_lacks_is_one_line_a_family() -> None:
     problem = settings_problem(CONFIG, ["word-order", "rte", "cola"])
-    assert str(problem).startswith("tasks asks for rte, cola but glue_dir is not set")
-    assert str(settings_problem(CONFIG, ["squad"])).startswith("tasks asks for squad but squad.train_file or")
+    assert str(problem).startswith("tasks names rte, cola but glue_dir is not set")
+    assert str(settings_problem(CONFIG, ["squad"])).startswith("tasks names squad but squad.train_file or")
     with pytest.raises(
-        ValueError, match=r"tasks asks for tagging but tagging\.train_file or tagging\.dev_file is not set"
+        ValueError, match=r"tasks names tagging but tagging\.train_file or tagging\.dev_file is not set"
     ):
         FinetuningConfig(tasks=("tagging",))

@@ -115,7 +115,7 @@ def test_files_of_a_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_seq_length": 66}, "leaves no room for text beside a question of max_query_length = 64"),
+        ({"max_seq_length": 66}, "leaves no room for text after a question of max_query_length = 64"),
         ({"max_seq_length": 192, "doc_stride": 126}, "doc_stride = 126 exceeds the 125 context tokens"),
         ({"null_threshold": float("nan")}, "finite"),
     ],

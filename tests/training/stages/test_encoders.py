@@ -202,7 +202,7 @@ def test_mlflow_needs_an_address_and_an_answer(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.delenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", raising=False)
-    with pytest.raises(InputError, match=r"MLflow cannot give it \(API request to .* failed\); check"):
+    with pytest.raises(InputError, match=r"cannot be fetched from MLflow \(API request to .* failed\); check"):
         encoder_directory("models:/encoder@champion")
     assert "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR" not in os.environ
 
