@@ -71,7 +71,7 @@ def test_a_flow_outlasts_an_absence(
             tracker.log_stage(stage, manifests(), 1.5)
             back.join()
     said = [record.message for record in caplog.records if "tracking" in record.message]
-    assert [("does not answer" in line, "answers again" in line) for line in said] == [(True, False), (False, True)] * 2
+    assert [("not respond" in line, "responds again" in line) for line in said] == [(True, False), (False, True)] * 2
     client = MlflowClient(server.uri)
     runs = {run.info.run_id: run for run in client.search_runs([tracker.experiment_id])}
     assert set(runs) == {parent, stage}, "a request that was repeated has made a second run"
@@ -87,7 +87,7 @@ def test_a_flow_outlasts_an_absence(
         server.kill()
         tracker.log_stage(stage, manifests(), 1.5)
     said = [record.message for record in caplog.records if "MLflow" in record.message]
-    missing = [line.rpartition("; ")[2] for line in said if "does not answer" not in line]
+    missing = [line.rpartition("; ")[2] for line in said if "does not respond" not in line]
     assert missing == [
         "figures of documents are not logged",
         "the end of pretraining is not logged",

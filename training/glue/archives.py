@@ -1,4 +1,4 @@
-"""GLUE's archives: where they lie, their published checksums, and how they become the folders of the tasks."""
+"""GLUE's archives: their addresses and published checksums, and how to unpack them into the tasks' folders."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from training.settings.glue import Task
 BASE_URL = "https://dl.fbaipublicfiles.com"
 
 UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-"""What zipfile raises for a file that is damaged, encrypted (RuntimeError) or packed in a way that it does not know."""
+"""Errors of zipfile for a damaged or encrypted file (RuntimeError), or an unknown compression."""
 
 _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to download: its path on the server, and the SHA-256 that was published for it."""
+    """A file to download: its path on the server, and its published SHA-256."""
 
     path: str
     sha256: str
@@ -55,19 +55,19 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "wnli": (Source("glue/data/WNLI.zip", "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46"),),
     "ax": (Source("glue/data/AX.tsv", "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd"),),
 }
-"""By task. The addresses are those of download_glue_data.py (nyu-mll/GLUE-baselines), whose last version has those of
-STS-B and QQP the wrong way round. The checksums stand in two publications that recorded their own downloads and agree:
+"""By task. The addresses are those of download_glue_data.py (nyu-mll/GLUE-baselines), whose last version has swapped
+those of STS-B and QQP. The checksums are from two publications that recorded their own downloads and agree:
 datasets/glue/dataset_infos.json of Hugging Face datasets 1.x, and url_checksums/glue.txt of TensorFlow Datasets, which
-had fetched the same bytes from an older address. The latter does not have QQP-clean.zip (it knows an older QQP.zip)."""
+fetched the same bytes from an older address. The latter lacks QQP-clean.zip (it has an older QQP.zip)."""
 
 
 def unpack(task: Task, archives: str, directory: str) -> list[str]:
-    """Make a task's folder out of its downloaded files.
+    """Build a task's folder from its downloaded files.
 
     Args:
         task: one of SOURCES.
         archives: local directory with the downloads.
-        directory: local directory that gets the folder; files already there with the right bytes are left alone.
+        directory: parent of the folder; existing files with the right bytes are not rewritten.
 
     Returns:
         Names of the files in the folder.
@@ -89,7 +89,7 @@ def unpack(task: Task, archives: str, directory: str) -> list[str]:
 
 
 def _extract(task: Task, archive: str, folder: str) -> list[str]:
-    """Extract the files that lie directly in the archive's folder of the task; MNLI's holds other formats below it."""
+    """Extract the files directly in the archive's folder of the task; MNLI's has other formats in sub-folders."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = {}
@@ -100,7 +100,7 @@ def _extract(task: Task, archive: str, folder: str) -> list[str]:
                     members[name] = info
             for name in task.files:
                 if name not in members:
-                    raise InputError(f"{archive}: holds no {task.folder}/{name}; is it GLUE's archive of {task.name}?")
+                    raise InputError(f"{archive}: has no {task.folder}/{name}; is it GLUE's archive of {task.name}?")
             for name, info in members.items():
                 path = os.path.join(folder, name)
                 if not _has_bytes_of(path, info):
@@ -132,9 +132,9 @@ def _has_bytes_of(path: str, info: zipfile.ZipInfo) -> bool:
 
 
 def mrpc_files(train_path: str, test_path: str, dev_ids_path: str) -> dict[str, bytes]:
-    """MRPC's three files from Microsoft's two texts and the list of pairs that GLUE took for development.
+    """MRPC's three files from Microsoft's two texts and GLUE's list of development pairs.
 
-    The result equals that of download_glue_data.py byte for byte. SentEval's texts are tokenised, Microsoft's are not.
+    The result equals that of download_glue_data.py byte for byte. SentEval's texts are tokenized, Microsoft's are not.
 
     Raises:
         InputError: a row has another number of columns, or a development pair is not in the training text.
@@ -166,6 +166,6 @@ def _rows(path: str, width: int) -> list[tuple[int, list[str]]]:
     for number, line in enumerate(lines, start=1):
         row = line.strip().split("\t")
         if len(row) != width:
-            raise InputError(f"{path}:{number}: has {len(row)} columns where {width} were expected")
+            raise InputError(f"{path}:{number}: has {len(row)} columns; expected {width}")
         rows.append((number, row))
     return rows

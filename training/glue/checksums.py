@@ -1,4 +1,4 @@
-"""What SHA-256 each downloaded file must have: published, given by the person, or recorded at the first download."""
+"""Expected SHA-256 of each downloaded file: published, given by the user, or recorded at the first download."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from training.glue.archives import Source
 
 @dataclass
 class Checksums:
-    """What SHA-256 each downloaded file must have, and where that value is from.
+    """Expected SHA-256 of each downloaded file, and the source of the value.
 
-    given: the person's values by file name, None where none were given and the published ones hold. recorded: what
-    earlier downloads had, kept beside the archives in the form that `sha256sum -c` reads.
+    given: the user's values by file name; None uses the published ones. recorded: values of earlier downloads, stored
+    next to the archives in the format of `sha256sum -c`.
     """
 
     path: str
@@ -25,16 +25,16 @@ class Checksums:
 
     @classmethod
     def open(cls, path: str, given_path: str | None) -> Checksums:
-        """Read those recorded at `path`, if any, and those given in a file of the same form.
+        """Read the values recorded at `path`, if any, and those given in a file of the same format.
 
         Raises:
-            InputError: a file is missing or is not in sha256sum's form.
+            InputError: a file is missing or is not in sha256sum's format.
         """
         recorded = read_checksums(path) if os.path.exists(path) else {}
         return cls(path, recorded, read_checksums(given_path) if given_path else None, given_path or "")
 
     def expected(self, source: Source) -> tuple[str | None, str]:
-        """The value that counts, None where there is none, and a word for where it is from."""
+        """The expected value, None if there is none, and its source in words."""
         if self.given is None:
             return source.sha256, "the published checksum"
         if source.name in self.given:
@@ -42,7 +42,7 @@ class Checksums:
         return self.recorded.get(source.name), f"the checksum recorded in {self.path}"
 
     def is_vouched_for(self, source: Source) -> bool:
-        """Is the expected value somebody's statement, and not only what was found at the first download?"""
+        """Whether the expected value was published or given, not only recorded at the first download."""
         return self.given is None or source.name in self.given
 
     def record(self, source: Source, sha256: str) -> None:
@@ -53,7 +53,7 @@ class Checksums:
 
 
 def read_checksums(path: str) -> dict[str, str]:
-    """Values of a file as sha256sum writes it, by file name.
+    """Values of a file in sha256sum's format, by file name.
 
     Raises:
         InputError: it is missing, or a line is not a checksum and a name.

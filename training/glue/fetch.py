@@ -1,9 +1,9 @@
-"""Download GLUE's official archives, verify them, and lay out the folders that fine-tuning reads.
+"""Download GLUE's official archives, verify them, and unpack the folders that fine-tuning reads.
 
     clozeworks glue fetch --output DIR [--tasks cola rte ...] [--base-url URL] [--checksums FILE]
 
-DIR gets CoLA/, SST-2/ ... with GLUE's own TSV files, and archives/ with the downloads and their SHA256SUMS. What is
-there and verified is not fetched again; a file whose download breaks off begins anew.
+Writes CoLA/, SST-2/ ... with GLUE's own TSV files to DIR, and archives/ with the downloads and their SHA256SUMS.
+Verified files are not downloaded again; an interrupted download starts over.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="clozeworks glue fetch", description=__doc__.splitlines()[0] if __doc__ else None, epilog=_EXAMPLE
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder that gets CoLA/, SST-2/ ...")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write CoLA/, SST-2/ ... to")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", default=list(SOURCES), help="default: all of GLUE")
     parser.add_argument("--base-url", metavar="URL", default=BASE_URL, help="a mirror with the same paths below it")
     parser.add_argument(
         "--checksums",
         metavar="FILE",
-        help="expect these SHA-256 values (in sha256sum's form) instead of the published ones; a file that is not in "
-        "the list is recorded at its first download and verified from then on",
+        help="expect these SHA-256 values (in sha256sum's format) instead of the published ones; a file that is not in "
+        "the list is recorded at its first download and verified later",
     )
     parsed = parser.parse_args(arguments)
     follow_lifeline()
@@ -53,7 +53,7 @@ def fetch(output: str, names: list[str], base_url: str, given_checksums: str | N
     Args:
         output: local folder for the tasks' folders.
         names: tasks, keys of SOURCES.
-        base_url: what stands before each source's path.
+        base_url: prefix of each source's path.
         given_checksums: file that replaces the published checksums, or None.
 
     Raises:
@@ -98,17 +98,17 @@ def _sole_fetch(archives: str) -> Iterator[None]:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{archives}: another fetch is writing there; wait until it has ended") from error
+            raise InputError(f"{archives}: another fetch is writing here; wait until it has ended") from error
         yield
 
 
 def _obtain(source: Source, url: str, archives: str, checksums: Checksums) -> None:
-    """Have a verified file in `archives`, and say what its checksum was compared with."""
+    """Download a file to `archives` unless it is there, verify it, and report the source of the checksum."""
     path = os.path.join(archives, source.name)
     expected, whose = checksums.expected(source)
     found = storage.sha256_of(path) if os.path.isfile(path) else None
     if found is not None and expected is not None and found != expected:
-        _say(f"{source.name}: is there but does not have {whose}; it is downloaded again")
+        _say(f"{source.name}: exists but does not match {whose}; downloading it again")
         os.remove(path)
         found = None
     if found is None:
@@ -116,7 +116,7 @@ def _obtain(source: Source, url: str, archives: str, checksums: Checksums) -> No
     checksums.record(source, found)
     size_bytes = os.path.getsize(path)
     if expected is None:
-        judgement = f"recorded only: no value to compare it with; later runs compare with {checksums.path}"
+        judgement = f"recorded only, without a value to compare with; later runs compare with {checksums.path}"
     else:
         judgement = f"verified against {whose}"
     _say(f"{source.name}: {size_bytes:,} bytes, sha256 {found[:12]}..., {judgement}")
@@ -130,8 +130,8 @@ def _download(source: Source, url: str, path: str, expected: str | None, whose: 
         found = storage.sha256_of(part)
         if expected is not None and found != expected:
             raise InputError(
-                f"{url}: has sha256 {found}, but {whose} is {expected}; the file was damaged on the way or changed at "
-                "its source: run the command again, or put the value that you trust into a file for --checksums"
+                f"{url}: has sha256 {found}, but {whose} is {expected}; the file was damaged in transfer or changed at "
+                "its source: run the command again, or pass the value that you trust in a file with --checksums"
             )
         storage.flush_to_disk(part)
         os.replace(part, path)
@@ -142,7 +142,7 @@ def _download(source: Source, url: str, path: str, expected: str | None, whose: 
 
 
 def _count_rows(task: Task, folder: str) -> None:
-    """Read each file as fine-tuning will, print its rows, and warn where they are not as published."""
+    """Read each file as fine-tuning will, print the number of rows, and warn if it differs from the published one."""
     counts = []
     for file, published in task.published_rows.items():
         path = os.path.join(folder, file)

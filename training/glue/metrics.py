@@ -1,4 +1,4 @@
-"""GLUE's metrics, computed by scikit-learn and SciPy, and the two ways in which its average is counted."""
+"""GLUE's metrics, computed by scikit-learn and SciPy, and the two definitions of its average."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _correlation(of: Callable[[Values, Values], tuple[float, float]]) -> Callabl
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConstantInputWarning)
             value = float(of(labels, predictions)[0])
-        # Undefined where all predictions are equal; that is no correlation.
+        # Undefined if all predictions are equal; counts as no correlation.
         return 0.0 if math.isnan(value) else value
 
     return correlation
@@ -51,7 +51,7 @@ def scores(task: Task, labels: Values, predictions: Values) -> dict[str, float]:
 
 
 def majority_baseline(task: Task, train_labels: Values, dev_labels: Values) -> float:
-    """The task's own metric for always answering the most frequent training class, or the mean training score."""
+    """The task's own metric for always predicting the most frequent training class, or the mean training score."""
     if task.is_regression:
         answer = float(train_labels.mean())
     else:
@@ -61,9 +61,9 @@ def majority_baseline(task: Task, train_labels: Values, dev_labels: Values) -> f
 
 
 def constant_baseline(task: Task, dev_labels: Values) -> float:
-    """The task's own metric for the best answer that is the same for every row; a correlation with it is none.
+    """The task's own metric for the best constant prediction; 0 for a correlation.
 
-    For F1 that is the positive class throughout, which the majority class need not be.
+    For F1 that is the positive class, which need not be the majority class.
     """
     if task.is_regression:
         return 0.0
@@ -73,14 +73,14 @@ def constant_baseline(task: Task, dev_labels: Values) -> float:
 
 
 def paper_average(results: Results, with_wnli: bool = False) -> float:
-    """The column "Average" of the BERT paper's table 1: one metric a column, MNLI counted twice, WNLI left out.
+    """The column "Average" of the BERT paper's table 1: one metric per column, MNLI counted twice, without WNLI.
 
     Each task enters with its `metric` (F1 for QQP and MRPC, Spearman for STS-B, Matthews for CoLA, accuracy elsewhere).
-    That MNLI-m and MNLI-mm are two of nine columns is not said there but follows from its rows: BERT-base's have the
-    mean 79.6 that is printed, and 79.05 with MNLI as one.
+    The paper does not state that MNLI-m and MNLI-mm are two of nine columns, but it follows from the rows: BERT-base's
+    have the printed mean 79.6, and 79.05 with MNLI as one.
 
     Args:
-        results: of all tasks; AX does not count.
+        results: of all tasks; AX is ignored.
         with_wnli: count WNLI as a tenth column.
 
     Raises:
@@ -92,12 +92,12 @@ def paper_average(results: Results, with_wnli: bool = False) -> float:
 
 
 def leaderboard_average(results: Results, with_wnli: bool = True) -> float:
-    """The leaderboard's score: the mean of the tasks, each of which is the mean of its metrics and of its test sets.
+    """The leaderboard's score: the mean over tasks, each the mean of its metrics and of its test sets.
 
-    BERT-large's row on the leaderboard gives its score 80.5 this way; MNLI is one task of nine there.
+    Reproduces BERT-large's score of 80.5 on the leaderboard; MNLI is one task of nine there.
 
     Args:
-        results: of all tasks; AX does not count.
+        results: of all tasks; AX is ignored.
         with_wnli: False leaves WNLI out.
 
     Raises:

@@ -23,7 +23,7 @@ from training.settings.model import ModelConfig
 
 
 class GlueProblem:
-    """One task with its files read and tokenised."""
+    """One task with its files, read and tokenized."""
 
     head_prefixes: tuple[str, ...] = ("classifier.",)
 
@@ -82,7 +82,7 @@ class GlueProblem:
         return predictions
 
     def _predict_tests(self, forward: Forward, directory: str) -> None:
-        """Write predictions for those test files that are there; MNLI's model also answers the diagnostic AX."""
+        """Write predictions for the existing test files; MNLI's model also predicts the diagnostic set AX."""
         for task in (self.task, *(other for other in TASKS.values() if other.predicted_by == self.task.name)):
             for name, file in task.submission_files.items():
                 path = storage.join(self._glue_dir, task.folder, file)
@@ -93,7 +93,7 @@ class GlueProblem:
 
 
 def open_glue(inputs: TaskInputs) -> GlueProblem:
-    """Read and tokenise a task's files.
+    """Read and tokenize a task's files.
 
     Raises:
         InputError: a file is missing or has a bad row.
@@ -104,7 +104,7 @@ def open_glue(inputs: TaskInputs) -> GlueProblem:
 
 
 def described_task(task: Task) -> dict[str, Any]:
-    """What config.json says of a task, so that consumers get its labels' names."""
+    """Keys of config.json for a task, so that consumers see its label names."""
     labels = task.label_names
     return {
         "finetuning_task": task.name,

@@ -1,4 +1,4 @@
-"""Read GLUE's own TSV files as they are: no quoting, a byte-order mark here and there, no header in CoLA."""
+"""Reads GLUE's own TSV files: no quoting, a byte-order mark in some, no header in CoLA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Row = tuple[int, list[bytes]]
 
 @dataclass(frozen=True)
 class LabelledText:
-    """The rows of one file. labels: class numbers, or scores for regression; None where the file has no labels."""
+    """The rows of one file. labels: class numbers, or scores for regression; None if the file has no labels."""
 
     sentences_a: list[str]
     sentences_b: list[str] | None
@@ -39,7 +39,7 @@ def read_examples(task: Task, path: str) -> LabelledText:
 
 
 def num_training_rows(name: str, directory: str) -> int:
-    """Rows of a task's training file; `directory` is the folder that the task's own is in.
+    """Rows of a task's training file; `directory` is the parent of the task's folder.
 
     Raises:
         InputError: a file of the task is missing, or the training file has a bad row.
@@ -48,7 +48,7 @@ def num_training_rows(name: str, directory: str) -> int:
 
 
 def read_test(task: Task, path: str) -> LabelledText:
-    """Read a test file, which has a header and no labels that count.
+    """Read a test file, which has a header and no valid labels.
 
     Raises:
         InputError: the file is missing or empty, a column is missing, or a row has another number of columns.
@@ -65,27 +65,27 @@ def _read(task: Task, path: str, has_header: bool, labelled: bool) -> LabelledTe
         numbers = [column.number for column in columns if column.number is not None]
         assert len(numbers) == len(columns), task.name
         width = max(numbers) + 1
-    # Of MNLI's columns most are parse trees, ten times the sentences: only what is asked for is kept.
+    # Most of MNLI's columns are parse trees, ten times the sentences: keep only the wanted columns.
     kept: list[list[str]] = [[] for _ in columns]
     labels: list[float] = []
     for line_number, row in rows:
         if len(row) != width:
             if task.skips_broken_rows and labelled:
                 continue
-            raise InputError(f"{path}:{line_number}: has {len(row)} columns where {width} were expected")
+            raise InputError(f"{path}:{line_number}: has {len(row)} columns; expected {width}")
         for cells, number in zip(kept, numbers, strict=True):
             cells.append(_text(path, line_number, row[number]))
         if labelled:
             labels.append(_label_of(task, path, line_number, kept[-1].pop()))
     if not kept[0]:
-        raise InputError(f"{path}: holds no rows; expected tab-separated rows of {task.folder}")
+        raise InputError(f"{path}: has no rows; expected tab-separated rows of {task.folder}")
     return LabelledText(kept[0], kept[1] if task.sentence_b else None, labels if labelled else None)
 
 
 def _rows(path: str, task: Task) -> Iterator[_Row]:
-    """All lines split at tabs, without empty ones at the end, which editors and concatenations leave.
+    """All lines split at tabs, without empty ones at the end, which editors and concatenation add.
 
-    Only a line feed ends a line: sentences hold other line separators of Unicode.
+    Only a line feed ends a line: sentences contain other Unicode line separators.
     """
     if storage.file_size_bytes(path) is None:
         raise InputError(f"{path}: missing; expected GLUE's own file for {task.folder}")
@@ -114,13 +114,13 @@ def _lines(path: str) -> Iterator[bytes]:
 
 
 def _header(path: str, columns: list[Column], first: _Row | None) -> tuple[list[int], int]:
-    """Numbers of the wanted columns, and how many columns a row has."""
+    """Numbers of the wanted columns, and the number of columns per row."""
     if first is None:
         raise InputError(f"{path}: is empty; expected a header with {columns[0].name!r}")
     names = [_text(path, 1, cell) for cell in first[1]]
     for column in columns:
         if column.name not in names:
-            raise InputError(f"{path}: no column {column.name!r}; its header names {', '.join(names)}")
+            raise InputError(f"{path}: no column {column.name!r}; its header has {', '.join(names)}")
     return [names.index(column.name) for column in columns], len(names)
 
 
@@ -138,7 +138,7 @@ def _label_of(task: Task, path: str, line_number: int, text: str) -> float:
         except ValueError as error:
             raise InputError(f"{path}:{line_number}: label {text!r} is not a number") from error
         if not (math.isfinite(score) and 0.0 <= score <= MAX_SCORE):
-            raise InputError(f"{path}:{line_number}: label {text!r} lies outside 0 to {MAX_SCORE:g}")
+            raise InputError(f"{path}:{line_number}: label {text!r} is outside 0 to {MAX_SCORE:g}")
         return score
     if text not in task.labels:
         raise InputError(f"{path}:{line_number}: label {text!r} is none of {', '.join(task.labels)}")

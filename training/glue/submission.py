@@ -4,8 +4,8 @@
                                        [--wnli-majority] [--fill-missing]
     clozeworks glue submit --check submission.zip
 
-Predictions lie where fine-tuning writes them, in <task>/pretrained/predictions/. The server wants all eleven files;
-equal predictions give an equal zip, byte for byte.
+Reads predictions where fine-tuning writes them, in <task>/pretrained/predictions/. The server requires all eleven
+files; equal predictions give an equal zip, byte for byte.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--predictions", metavar="DIR", help="a workspace's finetuning/ folder")
-    action.add_argument("--check", metavar="ZIP", help="say what is wrong with a submission, a line each")
+    action.add_argument("--check", metavar="ZIP", help="check a submission and print one line per problem")
     parser.add_argument("--output", metavar="ZIP", default="submission.zip", help="default: submission.zip")
     parser.add_argument(
         "--wnli-majority",
         action="store_true",
-        help="answer WNLI with its majority class, as BERT's authors did (appendix B.1): its dev set misleads",
+        help="predict WNLI's majority class, as BERT's authors did (appendix B.1): its dev set misleads",
     )
     parser.add_argument(
         "--fill-missing",
         action="store_true",
-        help="answer tasks that have no predictions with the majority class, or STS-B's mean score",
+        help="predict the majority class, or STS-B's mean score, for tasks without predictions",
     )
     parsed = parser.parse_args(arguments)
     follow_lifeline()
@@ -62,11 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_predictions(path: str, task: Task, values: npt.NDArray[np.float64]) -> None:
-    """Write a trial's predictions in the form of a submission.
+    """Write a trial's predictions in the format of a submission.
 
     Args:
         path: of the TSV file, written atomically.
-        task: says what the values mean.
+        task: determines the meaning of the values.
         values: [rows], class numbers, or scores for regression, which are clipped to 0 to 5.
 
     Raises:
@@ -88,7 +88,7 @@ def write_predictions(path: str, task: Task, values: npt.NDArray[np.float64]) ->
 
 
 def table_of(answers: list[str]) -> bytes:
-    """A file of predictions: the header, and the answers numbered from 0."""
+    """A file of predictions: the header, and the predictions numbered from 0."""
     return "".join([f"{HEADER}\n", *(f"{index}\t{answer}\n" for index, answer in enumerate(answers))]).encode()
 
 
@@ -98,18 +98,18 @@ def submit(predictions: str, output: str, wnli_majority: bool, fill_missing: boo
     Args:
         predictions: a workspace's finetuning/ folder.
         output: the zip to write.
-        wnli_majority: answer WNLI with its majority class in any case.
-        fill_missing: do so for all files that no trial has written.
+        wnli_majority: always predict WNLI's majority class.
+        fill_missing: predict the majority class for all files that no trial has written.
 
     Raises:
-        InputError: predictions are missing, or one of their files is not as it must be.
+        InputError: predictions are missing, or one of their files is invalid.
     """
     tables: dict[str, bytes] = {}
     missing, problems = [], []
     for name, task in SUBMITTED.items():
         collected = _Collected(predictions, name, task)
         if task.name == "wnli" and wnli_majority:
-            tables[name] = _majority_table(name, task, "as --wnli-majority asks")
+            tables[name] = _majority_table(name, task, "because of --wnli-majority")
         elif storage.file_size_bytes(collected.path) is not None:
             tables[name] = storage.read_bytes(collected.path)
             problems += table_problems(name, collected.path, tables[name])
@@ -122,11 +122,11 @@ def submit(predictions: str, output: str, wnli_majority: bool, fill_missing: boo
         tasks = dict.fromkeys(_trained_task(SUBMITTED[name]) for name in missing)
         raise InputError(
             f"{predictions}: no predictions for {', '.join(missing)}; the server needs all {len(SUBMITTED)} files: "
-            f"run training.finetune --tasks {' '.join(tasks)} with the test files in finetuning.glue_dir (AX is "
+            f"run clozeworks finetune --tasks {' '.join(tasks)} with the test files in finetuning.glue_dir (AX is "
             "AX/diagnostic.tsv there), or pass --fill-missing"
         )
     if not any(storage.file_size_bytes(_Collected(predictions, *each).path) is not None for each in SUBMITTED.items()):
-        raise InputError(f"{predictions}: no trial's predictions in it; give a workspace's finetuning/ folder")
+        raise InputError(f"{predictions}: has no trial's predictions; give a workspace's finetuning/ folder")
     _refuse(predictions, problems)
     storage.write_bytes(output, zip_of(tables))
     check(output)
@@ -134,18 +134,18 @@ def submit(predictions: str, output: str, wnli_majority: bool, fill_missing: boo
 
 
 def check(path: str) -> None:
-    """Say what is wrong with a submission's zip.
+    """Check a submission's zip and print one line per problem.
 
     Raises:
-        InputError: something is.
+        InputError: it has problems.
     """
     _refuse(path, archive_problems(path))
-    _say(f"{path}: {len(SUBMITTED)} files, as the server wants them")
+    _say(f"{path}: {len(SUBMITTED)} files, valid for submission")
 
 
 @dataclass(frozen=True)
 class _Collected:
-    """Where a submission's file comes from."""
+    """The source of a submission's file."""
 
     directory: str
     name: str
@@ -180,11 +180,11 @@ def _refuse(path: str, problems: list[str]) -> None:
     for problem in problems:
         _say(problem)
     if problems:
-        raise InputError(f"{path}: {len(problems)} problem{'s' * (len(problems) > 1)}, named above")
+        raise InputError(f"{path}: {len(problems)} problem{'s' * (len(problems) > 1)}, listed above")
 
 
 def zip_of(tables: dict[str, bytes]) -> bytes:
-    """A submission's zip from its files by name: one date, one order, and stored, for deflate differs by library."""
+    """A submission's zip from its files by name: fixed date and order, and stored, as deflate differs by library."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in tables.items():
@@ -195,7 +195,7 @@ def zip_of(tables: dict[str, bytes]) -> bytes:
 
 
 def dev_results(directory: str) -> dict[str, dict[str, float]]:
-    """Metrics on the development sets by submission name, from the manifests of the trials that are complete."""
+    """Metrics on the development sets by submission name, from the manifests of the complete trials."""
     results: dict[str, dict[str, float]] = {}
     for task in GLUE_TASKS:
         manifest = read_manifest(storage.join(directory, task.name, _TRIAL))

@@ -1,6 +1,6 @@
-"""What gluebenchmark.com asks of a submission, and what is wrong with one: each problem is one line.
+"""Checks a submission against the requirements of gluebenchmark.com; one line per problem.
 
-The form is that of the benchmark's FAQ: a zip with one tab-separated file per test set, a header `index prediction`,
+The format is that of the benchmark's FAQ: a zip with one tab-separated file per test set, a header `index prediction`,
 rows numbered from 0, label words for MNLI, QNLI, RTE and AX, 0 or 1 for the other classes, numbers for STS-B.
 """
 
@@ -22,19 +22,19 @@ SUBMITTED: dict[str, Task] = {name: task for task in GLUE_TASKS for name in task
 
 
 def rows_of(name: str) -> int:
-    """Rows of the test set that a submission's file answers."""
+    """Rows of the test set of a submission's file."""
     task = SUBMITTED[name]
     return task.published_rows[task.submission_files[name]]
 
 
 def archive_problems(path: str) -> list[str]:
-    """All that is wrong with a submission's zip, a line each; empty where it may be handed in.
+    """All problems of a submission's zip, one line each; empty if it is valid.
 
     Raises:
-        InputError: it is missing or is not a readable zip.
+        InputError: it is missing or not a readable zip.
     """
     if storage.file_size_bytes(path) is None:
-        raise InputError(f"{path}: missing; clozeworks glue submit --predictions DIR makes one")
+        raise InputError(f"{path}: missing; create it with clozeworks glue submit --predictions DIR")
     problems = []
     try:
         with zipfile.ZipFile(io.BytesIO(storage.read_bytes(path))) as archive:
@@ -42,26 +42,26 @@ def archive_problems(path: str) -> list[str]:
             wanted = {f"{name}.tsv": name for name in SUBMITTED}
             for file in dict.fromkeys(names):
                 if file not in wanted:
-                    problems.append(f"{path}: holds {file}, which is none of the {len(wanted)} files of a submission")
+                    problems.append(f"{path}: has {file}, which is not one of the {len(wanted)} files of a submission")
                 elif names.count(file) > 1:
-                    problems.append(f"{path}: holds {file} {names.count(file)} times")
+                    problems.append(f"{path}: has {file} {names.count(file)} times")
             for file, name in wanted.items():
                 if file in names:
                     problems += table_problems(name, file, archive.read(file))
                 else:
-                    problems.append(f"{path}: holds no {file}, and the server needs all {len(wanted)} files")
+                    problems.append(f"{path}: has no {file}, but the server needs all {len(wanted)} files")
     except UNREADABLE_ZIP as error:
         raise InputError(f"{path}: not a readable zip ({error})") from error
     return problems
 
 
 def table_problems(name: str, path: str, data: bytes) -> list[str]:
-    """All that is wrong with one file of predictions: one line per kind of problem, with the first row that has it.
+    """All problems of one file of predictions: one line per kind of problem, with the first row that has it.
 
     Args:
         name: the file's name in a submission, without .tsv.
-        path: what the lines call it.
-        data: its bytes.
+        path: shown in the lines.
+        data: content of the file.
     """
     try:
         lines = data.decode().split("\n")
@@ -96,7 +96,7 @@ def table_problems(name: str, path: str, data: bytes) -> list[str]:
 
 
 def _line(path: str, rows: list[int], what: Callable[[int], str]) -> str:
-    """The problem of the first of these rows, and how many more have it. Row 0 stands in the file's line 2."""
+    """The problem of the first of these rows, and how many more have it. Row 0 is in line 2 of the file."""
     more = f" (and {len(rows) - 1:,} more rows)" if len(rows) > 1 else ""
     return f"{path}:{rows[0] + 2}: {what(rows[0])}{more}"
 

@@ -1,4 +1,4 @@
-"""One file over HTTP; a transfer that breaks off is tried again from the file's first byte."""
+"""Downloads one file over HTTP; an interrupted transfer is retried from the first byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMEOUT_SECONDS = 60.0
 
 
 class _WorthAnotherTryError(Exception):
-    """The transfer broke off, or the server asks for patience."""
+    """The transfer was interrupted, or the server requests a retry."""
 
 
 _PASSING = (
@@ -33,14 +33,14 @@ _PASSING = (
 
 
 def download(url: str, path: str, say: Callable[[str], None], first_wait_seconds: float = 1.0) -> None:
-    """Fetch `url` into the file `path`; what is there is overwritten.
+    """Download `url` to the file `path`, overwriting it.
 
-    A broken connection, a body that ends early, HTTP 429 and 5xx are tried again, after waits that double.
+    A broken connection, a truncated body, HTTP 429 and 5xx are retried, after waits that double.
 
     Args:
         url: http:// or https://.
         path: local; its directory exists.
-        say: gets lines about progress.
+        say: prints lines about progress.
         first_wait_seconds: before the second attempt.
 
     Raises:
@@ -58,8 +58,8 @@ def download(url: str, path: str, say: Callable[[str], None], first_wait_seconds
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             problem = f"{url}: {' '.join(str(reason).split()) or type(reason).__name__}"
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error}); make room or choose another --output") from error
-    raise InputError(f"{problem}; run the command again when the server can be reached")
+            raise InputError(f"{path}: cannot be written ({error}); free space or choose another --output") from error
+    raise InputError(f"{problem}; run the command again when the server is reachable")
 
 
 def _fetch(url: str, path: str, say: Callable[[str], None]) -> None:
@@ -69,9 +69,7 @@ def _fetch(url: str, path: str, say: Callable[[str], None]) -> None:
         with error:
             if error.code == HTTPStatus.TOO_MANY_REQUESTS or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise _WorthAnotherTryError(f"HTTP {error.code} {error.reason}") from error
-            raise InputError(
-                f"{url}: HTTP {error.code} {error.reason}; look at the address and at --base-url"
-            ) from error
+            raise InputError(f"{url}: HTTP {error.code} {error.reason}; check the address and --base-url") from error
     with response:
         _receive(response, path, say)
 
@@ -87,6 +85,6 @@ def _receive(response: http.client.HTTPResponse, path: str, say: Callable[[str],
             if have - shown >= _PROGRESS_BYTES:
                 shown = have
                 say(f"{have >> 20} of {total >> 20} MiB" if total else f"{have >> 20} MiB")
-    # read() ends quietly where the connection does.
+    # read() does not raise if the connection ends early.
     if total is not None and have < total:
         raise _WorthAnotherTryError(f"the connection ended after {have:,} of {total:,} bytes")

@@ -1,8 +1,8 @@
-"""A demonstration task in CoLA's own form: is this sentence's word order intact?
+"""A demonstration task in CoLA's format: is this sentence's word order intact?
 
-Sentences come from held-out documents, which pre-training never saw. In half of them (label 0) a run of neighbouring
-words is put into another order. Which sentences are taken and how they are damaged depends on their text, their
-document and the seed alone; a document's sentences go all to train or all to dev, and no sentence occurs twice.
+Sentences are from held-out documents, which pre-training never saw. In half of them (label 0) a run of consecutive
+words is reordered. The selection and reordering depend on their text, their document and the seed only; a document's
+sentences are all in train or all in dev, and no sentence occurs twice.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from training.settings.word_order import WordOrderConfig
 
 _VERSION = 1
 _DEV_SHARE = 5
-"""One document in so many goes to dev."""
+"""One document in this many is assigned to dev."""
 SOURCE = "held-out"
 
 Row = tuple[int, str]
 
 _LOCK_SECONDS = 60.0
-"""Another process may prepare the same task; it takes seconds."""
+"""Another process may be preparing the same task, which takes seconds."""
 
 
 def prepare_word_order(
     directory: str, documents_directory: str, documents: Manifest, config: WordOrderConfig, code_version: str
 ) -> None:
-    """Write `directory`/word-order/train.tsv and dev.tsv with a manifest, unless they are there and match.
+    """Write `directory`/word-order/train.tsv and dev.tsv with a manifest, unless they exist and match.
 
     Raises:
-        InputError: the held-out documents hold too few fitting sentences.
+        InputError: the held-out documents have too few suitable sentences.
     """
     target = storage.join(directory, WORD_ORDER)
     key = StageKey(WORD_ORDER, _VERSION, config, {"documents": documents.digest})
@@ -68,7 +68,7 @@ def _write_word_order(
         if len(rows) < 2:
             raise InputError(
                 f"{documents_directory}: held-out documents give {len(rows)} {split} sentences of {config.min_words} "
-                f"to {config.max_words} words for {WORD_ORDER}; raise documents.heldout_share or give more text"
+                f"to {config.max_words} words for {WORD_ORDER}; raise documents.heldout_share or add more text"
             )
         texts[split] = rows
     discard_build(directory)
@@ -84,7 +84,7 @@ def _write_word_order(
 
 
 def _heldout_sentences(directory: str, documents: Manifest, config: WordOrderConfig) -> Iterator[tuple[str, str]]:
-    """Distinct sentences of fitting length, with the split of the document that they are first seen in."""
+    """Distinct sentences of suitable length, with the split of the document that they first occur in."""
     seen: set[str] = set()
     for file in documents.files_of("heldout"):
         uri = storage.join(directory, file.name)
@@ -117,7 +117,7 @@ def labelled_rows(sentences: list[str], limit: int, config: WordOrderConfig) -> 
 
 
 def damage(sentence: str, config: WordOrderConfig) -> str | None:
-    """The sentence with `damaged_words` neighbouring words in another order; None where no order differs."""
+    """The sentence with `damaged_words` consecutive words reordered; None if no order differs."""
     words = sentence.split()
     starts = keyed_permutation(len(words) - config.damaged_words + 1, config.seed, "where", sentence)
     for start in starts:

@@ -1,4 +1,4 @@
-"""Nested settings and statistics as MLflow takes them: one level of dotted names, and numbers."""
+"""Flattens nested settings and statistics for MLflow: one level of dotted names, and numbers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 NAME_LEFT_OUT = re.compile(r"[^\w\-./ ]")
-"""Characters that MLflow refuses in a name."""
+"""Characters that MLflow rejects in a name."""
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names; list items by their index."""
+    """Flatten nested settings to one level of dotted names; list items by index."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"

@@ -1,4 +1,4 @@
-"""Sends the lines of metrics.jsonl to MLflow, from a thread of its own."""
+"""Sends the lines of metrics.jsonl to MLflow from a thread."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _LAST_SEND_SECONDS = 120.0
 
 
 _BATCH_METRICS = 1_000
-"""What MLflow takes in one call."""
+"""MLflow's limit per call."""
 
 
 _CHUNK_BYTES = 1 << 18
 
 
 _SYSTEM_POINTS = 40_000
-"""About ten hours at MLflow's usual ten seconds; older ones are dropped while it is away."""
+"""About ten hours at MLflow's default of ten seconds; older ones are dropped while it is unreachable."""
 
 
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # The sender tries again by itself; MLflow's own seven tries of two minutes each would keep it from noticing.
+    # The sender retries by itself; MLflow's default of seven retries of two minutes would delay detection.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
 
 class Point(NamedTuple):
-    """One value of one curve, as MLflow takes it."""
+    """One value of one curve, in MLflow's form."""
 
     name: str
     value: float
@@ -61,17 +61,17 @@ class Point(NamedTuple):
 
 
 def points_of(lines: bytes, tokens: int, prefix: str, by_tokens: Collection[str] = ()) -> tuple[list[Point], int]:
-    """What MLflow gets of some lines of metrics.jsonl.
+    """Convert lines of metrics.jsonl to points.
 
     Args:
-        lines: whole ones.
-        tokens: that the run had seen before them.
-        prefix: put before the names.
-        by_tokens: metrics that are also sent over tokens, as by_tokens/..., where runs of other batch sizes are
-            compared.
+        lines: complete ones.
+        tokens: tokens seen before these lines.
+        prefix: prepended to the names.
+        by_tokens: metrics that are also sent over tokens, as by_tokens/..., to compare runs with different batch
+            sizes.
 
     Returns:
-        The points, and the tokens seen after the last line. A line without a count of tokens stands at the last one.
+        The points, and the tokens seen after the last line. A line without a token count uses the previous one.
     """
     points: list[Point] = []
     for line in lines.splitlines():
@@ -79,7 +79,7 @@ def points_of(lines: bytes, tokens: int, prefix: str, by_tokens: Collection[str]
         step, timestamp_ms = values.pop("step"), values.pop(TIME_KEY)
         tokens = int(values.get("tokens", tokens))
         points += [Point(prefix + name, value, timestamp_ms, step) for name, value in values.items()]
-        # MLflow's x axis is a whole number named step, of 64 bits.
+        # MLflow's x axis is a 64-bit integer named step.
         points += [
             Point(f"by_tokens/{prefix}{name}", values[name], timestamp_ms, tokens)
             for name in by_tokens
@@ -89,19 +89,19 @@ def points_of(lines: bytes, tokens: int, prefix: str, by_tokens: Collection[str]
 
 
 class MlflowSender:
-    """A thread that sends metrics.jsonl from its first line on, as it grows.
+    """A thread that sends metrics.jsonl from its first line, as it grows.
 
-    The file is the queue: nothing is lost while MLflow is away, and memory holds a piece of it at most. A point that
-    MLflow already has, with the same time, step and value, is not entered twice; so whatever failed in between is sent
-    again, and a resumed run sends what its killed predecessor could not.
+    The file is the queue: nothing is lost while MLflow is unreachable, and memory holds only a part of it. MLflow keeps
+    a point with the same time, step and value once; so whatever failed is sent again, and a resumed run sends what its
+    killed predecessor could not.
     """
 
     waited_seconds = 0.0
-    """By all senders of this process, at their ends, for a server that did not take everything."""
+    """Total time that the closing senders of this process wait for a slow server."""
 
     def __init__(self, feed: Feed, run_id: str) -> None:
         self.step = feed.step
-        """Last step that was logged; samples of the machine are entered there."""
+        """Last logged step; system metrics are logged at this step."""
         self._run_id, self._prefix, self._path, self._by_tokens = run_id, feed.prefix, feed.path, feed.by_tokens
         self._parameters = {feed.prefix + name: value for name, value in feed.parameters.items()}
         self._offset_bytes, self._tokens = 0, 0
@@ -115,7 +115,7 @@ class MlflowSender:
         self._thread.start()
 
     def close(self) -> None:
-        """Send what is left, within a limit; metrics.jsonl is closed by now."""
+        """Send the remaining lines, within a time limit; metrics.jsonl is already closed."""
         self._closing.set()
         started = time.monotonic()
         self._thread.join(max(_LAST_SEND_SECONDS - MlflowSender.waited_seconds, _PAUSE_AT_CLOSE_SECONDS))
@@ -123,7 +123,7 @@ class MlflowSender:
             MlflowSender.waited_seconds += time.monotonic() - started
             self._gave_up.set()
             say(
-                f"MLflow has not taken everything within {_LAST_SEND_SECONDS:.0f} s; {self._lines_left()} lines are "
+                f"MLflow did not accept all metrics within {_LAST_SEND_SECONDS:.0f} s; {self._lines_left()} lines are "
                 f"only in {self._path}"
             )
 
@@ -138,18 +138,18 @@ class MlflowSender:
         pause_seconds, next_try, is_away = 0.0, 0.0, False
         while not self._gave_up.is_set():
             try:
-                # Asked before sending: once it is closing, nothing more is written, so this round has all of it.
+                # Read before sending: once closing is set, nothing more is written, so this round sends the rest.
                 is_last = self._closing.is_set()
                 if is_last or time.monotonic() >= next_try:
                     self._send()
                     if is_away:
-                        say("MLflow is back and has what it missed")
+                        say("MLflow is back and has all metrics")
                     pause_seconds, is_away = 0.0, False
                     if is_last:
                         return
-            except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
+            except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training continues
                 if not is_away:
-                    say(f"MLflow is away ({first_line(error)}); training continues, metrics are sent once it is back")
+                    say(f"MLflow is unreachable ({first_line(error)}); training continues, metrics are sent later")
                 is_away = True
                 pause_seconds = min(max(2 * pause_seconds, _ROUND_SECONDS), _LONGEST_PAUSE_SECONDS)
                 next_try = time.monotonic() + pause_seconds
@@ -162,10 +162,10 @@ class MlflowSender:
         from mlflow.exceptions import MlflowException
 
         if self._client is None:
-            # What MLflow and its HTTP client tell of each failure is told here, once. Importing it sets its level.
+            # This module reports failures once, so silence MLflow and its HTTP client. Importing MLflow sets its level.
             for name in ("mlflow", "alembic", "urllib3"):
                 logging.getLogger(name).setLevel(logging.ERROR)
-            # Named, because a URI that code of this process has set for MLflow at large would go before the variable.
+            # Explicit, because a URI that code of this process has set for MLflow globally would override the variable.
             self._client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
             self._system = self._system_monitor()
         for name in list(self._parameters):
@@ -200,22 +200,22 @@ class MlflowSender:
                 self._tell_refusal(error)
 
     def _tell_refusal(self, error: MlflowException) -> None:
-        """Step over what MLflow will never take, as a parameter that has another value; raise every other error."""
+        """Skip what MLflow rejects for good, such as a parameter with another value; raise every other error."""
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise error
         reason = first_line(error)
         if reason not in self._refusals:
-            say(f"MLflow refuses some of what it is sent ({reason})")
+            say(f"MLflow rejected some of the data ({reason})")
         self._refusals.add(reason)
 
     def _system_monitor(self) -> SystemMetricsMonitor | None:
-        """MLflow's probes of the machine, without its thread, which ends for good at the first failed request."""
+        """MLflow's system metrics, without its thread, which ends for good at the first failed request."""
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             return SystemMetricsMonitor(self._run_id)  # type: ignore[no-untyped-call]
-        except Exception as error:  # noqa: BLE001 - psutil is absent, or a driver that does not answer
-            say(f"system metrics are left out ({first_line(error)})")
+        except Exception as error:  # noqa: BLE001 - psutil is missing, or a driver does not respond
+            say(f"system metrics are not logged ({first_line(error)})")
             return None
 
     def _sample_system(self) -> None:
@@ -225,8 +225,8 @@ class MlflowSender:
         try:
             self._system.collect_metrics()  # type: ignore[no-untyped-call]
             values: dict[str, float] = self._system.aggregate_metrics()  # type: ignore[no-untyped-call]
-        except Exception as error:  # noqa: BLE001 - a probe that fails ends no training
-            say(f"system metrics end here ({first_line(error)})")
+        except Exception as error:  # noqa: BLE001 - a failed probe must not end training
+            say(f"system metrics are no longer logged ({first_line(error)})")
             self._system = None
             return
         for monitor in self._system.monitors:
@@ -236,11 +236,11 @@ class MlflowSender:
 
 
 def open_mlflow(feed: Feed) -> MlflowSender | None:
-    """The sender to the run that is given or that MLFLOW_RUN_ID names; None without one, or without an address."""
+    """Open the sender to the run in `feed` or in MLFLOW_RUN_ID; None without a run or a tracking URI."""
     run_id = feed.run_id or os.environ.get("MLFLOW_RUN_ID")
     return MlflowSender(feed, run_id) if run_id and os.environ.get("MLFLOW_TRACKING_URI") else None
 
 
 def say(line: str) -> None:
-    """A line about tracking, among those that the stage prints."""
+    """Print a line about tracking to the stage's output."""
     print(f"tracking: {line}", flush=True)

@@ -1,4 +1,4 @@
-"""Wait for an MLflow server that is away for a while: try again with growing pauses, within a limit, and say so."""
+"""Retries calls to an unreachable MLflow server, with growing pauses, within a time limit, and reports it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pipelines.contract.credentials import redacted
 ResultT = TypeVar("ResultT")
 
 LIMIT_SECONDS = 180.0
-"""A server that is restarted, or moved to another machine, is back by then."""
+"""Enough time for a server to be restarted, or moved to another machine."""
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 15.0
 
 _REASON_CHARACTERS = 160
 _NO_ANSWER = ("failed with exception", "failed with timeout exception", "failed with error code 5")
-"""How MLflow's client begins to tell that it got no answer of the server's, but a proxy's or none."""
+"""Starts of MLflow's messages when the response came from a proxy, or there was none."""
 
 
 class Patience:
-    """Tries calls to one server again while it is away, for at most a limit in all until it answers once more.
+    """Retries calls to one server while it is unreachable, for a limited total time until it responds again.
 
-    A server that stays away costs a process the limit once: calls after that are tried a single time.
+    An unreachable server costs a process the limit once: later calls are tried a single time.
     """
 
     def __init__(self, say: Callable[[str], None], limit_seconds: float | None = None) -> None:
@@ -33,9 +33,9 @@ class Patience:
         self._is_exhausted = False
 
     def call(self, function: Callable[[], ResultT]) -> ResultT:
-        """What the function returns; whatever it raises is raised, what tells of an absent server only after the limit.
+        """Call the function and return its result; errors of an unreachable server are raised after the limit only.
 
-        The function may run several times, and a request whose answer was lost has been carried out already.
+        The function may run several times, and a request whose response was lost may have been executed.
         """
         started, pause_seconds, is_away = time.monotonic(), FIRST_PAUSE_SECONDS, False
         while True:
@@ -50,21 +50,20 @@ class Patience:
                     raise
                 if not is_away:
                     self._say(
-                        f"MLflow does not answer ({_shortened(error)}); trying again for up to "
-                        f"{self._limit_seconds:.0f} s"
+                        f"MLflow does not respond ({_shortened(error)}); retrying for up to {self._limit_seconds:.0f} s"
                     )
                 is_away = True
                 time.sleep(min(pause_seconds, left_seconds))
                 pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
             else:
                 if is_away:
-                    self._say("MLflow answers again")
+                    self._say("MLflow responds again")
                 self._is_exhausted = False
                 return result
 
 
 def is_absence(error: BaseException) -> bool:
-    """Does an error tell that the server is away, or that another process holds SQLite's lock, rather than refuse?"""
+    """Whether an error means that the server is unreachable, or SQLite is locked, rather than a rejection."""
     import requests  # MLflow's own client
 
     if isinstance(error, (ConnectionError, TimeoutError, requests.ConnectionError, requests.Timeout)):
@@ -86,5 +85,5 @@ def _shortened(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line; a URI of the environment may carry a password, and MLflow repeats it."""
+    """An error's first line, without the tracking URI: it may contain a password, and MLflow repeats it."""
     return redacted((str(error).splitlines() or [type(error).__name__])[0])

@@ -1,4 +1,4 @@
-"""What sends the metrics of a run to a tracking server."""
+"""Interface of the senders of a run's metrics to a tracking server."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
 TIME_KEY = "timestamp_ms"
-"""In each line of metrics.jsonl, next to its step and its metrics."""
+"""Key of the time in each line of metrics.jsonl, next to its step and its metrics."""
 
 
 class Feed(NamedTuple):
-    """What a sender is given.
+    """Input of a sender.
 
-    path: of metrics.jsonl, which grows by complete lines; it is the queue of what is to be sent. prefix: put before the
-    names that the server gets. parameters: of the run as a whole. run_id: the run that gets them; None is the one that
-    the environment names. step: the last one that the file has when the sender begins. by_tokens: metrics that are
-    also sent over tokens.
+    path: of metrics.jsonl, which grows by complete lines and is the queue of the sender. prefix: prepended to the names
+    sent to the server. parameters: of the run. run_id: the run to log to; None is the one named by the environment.
+    step: the last one in the file when the sender starts. by_tokens: metrics that are also sent over tokens.
     """
 
     path: str
@@ -27,10 +26,10 @@ class Feed(NamedTuple):
 
 
 class Sender(Protocol):
-    """Sends a feed from its first line on, as it grows, without holding the training up or ending it."""
+    """Sends a feed from its first line, as it grows, without delaying or ending the training."""
 
     step: int
-    """Last step that was logged."""
+    """Last logged step."""
 
     def close(self) -> None:
-        """Send what is left, within a limit; metrics.jsonl is closed already."""
+        """Send the remaining lines, within a time limit; metrics.jsonl is already closed."""

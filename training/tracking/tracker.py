@@ -1,4 +1,4 @@
-"""Metrics of a run: always to metrics.jsonl in the stage's directory, and from there to the servers that are named."""
+"""Metrics of a run: written to metrics.jsonl in the stage's directory, and sent from there to tracking servers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from training.tracking.mlflow_sender import open_mlflow
 from training.tracking.sender import TIME_KEY, Feed, Sender
 
 SENDERS: tuple[Callable[[Feed], Sender | None], ...] = (open_mlflow,)
-"""Each opens the sender to a kind of server, where the environment names one. A new kind is one row and one module."""
+"""Open the sender to a kind of server, if the environment names one. A new kind needs one row and one module."""
 
 
 class Tracker:
-    """Writes metrics by step; on other ranks than 0 it does nothing. Tracking never ends a training run.
+    """Writes metrics by step, on rank 0 only. Tracking errors never end a training run.
 
-    MLflow takes part when a run is given, or named by MLFLOW_RUN_ID, and MLFLOW_TRACKING_URI is set. A sender reads the
-    file in a thread of its own, so training waits for no server, and one that was away gets later what it missed.
+    MLflow is used if a run is given, or named by MLFLOW_RUN_ID, and MLFLOW_TRACKING_URI is set. A sender reads the file
+    in a thread, so training never waits for a server, and an unreachable one receives the metrics later.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class Tracker:
         run_id: str | None = None,
         by_tokens: Collection[str] = (),
     ) -> None:
-        """Open `directory`/metrics.jsonl for appending, without what a killed run wrote after its last checkpoint.
+        """Open `directory`/metrics.jsonl for appending, and drop lines written after the last checkpoint.
 
         Args:
             directory: of the stage.
-            is_first: on other ranks nothing is written.
-            prefix: put before the names that a server gets.
-            resumed_step: last step whose line is kept; -1 begins a new file.
+            is_first: whether this is rank 0; other ranks write nothing.
+            prefix: prepended to the names sent to a server.
+            resumed_step: last step whose line is kept; -1 starts a new file.
             parameters: of the run as a whole.
             run_id: the MLflow run, instead of the one that MLFLOW_RUN_ID names.
             by_tokens: metrics that a server gets over tokens as well.
@@ -80,7 +80,7 @@ class Tracker:
 
 
 def _drop_after(path: str, step: int) -> None:
-    """Cut off lines of later steps, and a half-written last line."""
+    """Truncate the file after `step`, and drop an incomplete last line."""
     if storage.file_size_bytes(path) is None:
         return
     kept = []

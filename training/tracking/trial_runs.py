@@ -1,7 +1,7 @@
-"""MLflow runs of fine-tuning trials, nested in the run of the command; whatever MLflow does, training goes on.
+"""MLflow runs of fine-tuning trials, nested in the run of the command; MLflow errors never end training.
 
-Each trial is a child run: its settings as parameters, its curves by step (`tracker` sends them), its scores at the end.
-The run that they lie under is the one that the environment names, or for a sweep one of its own.
+Each trial is a child run: its settings as parameters, its curves by step (sent by `tracker`), its scores at the end.
+The parent is the run named by the environment, or for a sweep a run of its own.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ _RUN_VARIABLE, _URI_VARIABLE = "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"
 _REASON_CHARACTERS = 160
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _patience = Patience(say)
-"""Of this process: a server that stays away makes it wait once."""
+"""Shared by this process, so that an unreachable server makes it wait once."""
 
 
 class TrialRun:
-    """The child run of one trial; without a run id, of none."""
+    """The child run of one trial; inactive without a run id."""
 
     def __init__(self, run_id: str | None) -> None:
         self.run_id = run_id
         self.scores: dict[str, float] = {}
-        """What the run gets at its end."""
+        """Scores to log at the end of the run."""
 
 
 class TrialRuns:
-    """Makes a child run for each trial of this process, under one parent; without a parent, nothing."""
+    """Creates a child run for each trial of this process, under one parent; does nothing without a parent."""
 
     def __init__(self, parent_run_id: str | None) -> None:
         self.parent_run_id = parent_run_id
 
     @classmethod
     def from_environment(cls) -> TrialRuns:
-        """Children of the run that MLFLOW_RUN_ID names, where MLFLOW_TRACKING_URI is set too.
+        """Children of the run in MLFLOW_RUN_ID, if MLFLOW_TRACKING_URI is set, too.
 
-        The variable is taken out of this process's environment: a trial without a child run shall not log into its
-        parent, where the curves of several would run into one another.
+        Removes the variable from this process's environment: a trial without a child run must not log into its
+        parent, where the curves of several trials would be mixed.
         """
         run_id = os.environ.pop(_RUN_VARIABLE, None)
         return cls(run_id if os.environ.get(_URI_VARIABLE) else None)
@@ -66,15 +66,15 @@ class TrialRuns:
     def trial(
         self, name: str, directory: str, key: StageKey, more: Mapping[str, Any] | None = None
     ) -> Iterator[TrialRun]:
-        """The run of a trial that is about to be trained; it ends as the body ends, FINISHED, FAILED or KILLED.
+        """Open the run of a trial around its training; its status follows the body: FINISHED, FAILED or KILLED.
 
-        A run that a killed process left open for the same trial is ended first. Where MLflow cannot be reached, the
-        body runs without one, and its metrics are in metrics.jsonl only.
+        A run left open by a killed process for the same trial is ended first. If MLflow is unreachable, the body runs
+        without a run, and its metrics are in metrics.jsonl only.
 
         Args:
-            name: the run's.
-            directory: the trial's.
-            key: the trial's; its settings become the parameters.
+            name: of the run.
+            directory: of the trial.
+            key: of the trial; its settings become the parameters.
             more: further parameters.
         """
         parameters = flatten(key.config) | dict(more or {})
@@ -97,21 +97,21 @@ class TrialRuns:
             raise
         finally:
             if (run_id := run.run_id) is not None:
-                _softly(f"the end of {name} is not entered", lambda: _end(run_id, run.scores, status))
+                _softly(f"the end of {name} is not logged", lambda: _end(run_id, run.scores, status))
 
 
 class SweepRun:
-    """The run that all trials of a sweep lie under: the one of the environment, or else one of its own.
+    """The parent run of all trials of a sweep: the one named by the environment, or else one of its own.
 
-    A sweep that goes on after a kill takes its own run up again.
+    A sweep that is resumed after a kill reopens its own run.
     """
 
     def __init__(self, directory: str, is_new: bool = True) -> None:
-        """Find or make the run.
+        """Find or create the run.
 
         Args:
-            directory: of all fine-tuning in the workspace; it tells sweeps apart.
-            is_new: make a run if need be; else only take up what a killed sweep left open, if it did.
+            directory: of all fine-tuning in the workspace; identifies the sweep.
+            is_new: create a run if there is none; otherwise only reopen one left by a killed sweep.
         """
         self.run_id: str | None = None
         self._is_own = False
@@ -120,12 +120,12 @@ class SweepRun:
         self.run_id = os.environ.get(_RUN_VARIABLE)
         if self.run_id is None:
             digest = digest_of({"sweep": os.path.abspath(directory)})
-            without = "the sweep's trials get no runs, their metrics are in metrics.jsonl only"
+            without = "the sweep's trials have no runs, their metrics are in metrics.jsonl only"
             self.run_id = _softly(without, lambda: _own_sweep_run(digest, is_new))
             self._is_own = self.run_id is not None
 
     def environment(self) -> dict[str, str]:
-        """What lets a worker put its trials under this run."""
+        """Variables by which a worker nests its trials in this run."""
         return {} if self.run_id is None else {_RUN_VARIABLE: self.run_id}
 
     def end(
@@ -135,24 +135,24 @@ class SweepRun:
         columns: Mapping[str, Sequence[Any]],
         text: str,
     ) -> None:
-        """Log the comparison, end the trials' runs that their processes could not end, and end an own run.
+        """Log the comparison, end runs of trials that are still open, and end the sweep's own run.
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            trials: the statistics of each by its directory, None of one that is not complete.
-            columns: the comparison as a table, one list a column.
-            text: the same for reading.
+            trials: statistics by directory, None for an incomplete trial.
+            columns: the comparison as a table, one list per column.
+            text: the comparison as Markdown.
         """
         if (run_id := self.run_id) is None:
             return
-        _softly("the sweep's comparison is not entered", lambda: _log_comparison(run_id, columns, text))
+        _softly("the sweep's comparison is not logged", lambda: _log_comparison(run_id, columns, text))
         _softly("some runs of trials are left open", lambda: _end_left_open(run_id, trials))
         if self._is_own:
-            _softly("the end of the sweep is not entered", lambda: _client().set_terminated(run_id, status))
+            _softly("the end of the sweep is not logged", lambda: _client().set_terminated(run_id, status))
 
 
 def trial_digest(directory: str) -> str:
-    """What tells the runs of one trial from all others."""
+    """Identifies the runs of one trial."""
     return digest_of({"trial": os.path.abspath(directory)})
 
 
@@ -163,7 +163,7 @@ def _client() -> MlflowClient:
 
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Named, because a URI that code of this process has set for MLflow at large would go before the variable.
+    # Explicit, because a URI that code of this process has set for MLflow globally would override the variable.
     return MlflowClient(os.environ[_URI_VARIABLE])
 
 
@@ -218,7 +218,7 @@ def _end_left_open(parent_run_id: str, trials: Mapping[str, Mapping[str, Any] | 
 
 
 def _log_comparison(run_id: str, columns: Mapping[str, Sequence[Any]], text: str) -> None:
-    """Log a text, and a table in the form of MLflow's `log_table`, which would append to an earlier one."""
+    """Log a text, and a table in the form of MLflow's `log_table`, which itself would append to an earlier one."""
     client = _client()
     names = list(columns)
     table = {"columns": names, "data": [list(row) for row in zip(*columns.values(), strict=True)]}
@@ -228,10 +228,10 @@ def _log_comparison(run_id: str, columns: Mapping[str, Sequence[Any]], text: str
 
 
 def _softly(consequence: str, call: Callable[[], ResultT]) -> ResultT | None:
-    """What a call to MLflow returns; where it fails also after some patience, one line, and None."""
+    """Call MLflow and return the result; if it keeps failing, print one line and return None."""
     try:
         return _patience.call(call)
-    except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training goes on
+    except Exception as error:  # noqa: BLE001 - whatever MLflow raises, training continues
         reason = textwrap.shorten(first_line(error), _REASON_CHARACTERS)
-        print(f"tracking: MLflow is away ({reason}); {consequence}", flush=True)
+        print(f"tracking: MLflow is unreachable ({reason}); {consequence}", flush=True)
         return None

@@ -171,7 +171,7 @@ def test_a_file_that_nobody_vouches_for_is_recorded_and_then_held_to_it(
     assert run(server, glue, *arguments) == 0
     shown = capsys.readouterr().out
     assert "RTE.zip" in shown
-    assert "recorded only: no value to compare it with" in shown
+    assert "recorded only, without a value to compare with" in shown
     assert "0 files verified" in shown
     assert ", 1 only recorded in" in shown
 
@@ -180,7 +180,7 @@ def test_a_file_that_nobody_vouches_for_is_recorded_and_then_held_to_it(
     archive.write_bytes(b"altered")
     assert run(server, glue, *arguments) == 0
     shown = capsys.readouterr().out
-    assert "is there but does not have the checksum recorded in" in shown
+    assert "exists but does not match the checksum recorded in" in shown
     assert "verified against the checksum recorded in" in shown
     assert archive.read_bytes() == good
 
@@ -213,10 +213,10 @@ def test_a_transfer_that_keeps_failing_is_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "the connection ended after 100 of" in error
-    assert "run the command again when the server can be reached" in error
+    assert "run the command again when the server is reachable" in error
     assert set(tree(tmp_path / "glue")) == {"archives/.lock"}
     server.requests.clear()
-    with pytest.raises(InputError, match=r"HTTP 404 Not Found; look at the address"):
+    with pytest.raises(InputError, match=r"HTTP 404 Not Found; check the address"):
         download(f"{server.url}/absent", str(tmp_path / "absent"), print, 0.0)
     assert len(server.requests) == 1
 
@@ -264,7 +264,7 @@ def test_damaged_archives_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "glue" / "RTE" / "train.tsv").exists()
     archive.write_bytes(zipped({"RTE/train.tsv": b"", "QNLI/dev.tsv": b""}))
-    with pytest.raises(InputError, match=r"RTE\.zip: holds no RTE/dev\.tsv"):
+    with pytest.raises(InputError, match=r"RTE\.zip: has no RTE/dev\.tsv"):
         unpack(TASKS["rte"], str(tmp_path), str(tmp_path / "glue"))
 
 
@@ -327,4 +327,4 @@ def test_mistakes_are_one_line(server: ArchiveServer, tmp_path: Path, capsys: py
     assert "HTTP 404" in line("--tasks", "rte")
     with (tmp_path / "glue" / "archives" / ".lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        assert "another fetch is writing there" in line("--tasks", "rte")
+        assert "another fetch is writing here" in line("--tasks", "rte")

@@ -62,12 +62,12 @@ def test_quotes_and_marks_stay_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "text", "message"),
     [
-        ("cola", "a\t1\t\tfine\nb\t1\n", r"dev\.tsv:2: has 2 columns where 4 were expected"),
+        ("cola", "a\t1\t\tfine\nb\t1\n", r"dev\.tsv:2: has 2 columns; expected 4"),
         ("cola", "a\t2\t\tfine\n", r"dev\.tsv:1: label '2' is none of 0, 1"),
         ("rte", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", r"dev\.tsv:2: label 'maybe' is none of"),
-        ("rte", "index\tsentence1\tlabel\n", r"no column 'sentence2'; its header names index, sentence1, label"),
+        ("rte", "index\tsentence1\tlabel\n", r"no column 'sentence2'; its header has index, sentence1, label"),
         ("sts-b", "sentence1\tsentence2\tscore\na\tb\thigh\n", r"dev\.tsv:2: label 'high' is not a number"),
-        ("rte", "index\tsentence1\tsentence2\tlabel\n", "holds no rows"),
+        ("rte", "index\tsentence1\tsentence2\tlabel\n", "has no rows"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, task: str, text: str, message: str) -> None:

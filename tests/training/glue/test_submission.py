@@ -76,7 +76,7 @@ def test_the_zip_holds_what_the_models_answered(
             assert all(answer.isalpha() or "_" in answer for answer in answers) == (name in WORDS)
     assert "it did not finish" in capsys.readouterr().out
     assert run("--check", str(output)) == 0
-    assert capsys.readouterr().out == f"submission: {output}: 11 files, as the server wants them\n"
+    assert capsys.readouterr().out == f"submission: {output}: 11 files, valid for submission\n"
 
 
 def test_equal_predictions_give_equal_bytes(trials: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_equal_predictions_give_equal_bytes(trials: Path, tmp_path: Path) -> Non
 def test_wnli_by_majority(trials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "submission.zip"
     assert run("--predictions", str(trials), "--output", str(output), "--wnli-majority") == 0
-    assert "WNLI.tsv: every row is 0, as --wnli-majority asks" in capsys.readouterr().out
+    assert "WNLI.tsv: every row is 0, because of --wnli-majority" in capsys.readouterr().out
     members = members_of(output)
     assert set(members["WNLI.tsv"][1:-1]) == {f"{index}\t0" for index in range(146)}
     assert len({row.split("\t")[1] for row in members["RTE.tsv"][1:-1]}) == 2
@@ -180,17 +180,17 @@ def test_check_names_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run("--check", str(path)) == 2
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
-        f"submission: {path}: holds predictions/RTE.tsv, which is none of the 11 files of a submission",
+        f"submission: {path}: has predictions/RTE.tsv, which is not one of the 11 files of a submission",
         "submission: CoLA.tsv:2: prediction is '2'; expected one of 0, 1 (and 1,062 more rows)",
-        f"submission: {path}: holds no AX.tsv, and the server needs all 11 files",
+        f"submission: {path}: has no AX.tsv, but the server needs all 11 files",
     ]
-    assert captured.err == f"error: {path}: 3 problems, named above\n"
+    assert captured.err == f"error: {path}: 3 problems, listed above\n"
 
     buffer = io.BytesIO(zip_of(tables))
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("RTE.tsv", b"")
     path.write_bytes(buffer.getvalue())
-    assert f"{path}: holds RTE.tsv 2 times" in archive_problems(str(path))
+    assert f"{path}: has RTE.tsv 2 times" in archive_problems(str(path))
     path.write_bytes(buffer.getvalue()[:1000])
     with pytest.raises(InputError, match=r"submission\.zip: not a readable zip"):
         archive_problems(str(path))
@@ -207,7 +207,7 @@ def test_a_damaged_prediction_file_stops_the_zip(tmp_path: Path, capsys: pytest.
     assert run(*command) == 2
     captured = capsys.readouterr()
     assert f"submission: {path}: has 2,999 rows; the test set of RTE has 3,000\n" in captured.out
-    assert captured.err.endswith("1 problem, named above\n")
+    assert captured.err.endswith("1 problem, listed above\n")
     assert not output.exists()
 
 
@@ -249,5 +249,5 @@ def test_dev_scores_are_told_with_their_averages(
 def test_a_zip_of_made_up_answers_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "submission.zip"
     assert run("--predictions", str(tmp_path / "mistyped"), "--fill-missing", "--output", str(output)) == 2
-    assert "no trial's predictions in it; give a workspace's finetuning/ folder" in capsys.readouterr().err
+    assert "has no trial's predictions; give a workspace's finetuning/ folder" in capsys.readouterr().err
     assert not output.exists()

@@ -83,7 +83,7 @@ def test_qqp_leaves_out_broken_rows_and_others_refuse_them(tmp_path: Path) -> No
     assert examples.sentences_a == ["a", "g"]
     assert examples.labels == [1.0, 0.0]
     path.write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tc\tentailment\n")
-    with pytest.raises(InputError, match=r"train\.tsv:2: has 5 columns where 4 were expected"):
+    with pytest.raises(InputError, match=r"train\.tsv:2: has 5 columns; expected 4"):
         read_examples(TASKS["rte"], str(path))
 
 
@@ -91,11 +91,11 @@ def test_qqp_leaves_out_broken_rows_and_others_refuse_them(tmp_path: Path) -> No
     ("name", "data", "message"),
     [
         ("sst-2", b"sentence\tlabel\nfine\t1\nbad \xff\t0\n", r"dev\.tsv:3: b'bad \\xff' is not UTF-8"),
-        ("sts-b", b"sentence1\tsentence2\tscore\na\tb\t5.5\n", r"dev\.tsv:2: label '5\.5' lies outside 0 to 5"),
-        ("sts-b", b"sentence1\tsentence2\tscore\na\tb\tnan\n", r"dev\.tsv:2: label 'nan' lies outside 0 to 5"),
+        ("sts-b", b"sentence1\tsentence2\tscore\na\tb\t5.5\n", r"dev\.tsv:2: label '5\.5' is outside 0 to 5"),
+        ("sts-b", b"sentence1\tsentence2\tscore\na\tb\tnan\n", r"dev\.tsv:2: label 'nan' is outside 0 to 5"),
         ("rte", b"", r"dev\.tsv: is empty; expected a header with 'sentence1'"),
-        ("cola", b"", r"dev\.tsv: holds no rows"),
-        ("sst-2", b"sentence\tlabel\n\na\t1\n", r"dev\.tsv:2: has 1 columns where 2 were expected"),
+        ("cola", b"", r"dev\.tsv: has no rows"),
+        ("sst-2", b"sentence\tlabel\n\na\t1\n", r"dev\.tsv:2: has 1 columns; expected 2"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path: Path, name: str, data: bytes, message: str) -> None:
@@ -113,7 +113,7 @@ def test_empty_lines_at_the_end_are_none_and_within_are_refused(tmp_path: Path, 
     path.write_bytes(rows + end)
     assert read_examples(TASKS["cola"], str(path)).labels == [1.0, 0.0]
     path.write_bytes(rows.replace(b"\n", b"\n\n"))
-    with pytest.raises(InputError, match=r"train\.tsv:2: has 1 columns where 4 were expected"):
+    with pytest.raises(InputError, match=r"train\.tsv:2: has 1 columns; expected 4"):
         read_examples(TASKS["cola"], str(path))
 
 
@@ -122,13 +122,13 @@ def test_bad_test_files_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"test\.tsv: missing; expected GLUE's own file for RTE"):
         read_test(TASKS["rte"], str(path))
     path.write_text("index\ttext\n0\ta\n")
-    with pytest.raises(InputError, match=r"test\.tsv: no column 'sentence'; its header names index, text"):
+    with pytest.raises(InputError, match=r"test\.tsv: no column 'sentence'; its header has index, text"):
         read_test(TASKS["cola"], str(path))
     path.write_text("index\tsentence\n0\ta\n1\n")
-    with pytest.raises(InputError, match=r"test\.tsv:3: has 1 columns where 2 were expected"):
+    with pytest.raises(InputError, match=r"test\.tsv:3: has 1 columns; expected 2"):
         read_test(TASKS["cola"], str(path))
     path.write_text("index\tsentence\n")
-    with pytest.raises(InputError, match=r"test\.tsv: holds no rows"):
+    with pytest.raises(InputError, match=r"test\.tsv: has no rows"):
         read_test(TASKS["cola"], str(path))
     with pytest.raises(InputError, match=r"CoLA/train\.tsv: missing; .* clozeworks glue fetch"):
         task_files("cola", str(tmp_path))

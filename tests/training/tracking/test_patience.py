@@ -44,8 +44,8 @@ def test_a_minute_of_absence_is_waited_out_with_growing_pauses(clock: Clock) -> 
     assert clock.pauses[:5] == [1.0, 2.0, 4.0, 8.0, 15.0]
     assert 60.0 <= clock.now_seconds <= 60.0 + patience.LONGEST_PAUSE_SECONDS
     assert len(said) == 2
-    assert "trying again for up to 180 s" in said[0]
-    assert said[1] == "MLflow answers again"
+    assert "retrying for up to 180 s" in said[0]
+    assert said[1] == "MLflow responds again"
 
 
 def test_a_server_that_stays_away_costs_the_limit_once(clock: Clock) -> None:

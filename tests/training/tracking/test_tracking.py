@@ -24,7 +24,7 @@ from training.tracking.tracker import Tracker
 
 ARRIVAL_SECONDS = 20.0
 ROUND_SECONDS = 0.2
-ABSENT = "MLflow is away ("
+ABSENT = "MLflow is unreachable ("
 BY_TOKENS = ("mlm_loss", "nsp_loss", "heldout_mlm_loss")
 
 
@@ -198,7 +198,7 @@ def test_a_parameter_with_another_value_is_told_and_stops_nothing(
     assert {step for step, _ in new_run.curve("loss")} == {1, 2}
     lines = said_lines(capsys)
     assert len(lines) == 1
-    assert "MLflow refuses some of what it is sent (" in lines[0]
+    assert "MLflow rejected some of the data (" in lines[0]
 
 
 def test_a_server_that_is_killed_and_comes_back_gets_everything(
@@ -270,7 +270,7 @@ print("left")
     path = tmp_path / METRICS_NAME
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
-        f"tracking: MLflow has not taken everything within 1 s; 2 lines are only in {path}",
+        f"tracking: MLflow did not accept all metrics within 1 s; 2 lines are only in {path}",
         "left",
     ]
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0]

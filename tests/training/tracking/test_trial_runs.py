@@ -133,7 +133,7 @@ def test_an_absent_server_costs_a_line_and_no_trial(
     with TrialRuns.from_environment().trial("rte/a", str(tmp_path / "a"), KEY) as run:
         assert run.run_id is None
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("tracking: MLflow is away (")
+    assert line.startswith("tracking: MLflow is unreachable (")
     assert line.endswith("); metrics of rte/a go to its metrics.jsonl only")
     sweep = SweepRun(str(tmp_path))
     assert sweep.environment() == {}
