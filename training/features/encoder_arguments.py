@@ -1,4 +1,4 @@
-"""Arguments of the commands that read an encoder."""
+"""Command-line arguments shared by the commands that read an encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.contract.errors import InputError
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser, layers: str) -> None:
-    """Add what the commands that read an encoder share; `layers` is the default of --layers."""
+    """Add the shared arguments; `layers` is the default of --layers."""
     parser.add_argument(
         "--model",
         required=True,
@@ -20,25 +20,25 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, layers: str) -> None:
         "--layers",
         default=layers,
         metavar="N,N...",
-        help="hidden states whose vectors are put side by side: 0 is the embeddings' output, 1 to L the layers; "
+        help="hidden states to concatenate: 0 is the embeddings' output, 1 to L the layers; "
         "negative numbers count from the last, -1 (default: %(default)s)",
     )
     parser.add_argument(
         "--max-seq-length",
         type=int,
         metavar="TOKENS",
-        help="tokens that the encoder reads at once, with [CLS] and [SEP]; longer text goes through overlapping "
-        "windows. Set it where an encoder was trained at less than its positions, which are the default",
+        help="tokens per window, with [CLS] and [SEP]; longer text is split into overlapping windows "
+        "(default: the encoder's positions). Lower it if the encoder was trained at shorter lengths only",
     )
 
 
 def parse_encoder_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Parse a command line with `layers` as a list of integers.
 
-    argparse takes a value such as -1,-2 for an option unless it is tied to its own by `=`.
+    argparse reads a value such as -1,-2 as an option unless it is joined by `=`.
 
     Raises:
-        InputError: --layers is no list of numbers.
+        InputError: --layers is not a list of numbers.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for index in range(len(words) - 1, 0, -1):

@@ -1,8 +1,8 @@
 """BERT's hidden states as features of any text, however long (paper, section 5.3), as a stream of Arrow batches.
 
-A line that is longer than the encoder's positions is cut into overlapping windows, and each token takes its vector from
-the window in which it has most context (run_squad.py, `_check_is_max_context`). Windows flow through in groups of a
-fixed number of tokens, so memory does not grow with the file, nor with a line's vectors.
+A line longer than the encoder's positions is split into overlapping windows, and each token takes its vector from the
+window in which it has most context (run_squad.py, `_check_is_max_context`). Windows are processed in groups of a
+fixed number of tokens, so memory grows neither with the file nor with a line's vectors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NUM_SPECIAL_TOKENS = 2
 @dataclass(frozen=True)
 class TokenizedLine:
     """A line's sub-tokens. input_ids: [tokens] uint32, without [CLS] and [SEP]; starts, ends: [tokens] int64, the
-    characters (code points) of the line that a token stands for; word_starts: [words] int64, each word's first token.
+    characters (code points) of the line covered by a token; word_starts: [words] int64, each word's first token.
     """
 
     text: str
@@ -66,7 +66,7 @@ class LineTokenizer(TextEncoder):
         return vocabulary
 
     def vocabulary_sha256(self) -> str:
-        """Hash of the tokens in the order of their ids, a line each: that of vocab.txt, also where there is none."""
+        """Hash of the tokens in the order of their ids, one per line, as in vocab.txt, even if it is missing."""
         ids = self.tokens()
         return hashlib.sha256("".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__)).encode()).hexdigest()
 
@@ -86,7 +86,7 @@ def _tokenized(line: str, encoding: Any) -> TokenizedLine:
 
 
 def _extend_over_marks(line: str, starts: IntArray, ends: IntArray) -> None:
-    """Let a token own the combining marks behind it, which an uncased tokenizer strips and leaves to no token."""
+    """Extend each token over the combining marks after it, which an uncased tokenizer strips."""
     for index in range(len(ends)):
         limit = starts[index + 1] if index + 1 < len(starts) else len(line)
         end = int(ends[index])
@@ -96,9 +96,9 @@ def _extend_over_marks(line: str, starts: IntArray, ends: IntArray) -> None:
 
 
 class Window(NamedTuple):
-    """Tokens `start` to `end` of a line are read together; those from `own_start` to `own_end` take their vectors here.
+    """Tokens `start` to `end` of a line, encoded together; `own_start` to `own_end` take their vectors here.
 
-    The own tokens of a line's windows follow one another without gap or overlap.
+    The own tokens of a line's windows are consecutive, without gap or overlap.
     """
 
     start: int
@@ -108,17 +108,17 @@ class Window(NamedTuple):
 
 
 def windows_of(num_tokens: int, room: int) -> list[Window]:
-    """Cut a line into windows of `room` tokens, each half a window behind the one before it.
+    """Split a line into windows of `room` tokens, each half a window after the previous one.
 
-    The last window is moved back to be full, so that all have one length and a token's context (the smaller one of what
-    lies left and right of it) is largest in the window whose middle is nearest, the earlier one at a tie. A token that
-    is not near an end of its line has at least a quarter of a window on both sides.
+    The last window is moved back to be full, so that all have one length and a token's context (the smaller of left
+    and right) is largest in the window whose middle is nearest, the earlier one at a tie. A token that is not near an
+    end of its line has at least a quarter of a window on both sides.
     """
     assert room >= 2, room
     if num_tokens <= room:
         return [Window(0, num_tokens, 0, num_tokens)]
     starts = [*range(0, num_tokens - room, room // 2), num_tokens - room]
-    # The first token that is nearer to the next window's middle: left context there exceeds right context here.
+    # The first token nearer to the next window's middle: left context there exceeds right context here.
     edges = [(left + right + room - 1) // 2 + 1 for left, right in pairwise(starts)]
     return [
         Window(start, start + room, own_start, own_end)
@@ -127,11 +127,11 @@ def windows_of(num_tokens: int, room: int) -> list[Window]:
 
 
 def hidden_states(model: BertModel, packed: PackedSequences, layers: IntArray) -> torch.Tensor:
-    """Chosen hidden states of each token, side by side.
+    """Chosen hidden states of each token, concatenated.
 
     Args:
         packed: on the model's device.
-        layers: 0 for the embeddings' output, L for that of layer L; those above the highest are not computed.
+        layers: 0 for the embeddings' output, L for that of layer L; layers above the highest are not computed.
 
     Returns:
         [T, len(layers) * H] on the model's device.
@@ -146,7 +146,7 @@ def hidden_states(model: BertModel, packed: PackedSequences, layers: IntArray) -
 
 
 class _Piece(NamedTuple):
-    """A window on its way through the encoder; `is_last` tells that its line ends with it."""
+    """A window to encode; `is_last` marks the last window of its line."""
 
     row: int
     line: TokenizedLine
@@ -159,13 +159,13 @@ class _Piece(NamedTuple):
 
 
 class FeatureExtractor:
-    """An encoder, the layers whose output counts, and how tokens become rows.
+    """Turns lines into rows of features, by an encoder, a choice of layers and a pooling rule.
 
     One row is, by `pool`,
     `concat`: a sub-token; `tokens`: a word, with the vector of its first sub-token (paper, section 5.3);
-    `mean`: a line, with the mean over its sub-tokens, [CLS] and [SEP] left out, null where it has none;
-    `cls`: a line, with the vector of [CLS], for a line of several windows the mean of theirs.
-    A vector has the chosen layers side by side, in the order in which they are given.
+    `mean`: a line, with the mean over its sub-tokens without [CLS] and [SEP], null if it has none;
+    `cls`: a line, with the vector of [CLS], averaged over windows.
+    A vector is the concatenation of the chosen layers, in the given order.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class FeatureExtractor:
         max_seq_length: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Take a model in eval mode that lies on `device`; `layers` as in `hidden_states`."""
+        """Wrap a model in eval mode on `device`; `layers` as in `hidden_states`."""
         self._model, self._tokenizer, self._layers, self._pool = model, tokenizer, layers, pool
         self._room = max_seq_length - _NUM_SPECIAL_TOKENS
         self._device = torch.device(device)
@@ -185,7 +185,7 @@ class FeatureExtractor:
         self.schema = schema_of(pool, self.vector_size)
 
     def batches(self, lines: Iterable[str]) -> Iterator[pa.RecordBatch]:
-        """Record batches in the lines' order, of at most GROUP_TOKENS rows and one line's overhang."""
+        """Record batches in the lines' order, of at most GROUP_TOKENS rows plus one line's excess."""
         rows = _Rows(self._pool, self.vector_size, self.schema)
         group: list[_Piece] = []
         num_tokens = 0
@@ -199,7 +199,7 @@ class FeatureExtractor:
             yield from rows.of(group, self._vectors(group))
 
     def line_vectors(self, lines: list[str]) -> FloatArray:
-        """[lines, vector_size], for the pools of one row a line; zeros where `mean` has nothing to average."""
+        """[lines, vector_size], for pools with one row per line; zeros if `mean` has no tokens."""
         assert self._pool in ("mean", "cls"), self._pool
         vectors = np.zeros((len(lines), self.vector_size), dtype=np.float32)
         for batch in self.batches(lines):
@@ -242,7 +242,7 @@ class FeatureExtractor:
 
 
 def schema_of(pool: Pool, vector_size: int) -> pa.Schema:
-    """line: number of the line, from 0; for sub-tokens and words also their text, its characters `start` to `end`."""
+    """line: number of the line, from 0; for sub-tokens and words also their text, characters `start` to `end`."""
     vector = pa.field("vector", pa.list_(pa.float32(), vector_size), nullable=pool == "mean")
     fields = [pa.field("line", pa.int64(), nullable=False)]
     if pool in ("concat", "tokens"):
@@ -252,7 +252,7 @@ def schema_of(pool: Pool, vector_size: int) -> pa.Schema:
 
 
 class _Rows:
-    """Turns pieces and their vectors into rows; keeps the sum of a line whose windows lie in several groups."""
+    """Turns pieces and their vectors into rows; keeps the sum of a line whose windows are in several groups."""
 
     def __init__(self, pool: Pool, vector_size: int, schema: pa.Schema) -> None:
         self._pool, self._schema = pool, schema
@@ -309,13 +309,13 @@ class _Rows:
 
 
 def _own(piece: _Piece, vectors_TF: FloatArray) -> FloatArray:
-    """The vectors that a window gives: its own tokens', [CLS] standing before its first token."""
+    """The vectors of a window's own tokens; index 0 is [CLS]."""
     window = piece.window
     return vectors_TF[1 + window.own_start - window.start : 1 + window.own_end - window.start]
 
 
 def _spans(line: TokenizedLine, window: Window, by_word: bool) -> tuple[IntArray, IntArray]:
-    """First and last token of each row that begins in the window's own part; a word may end behind it."""
+    """First and last token of each row that starts in the window's own part; a word may end after it."""
     first = np.arange(window.own_start, window.own_end)
     if not by_word:
         return first, first
@@ -337,10 +337,10 @@ class Encoder:
 
 
 def load_encoder(directory: str, device: torch.device | str = "cpu") -> Encoder:
-    """Read a Hugging Face BERT directory; heads and the pooler are left aside.
+    """Read a Hugging Face BERT directory; heads and the pooler are ignored.
 
     Raises:
-        InputError: it is not a BERT that this code computes, or its vocabulary does not fit.
+        InputError: it is not a BERT model that this code supports, or its vocabulary does not fit.
     """
     config, vocab_size = read_config(directory)
     tokenizer = LineTokenizer(directory)
@@ -371,19 +371,19 @@ def chosen_layers(numbers: list[int], num_hidden_layers: int) -> IntArray:
                 f"{-num_hidden_layers - 1} to -1 counted from its last; choose with --layers"
             )
     if len(set(layers)) < len(layers):
-        raise InputError(f"--layers {','.join(map(str, numbers))} names a layer twice; each gives one part of a vector")
+        raise InputError(f"--layers {','.join(map(str, numbers))} names a layer twice; remove one")
     return np.array(layers, dtype=np.int64)
 
 
 def chosen_length(max_seq_length: int | None, config: ModelConfig) -> int:
-    """Tokens of a window with [CLS] and [SEP]; None is all positions that the encoder has.
+    """Tokens of a window with [CLS] and [SEP]; None means all positions of the encoder.
 
     Raises:
-        InputError: it does not fit the encoder's positions.
+        InputError: it exceeds the encoder's positions, or is too small.
     """
     length = config.max_position_embeddings if max_seq_length is None else max_seq_length
     if not 4 <= length <= config.max_position_embeddings:
         raise InputError(
-            f"--max-seq-length {length}: give 4 to {config.max_position_embeddings}, which are the encoder's positions"
+            f"--max-seq-length {length}: give 4 to {config.max_position_embeddings}, the encoder's positions"
         )
     return length

@@ -1,8 +1,8 @@
-"""A cheap score of an encoder: a linear model on its frozen features, with dev rows that it never saw.
+"""A cheap score of an encoder: a linear model on its frozen features, evaluated on dev rows.
 
 Each sentence becomes the mean over its tokens. A pair (u, v) becomes [u, v, |u - v|, u * v] (InferSent, Conneau et al.
-2017, section 3.1). Features are standardised by the training rows. The classifier is logistic regression, for scores
-ridge regression; how strongly it is regularised is chosen on a fifth of the training rows.
+2017, section 3.1). Features are standardized by the training rows. The classifier is logistic regression, for scores
+ridge regression; the strength of regularization is chosen on a fifth of the training rows.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from training.settings.glue import Task
 FloatArray = npt.NDArray[np.float32]
 
 PENALTIES = (1e5, 1e4, 1e3, 1e2, 1e1, 1e0)
-"""Weights of ||w||^2 / 2 beside the summed loss over all rows, the strongest first; at a tie it is kept."""
+"""Weights of ||w||^2 / 2 relative to the summed loss over all rows, the strongest first; ties keep the stronger."""
 HELDOUT_SHARE = 5
-"""One training row in so many chooses the penalty."""
+"""One training row in this many is held out to choose the penalty."""
 _MAX_ITERATIONS = 1_000
 _ROWS_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)
 class SentenceFeatures:
-    """Features of a file's rows, made when they are asked for: those of pairs are four times as wide.
+    """Features of a file's rows, computed on demand: those of pairs are four times as wide.
 
-    vectors: [distinct sentences, D] float32; first, second: [rows] int64, which of them a row has; second is None where
-    the task has single sentences.
+    vectors: [distinct sentences, D] float32; first, second: [rows] int64, indices of a row's sentences; second is None
+    if the task has single sentences.
     """
 
     vectors: FloatArray
@@ -57,7 +57,7 @@ class SentenceFeatures:
 
 
 def sentence_features(text: LabelledText, encode: Callable[[list[str]], FloatArray]) -> SentenceFeatures:
-    """Encode each distinct sentence once; `encode` gives a row of numbers for each."""
+    """Encode each distinct sentence once; `encode` returns one vector per sentence."""
     numbers: dict[str, int] = {}
     both = (text.sentences_a, text.sentences_b)
     rows = [
@@ -71,7 +71,7 @@ def sentence_features(text: LabelledText, encode: Callable[[list[str]], FloatArr
 
 
 def sampled(text: LabelledText, max_rows: int, *key: int | str) -> LabelledText:
-    """At most so many rows, drawn by the key and kept in their order."""
+    """At most `max_rows` rows, drawn by the key, in their original order."""
     if len(text) <= max_rows:
         return text
     chosen = np.sort(keyed_permutation(len(text), *key)[:max_rows])
@@ -85,9 +85,9 @@ def sampled(text: LabelledText, max_rows: int, *key: int | str) -> LabelledText:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """metrics: the task's, on its dev rows; penalty: the one chosen; heldout: the task's metric that chose it.
+    """metrics: the task's, on its dev rows; penalty: the chosen one; heldout: the task's metric that chose it.
 
-    converged: False where the solver stopped at its limit of iterations, with what it had.
+    converged: False if the solver stopped at its iteration limit.
     """
 
     metrics: dict[str, float]
@@ -107,7 +107,7 @@ def probe(
     """Fit on the training rows and score on the dev rows.
 
     Args:
-        task: tells the kind of labels and the metrics.
+        task: determines the kind of labels and the metrics.
         train_labels, dev_labels: [rows], class numbers or scores.
         seed: draws the rows that choose the penalty.
     """

@@ -1,4 +1,4 @@
-"""Is the tokenizer that a consumer will load the one that made the examples? Asked of a sample of the corpus."""
+"""Checks on a sample of the corpus that the tokenizer that consumers load is the one that built the examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.settings.vocabulary import VocabularyConfig
 from training.tokenizing.loading import load_tokenizer
 
 SAMPLE_ROWS, SAMPLE_TEXTS = 256, 1024
-"""Examples of each length and sentences of each split that are compared; some hundredths of a second."""
+"""Examples of each length and sentences of each split to compare; takes some hundredths of a second."""
 
 _CONTINUATION = "##"
 
@@ -26,17 +26,17 @@ _CONTINUATION = "##"
 def require_same_tokenizer(
     directory: str, vocabulary_directory: str, examples_directory: str, documents_directory: str | None = None
 ) -> None:
-    """Compare what a directory's tokenizer gives with the ids that the examples hold.
+    """Compare the ids from a directory's tokenizer with those in the examples.
 
     Args:
-        directory: whose tokenizer is looked at: an exported encoder, a teacher, or the vocabulary stage itself.
-        vocabulary_directory: the stage that the examples were made with, which tells the casing.
-        examples_directory: the stage whose rows, turned into words again, must give their own ids.
-        documents_directory: the stage whose sentences must give the ids that they had there; None or a stage that is
-            not there leaves this out.
+        directory: of the tokenizer to check: an exported encoder, a teacher, or the vocabulary stage itself.
+        vocabulary_directory: the stage that the examples were built with, which records the casing.
+        examples_directory: the stage whose rows, converted back to words, must give the same ids.
+        documents_directory: the stage whose sentences must give the same ids; skipped if it is None or does not
+            exist.
 
     Raises:
-        InputError: some text gets other ids, or a stage cannot be read.
+        InputError: some text gives different ids, or a stage cannot be read.
     """
     tokenizer = load_tokenizer(directory).for_texts()
     vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
@@ -50,7 +50,7 @@ def require_same_tokenizer(
 
 
 class _Pair(NamedTuple):
-    """The tokenizer of a directory, and the one that made the examples."""
+    """The tokenizer of a directory, and the one that built the examples."""
 
     directory: str
     tokenizer: Any
@@ -66,22 +66,22 @@ class _Pair(NamedTuple):
 
 
 def _compare_examples(pair: _Pair, tokens: Sequence[str], examples_directory: str) -> None:
-    """Words of examples are encoded again. Whether they were lower-cased does not show here, only in documents."""
+    """Encode words of examples again. Lower-casing is not detectable here, only in documents."""
     words: dict[str, list[int]] = {}
     for row in _rows(examples_directory):
         words |= words_of(row, tokens)
     reproduced = 0
     for word, found, expected in pair.ids(list(words)):
         if expected != words[word]:
-            # A word that only looks like this one once it is cleaned.
+            # Another word that equals this one only after cleaning.
             continue
         reproduced += 1
         if found != expected:
             raise InputError(_difference(pair.directory, word, found, expected, examples_directory))
     if reproduced < len(words) / 2:
         raise InputError(
-            f"{examples_directory}: of {len(words)} words the vocabulary that stands beside it spells "
-            f"{len(words) - reproduced} otherwise; the examples were made with another one: build them again"
+            f"{examples_directory}: of {len(words)} words the workspace's vocabulary splits {len(words) - reproduced} "
+            "differently; the examples were built with another one: rebuild them"
         )
 
 
@@ -97,8 +97,8 @@ def _compare_documents(pair: _Pair, documents_directory: str, documents: Manifes
 def words_of(input_ids: npt.NDArray[Any], tokens: Sequence[str]) -> dict[str, list[int]]:
     """The words of a row of examples with their ids.
 
-    Left out are special tokens and what an end of a segment may have cut: the row's pieces before its first word, and
-    a segment's last word.
+    Skips special tokens and words that may be truncated at a segment's end: the row's pieces before its first word,
+    and a segment's last word.
     """
     words: dict[str, list[int]] = {}
     current: list[int] = []
@@ -121,7 +121,7 @@ def _spelt(ids: Sequence[int], tokens: Sequence[str]) -> str:
 
 
 def _rows(examples_directory: str) -> Iterator[npt.NDArray[Any]]:
-    """Some rows of each length without their masks."""
+    """Some rows of each length, with masks removed."""
     examples = require_manifest(examples_directory, EXAMPLES, "clozeworks examples")
     for directory in sorted({file.name.rpartition("/")[0] for file in examples.files}):
         names = [file.name for file in examples.files_of("train", directory) if file.rows]
@@ -145,7 +145,7 @@ def _first_rows(path: str, count: int) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = reader.get_batch(0).slice(0, count).to_pylist()
             return rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable Arrow file ({error}); build the stage again") from error
+        raise InputError(f"{path}: not a readable Arrow file ({error}); rebuild the stage") from error
 
 
 def _tokens_of(vocabulary_directory: str) -> list[str]:
@@ -153,8 +153,8 @@ def _tokens_of(vocabulary_directory: str) -> list[str]:
 
 
 def _reference(tokens: Sequence[str], casing: VocabularyConfig) -> Any:
-    """The tokenizer that made the examples."""
-    from pipelines.wordpiece.reference_tokenizer import build_tokenizer  # compiles loops that only preprocessing runs
+    """The tokenizer that built the examples."""
+    from pipelines.wordpiece.reference_tokenizer import build_tokenizer  # compiles loops; only preprocessing needs them
 
     tokenizer = build_tokenizer(tokens, casing.lowercase, casing.strip_accents)
     tokenizer.encode_special_tokens = True
@@ -169,6 +169,6 @@ def _difference(directory: str, text: str, found: list[int], expected: list[int]
     )
     return (
         f"{directory}: its tokenizer gives {shown!r} other ids than {source} has (token {index + 1}: "
-        f"{found[index : index + 1]} in place of {expected[index : index + 1]}); its vocabulary, or the casing in its "
-        f"{TOKENIZER_CONFIG_NAME}, is not the one of the examples: restore it, or build vocabulary and examples again"
+        f"{found[index : index + 1]} instead of {expected[index : index + 1]}); its vocabulary, or the casing in its "
+        f"{TOKENIZER_CONFIG_NAME}, differs from that of the examples: restore it, or rebuild vocabulary and examples"
     )

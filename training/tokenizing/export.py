@@ -1,4 +1,4 @@
-"""The tokenizer of a directory that leaves the house: complete, of one mind, and the same as the one of training."""
+"""Writes the tokenizer of an exported model: complete, consistent, and equal to the one used in training."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from pipelines.wordpiece.tokenizer_config import (
 from training.tokenizing.loading import LoadedTokenizer, load_tokenizer, parts_of
 
 _FIXED_MODEL = {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
-"""What a BertTokenizer has besides its settings, its vocabulary and its token for unknown words."""
+"""Sections of a BertTokenizer that its settings, vocabulary and unknown token do not determine."""
 
 
 def write_tokenizer(directory: str, source: str, model_max_length: int) -> list[str]:
-    """Write the tokenizer of `source` into a directory, and load it back to see that it gives the same ids.
+    """Write the tokenizer of `source` to a directory, and load it back to verify that it gives the same ids.
 
-    Nothing but what decides ids is taken over: no classes and no code that a foreign tokenizer_config.json names.
+    Only what determines ids is copied: no classes or code named in a foreign tokenizer_config.json.
 
     Args:
         directory: of the model, with its config.json.
         source: the vocabulary or the encoder that the model was trained with.
-        model_max_length: positions of the model; consumers cut longer texts there.
+        model_max_length: positions of the model; consumers truncate longer texts to it.
 
     Returns:
         Names of the files written.
 
     Raises:
-        InputError: the tokenizer cannot be read, or would give other ids when read back.
+        InputError: the tokenizer cannot be read, or would give different ids when loaded back.
     """
     tokenizer = load_tokenizer(source)
     files = {TOKENIZER_NAME: _tokenizer_json(source, tokenizer), **_settings(tokenizer, model_max_length)}
@@ -51,7 +51,7 @@ def write_tokenizer(directory: str, source: str, model_max_length: int) -> list[
 
 
 def _tokenizer_json(source: str, tokenizer: LoadedTokenizer) -> bytes:
-    """The source's own bytes where they say what counts, so that a vocabulary's file stays the same to the byte."""
+    """The source's own bytes if they are equivalent, so that a vocabulary's file stays identical."""
     text: str = tokenizer.backend.to_str(pretty=True)
     path = storage.join(source, TOKENIZER_NAME)
     if storage.file_size_bytes(path) is not None:
@@ -74,7 +74,7 @@ def _settings(tokenizer: LoadedTokenizer, model_max_length: int) -> dict[str, by
 
 
 def _bert_settings(parts: dict[str, Any], tokenizer: LoadedTokenizer) -> dict[str, bool | None] | None:
-    """The settings from which `transformers` makes this very tokenizer; None where there are none such."""
+    """The settings from which `transformers` builds exactly this tokenizer; None if there are none."""
     normalizer, model = parts["normalizer"] or {}, parts["model"]
     if normalizer.get("type") != "BertNormalizer" or parts["pre_tokenizer"] != {"type": "BertPreTokenizer"}:
         return None
@@ -85,7 +85,7 @@ def _bert_settings(parts: dict[str, Any], tokenizer: LoadedTokenizer) -> dict[st
 
 
 def _vocabulary(source: str, tokenizer: LoadedTokenizer) -> bytes | None:
-    """vocab.txt for readers that know no tokenizer.json; None where lines cannot say the ids."""
+    """vocab.txt for readers without support for tokenizer.json; None if line numbers cannot represent the ids."""
     path = storage.join(source, VOCABULARY_NAME)
     if storage.file_size_bytes(path) is not None:
         return storage.read_bytes(path)

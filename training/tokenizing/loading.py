@@ -1,8 +1,8 @@
-"""The tokenizer of a Hugging Face directory, with the ids that `transformers.AutoTokenizer` gives.
+"""Loads the tokenizer of a Hugging Face directory, with the ids of `transformers.AutoTokenizer`.
 
-`transformers` itself loads it, since the rules by which it weighs tokenizer.json, tokenizer_config.json, vocab.txt,
-added_tokens.json and special_tokens_map.json against one another change from version to version. What contradicts
-itself so that its ids could not be those of its training is refused.
+`transformers` itself loads it, since its rules of precedence between tokenizer.json, tokenizer_config.json, vocab.txt,
+added_tokens.json and special_tokens_map.json change between versions. Directories whose files contradict each other,
+so that the ids may differ from training, are refused.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from pipelines.contract.workspace import (
 from pipelines.wordpiece.tokenizer_config import ROLES
 
 _TOKENIZER_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens")
-"""The sections of tokenizer.json that decide the ids of a text."""
+"""The sections of tokenizer.json that determine the ids of a text."""
 
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer as `transformers` has it.
+    """A tokenizer as loaded by `transformers`.
 
-    backend: neither cuts nor pads; takes "[MASK]" in a text for the token, as `transformers` does. roles: its special
-    tokens by what they are for, as `cls_token`. splits_special_tokens: is a special token in a text only text?
+    backend: without truncation and padding; reads "[MASK]" in a text as the token, as `transformers` does. roles: its
+    special tokens by role, such as `cls_token`. splits_special_tokens: treat a special token in a text as plain text.
     """
 
     backend: Any
@@ -44,9 +44,9 @@ class LoadedTokenizer:
     splits_special_tokens: bool = False
 
     def for_texts(self) -> Any:
-        """A copy that takes BERT's own special tokens in a text for text, and those added to them for tokens.
+        """A copy that reads BERT's own special tokens in a text as text, and added ones as tokens.
 
-        A "[MASK]" in a corpus is somebody's text; an added "<entity>" was added to stand in texts.
+        A "[MASK]" in a corpus is plain text; an added "<entity>" is meant to occur in texts.
         """
         contents = json.loads(self.backend.to_str())
         if not self.splits_special_tokens:
@@ -57,7 +57,7 @@ class LoadedTokenizer:
         return tokenizer
 
     def id_of(self, role: str) -> int | None:
-        """The id of a special token, such as that of `cls_token`; None where there is no such token."""
+        """The id of a special token, such as `cls_token`; None if there is no such token."""
         token_id: int | None = self.backend.token_to_id(self.roles[role])
         return token_id
 
@@ -73,7 +73,7 @@ def load_tokenizer(directory: str) -> LoadedTokenizer:
         raise InputError(f"{directory}: neither {TOKENIZER_NAME} nor {VOCABULARY_NAME}; give a directory with one")
     if not has_json and not _has(directory, TOKENIZER_CONFIG_NAME) and _is_own(directory):
         raise InputError(
-            f"{directory}: {TOKENIZER_NAME} is missing, and nothing else tells the casing; build this stage again"
+            f"{directory}: {TOKENIZER_NAME} is missing, and nothing else records the casing; rebuild this stage"
         )
     without_config = has_json and not _has(directory, TOKENIZER_CONFIG_NAME)
     tokenizer = _by_tokenizer_json(directory) if without_config else _by_transformers(directory)
@@ -84,7 +84,7 @@ def load_tokenizer(directory: str) -> LoadedTokenizer:
 
 
 def parts_of(backend: Any) -> dict[str, Any]:
-    """What decides the ids that a `tokenizers` object gives, for comparison."""
+    """The parts of a `tokenizers` object that determine ids, for comparison."""
     contents = json.loads(backend.to_str())
     return {name: contents[name] for name in _TOKENIZER_PARTS}
 
@@ -92,7 +92,7 @@ def parts_of(backend: Any) -> dict[str, Any]:
 def _by_transformers(directory: str) -> LoadedTokenizer:
     from transformers import AutoTokenizer, BertConfig
 
-    # The class comes from config.json; a folder with a vocabulary alone is taken for BERT's.
+    # The class comes from config.json; a folder with only a vocabulary is treated as BERT's.
     config = {} if _has(directory, CONFIG_NAME) else {"config": BertConfig()}
     try:
         with _quiet_transformers():
@@ -100,28 +100,28 @@ def _by_transformers(directory: str) -> LoadedTokenizer:
                 storage.local_path(directory), local_files_only=True, trust_remote_code=False, **config
             )
         backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    except Exception as error:  # transformers and tokenizers raise whatever their parts raise
+    except Exception as error:  # transformers and tokenizers raise arbitrary exceptions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{directory}: transformers cannot load its tokenizer ({type(error).__name__}: {reason}); "
             "save it again with save_pretrained of a fast tokenizer"
         ) from error
-    # A class that is not BERT's knows no roles unless they are written down.
+    # Classes other than BERT's have no roles unless they are configured.
     roles = {role: str(getattr(loaded, role, None) or usual) for role, usual in ROLES.items()}
     return _uncut(LoadedTokenizer(backend, roles, bool(loaded.split_special_tokens)))
 
 
 def _by_tokenizer_json(directory: str) -> LoadedTokenizer:
-    """What tokenizer.json says alone; beside a config.json only if `transformers` takes it to say the same.
+    """Load tokenizer.json alone; next to a config.json only if `transformers` would give the same ids.
 
-    Without tokenizer_config.json `transformers` lower-cases, whatever tokenizer.json says. Releases before this one
-    left the file out, and their models were trained with what tokenizer.json says.
+    Without tokenizer_config.json `transformers` lower-cases, whatever tokenizer.json specifies. Earlier releases did
+    not write the file, and their models were trained with tokenizer.json.
     """
     path = storage.join(directory, TOKENIZER_NAME)
     try:
         backend = Tokenizer.from_str(storage.read_bytes(path).decode())
     except Exception as error:  # the library raises Exception itself
-        raise InputError(f"{path}: not a tokenizer ({error}); fetch or build it again") from error
+        raise InputError(f"{path}: not a tokenizer ({error}); download or build it again") from error
     own = _uncut(LoadedTokenizer(backend, ROLES))
     if not _has(directory, CONFIG_NAME) or _is_own(directory):
         return own
@@ -130,7 +130,7 @@ def _by_tokenizer_json(directory: str) -> LoadedTokenizer:
     for name in _TOKENIZER_PARTS:
         if ours[name] != theirs[name]:
             raise InputError(
-                f"{path}: without a {TOKENIZER_CONFIG_NAME} beside it transformers puts its own {name} in the place of "
+                f"{path}: without a {TOKENIZER_CONFIG_NAME} next to it transformers uses its own {name} instead of "
                 f"this file's {_shown(ours[name])}; add the {TOKENIZER_CONFIG_NAME} that the model was trained with, "
                 'such as {"tokenizer_class": "BertTokenizer", "do_lower_case": false}'
             )
@@ -167,10 +167,10 @@ def _require_bert(directory: str, tokenizer: LoadedTokenizer) -> None:
 
 
 def _require_one_vocabulary(directory: str, tokenizer: LoadedTokenizer) -> None:
-    """`transformers` reads tokenizer.json and passes over what was changed in vocab.txt, such as filled [unused]."""
+    """`transformers` reads tokenizer.json and ignores changes in vocab.txt, such as filled [unused] entries."""
     path = storage.join(directory, VOCABULARY_NAME)
     lines = storage.read_bytes(path).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
-    # A token on two lines has the later one's id, as everywhere.
+    # A token on two lines has the later line's id, as in other readers.
     listed = {token: index for index, token in enumerate(lines)}
     backend = tokenizer.backend
     for token, index in listed.items():
@@ -187,14 +187,14 @@ def _require_one_vocabulary(directory: str, tokenizer: LoadedTokenizer) -> None:
 def _remedy(directory: str) -> str:
     if _is_own(directory):
         return (
-            f"restore {VOCABULARY_NAME} or build the stage again. Unused entries are filled in a copy of the finished "
-            f"encoder: edit {VOCABULARY_NAME} there, delete its {TOKENIZER_NAME}, and fine-tune with --encoder"
+            f"restore {VOCABULARY_NAME} or rebuild the stage. To fill unused entries, copy the finished encoder, edit "
+            f"its {VOCABULARY_NAME}, delete its {TOKENIZER_NAME}, and fine-tune with --encoder"
         )
     return f"{VOCABULARY_NAME} was edited: delete {TOKENIZER_NAME} to use the edit, or restore {VOCABULARY_NAME}"
 
 
 def _is_own(directory: str) -> bool:
-    """Does a stage's manifest name the files of this directory?"""
+    """Whether a stage's manifest lists the files of this directory."""
     parent, _, name = directory.rstrip("/").rpartition("/")
     places = ((directory, ""), (parent or ".", f"{name}/"))
     for place, prefix in places:
@@ -216,7 +216,7 @@ def _has(directory: str, name: str) -> bool:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No advice of `transformers` to its own users between the lines of a stage."""
+    """Silence the advice of `transformers` between the lines of a stage."""
     logging: Any = importlib.import_module("transformers").utils.logging
     before = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -1,1 +1,1 @@
-"""Trials of fine-tuning: planned, run next to each other, and compared."""
+"""Trials of fine-tuning: planning, parallel execution, and comparison."""

@@ -1,4 +1,4 @@
-"""A trial is run: a problem opened, fitted from an encoder, and its model and manifest written."""
+"""Runs a trial: opens the problem, fine-tunes from an encoder, and writes model and manifest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREDICTIONS_DIRECTORY = "predictions"
 
 
 def beginning_of(trial: Trial) -> Beginning:
-    """The architecture and the weights that a trial begins from.
+    """The architecture and the initial weights of a trial.
 
     Raises:
         InputError: the encoder or the vocabulary cannot be read.
@@ -38,7 +38,7 @@ def beginning_of(trial: Trial) -> Beginning:
 
 
 def open_problem(trial: Trial, folder: str | None) -> Problem:
-    """Read and tokenise what a trial learns from; `folder` is the one that the task's own is in, if any.
+    """Read and tokenize a trial's data; `folder` is the parent of the task's folder, if any.
 
     Raises:
         InputError: a file is missing or has a bad row.
@@ -55,17 +55,17 @@ def run_trial(
 
     Args:
         trial: what to train.
-        beginning: the weights that it begins from.
+        beginning: the initial weights.
         problem: opened for its task and vocabulary.
         processes: the ranks that share each batch.
-        run_id: MLflow run that gets the metrics under their own names; None means the run of the environment, under
-            names that begin with the trial's.
+        run_id: MLflow run to log metrics to under their own names; None means the run of the environment, with the
+            trial's name as prefix.
 
     Returns:
         The manifest's statistics.
 
     Raises:
-        InputError: another process trains this trial, or its directory holds something that is not ours.
+        InputError: another process trains this trial, or its directory contains foreign files.
     """
     workspace, _, name = trial.directory.rpartition(f"/{FINETUNING}/")
     with lock_of_ranks(processes, workspace, f"{FINETUNING}/{name}"):
@@ -129,4 +129,4 @@ def _with_dropout(model: ModelConfig, dropout: float) -> ModelConfig:
 
 
 def _silent(line: str) -> None:
-    """What ranks other than the first say."""
+    """Print nothing, on ranks other than the first."""

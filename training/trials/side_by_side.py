@@ -1,4 +1,4 @@
-"""Trials as child processes, several at a time, and one sweep at a time in a workspace."""
+"""Runs trials in child processes, several at a time, with one sweep at a time per workspace."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.contract.workspace import FINETUNING
 from training.trials.trial import Trial
 
 CORES_PER_TRIAL = 4
-"""On a CPU; it leaves a trial the memory of four cores, of which BERT-base needs about 3 GB."""
+"""On a CPU; leaves each trial the memory of four cores; BERT-base needs about 3 GB."""
 
 
 _LOCK_NAME = "sweep.lock"
@@ -29,21 +29,21 @@ _END_SECONDS = 20.0
 
 
 _MOST_DEATHS_IN_A_ROW = 3
-"""What keeps a sweep from starting process after process on a machine where none lives."""
+"""Keeps a sweep from starting processes forever on a machine where all of them die."""
 
 
 _LAUNCHER_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
-"""A worker is a process group of one; with the port of ours it could not meet itself."""
+"""A worker is a process group of one; it must not inherit our rendezvous port."""
 
 
 @contextlib.contextmanager
 def sole_sweep(workspace: str) -> Iterator[int]:
-    """Wait until no process of another sweep works in this workspace; yields the lock, for workers to inherit.
+    """Wait until no process of another sweep uses this workspace; yields the lock, for workers to inherit.
 
-    The kernel releases it with the last process that has it: so a sweep that was killed and starts again does not
-    meet a worker that has not noticed yet.
+    The kernel releases it with the last process that holds it, so a killed sweep that is started again does not run
+    at the same time as a leftover worker.
     """
     directory = storage.join(workspace, FINETUNING)
     storage.make_directory(directory)
@@ -57,16 +57,16 @@ def sole_sweep(workspace: str) -> Iterator[int]:
 
 
 def worker_environments(num_trials: int, side_by_side: int, gpus: Sequence[str], cores: int) -> list[dict[str, str]]:
-    """What each worker's environment has beside ours: its GPU, or its share of the cores.
+    """Extra environment variables of each worker: its GPU, or its share of the cores.
 
     Args:
-        num_trials: that are to be trained; there are no more workers.
-        side_by_side: the setting; 0 is one per GPU or, without, per four cores.
-        gpus: as CUDA_VISIBLE_DEVICES names them.
+        num_trials: trials to train; the maximum number of workers.
+        side_by_side: the setting; 0 is one per GPU or, without GPUs, one per four cores.
+        gpus: as in CUDA_VISIBLE_DEVICES.
         cores: of this machine.
     """
     count = min(num_trials, side_by_side or len(gpus) or max(1, cores // CORES_PER_TRIAL))
-    # A number that somebody has set is theirs.
+    # Keep a number set by the user.
     is_set = "OMP_NUM_THREADS" in os.environ
     threads = {} if is_set else {"OMP_NUM_THREADS": str(max(1, cores // max(1, count)))}
     if gpus:
@@ -81,17 +81,17 @@ def run_side_by_side(
     lock: int,
     on_end: Callable[[Trial, str | None], None],
 ) -> None:
-    """Train each trial once, in as many processes as there are environments.
+    """Train each trial once, in one process per environment.
 
     A worker reads labels of trials from its standard input, one at a time, and answers each with a line of JSON: None,
-    or what was wrong. A worker that dies loses its trial only; a new one goes on.
+    or the problem. If a worker dies, only its trial fails; a new worker continues.
 
     Args:
         trials: to train.
-        environments: what each worker's has beside ours.
-        command: of a worker; it gets the number of the file for its answers as last argument.
+        environments: extra variables of each worker.
+        command: of a worker; the file descriptor for its answers is appended as last argument.
         lock: a file that workers inherit.
-        on_end: told of each trial and what was wrong with it, None if nothing.
+        on_end: called with each finished trial and its problem, None if it succeeded.
     """
     waiting = deque(trials)
     workers: dict[int, _Worker] = {}
@@ -116,7 +116,7 @@ def run_side_by_side(
                     on_end(trial, problem)
             if deaths_in_a_row >= _MOST_DEATHS_IN_A_ROW:
                 for trial in waiting:
-                    on_end(trial, f"not begun, because {deaths_in_a_row} processes in a row had died")
+                    on_end(trial, f"not started: {deaths_in_a_row} worker processes died in a row")
                 waiting.clear()
     finally:
         for worker in workers.values():
@@ -124,7 +124,7 @@ def run_side_by_side(
 
 
 class _Worker:
-    """A process that trains one trial after the other, and the one that it has now."""
+    """A process that trains one trial after another, and its current trial."""
 
     def __init__(self, process: subprocess.Popen[bytes], answers: IO[bytes]) -> None:
         self.process, self.answers = process, answers
@@ -133,18 +133,18 @@ class _Worker:
     def begin(self, trial: Trial) -> None:
         self.trial = trial
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # It has died; the end of its answers tells so.
+        with contextlib.suppress(BrokenPipeError):  # It has died, which the end of its answers reports.
             self.process.stdin.write(trial.label.encode() + b"\n")
             self.process.stdin.flush()
 
     def close(self) -> None:
         assert self.process.stdin is not None
         self.answers.close()
-        with contextlib.suppress(BrokenPipeError):  # A label that a dead worker did not read.
+        with contextlib.suppress(BrokenPipeError):  # A label not read by a dead worker.
             self.process.stdin.close()
 
     def end(self) -> None:
-        """An idle one leaves by itself when its input ends; one at work is stopped."""
+        """Stop the process; an idle one exits when its input ends."""
         if self.trial is not None:
             self.process.terminate()
         self.close()
@@ -170,5 +170,5 @@ def _start(command: Sequence[str], environment: Mapping[str, str], lock: int) ->
 
 def _ending(exit_code: int) -> str:
     if exit_code < 0:
-        return f"its process was ended by {signal.Signals(-exit_code).name}"
+        return f"its process was killed by {signal.Signals(-exit_code).name}"
     return f"its process ended with exit code {exit_code}"

@@ -1,7 +1,7 @@
-"""Which trials a sweep of fine-tuning has.
+"""Plans the trials of a fine-tuning sweep; without torch.
 
-A trial of a sweep is an ordinary one with settings of its own, in <workspace>/finetuning/<task>/sweep/<name>. Its
-manifest says that it is complete, so a sweep that is run again after a kill repeats nothing. Without torch.
+A trial of a sweep is an ordinary one with its own settings, in <workspace>/finetuning/<task>/sweep/<name>. Its manifest
+marks it complete, so a sweep that is run again after a kill repeats nothing.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def plan(sections: FinetuningSections, task: str, folder: str | None) -> list[Tr
 
     Args:
         sections: of the run's recipe.
-        task: a name that `finetuning.tasks` takes.
-        folder: that the task's own is in; None where its files are named one by one.
+        task: a valid name of `finetuning.tasks`.
+        folder: parent of the task's folder; None if its files are listed individually.
 
     Raises:
-        InputError: a file of the task is missing or has a bad row, or the MNLI model that it begins from is missing.
+        InputError: a file of the task is missing or has a bad row, or the MNLI model to start from is missing.
     """
     config, workspace = sections.finetuning, sections.workspace
     if config.begins_from_mnli(task):
         directory = finetuning_directory(workspace, MNLI, PRETRAINED)
         require_manifest(directory, FINETUNING, f"clozeworks finetune {sections.recipe.path} --tasks {MNLI}")
     own, root = config.fitting(task), storage.join(workspace, FINETUNING, task, SWEEP_DIRECTORY)
-    # Data and encoder are hashed once, not for each trial.
+    # Hash data and encoder once, not for each trial.
     pattern = trial_of(sections, task, PRETRAINED)
     trials = []
     num_seeds = config.sweep.num_seeds(config.family(task).is_small(config, task, folder))

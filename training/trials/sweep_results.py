@@ -1,4 +1,4 @@
-"""What comes of a task's sweep: scores of each point of the grid, the choice among them, and which weights are kept."""
+"""Results of a task's sweep: scores of each point of the grid, the chosen point, and which weights are kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CellScores:
         return max(self.scores.values())
 
     def record(self) -> dict[str, Any]:
-        """As summary.json and the comparison have it."""
+        """Values for summary.json and the comparison."""
         return {
             **self.cell._asdict(),
             "n": len(self.scores),
@@ -53,21 +53,21 @@ class CellScores:
 
 
 def chosen_of(cells: Sequence[CellScores]) -> CellScores | None:
-    """The point with the best median; among equals the one with the best mean, then the first; None of none."""
+    """The point with the best median; ties go to the best mean, then to the first; None without points."""
     return max(cells, key=lambda cell: (cell.median, cell.mean), default=None)
 
 
 class TaskSweep:
-    """The trials of one task, and those that are complete; keeps the task's files and weights as they shall be."""
+    """The trials of one task and their state; maintains the task's summary files and weights."""
 
     def __init__(self, directory: str, trials: Sequence[Trial], keeps_all_models: bool, mnli_first: bool) -> None:
-        """Look which trials are complete.
+        """Check which trials are complete.
 
         Args:
             directory: of the task's sweep.
             trials: all of them, in the order of the plan.
-            keeps_all_models: do not delete the weights of all but the best one.
-            mnli_first: recorded.
+            keeps_all_models: keep the weights of all trials, not only the best one's.
+            mnli_first: recorded in the summary.
         """
         self.directory, self.trials = directory, tuple(trials)
         self._keeps_all_models, self._mnli_first = keeps_all_models, mnli_first
@@ -80,7 +80,7 @@ class TaskSweep:
 
     @property
     def outcomes(self) -> dict[str, Mapping[str, Any] | None]:
-        """Statistics by directory; None of a trial that is not complete."""
+        """Statistics by directory; None for an incomplete trial."""
         return {
             trial.directory: self._complete[trial].to_json() if trial in self._complete else None
             for trial in self.trials
@@ -88,7 +88,7 @@ class TaskSweep:
 
     @property
     def best(self) -> Trial | None:
-        """The complete trial with the best score, the first of equals: whatever the order in which they ended."""
+        """The complete trial with the best score; ties go to the first in the plan, regardless of finishing order."""
         return max(self.complete, key=self.score, default=None)
 
     @property
@@ -99,15 +99,15 @@ class TaskSweep:
         return self._complete[trial].score
 
     def cells(self) -> list[CellScores]:
-        """Those that have a score, in the order of the grid."""
+        """Points with at least one score, in the order of the grid."""
         found: dict[Cell, dict[int, float]] = {trial.cell: {} for trial in self.trials}
         for trial in self.complete:
             found[trial.cell][trial.seed] = self.score(trial)
         return [CellScores(cell, scores) for cell, scores in found.items() if scores]
 
     def to_train(self, tried: Collection[Trial]) -> list[Trial]:
-        """What is left beside what was tried: trials that are not complete and then, if its weights were deleted while
-        another one was better, the best."""
+        """The remaining trials, except those tried: incomplete ones and then the best one, if its weights were deleted
+        while another one was better."""
         left = [trial for trial in self.trials if trial not in self._complete and trial not in tried]
         best = self.best
         if not left and best is not None and best not in tried and not best.has_model():
@@ -115,7 +115,7 @@ class TaskSweep:
         return left
 
     def enter(self, trial: Trial, problem: str | None) -> None:
-        """Take up a trial that has ended, and write the task's files."""
+        """Record a finished trial, and write the task's files."""
         if problem is None and (difference := trial.difference()):
             problem = f"it is not complete ({difference})"
         if problem is None:
@@ -127,7 +127,7 @@ class TaskSweep:
         self.settle()
 
     def settle(self) -> None:
-        """Delete weights that are not to be kept; write summary.json, and best.json where there is a best trial."""
+        """Delete weights that are not kept; write summary.json, and best.json if there is a best trial."""
         best, chosen = self.best, chosen_of(self.cells())
         if not self._keeps_all_models:
             for trial in self.complete:
@@ -164,11 +164,11 @@ class TaskSweep:
 COLUMNS = (
     "task", "metric", "batch_size", "learning_rate", "num_train_epochs", "n", "median", "mean", "std", "best", "chosen",
 )  # fmt: skip
-"""Of the comparison."""
+"""Columns of the comparison."""
 
 
 def comparison(sweeps: Sequence[TaskSweep]) -> dict[str, list[Any]]:
-    """One row a point of a task's grid, as columns."""
+    """The comparison by columns, one row per point of a task's grid."""
     rows = []
     for sweep in sweeps:
         cells = sweep.cells()
@@ -181,7 +181,7 @@ def comparison(sweeps: Sequence[TaskSweep]) -> dict[str, list[Any]]:
 
 
 def table_of(sweeps: Sequence[TaskSweep]) -> str:
-    """The comparison as a Markdown table with columns in line, and the best trial of each task."""
+    """The comparison as an aligned Markdown table, and the best trial of each task."""
     columns = comparison(sweeps)
     columns["learning_rate"] = [repr(rate) for rate in columns["learning_rate"]]
     rows = [[name.replace("_", " ") for name in COLUMNS]]

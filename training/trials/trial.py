@@ -1,4 +1,4 @@
-"""One run of fine-tuning, of a recipe or of a sweep: what it is, and what its directory holds; without torch."""
+"""One run of fine-tuning, of a recipe or a sweep, and the state of its directory; without torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MODEL_PREFIX = f"{MODEL_DIRECTORY}/"
 
 @dataclass(frozen=True)
 class Trial:
-    """What one run of fine-tuning is, and where its result goes.
+    """Description of one run of fine-tuning.
 
-    start: a word for the weights that it begins from. directory: of the result. config: the section [finetuning] with
-    this trial's settings. encoder_directory: a Hugging Face directory; None begins from random weights of `model`.
-    vocabulary_directory: whose tokenizer reads the text. model: None where the encoder's own configuration says it.
+    start: name of the initial weights. directory: of the result. config: the section [finetuning] with this trial's
+    settings. encoder_directory: a Hugging Face directory; None starts from random weights of `model`.
+    vocabulary_directory: source of the tokenizer. model: None if the encoder's own configuration determines it.
     """
 
     task: str
@@ -40,7 +40,7 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """What it is called in lines and as an MLflow run."""
+        """Name in log lines and of the MLflow run."""
         return f"{self.task}/{self.name}"
 
     @property
@@ -57,26 +57,26 @@ class Trial:
         print(f"finetuning: {self.label}: {line}", flush=True)
 
     def difference(self) -> str | None:
-        """Why it has to be trained, in words; None where it is complete."""
+        """Why it must be trained, in words; None if it is complete."""
         return self.key.difference(self.directory)
 
     def statistics(self) -> TrialStatistics:
-        """Its manifest's; it is complete."""
+        """Statistics of its manifest; it must be complete."""
         manifest = read_manifest(self.directory)
         assert manifest is not None, self.directory
         return manifest.statistics_as(TrialStatistics)
 
     def has_model(self) -> bool:
-        """Does its manifest name weights?"""
+        """Whether its manifest lists weights."""
         manifest = read_manifest(self.directory)
         return manifest is not None and any(file.name.startswith(_MODEL_PREFIX) for file in manifest.files)
 
     def drop_model(self) -> None:
-        """Delete its weights, complete as it is; the manifest no longer names them, scores and predictions stay."""
+        """Delete the weights of a complete trial and remove them from its manifest; scores and predictions stay."""
         manifest = read_manifest(self.directory)
         assert manifest is not None, self.directory
         kept = tuple(file for file in manifest.files if not file.name.startswith(_MODEL_PREFIX))
         if len(kept) < len(manifest.files):
-            # First the manifest: whatever happens in between, it names nothing that is not there.
+            # Manifest first: if interrupted, it must not list missing files.
             write_manifest(self.directory, manifest.model_copy(update={"files": kept}))
         storage.remove_directory(storage.join(self.directory, MODEL_DIRECTORY))

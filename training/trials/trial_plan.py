@@ -1,4 +1,4 @@
-"""Which trials a recipe asks for, and what each reads."""
+"""Plans the trials of a recipe, and the inputs of each."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from training.trials.trial import Trial
 
 
 def planned_trials(config: FinetuningConfig) -> list[tuple[str, str]]:
-    """Task and start of all trials of a recipe, MNLI's first where others begin from it."""
+    """Task and start of all trials of a recipe, MNLI's first if others start from it."""
     tasks = sorted(config.tasks, key=lambda task: task != MNLI) if config.mnli_first else config.tasks
     starts = (PRETRAINED, RANDOM) if config.compare_with_random else (PRETRAINED,)
     return [(task, start) for task in tasks for start in starts]
 
 
 def require_inputs(sections: FinetuningSections) -> None:
-    """Check that the stages which fine-tuning reads are complete, and that their files are what the manifests state.
+    """Check that the stages read by fine-tuning are complete and match their manifests.
 
     Raises:
-        InputError: one is missing, and the message names its command; or a file is damaged.
+        InputError: one is missing (the message names its command), or a file is damaged.
     """
     recipe, workspace, config = sections.recipe, sections.workspace, sections.finetuning
     if config.encoder is None or config.compare_with_random:
@@ -51,9 +51,9 @@ def require_inputs(sections: FinetuningSections) -> None:
 
 
 def data_directory(sections: FinetuningSections, task: str) -> str | None:
-    """The folder that a task's own folder is in, None where its files are named one by one.
+    """The parent of a task's folder; None if its files are listed individually.
 
-    A task that is made from held-out documents is made here where it is not there yet.
+    A task that is generated from held-out documents is generated here if it does not exist.
     """
     workspace, config = sections.workspace, sections.finetuning
     family = config.family(task)
@@ -66,10 +66,10 @@ def data_directory(sections: FinetuningSections, task: str) -> str | None:
 
 
 def trial_of(sections: FinetuningSections, task: str, start: str) -> Trial:
-    """A trial as the files are now: it may begin from what an earlier one writes.
+    """A trial, resolved against the current files: it may start from an earlier trial's result.
 
     Raises:
-        InputError: a file of the task is missing, or the encoder that the recipe names.
+        InputError: a file of the task or the recipe's encoder is missing.
     """
     workspace, config = sections.workspace, sections.finetuning
     directory, key = finetuning_directory(workspace, task, start), finetuning_key(sections, task, start)

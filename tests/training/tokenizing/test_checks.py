@@ -138,7 +138,7 @@ def test_a_vocabulary_edited_by_hand_is_refused_with_the_way_to_do_it(tmp_path: 
     stages = Stages(tmp_path, True, None)
     path = tmp_path / "vocabulary" / "vocab.txt"
     path.write_text(path.read_text().replace("[unused0]", "zebra"))
-    with pytest.raises(InputError, match=r"vocab\.txt: line 6 is 'zebra', .*build the stage again.*--encoder"):
+    with pytest.raises(InputError, match=r"vocab\.txt: line 6 is 'zebra', .*rebuild the stage.*--encoder"):
         stages.check(stages.vocabulary)
 
 
@@ -147,7 +147,7 @@ def test_examples_of_a_vocabulary_that_is_gone_are_named(tmp_path: Path) -> None
     tokens = [*SPECIAL_TOKENS, "[unused0]", *(word.upper() + "X" * place for place, word in enumerate(WORDS))]
     for name, content in tokenizer_files(tokens, True, None).items():
         write(tmp_path / "vocabulary" / name, content)
-    with pytest.raises(InputError, match=r"examples: of \d+ words .* spells \d+ otherwise"):
+    with pytest.raises(InputError, match=r"examples: of \d+ words .* splits \d+ differently"):
         require_same_tokenizer(stages.vocabulary, stages.vocabulary, stages.examples)
 
 

@@ -236,7 +236,7 @@ def test_a_stage_without_its_tokenizer_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
     record = record_of(str(tmp_path), "vocab.txt", len(WORDS))
     write_manifest(str(tmp_path), StageKey("vocabulary", 1, {}, {}).manifest([record], {}, "0.1.0"))
-    with pytest.raises(InputError, match=r"tokenizer\.json is missing, and nothing else tells the casing"):
+    with pytest.raises(InputError, match=r"tokenizer\.json is missing, and nothing else records the casing"):
         TextEncoder(str(tmp_path))
 
 

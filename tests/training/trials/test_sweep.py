@@ -246,14 +246,14 @@ def ends_of(tmp_path: Path, rates: tuple[float, ...], bad: str, slots: int) -> d
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_worker_that_dies_loses_its_own_trial_only(tmp_path: Path, slots: int) -> None:
     found = ends_of(tmp_path, (0.1, 0.2, 0.3, 0.5, 0.6), "0.2", slots)
-    killed = "its process was ended by SIGKILL"
+    killed = "its process was killed by SIGKILL"
     assert found == {0.1: None, 0.2: killed, 0.3: None, 0.5: "lower learning_rate", 0.6: None}
 
 
 def test_no_more_processes_are_started_where_none_lives(tmp_path: Path) -> None:
     found = ends_of(tmp_path, (0.1, 0.2, 0.3, 0.4, 0.6), "0.1,0.2,0.3,0.4,0.6", 1)
-    assert [found[rate] for rate in (0.1, 0.2, 0.3)] == ["its process was ended by SIGKILL"] * 3
-    assert [found[rate] for rate in (0.4, 0.6)] == ["not begun, because 3 processes in a row had died"] * 2
+    assert [found[rate] for rate in (0.1, 0.2, 0.3)] == ["its process was killed by SIGKILL"] * 3
+    assert [found[rate] for rate in (0.4, 0.6)] == ["not started: 3 worker processes died in a row"] * 2
 
 
 SETTINGS = (
