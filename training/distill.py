@@ -5,7 +5,7 @@
 
 Reads <workspace>/examples and pretraining/encoder (or distillation.teacher), writes <workspace>/distillation:
 encoder/ (a Hugging Face BertForMaskedLM), checkpoints/, metrics.jsonl and, last of all, manifest.json with sizes,
-speeds and held-out scores of both. Run again, it resumes from the newest checkpoint, or ends at once if it is complete.
+speeds and held-out scores of both. Run again, it resumes from the newest checkpoint, or exits at once if complete.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Write BERT's hidden states for each line of a text as Arrow: its feature-based use (paper, section 5.3).
+"""Write BERT's hidden states for each line of a text as Arrow (feature-based approach; paper, section 5.3).
 
     clozeworks features --model models:/NAME@champion --input text.txt --output features.arrow
 
-The input has one text a line; a line may have any length, nothing is cut off. --pool says what a row is:
+The input has one text per line; a line may have any length, nothing is truncated. --pool selects what a row is:
 
     concat  a sub-token: line, text, start, end, vector
     tokens  a word: the same, with the vector of its first sub-token, as the paper does for named entities
-    mean    a line: line, vector; the mean over its sub-tokens without [CLS] and [SEP], null where it has none
-    cls     a line: line, vector; that of [CLS], of a line in several windows the mean of theirs
+    mean    a line: line, vector; the mean over its sub-tokens without [CLS] and [SEP], null if it has none
+    cls     a line: line, vector; that of [CLS], averaged over windows
 
-line counts from 0; start and end are characters (code points) of the line, and text lies between them. A vector is a
-fixed-size list of 32-bit floats: the hidden states that --layers names, side by side. The default, the last four, was
-the paper's best. The schema's metadata tells model, digest, layers, pool, length and vocabulary.
+line counts from 0; start and end are the characters (code points) of the line that delimit text. A vector is a
+fixed-size list of 32-bit floats: the concatenated hidden states of --layers. The default, the last four, was the
+paper's best. The schema's metadata records model, digest, layers, pool, length and vocabulary.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_encoder_arguments(parser, layers="-1,-2,-3,-4")
     parser.add_argument(
-        "--input", required=True, metavar="FILE", help="UTF-8 text, one text a line; - is standard input"
+        "--input", required=True, metavar="FILE", help="UTF-8 text, one text per line; - is standard input"
     )
     parser.add_argument(
         "--pool", choices=("concat", "mean", "cls", "tokens"), default="concat", help="default: %(default)s"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="Arrow IPC file; appears when it is whole")
+    parser.add_argument("--output", required=True, metavar="FILE", help="Arrow IPC file, written atomically")
     parsed = parse_encoder_arguments(parser, arguments)
     _require_another_file(parsed.input, parsed.output)
     directory = encoder_directory(parsed.model)
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _require_another_file(source: str, output: str) -> None:
-    """Refuse to put the features in the place of the text.
+    """Refuse to replace the text by its features.
 
     Raises:
         InputError: both are one file.
@@ -71,7 +71,7 @@ def _require_another_file(source: str, output: str) -> None:
         return
     path = storage.local_path(output)
     if os.path.exists(path) and os.path.exists(source) and os.path.samefile(source, path):
-        raise InputError(f"--output {output}: is the file of --input, which it would replace; name another")
+        raise InputError(f"--output {output}: is the file of --input, which it would replace; choose another")
 
 
 def _opened(path: str, stack: ExitStack) -> BinaryIO:
@@ -84,7 +84,7 @@ def _opened(path: str, stack: ExitStack) -> BinaryIO:
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """Lines of a UTF-8 stream without their ends (LF, CR or CRLF); a byte-order mark is left out.
+    """Lines of a UTF-8 stream without their ends (LF, CR or CRLF) and without byte-order mark.
 
     Raises:
         InputError: a line is not UTF-8.
@@ -101,7 +101,7 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[str]:
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
     begun: list[bytes] = []
     held = b""
-    # As much as is there: a line from a pipe is worked on while the next one is awaited.
+    # Read what is available: a line from a pipe is processed while waiting for the next one.
     while block := stream.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]
         data = held + block
         # A CR at the end may be half of a CRLF.
@@ -117,7 +117,7 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _extract(parsed: argparse.Namespace, directory: str, stream: BinaryIO) -> None:
-    # torch takes seconds to load: not for --help, nor for a model or file that is not there.
+    # torch takes seconds to load: not for --help, nor for a missing model or file.
     import pyarrow as pa
     import torch
 
@@ -139,7 +139,7 @@ def _extract(parsed: argparse.Namespace, directory: str, stream: BinaryIO) -> No
         "code_version": code_version(),
     }
     schema = extractor.schema.with_metadata({f"clozeworks.{key}": value for key, value in metadata.items()})
-    print(f"features: {parsed.model} on {encoder.device}, {extractor.vector_size} numbers a row", flush=True)
+    print(f"features: {parsed.model} on {encoder.device}, {extractor.vector_size} numbers per row", flush=True)
     num_rows, num_lines, told = 0, 0, started
 
     def counted() -> Iterator[str]:

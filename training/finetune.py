@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to train, instead of finetuning.tasks")
-    parser.add_argument("--encoder", metavar="SOURCE", help="where to begin from, instead of finetuning.encoder")
-    add_restart_argument(parser, "train complete trials anew; replaces each at its end")
+    parser.add_argument("--encoder", metavar="SOURCE", help="encoder to fine-tune, instead of finetuning.encoder")
+    add_restart_argument(parser, "train complete trials again; replaces each at its end")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     parsed = parser.parse_args(arguments)
     if parsed.tasks:
@@ -56,7 +56,7 @@ def _difference(trial: Trial, restart: bool) -> str | None:
 
 
 def _run(sections: FinetuningSections, restart: bool) -> None:
-    # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
+    # torch and DeepSpeed take seconds to load: only if there is something to do.
     from training.engine.processes import start_processes, stop_processes
     from training.finetuning.problem import Problem
     from training.tracking.flattening import numbers_of

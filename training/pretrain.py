@@ -4,8 +4,8 @@
     clozeworks pretrain recipe.toml
 
 Reads <workspace>/vocabulary and <workspace>/examples, writes <workspace>/pretraining: encoder/ (a Hugging Face
-directory), checkpoints/, metrics.jsonl, deepspeed.json and, last of all, manifest.json. That manifest is what success
-means: launchers lose exit codes. Run again, it resumes from the newest checkpoint, or ends at once if it is complete.
+directory), checkpoints/, metrics.jsonl, deepspeed.json and, last of all, manifest.json. The manifest marks success, as
+launchers lose exit codes. Run again, it resumes from the newest checkpoint, or exits at once if it is complete.
 """
 
 from __future__ import annotations

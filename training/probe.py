@@ -4,8 +4,8 @@
 
 A sentence is the mean over its sub-tokens, a pair (u, v) is [u, v, |u - v|, u * v]; logistic regression, or ridge
 regression for scores, is fitted on the training rows, with a fifth of them held out to choose its regularisation, and
-scored on the dev rows (MNLI: the matched ones). Beside it stand the same for random weights of the same shape, and the
-metric of always giving the most frequent answer.
+scored on the dev rows (MNLI: the matched ones). For comparison it shows the same for random weights of the same shape,
+and the metric of always predicting the most frequent answer.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _checked_paths(parsed: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def _probe_all(parsed: argparse.Namespace, directory: str, paths: dict[str, list[str]]) -> dict[str, Any]:
-    # torch and scikit-learn take seconds to load: not before what was asked for is known to be there.
+    # torch and scikit-learn take seconds to load: only after the arguments have been checked.
     import torch
 
     from training.bert.modeling import initialize_weights
@@ -131,7 +131,7 @@ def _probe_task(
             "encoding_seconds": encoded - started,
             "fitting_seconds": time.monotonic() - encoded,
         }
-        shown = "" if found.converged else "; the solver stopped at its limit of iterations"
+        shown = "" if found.converged else "; the solver stopped at its iteration limit"
         print(
             f"probe: {name}: {kind} {task.metric} {found.metrics[task.metric]:.4f}, penalty {found.penalty:g}, "
             f"{encoded - started:.0f} s to encode {len(train) + len(dev)} rows, "

@@ -1,10 +1,10 @@
-"""Fine-tune with many settings and seeds, side by side, and compare them: the grids of the BERT paper, or others.
+"""Fine-tune with many settings and seeds in parallel, and compare them: the grids of the BERT paper, or others.
 
     clozeworks sweep recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
 
-Each trial writes <workspace>/finetuning/<task>/sweep/<name> as training.finetune does, beside them summary.json (each
+Each trial writes <workspace>/finetuning/<task>/sweep/<name> as clozeworks finetune does, next to summary.json (each
 point of the grid: median, mean, standard deviation, best) and best.json (the best trial and its model). Complete
-trials are not repeated, so a sweep that was killed is started again.
+trials are skipped, so a killed sweep is resumed by running it again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to sweep, instead of finetuning.tasks")
-    parser.add_argument("--encoder", metavar="SOURCE", help="where to begin from, instead of finetuning.encoder")
+    parser.add_argument("--encoder", metavar="SOURCE", help="encoder to fine-tune, instead of finetuning.encoder")
     parser.add_argument("--worker", type=int, metavar="FILE", help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     follow_lifeline()
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _read(parsed: argparse.Namespace) -> tuple[FinetuningSections, tuple[str, ...]]:
-    """The recipe's sections, and the tasks: `--tasks` stand beside the recipe's own for the checks that need all."""
+    """The recipe's sections, and the tasks; `--tasks` are added to the recipe's own for checks that need all."""
     recipe = recipe_from_arguments(parsed)
     if parsed.tasks:
         own = recipe.tables.get("finetuning", {}).get("tasks", [])
@@ -97,14 +97,14 @@ def _sweep(sections: FinetuningSections, tasks: tuple[str, ...], command: list[s
             run = run or SweepRun(root)
             gpus, cores = _visible_gpus(), len(os.sched_getaffinity(0))
             environments = worker_environments(len(todo), config.sweep.side_by_side, gpus, cores)
-            print(f"sweep: {len(todo)} trials to train, {len(environments)} side by side", flush=True)
+            print(f"sweep: {len(todo)} trials to train, {len(environments)} in parallel", flush=True)
             own = run.environment()
             run_side_by_side(todo, [own | each for each in environments], command, lock, enter)
         problems = {trial: problem for sweep in sweeps.values() for trial, problem in sweep.problems.items()}
         status = "FAILED" if problems else "FINISHED"
     finally:
         table = table_of(list(sweeps.values()))
-        # Where nothing was to be trained, whoever gave a run gets the comparison all the same.
+        # Log the comparison to the run of the environment even if there was nothing to train.
         run = run or SweepRun(root, is_new=False)
         outcomes = {name: facts for sweep in sweeps.values() for name, facts in sweep.outcomes.items()}
         run.end(status, outcomes, comparison(list(sweeps.values())), table)
@@ -113,14 +113,14 @@ def _sweep(sections: FinetuningSections, tasks: tuple[str, ...], command: list[s
 
 
 def _told(problems: dict[Trial, str], tried: set[Trial]) -> int:
-    """Exit code of the sweep; one line on stderr where not all is complete."""
+    """Exit code of the sweep; prints one line on stderr if trials failed."""
     if not problems:
         return 0
     first, problem = next(iter(problems.items()))
     others = ", ".join(trial.label for trial in list(problems)[1:])
     print(
         f"error: sweep: {len(problems)} of {len(tried)} trials failed: {first.label}: {problem}"
-        f"{f'; also {others}' if others else ''}; run the command again to try them once more",
+        f"{f'; also {others}' if others else ''}; run the command again to retry them",
         file=sys.stderr,
         flush=True,
     )
@@ -128,10 +128,10 @@ def _told(problems: dict[Trial, str], tried: set[Trial]) -> int:
 
 
 def _visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them."""
+    """Names of the GPUs for CUDA_VISIBLE_DEVICES."""
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         return []
-    # Seconds to import, and needed only once there is something to train.
+    # Takes seconds to import, so only if there is something to train.
     import torch
 
     count = torch.cuda.device_count()
@@ -140,8 +140,8 @@ def _visible_gpus() -> list[str]:
 
 
 def _work(sections: FinetuningSections, tasks: tuple[str, ...], answers: int) -> int:
-    """Train the trials whose labels come in on standard input; see `sweeping.run_side_by_side`."""
-    # Ctrl-C reaches all processes of a terminal; the first one ends the others.
+    """Train the trials whose labels arrive on standard input; see `side_by_side.run_side_by_side`."""
+    # Ctrl-C reaches all processes of a terminal; the first one stops the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from training.engine.processes import start_processes
     from training.finetuning.loop import Beginning
@@ -168,7 +168,7 @@ def _work(sections: FinetuningSections, tasks: tuple[str, ...], answers: int) ->
         except InputError as error:
             problem = str(error)
         os.write(answers, json.dumps(problem).encode() + b"\n")
-        # DeepSpeed's engine and its hooks refer to one another; its memory shall be free before the next one is made.
+        # DeepSpeed's engine and hooks form cycles; free its memory before the next one is created.
         gc.collect()
     return 0
 

@@ -1,1 +1,1 @@
-"""The loop of fine-tuning, and the text that it learns from."""
+"""The fine-tuning loop and text encoding."""

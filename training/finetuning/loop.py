@@ -1,7 +1,7 @@
-"""The one loop of fine-tuning: epochs over a problem's rows, its score after each, the best epoch kept.
+"""The fine-tuning loop: epochs over a problem's rows, evaluation after each, the best epoch kept.
 
-What is learnt is a `Problem`. Tensor suffixes as in
-training/bert/modeling.py. Batches are drawn at random, as the paper's were, and not by length: packed rows have no
+The task is a `Problem`. Tensor suffixes as in
+training/bert/modeling.py. Batches are drawn at random, as in the paper, and not by length: packed rows have no
 padding that grouping by length could save.
 """
 
@@ -39,7 +39,7 @@ EVALUATION_BATCH_TOKENS = 8_192
 
 @dataclass(frozen=True)
 class Beginning:
-    """The weights that a trial begins from: those in `encoder_directory`, or with None random ones."""
+    """Initial weights of a trial: those in `encoder_directory`, or random ones if it is None."""
 
     model: ModelConfig
     vocab_size: int
@@ -48,7 +48,7 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The best epoch: its number from 1, its scores, its weights in fp32, and what `Problem.finish` found with them."""
+    """The best epoch: its number from 1, its scores, its weights in fp32, and the result of `Problem.finish`."""
 
     epoch: int
     metrics: dict[str, float]
@@ -57,7 +57,7 @@ class Fitted:
 
 
 class Fitting:
-    """Trains one problem; every rank makes one and gets the same result."""
+    """Trains one problem; created on every rank, with the same result."""
 
     def __init__(
         self,
@@ -71,15 +71,15 @@ class Fitting:
         """Prepare a run.
 
         Args:
-            problem: what is learnt.
-            beginning: from which weights.
+            problem: what to train.
+            beginning: the initial weights.
             fitting: the loop's settings.
             optimizer: the optimizer's settings.
             processes: the ranks that share each batch.
-            say: takes lines of progress.
+            say: prints lines of progress.
 
         Raises:
-            InputError: the rows are longer than the encoder has positions, or there are fewer of them than ranks.
+            InputError: the rows are longer than the encoder's positions, or there are fewer rows than ranks.
         """
         if fitting.max_seq_length > beginning.model.max_position_embeddings:
             raise InputError(
@@ -101,7 +101,7 @@ class Fitting:
         self._total_steps = self._steps_per_epoch * fitting.num_train_epochs
 
     def run(self, tracker: Tracker, predictions_directory: str) -> Fitted:
-        """Train the epochs; the best one, with its predictions written by rank 0.
+        """Train all epochs and return the best one; rank 0 writes its predictions.
 
         Raises:
             InputError: a loss, a gradient, the best epoch's scores or its weights are not finite.
@@ -117,7 +117,7 @@ class Fitting:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             self._say(f"epoch {epoch}/{config.num_train_epochs}: training loss {loss:.4f}, dev {shown}")
             score = metrics[problem.metric]
-            # A score that is not a number is no best one, nor does it stand in the way of a later one.
+            # A NaN score is never the best, and never blocks a later one.
             if best is None or math.isnan(best[1][problem.metric]) or score > best[1][problem.metric]:
                 best = (epoch, metrics, engine.full_precision_state())
             elif config.early_stopping_epochs and epoch - best[0] >= config.early_stopping_epochs:
@@ -127,14 +127,14 @@ class Fitting:
         fault = result_fault(best[2], best[1]) if self._processes.is_first else None
         if fault := self._processes.from_first(fault):
             raise InputError(unusable(f"fine-tuning, epoch {best[0]}", fault))
-        # Predictions are made with the best epoch's weights, not with the last one's.
+        # Predict with the best epoch's weights, not the last one's.
         engine.load_full_precision_state(best[2])
         more = problem.finish(forward, predictions_directory) if self._processes.is_first else FamilyStatistics()
         engine.close()
         return Fitted(*best, self._processes.from_first(more))
 
     def build_engine(self) -> TrainingEngine:
-        """The model with its first weights, under DeepSpeed."""
+        """Build the model with its initial weights, under DeepSpeed."""
         beginning, config = self._beginning, self._config
         model = self._problem.build_model(beginning.model, beginning.vocab_size)
         initialize_weights(model, beginning.model.initializer_range, config.seed)
@@ -142,15 +142,15 @@ class Fitting:
             weights = {name: tensor for name, tensor in read_weights(directory).items() if name.startswith("bert.")}
             fresh = load_into(model, weights, directory, optional=(*self._problem.head_prefixes, "bert.pooler."))
             if any(name.startswith("bert.pooler.") for name in fresh):
-                self._say(f"{directory} has no pooler; it begins from random weights")
-        # With 16 bits a ZeRO stage keeps the fp32 master weights; in fp32 on one process it would only add work.
+                self._say(f"{directory} has no pooler; it is initialized with random weights")
+        # With 16 bits a ZeRO stage keeps the fp32 master weights; in fp32 it would only add work.
         zero_stage = 0 if self._precision == "fp32" else 2
         local_batch_size = math.ceil(config.batch_size / self._processes.world_size)
         settings = EngineSettings(zero_stage, self._precision, self._optimizer.max_grad_norm, local_batch_size, 1)
         return TrainingEngine(model, build_optimizer(model, self._optimizer), settings, self._processes)
 
     def train_epoch(self, engine: TrainingEngine, epoch: int, tracker: Tracker) -> float:
-        """One pass over the training rows, in the order of epoch `epoch` (from 0); the mean loss."""
+        """Train one pass over the rows, in the order of epoch `epoch` (from 0), and return the mean loss."""
         config = self._config
         order = keyed_permutation(self._num_rows, config.seed, "fine-tuning", "epoch", epoch)
         num_warmup_steps = int(self._total_steps * config.warmup_proportion)
@@ -168,7 +168,7 @@ class Fitting:
                     f"{config.learning_rate:g}, or check the encoder's weights"
                 )
             total, since_line, steps_since_line = total + value, since_line + value, steps_since_line + 1
-            # An epoch shorter than the interval shall leave a point of its loss, too.
+            # Also log at the end of an epoch shorter than the interval.
             if (step + 1) % config.log_every_steps == 0 or (
                 index + 1 == self._steps_per_epoch < config.log_every_steps
             ):
@@ -180,9 +180,9 @@ class Fitting:
         return total / self._steps_per_epoch
 
     def _micro_step(self, engine: TrainingEngine, rows: IntArray, dropout_seed: int) -> float:
-        """Forward and backward of this rank's part of a batch; the whole batch's mean loss."""
+        """Forward and backward of this rank's part of a batch; returns the complete batch's mean loss."""
         num_terms = self._problem.num_loss_terms(rows)
-        # Every n-th row: the last, shorter batch of an epoch may leave a rank none, which then repeats one for nothing.
+        # Every n-th row. In the last, shorter batch a rank may have none; it then repeats one with weight 0.
         own = rows[self._processes.rank :: self._processes.world_size]
         weight = 1.0 if len(own) else 0.0
         own = own if len(own) else rows[:1]
@@ -199,7 +199,7 @@ class Fitting:
         return pack(tokens, text.lengths[rows], text.segment_b_starts[rows], device, self._with_plan).to(device)
 
     def forward(self, engine: TrainingEngine) -> Forward:
-        """How a problem runs the model over its rows."""
+        """The function by which a problem runs the model over its rows."""
 
         def forward(text: EncodedText) -> Batches:
             engine.eval()
@@ -213,7 +213,7 @@ class Fitting:
 
 
 def _by_length(text: EncodedText) -> Iterator[IntArray]:
-    """All rows, longest first, in batches of about as many tokens each."""
+    """All rows, longest first, in batches of about equal numbers of tokens."""
     order = np.argsort(-text.lengths, kind="stable")
     batch_numbers = (np.cumsum(text.lengths[order]) - 1) // EVALUATION_BATCH_TOKENS
     yield from np.split(order, np.flatnonzero(np.diff(batch_numbers)) + 1)

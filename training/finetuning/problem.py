@@ -1,4 +1,4 @@
-"""What a trial learns: rows, a head on the encoder, a loss and a score."""
+"""Interface of a fine-tuning problem: rows, a head on the encoder, a loss and a score."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ packed order, the packed batch, and the model's output as fp32 on the CPU."""
 
 
 class TaskInputs(NamedTuple):
-    """What a family's opener is given.
+    """Input of a family's opener.
 
-    task: a name that `finetuning.tasks` takes. config: the section [finetuning]. folder: that the task's own folder is
-    in; None where its files are named one by one. vocabulary_directory: whose tokenizer reads the text.
+    task: a valid name of `finetuning.tasks`. config: the section [finetuning]. folder: parent of the task's folder;
+    None if its files are listed individually. vocabulary_directory: source of the tokenizer.
     """
 
     task: str
@@ -37,13 +37,13 @@ class TaskInputs(NamedTuple):
 
 
 class Problem(Protocol):
-    """What a trial learns."""
+    """A fine-tuning problem."""
 
     metric: str
-    """Which of the results of `evaluate` chooses the best epoch; more is better."""
+    """The result of `evaluate` that chooses the best epoch; higher is better."""
     train_text: EncodedText
     head_prefixes: tuple[str, ...]
-    """Parameters under these names begin from fresh values."""
+    """Prefixes of parameters with fresh initial values."""
 
     def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
         """A model with the encoder as `bert`; its forward maps PackedSequences to one tensor."""
@@ -52,13 +52,13 @@ class Problem(Protocol):
         """Loss of training rows, summed over its terms; `rows` are in packed order."""
 
     def num_loss_terms(self, rows: IntArray) -> int:
-        """How many terms `loss_sum` adds up for these rows."""
+        """Number of terms in `loss_sum` for these rows."""
 
     def evaluate(self, forward: Forward) -> dict[str, float]:
         """Scores on the development rows."""
 
     def finish(self, forward: Forward, directory: str) -> FamilyStatistics:
-        """With the best weights in place: write predictions into a directory; more statistics for the manifest."""
+        """Write predictions of the best weights to a directory; returns further statistics for the manifest."""
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
         """The class of `transformers` that loads the model, and further keys of its config.json."""

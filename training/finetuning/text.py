@@ -1,4 +1,4 @@
-"""Text to token ids with a model's own vocabulary, as run_classifier.py of the released code prepares it."""
+"""Encodes text as token ids with a model's own vocabulary, as in run_classifier.py of the released code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.tokenizing.loading import load_tokenizer
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Token ids of many rows. input_ids: one uint32 array a row; lengths, segment_b_starts: [rows] int64."""
+    """Token ids of many rows. input_ids: one uint32 array per row; lengths, segment_b_starts: [rows] int64."""
 
     input_ids: list[npt.NDArray[np.uint32]]
     lengths: IntArray
@@ -27,14 +27,14 @@ class TextEncoder:
         """Read the tokenizer.
 
         Raises:
-            InputError: there is none, it is not BERT's, or its files contradict each other.
+            InputError: it is missing, not BERT's, or its files contradict each other.
         """
         loaded = load_tokenizer(directory)
         self._tokenizer = loaded.for_texts()
         self._cls, self._sep = (np.array([loaded.id_of(role)], dtype=np.uint32) for role in ("cls_token", "sep_token"))
 
     def encode(self, sentences_a: list[str], sentences_b: list[str] | None, max_seq_length: int) -> EncodedText:
-        """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, cut to length at the end of the longer part."""
+        """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, truncated at the end of the longer part."""
         rows_a = self._ids(sentences_a)
         rows_b = self._ids(sentences_b) if sentences_b is not None else None
         rows, starts = [], []
@@ -57,7 +57,7 @@ class TextEncoder:
 
 
 def truncated_lengths(length_a: int, length_b: int, room: int) -> tuple[int, int]:
-    """Lengths after taking tokens one by one from the longer part, and from B at a tie (_truncate_seq_pair)."""
+    """Lengths after removing tokens one by one from the longer part, and from B at a tie (_truncate_seq_pair)."""
     while length_a + length_b > room:
         if length_a > length_b:
             length_a -= 1

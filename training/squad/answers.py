@@ -1,7 +1,7 @@
-"""From logits of windows to answers: the best spans of a question, and how much better none would be.
+"""Selects answers from the logits of windows: the best spans of a question, and the odds of no answer.
 
-As write_predictions of run_squad.py, but for one thing: that looks for pairs among the `n_best_size` best starts and
-ends of a row, question and [CLS] included, and may find none; here all spans of permitted length are compared.
+As write_predictions of run_squad.py, with one exception: that combines the `n_best_size` best starts and ends of a row,
+including question and [CLS], and may find no valid pair; here all spans of valid length are compared.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Logits = npt.NDArray[np.float32]
 class WindowLogits:
     """The model's output for one window.
 
-    logits: [row's tokens, 2] float32, start and end; token 0 is [CLS]. context_begin: where in the row the context's
-    tokens begin. first_token: which of the context's tokens that is. belongs: [window's context tokens].
+    logits: [row's tokens, 2] float32, start and end; token 0 is [CLS]. context_begin: position in the row of the
+    window's first context token. first_token: its index in the context. belongs: [window's context tokens].
     """
 
     logits: Logits
@@ -38,7 +38,7 @@ class WindowLogits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One possible answer; the empty text is none."""
+    """One possible answer; the empty text means no answer."""
 
     text: str
     start_logit: float
@@ -51,22 +51,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class QuestionAnswers:
-    """Answers to one question, the best first and all different; `null` is no answer, in its least likely window."""
+    """Distinct answers to one question, the best first; `null` is no answer, in its least likely window."""
 
     best: tuple[Candidate, ...]
     null: Candidate
 
     @property
     def null_odds(self) -> float:
-        """Score of no answer less that of the best one."""
+        """Score of no answer minus that of the best answer."""
         return self.null.score - self.best[0].score
 
     def prediction(self, null_threshold: float | None) -> str:
-        """The best answer, or "" where `null_odds` exceed the threshold; without one there is always an answer."""
+        """The best answer, or "" if `null_odds` exceeds the threshold; None means always an answer."""
         return "" if null_threshold is not None and self.null_odds > null_threshold else self.best[0].text
 
     def n_best(self, n_best_size: int, with_null: bool) -> list[dict[str, str | float]]:
-        """Rows of nbest_predictions.json, with a softmax over their scores; no answer is always among them if asked."""
+        """Rows of nbest_predictions.json, with a softmax over their scores; `with_null` always includes no answer."""
         rows = list(self.best)
         if with_null:
             rows = sorted([*rows, self.null], key=lambda row: -row.score)[:n_best_size]
@@ -83,12 +83,12 @@ def best_spans(logits_S2: Logits, may_start_S: BoolArray, count: int, max_length
 
     Args:
         logits_S2: [S, 2] float32, start and end.
-        may_start_S: [S], where a span may begin.
-        count: spans that are wanted; fewer come where there are not so many.
-        max_length: tokens of the longest span.
+        may_start_S: [S], where a span may start.
+        count: maximum number of spans to return.
+        max_length: maximum tokens of a span.
 
     Returns:
-        Two arrays of the same length, int64. Equal sums stand in the order of their first, then last token.
+        Two arrays of the same length, int64. Equal sums are ordered by first, then last token.
     """
     starts_S = np.where(may_start_S, logits_S2[:, 0], -np.inf).astype(np.float64)
     ends = np.append(logits_S2[:, 1].astype(np.float64), np.full(max_length - 1, -np.inf))
@@ -106,14 +106,14 @@ def answer_question(
 ) -> QuestionAnswers:
     """Compare the spans of all windows of a question.
 
-    A span counts in the window that its first token belongs to, so that it is compared once and with most text around
-    it. The score of no answer is the least of all windows: one window that sees an answer is enough.
+    A span is taken from the window that its first token belongs to, so that it is compared once and with most context.
+    The score of no answer is the minimum over all windows: one window with an answer is enough.
 
     Args:
         tokens: the question's context.
         windows: all of them, at least one.
-        n_best_size: answers that are kept.
-        max_answer_length: tokens of the longest answer.
+        n_best_size: number of answers to keep.
+        max_answer_length: maximum tokens of an answer.
     """
     candidates: list[Candidate] = []
     for window in windows:

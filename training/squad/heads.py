@@ -1,4 +1,4 @@
-"""The output layer for spans: two logits a token, as create_model of run_squad.py has it.
+"""The output layer for spans: two logits per token (run_squad.py, create_model).
 
 Tensor suffixes as in training/bert/modeling.py.
 """
@@ -23,7 +23,7 @@ class BertForQuestionAnswering(nn.Module):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
     def forward(self, sequences: PackedSequences) -> torch.Tensor:
-        """Logits [T, 2] of a packed batch: the token begins the answer, the token ends it."""
+        """Logits [T, 2] of a packed batch: the token starts the answer, the token ends it."""
         hidden_TH, _ = self.bert(sequences)
         logits_T2: torch.Tensor = self.qa_outputs(hidden_TH)
         return logits_T2
@@ -34,13 +34,13 @@ def span_loss_sum(
 ) -> torch.Tensor:
     """Sum over sequences of half the cross-entropy of the start plus half that of the end (run_squad.py, model_fn).
 
-    The softmax goes over a sequence's own tokens. That of the released code goes over padding too, which the model has
-    to learn to avoid.
+    The softmax covers a sequence's own tokens. In the released code it covers padding, too, which the model must learn
+    to avoid.
 
     Args:
         logits_T2: [T, 2].
         starts_B, ends_B: [B] int64, positions in their sequence.
-        packed: the batch that gave the logits.
+        packed: the batch of the logits.
 
     Returns:
         [] float32.

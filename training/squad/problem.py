@@ -1,4 +1,4 @@
-"""SQuAD as a problem of finetuning/loop.py: windows to learn from, questions to score, predictions to write."""
+"""SQuAD as a problem of finetuning/loop.py: training windows, scoring of questions, and prediction files."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def open_task(inputs: TaskInputs) -> SquadProblem:
 
 
 def open_squad(config: SquadConfig, encoder_directory: str) -> SquadProblem:
-    """Read both files and cut them into windows.
+    """Read both files and split them into windows.
 
     Raises:
-        InputError: a file is missing or not as it should be, or the directory has no vocabulary.
+        InputError: a file is missing or invalid, or the directory has no vocabulary.
     """
     train, dev = (read_squad(path) for path in data_files(config))
     problem = SquadProblem(config, train, dev, SquadEncoder(encoder_directory))
@@ -45,9 +45,9 @@ def open_squad(config: SquadConfig, encoder_directory: str) -> SquadProblem:
 
 
 class SquadProblem:
-    """Which tokens begin and end the answer?
+    """Predicts the tokens that start and end the answer.
 
-    If the development file is 2.0, a question may also get no answer, by a threshold on the odds for that.
+    If the development file is 2.0, a question may also get no answer, by a threshold on the odds of no answer.
     """
 
     metric = "f1"
@@ -61,7 +61,7 @@ class SquadProblem:
         self._dev_windows = make_windows(dev, encoder, config)
 
     def in_words(self) -> str:
-        """How much there is, in one line."""
+        """Counts of questions and windows, in one line."""
         counts = self._counts()
         return (
             f"version {counts.version}, training {counts.train_questions} questions in {counts.train_windows} "
@@ -76,7 +76,7 @@ class SquadProblem:
             train_windows=len(self.train_text.lengths),
             train_answers_inside_tokens=self._targets.inexact,
             dev_questions=len(self._dev.questions),
-            # Always "no answer", which is right for every impossible question.
+            # Always predicting no answer is right for every impossible question.
             constant_baseline=sum(each.is_impossible for each in self._dev.questions) / len(self._dev.questions),
             dev_windows=len(self._dev_windows.text.lengths),
         )
@@ -94,11 +94,11 @@ class SquadProblem:
         return len(rows)
 
     def evaluate(self, forward: Forward) -> dict[str, float]:
-        """Exact match and F1, from 0 to 1; for 2.0 over both kinds of questions too, and the threshold used."""
+        """Exact match and F1, from 0 to 1; for 2.0 also by kind of question, and the threshold used."""
         return self._scored(self._answers(forward))[0]
 
     def finish(self, forward: Forward, directory: str) -> FamilyStatistics:
-        """Write what run_squad.py writes: predictions, the n best of each question, and for 2.0 the odds of none."""
+        """Write the files of run_squad.py: predictions, n-best per question, and for 2.0 the odds of no answer."""
         answers = self._answers(forward)
         metrics, predictions = self._scored(answers)
         is_version_2 = self._dev.is_version_2
@@ -141,7 +141,7 @@ class SquadProblem:
         return answers
 
     def _scored(self, answers: Mapping[str, QuestionAnswers]) -> tuple[dict[str, float], dict[str, str]]:
-        """Scores and, by question id, the predictions that have them."""
+        """Scores and, by question id, the predictions that were scored."""
         questions = self._dev.questions
         threshold = None
         if self._dev.is_version_2:

@@ -1,6 +1,6 @@
-"""Read SQuAD's JSON files, 1.1 and 2.0, and refuse what does not fit together.
+"""Reads SQuAD's JSON files, 1.1 and 2.0, and refuses inconsistent ones.
 
-Offsets in them count Unicode characters of the context, as Python's do.
+Offsets count Unicode characters of the context, as in Python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipelines.contract.errors import InputError
 
 @dataclass(frozen=True)
 class Answer:
-    """An annotated answer; `text` stands at character `start` of the context."""
+    """An annotated answer; `text` is at character `start` of the context."""
 
     start: int
     text: str
@@ -29,7 +29,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """One question. context: number of its paragraph in the file. answers: empty where it is impossible to answer."""
+    """One question. context: number of its paragraph in the file. answers: empty if it is impossible to answer."""
 
     id: str
     article: str
@@ -44,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True)
 class SquadFile:
-    """A whole file: paragraphs' texts, and the questions on them in the file's order."""
+    """A complete file: paragraphs' texts, and the questions on them in the file's order."""
 
     path: str
     contexts: list[str]
@@ -52,12 +52,12 @@ class SquadFile:
 
     @property
     def is_version_2(self) -> bool:
-        """Is there a question without an answer in the text?"""
+        """Whether there is a question without an answer in the text."""
         return any(question.is_impossible for question in self.questions)
 
 
 def _read_json(path: str) -> dict[str, Any]:
-    """The parsed file, of which only the outermost keys are known to be there.
+    """The parsed file, of which only the outermost keys are checked.
 
     Raises:
         InputError: the file is missing, not JSON, or has no list under `data`.
@@ -79,8 +79,8 @@ def read_squad(path: str) -> SquadFile:
     """Read and check a file.
 
     Raises:
-        InputError: it is no SQuAD file, holds no questions, an id occurs twice, or an answer is not in its context at
-            the place it names.
+        InputError: it is not a SQuAD file, has no questions, an id occurs twice, or an answer is not at its position
+            in the context.
     """
     contexts: list[str] = []
     questions: list[Question] = []
@@ -97,7 +97,7 @@ def read_squad(path: str) -> SquadFile:
                 seen.add(question.id)
                 questions.append(question)
     if not questions:
-        raise InputError(f"{path}: holds no questions; give a SQuAD file with at least one")
+        raise InputError(f"{path}: has no questions; give a SQuAD file with at least one")
     return SquadFile(path, contexts, questions)
 
 
@@ -111,21 +111,21 @@ def _questions(path: str, article: str, paragraph: Any, context: str, number: in
             raise InputError(f"{where}: is_impossible = {is_impossible!r} must be true or false")
         entries = entry.get("answers", []) if is_impossible else _list(entry, "answers", where)
         if is_impossible and entries:
-            raise InputError(f"{where}: is_impossible, but has answers; remove the one or the other")
+            raise InputError(f"{where}: is_impossible, but has answers; remove one of them")
         if not is_impossible and not entries:
-            raise InputError(f'{where}: has no answers; add one, or say "is_impossible": true')
+            raise InputError(f'{where}: has no answers; add one, or set "is_impossible": true')
         yield Question(identifier, article, number, text, tuple(_answer(each, context, where) for each in entries))
 
 
 def _answer(entry: Any, context: str, where: str) -> Answer:
     text, start = _text(entry, "text", where), entry.get("answer_start")
     if not isinstance(start, int) or isinstance(start, bool):
-        raise InputError(f"{where}: answer_start = {start!r} must be a whole number")
+        raise InputError(f"{where}: answer_start = {start!r} must be an integer")
     found = context[max(start, 0) : max(start, 0) + len(text)]
     if start < 0 or not text or found != text:
         raise InputError(
-            f"{where}: answer {_short(text)} is not at answer_start = {start} of the context, where {_short(found)} "
-            "stands; offsets count Unicode characters"
+            f"{where}: answer {_short(text)} is not at answer_start = {start} of the context, but {_short(found)} is; "
+            "offsets count Unicode characters"
         )
     return Answer(start, text)
 
@@ -141,7 +141,7 @@ def _list(entry: Any, key: str, where: str) -> list[Any]:
 
 
 def _missing(key: str, kind: str, where: str) -> NoReturn:
-    raise InputError(f"{where}: no {kind} under {key!r}; expected SQuAD's own form")
+    raise InputError(f"{where}: no {kind} under {key!r}; expected SQuAD's own format")
 
 
 def _short(text: str) -> str:

@@ -1,6 +1,6 @@
 """Exact match and F1 as the official evaluation scripts of SQuAD 1.1 and 2.0 compute them.
 
-Scores here go from 0 to 1, as all of this project do; the official scripts print 100 times as much.
+Scores range from 0 to 1, as everywhere in this project; the official scripts print percentages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(text: str) -> str:
-    """Lower case, without ASCII punctuation and English articles, words one space apart (`normalize_answer`)."""
+    """Lower-cased, without ASCII punctuation and English articles, with single spaces (`normalize_answer`)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
 
@@ -28,7 +28,7 @@ def exact_match(prediction: str, answer: str) -> float:
 
 
 def f1(prediction: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over the words of both, counted with repetition; 0 without a common one."""
+    """Harmonic mean of precision and recall over the words of both, with repetition; 0 without common words."""
     predicted, expected = normalized(prediction).split(), normalized(answer).split()
     same = (Counter(predicted) & Counter(expected)).total()
     return 2.0 * same / (len(predicted) + len(expected)) if same else 0.0
@@ -36,7 +36,7 @@ def f1(prediction: str, answer: str) -> float:
 
 @dataclass(frozen=True)
 class QuestionScore:
-    """How good an answer to one question is, at best over its annotated answers."""
+    """Scores of a prediction for one question, each the best over its annotated answers."""
 
     exact_match: float
     f1: float
@@ -45,9 +45,9 @@ class QuestionScore:
 def score(question: Question, prediction: str, is_version_2: bool) -> QuestionScore:
     """Scores of one prediction.
 
-    The scripts differ where `normalized` leaves nothing of an annotated answer, such as the "." of three questions in
-    the development file of 1.1: for 1.1 a prediction without words is then an exact match with F1 0; for 2.0 such an
-    annotation does not count, and without any other a prediction without words is right.
+    The scripts differ if `normalized` leaves nothing of an annotated answer, such as the "." of three questions in the
+    development file of 1.1: for 1.1 a prediction without words is then an exact match with F1 0; for 2.0 such an
+    annotation is ignored, and if there is no other, a prediction without words is right.
     """
     golds = [answer.text for answer in question.answers if not is_version_2 or normalized(answer.text)]
     if not golds:
@@ -59,7 +59,7 @@ def score(question: Question, prediction: str, is_version_2: bool) -> QuestionSc
 
 
 def mean_scores(questions: Sequence[Question], predictions: Mapping[str, str]) -> dict[str, float]:
-    """`exact_match` and `f1` over all questions; where some are impossible, also over either kind alone.
+    """`exact_match` and `f1` over all questions; if some are impossible, also over each kind.
 
     Args:
         questions: at least one.
@@ -84,15 +84,15 @@ def best_threshold(
 ) -> tuple[float, float]:
     """The threshold on `null_odds` with the highest mean F1, and that F1 (`find_best_thresh` of 2.0).
 
-    A question gets its answer where its odds do not exceed the threshold, and else none. Thresholds are the odds that
-    occur, from the smallest up, and the first of several equally good ones is taken. Answering nothing at all is
-    possible too, by a threshold below all odds: the official script writes 0.0 for it, which is right for
-    probabilities only. Equal odds fall together here, as any threshold treats them, and one by one in that script.
+    A question gets its answer if its odds do not exceed the threshold, and otherwise none. Candidate thresholds are the
+    odds that occur, in ascending order; ties go to the first. Answering no question is possible, too, by a threshold
+    below all odds: the official script returns 0.0 for it, which is right for probabilities only. Equal odds are
+    treated together here, as by any threshold, but one by one in that script.
 
     Args:
         questions: at least one.
         answers: question id -> best answer that is not empty.
-        null_odds: question id -> how much more likely no answer is.
+        null_odds: question id -> score of no answer minus that of the best answer.
     """
     gains: dict[float, float] = {}
     total = 0.0

@@ -1,9 +1,8 @@
-"""Questions and contexts as rows `[CLS] question [SEP] window [SEP]`, and token spans as characters of the context.
+"""Encodes questions and contexts as rows `[CLS] question [SEP] window [SEP]`, and maps token spans to characters.
 
-As convert_examples_to_features of run_squad.py: a context longer than a row is seen through windows that start every
-`doc_stride` tokens, and each of its tokens belongs to the window that shows most text on both sides of it. Unlike
-there, every token keeps its place in the context, so a span's text is a slice of the context and no words have to be
-found again.
+As convert_examples_to_features of run_squad.py: a context longer than a row is split into windows that start every
+`doc_stride` tokens, and each of its tokens belongs to the window with most context on both sides of it. Unlike there,
+every token keeps its offsets in the context, so a span's text is a slice of the context and needs no alignment.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ BoolArray = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.uint32]
 
 _BATCH_TEXTS = 512
-"""Texts tokenised at once; the tokenizer's own results take some hundred bytes a token."""
+"""Texts tokenized at once; the tokenizer's results take some hundred bytes per token."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +45,29 @@ class ContextTokens:
         return self.context[self.starts[first] : self.ends[last]]
 
     def span(self, answer: Answer) -> tuple[int, int] | None:
-        """First and last of the tokens that share a character with an answer; None where there are none."""
+        """First and last of the tokens that share a character with an answer; None if there are none."""
         first = int(np.searchsorted(self.ends, answer.start, side="right"))
         last = int(np.searchsorted(self.starts, answer.end, side="left")) - 1
         return (first, last) if first <= last else None
 
     def recovers(self, answer: Answer) -> bool:
-        """Does the answer's own span of tokens give an exact match? Not where the answer ends inside a token."""
+        """Whether the answer's span of tokens is an exact match: not if the answer ends inside a token."""
         span = self.span(answer)
         return span is not None and normalized(self.text(*span)) == normalized(answer.text)
 
 
 class SquadEncoder(TextEncoder):
-    """The tokenizer of a directory, which also tells where tokens stand."""
+    """The tokenizer of a directory, with offsets."""
 
     def question_ids(self, questions: list[str], max_query_length: int) -> list[Ids]:
-        """Token ids of each question, cut after `max_query_length`."""
+        """Token ids of each question, truncated to `max_query_length`."""
         ids: list[Ids] = []
         for start in range(0, len(questions), _BATCH_TEXTS):
             ids.extend(row[:max_query_length] for row in self._ids(questions[start : start + _BATCH_TEXTS]))
         return ids
 
     def context_tokens(self, contexts: list[str]) -> list[ContextTokens]:
-        """Tokens of each context with their characters."""
+        """Tokens of each context with their offsets."""
         result = []
         for start in range(0, len(contexts), _BATCH_TEXTS):
             batch = contexts[start : start + _BATCH_TEXTS]
@@ -85,10 +84,10 @@ class SquadEncoder(TextEncoder):
 
 
 def _with_dropped_characters(context: str, starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
-    """Give the visible characters that the tokenizer drops to the token before them, or else to the one after.
+    """Assign visible characters dropped by the tokenizer to the token before them, or else to the one after.
 
-    Such are accents written as characters of their own, which uncased tokenizers strip. White space, controls and
-    format characters stay outside.
+    An example is combining accents, which uncased tokenizers strip. White space, control and format characters are not
+    assigned.
     """
     if context.isascii():
         return starts, ends
@@ -110,11 +109,11 @@ def _is_visible(character: str) -> bool:
 
 @dataclass(frozen=True)
 class Windows:
-    """All rows of a file, question after question.
+    """All rows of a file, in the order of questions.
 
-    text: the rows; a row's context tokens begin at its `segment_b_starts`. first_tokens: [rows] int64, which of the
-    context's tokens that first one is. belongs: per row, [its context tokens], which of them belong to this window.
-    rows_of: [questions + 1] int64, where each question's rows begin. contexts: by their number in the file.
+    text: the rows; a row's context tokens start at its `segment_b_starts`. first_tokens: [rows] int64, index in the
+    context of a row's first context token. belongs: per row, [its context tokens], which of them belong to this window.
+    rows_of: [questions + 1] int64, offsets of each question's rows. contexts: by their number in the file.
     """
 
     text: EncodedText
@@ -129,7 +128,7 @@ def cut(num_tokens: int, room: int, stride: int) -> tuple[tuple[int, int, BoolAr
     """The windows on a context: first token, token after the last, and which of its tokens belong to it.
 
     A token belongs to the window in which min(tokens to its left, tokens to its right) + 0.01 * the window's length is
-    greatest, to the first of several (_check_is_max_context).
+    largest, to the first at a tie (_check_is_max_context).
     """
     last_start = max(0, -(-(num_tokens - room) // stride)) * stride
     bounds = [(start, min(start + room, num_tokens)) for start in range(0, last_start + 1, stride)]
@@ -143,7 +142,7 @@ def cut(num_tokens: int, room: int, stride: int) -> tuple[tuple[int, int, BoolAr
 
 
 def make_windows(file: SquadFile, encoder: SquadEncoder, config: SquadConfig) -> Windows:
-    """Rows of all questions of a file.
+    """Encode all questions of a file.
 
     Raises:
         InputError: a question's context has no tokens.
@@ -158,9 +157,9 @@ def make_windows(file: SquadFile, encoder: SquadEncoder, config: SquadConfig) ->
         if not len(tokens):
             raise InputError(
                 f"{file.path}: article {question.article!r}, question {question.id}: its context has no words; "
-                "leave the paragraph out"
+                "remove the paragraph"
             )
-        # Three places go to [CLS] and the two [SEP].
+        # Three positions are reserved for [CLS] and the two [SEP].
         for start, end, own in cut(len(tokens), config.max_seq_length - len(ids) - 3, config.doc_stride):
             rows.append(encoder.row(ids, tokens.ids[start:end]))
             belongs.append(own)
@@ -180,9 +179,9 @@ def make_windows(file: SquadFile, encoder: SquadEncoder, config: SquadConfig) ->
 
 @dataclass(frozen=True)
 class Targets:
-    """What training aims at: [rows] int64 positions in each row, both 0 ([CLS]) where the window lacks the answer.
+    """Training targets: [rows] int64 positions in each row, both 0 ([CLS]) if the window lacks the answer.
 
-    inexact: questions of which no annotated answer is a run of whole tokens; their span is the one that covers it.
+    inexact: questions without an annotated answer on token boundaries; their span is the one that covers it.
     """
 
     starts: IntArray
@@ -191,7 +190,7 @@ class Targets:
 
 
 def make_targets(file: SquadFile, windows: Windows) -> Targets:
-    """Spans to be learnt: of several answers to a question the first that its own tokens give back.
+    """Target spans: of several answers to a question the first that its tokens recover exactly.
 
     Raises:
         InputError: an answer has no tokens.
@@ -217,7 +216,7 @@ def _training_span(path: str, question: Question, tokens: ContextTokens) -> tupl
     span = tokens.span(answer)
     if span is None:
         raise InputError(
-            f"{path}: article {question.article!r}, question {question.id}: the tokenizer leaves nothing of the answer "
-            f"{answer.text!r}; leave the question out"
+            f"{path}: article {question.article!r}, question {question.id}: the tokenizer drops all of the answer "
+            f"{answer.text!r}; remove the question"
         )
     return (*span, exact is not None)

@@ -1,4 +1,4 @@
-"""Sentences to rows of token ids, in which each word of the file is labelled exactly once, at its first sub-token."""
+"""Encodes sentences as rows of token ids; each word of the file is labelled once, at its first sub-token."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _TOO_LONG_FOR_WORDPIECE = "x" * 1_000
 class TaggingRows:
     """Encoded rows, in the order of the file's words.
 
-    word_positions: one array a row, where in it the words that it labels have their first sub-tokens.
-    first_words: [rows + 1], the number of a row's first labelled word, counted through the whole file.
+    word_positions: one array per row, positions of the first sub-tokens of its labelled words.
+    first_words: [rows + 1], the number in the file of a row's first labelled word.
     """
 
     text: EncodedText
@@ -31,27 +31,27 @@ class TaggingRows:
     first_words: IntArray
 
     def num_words(self, rows: IntArray) -> int:
-        """How many words these rows label."""
+        """Number of words labelled by these rows."""
         return int((self.first_words[rows + 1] - self.first_words[rows]).sum())
 
     def words(self, rows: IntArray) -> IntArray:
-        """Numbers of the words that these rows label, row after row."""
+        """Numbers of the words labelled by these rows, in order."""
         return np.concatenate([np.arange(self.first_words[row], self.first_words[row + 1]) for row in rows])
 
     def positions(self, rows: IntArray, first_tokens: IntArray) -> IntArray:
-        """Where those words have their first sub-tokens among packed tokens; first_tokens: where each row begins."""
+        """Positions of their first sub-tokens among packed tokens; first_tokens: the start of each row."""
         return np.concatenate(
             [first + self.word_positions[row] for row, first in zip(rows, first_tokens.tolist(), strict=True)]
         )
 
 
 def encode_words(encoder: TextEncoder, text: TaggedText, max_seq_length: int, document_context: bool) -> TaggingRows:
-    """Tokenise word by word and lay out rows `[CLS] ... [SEP]` of one segment.
+    """Tokenize word by word and build rows `[CLS] ... [SEP]` of one segment.
 
-    A row holds a sentence or, of one that is longer than a row, a run of its words. With `document_context` what room
-    is left is filled with whole words from before and after, as far as the document goes ("we include the maximal
-    document context provided by the data", paper, section 5.3); without it only parts of long sentences are filled,
-    from their own sentence. Only the first sub-token of a row's own words is labelled, context never is.
+    A row holds a sentence or, if it is longer than a row, a run of its words. With `document_context` the remaining
+    room is filled with complete words before and after, within the document ("we include the maximal document context
+    provided by the data", paper, section 5.3); without it only parts of long sentences are filled, from their own
+    sentence. Only the first sub-token of a row's own words is labelled, never context.
     """
     cls, sep, sub_tokens = _tokenise(encoder, text)
     room = max_seq_length - 2
@@ -77,15 +77,15 @@ def encode_words(encoder: TextEncoder, text: TaggedText, max_seq_length: int, do
 def _tokenise(encoder: TextEncoder, text: TaggedText) -> tuple[TokenIds, TokenIds, dict[str, TokenIds]]:
     """[CLS], [SEP], and each distinct word's sub-tokens, at least one."""
     distinct = sorted({word for sentence in text.sentences for word in sentence.words})
-    # Longer than any word becomes: nothing is cut here. The last one asks for the id of [UNK].
+    # Longer than any word, so nothing is truncated. The last one returns the id of [UNK].
     encoded = encoder.encode([*distinct, _TOO_LONG_FOR_WORDPIECE], None, 1 << 30).input_ids
     cls, unknown, sep = np.split(encoded.pop(), 3)
-    # A word may consist of what the tokenizer drops, such as control characters; it has to be labelled all the same.
+    # The tokenizer may drop a word completely, such as control characters; it must be labelled nevertheless.
     return cls, sep, {word: row[1:-1] if len(row) > 2 else unknown for word, row in zip(distinct, encoded, strict=True)}
 
 
 def _streams(text: TaggedText, document_context: bool) -> Iterator[tuple[list[str], list[int]]]:
-    """Runs of words that context may come from, each with the lengths of its sentences."""
+    """Runs of words to take context from, each with the lengths of its sentences."""
     if not document_context:
         for sentence in text.sentences:
             yield list(sentence.words), [len(sentence.words)]
@@ -96,9 +96,9 @@ def _streams(text: TaggedText, document_context: bool) -> Iterator[tuple[list[st
 
 
 def _runs(offsets: IntArray, first: int, last: int, room: int) -> Iterator[tuple[int, int]]:
-    """The words first to last whole or, if they have no room, in runs of at most half of it and one word at least.
+    """The words first to last at once or, if they exceed the room, in runs of at most half of it, at least one word.
 
-    The other half is for context, so that no word stands at a border that the sentence does not have.
+    The other half is for context, so that no word is at an artificial border.
     """
     if offsets[last] - offsets[first] <= room:
         yield first, last
@@ -111,7 +111,7 @@ def _runs(offsets: IntArray, first: int, last: int, room: int) -> Iterator[tuple
 
 
 def _with_context(offsets: IntArray, first: int, last: int, room: int) -> tuple[int, int]:
-    """The words around first to last that fill the room: as many tokens on both sides, or more where one side ends."""
+    """The words around first to last that fill the room: equal tokens on both sides, or more if one side ends."""
     spare = room - int(offsets[last] - offsets[first])
     after = min(int(offsets[-1] - offsets[last]), spare - spare // 2)
     left = _leftmost(offsets, int(offsets[first]) - (spare - after))

@@ -1,4 +1,4 @@
-"""Tagging for the fine-tuning loop: words' labels from BERT's output on their first sub-tokens (paper, section 5.3)."""
+"""Tagging as a problem of the fine-tuning loop: labels from each word's first sub-token (paper, section 5.3)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLASSIFIER = "classifier."
 
 
 class BertForTokenClassification(nn.Module):
-    """One dense layer on each token's output, after dropout; named as Hugging Face's class, which has no pooler."""
+    """One dense layer on each token's output, after dropout; named as in Hugging Face's class, without pooler."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class BertForTokenClassification(nn.Module):
 
 @dataclass(frozen=True)
 class TaggedFile:
-    """A file as it was read, and its rows."""
+    """A file and its rows."""
 
     text: TaggedText
     rows: TaggingRows
@@ -57,7 +57,7 @@ class TaggedFile:
 
 
 class TaggingProblem:
-    """What the loop asks of a task; labels are IOB2, O first, then B- and I- of each type of the training file."""
+    """Tagging as a `Problem`; labels are IOB2, O first, then B- and I- of each type of the training file."""
 
     metric = "f1"
     head_prefixes: tuple[str, ...] = (CLASSIFIER,)
@@ -76,7 +76,7 @@ class TaggingProblem:
         return BertForTokenClassification(model, vocab_size, len(self.labels))
 
     def loss_sum(self, output: torch.Tensor, rows: IntArray, packed: PackedSequences) -> torch.Tensor:
-        """Cross-entropy over the words that the rows label; output [T, C]."""
+        """Cross-entropy over the words labelled by the rows; output [T, C]."""
         positions, labels = (
             torch.from_numpy(values).to(output.device)
             for values in (_positions(self._train.rows, rows, packed), self._label_ids[self._train.rows.words(rows)])
@@ -131,9 +131,9 @@ def _positions(own: TaggingRows, rows: IntArray, packed: PackedSequences) -> Int
 
 
 def conll_of(text: TaggedText, predicted: Sequence[Sequence[str]]) -> bytes:
-    """What conlleval reads: word, gold and predicted label in a row, an empty line after each sentence.
+    """Predictions in conlleval's format: word, gold and predicted label per row, an empty line after each sentence.
 
-    Columns are apart as in the file read, labels are IOB2, and -DOCSTART- rows come back where documents began.
+    The separator is that of the input file, labels are IOB2, and -DOCSTART- rows are restored.
     """
     lines: list[str] = []
     document = 0
@@ -153,11 +153,11 @@ def open_task(inputs: TaskInputs) -> TaggingProblem:
 
 
 def open_tagging(config: TaggingConfig, encoder_directory: str) -> TaggingProblem:
-    """Read and tokenise the files of `[finetuning.tagging]`.
+    """Read and tokenize the files of `[finetuning.tagging]`.
 
     Raises:
-        InputError: a file is missing or has a bad row, the training file marks no span, or a file has no documents to
-            take context from.
+        InputError: a file is missing or has a bad row, the training file has no spans, or a file has no document
+            boundaries for context.
     """
     encoder = TextEncoder(encoder_directory)
     files: list[TaggedFile] = []
@@ -165,17 +165,17 @@ def open_tagging(config: TaggingConfig, encoder_directory: str) -> TaggingProble
         text = read_conll(path, config.token_column, config.label_column, config.scheme)
         if config.document_context and not text.has_documents:
             raise InputError(
-                f"{path}: has no {DOCUMENT_START} rows, so nothing tells where a document ends; set "
+                f"{path}: has no {DOCUMENT_START} rows, so documents cannot be separated; set "
                 "finetuning.tagging.document_context = false"
             )
         _say(text.in_words())
         files.append(TaggedFile(text, encode_words(encoder, text, config.max_seq_length, config.document_context)))
     train, dev, *tests = files
     if not train.text.types:
-        raise InputError(f"{train.text.path}: marks no span, all labels are {OUTSIDE}; is label_column right?")
+        raise InputError(f"{train.text.path}: has no spans, all labels are {OUTSIDE}; is label_column right?")
     for file in files[1:]:
         if unseen := sorted(set(file.text.types) - set(train.text.types)):
-            _say(f"{file.text.path}: marks {', '.join(unseen)}, which the training file does not: they count as missed")
+            _say(f"{file.text.path}: has {', '.join(unseen)}, which the training file lacks: they count as missed")
     return TaggingProblem(train, dev, tests[0] if tests else None)
 
 

@@ -1,4 +1,4 @@
-"""CoNLL column files: a word a row, columns apart by spaces or tabs, an empty line after each sentence."""
+"""Reads CoNLL column files: one word per row, columns separated by spaces or tabs, sentences by empty lines."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class TaggedSentence:
 class TaggedText:
     """One file.
 
-    scheme: as the file was written. irregular_labels: how many were not spelled as that scheme has it.
-    has_documents: are there -DOCSTART- rows? separator: what stood between its columns.
+    scheme: of the file. irregular_labels: number of labels that deviate from that scheme.
+    has_documents: whether there are -DOCSTART- rows. separator: between its columns.
     """
 
     path: str
@@ -51,10 +51,10 @@ class TaggedText:
         return sorted({label[2:] for sentence in self.sentences for label in sentence.labels} - {""})
 
     def in_words(self) -> str:
-        """A line for whoever started the run: what was found, and what was taken as it is."""
+        """A summary line: counts, scheme, and irregular labels."""
         line = f"{self.path}: {len(self.sentences):,} sentences, {self.num_words:,} words, labels in {self.scheme}"
         if self.irregular_labels:
-            line += f" but for {self.irregular_labels:,}, which are read as conlleval does"
+            line += f" except {self.irregular_labels:,}, which are read as by conlleval"
         return line
 
 
@@ -66,17 +66,17 @@ class _Row:
 
 
 def read_conll(path: str, token_column: int, label_column: int, scheme: Literal["auto"] | Scheme) -> TaggedText:
-    """Read a file; its labels become IOB2.
+    """Read a file and convert its labels to IOB2.
 
-    Where the first word's row holds a tab, columns are apart by single tabs, else by runs of spaces. -DOCSTART- rows
-    begin a document and are no sentence. A row that begins with # before a sentence's first word is a comment unless
-    it has as many columns as the others and a label in the label's: so "# NN I-NP O" is a word.
-    Irregular labels, such as I- after O in IOB2, are counted and read as conlleval does.
+    If the first word's row contains a tab, columns are separated by single tabs, otherwise by runs of spaces.
+    -DOCSTART- rows start a document and are not sentences. A row that starts with # before a sentence's first word is
+    a comment unless it has all columns and a label in the label column: so "# NN I-NP O" is a word.
+    Irregular labels, such as I- after O in IOB2, are counted and read as by conlleval.
 
     Args:
         path: UTF-8, with or without byte-order mark; lines end in LF, CR or CRLF.
         token_column, label_column: counted from 0, or from the end with -1, -2 ...
-        scheme: how labels are written; `auto` finds it out (training/tagging/schemes.py, detected_scheme).
+        scheme: label scheme; `auto` detects it (training/tagging/schemes.py, detected_scheme).
 
     Raises:
         InputError: the file is missing, not UTF-8 or without a sentence, a row has another number of columns or an
@@ -94,7 +94,7 @@ def read_conll(path: str, token_column: int, label_column: int, scheme: Literal[
             sentences.append(found)
             documents.append(document)
     if not sentences:
-        raise InputError(f"{path}: holds no sentence; expected rows of a word and its label, an empty line after each")
+        raise InputError(f"{path}: has no sentences; expected rows with a word and its label, an empty line after each")
     labels = [[row.label for row in rows] for rows in sentences]
     found_scheme = detected_scheme(labels) if scheme == "auto" else scheme
     _require_prefixes(path, sentences, found_scheme)
@@ -118,14 +118,14 @@ def _lines(path: str) -> list[str]:
         text = storage.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; convert it") from error
-    # Not splitlines(): a word may hold U+2028 and its like.
+    # Not splitlines(): a word may contain U+2028 and similar characters.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _sentences(
     path: str, lines: list[str], separator: str, token_column: int, label_column: int
 ) -> Iterator[list[_Row] | None]:
-    """Sentences in order, and None where a document begins."""
+    """Sentences in order, and None where a document starts."""
     rows: list[_Row] = []
     width = _width(lines, separator)
     for number, line in enumerate(lines, start=1):
@@ -172,7 +172,7 @@ def _is_comment(columns: list[str], width: int, label_column: int) -> bool:
 
 def _row(path: str, number: int, columns: list[str], width: int, token_column: int, label_column: int) -> _Row:
     if len(columns) != width:
-        raise InputError(f"{path}:{number}: has {len(columns)} columns where the rows before it have {width}")
+        raise InputError(f"{path}:{number}: has {len(columns)} columns, but the rows before it have {width}")
     for name, column in (("token_column", token_column), ("label_column", label_column)):
         if not -width <= column < width:
             raise InputError(f"{path}:{number}: has {width} columns, so there is no {name} = {column}; change it")
@@ -183,7 +183,7 @@ def _row(path: str, number: int, columns: list[str], width: int, token_column: i
         )
     word, label = columns[token_column], columns[label_column]
     if not word:
-        raise InputError(f"{path}:{number}: its word is empty; columns are apart by single tabs here")
+        raise InputError(f"{path}:{number}: its word is empty; columns are separated by single tabs here")
     if not is_label(label):
         raise InputError(
             f"{path}:{number}: label {label!r} is none of O, B-type, I-type, E-type, S-type; is label_column = "

@@ -5,9 +5,9 @@
     IOB2    B-PER I-PER O     O     B-LOC  I-LOC  B-LOC
     BIOES   B-PER E-PER O     O     B-LOC  E-LOC  S-LOC
 
-One rule, that of conlleval (CoNLL-2000's scorer) and of seqeval's default mode, reads all three, irregular labels too:
+One rule, that of conlleval (CoNLL-2000's scorer) and of seqeval's default mode, reads all three, even irregular labels:
 a label continues a span if it is I- or E-, of the type of the label before it, and that one is B- or I-; any other
-label than O begins a span. Each set of spans has exactly one spelling in a scheme, which tells regular labels.
+label than O starts a span. Each set of spans has exactly one spelling in a scheme, which defines regular labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFIXES: dict[Scheme, str] = {"iob1": "BI", "iob2": "BI", "bioes": "BIES"}
 
 
 class Span(NamedTuple):
-    """Words first to last, the latter not included, of one type."""
+    """Words first to last (exclusive), of one type."""
 
     type: str
     first: int
@@ -31,12 +31,12 @@ class Span(NamedTuple):
 
 
 def is_label(text: str, prefixes: str = PREFIXES["bioes"]) -> bool:
-    """Is it `O`, or a prefix, a hyphen and a type?"""
+    """Whether it is `O`, or a prefix, a hyphen and a type."""
     return text == OUTSIDE or (len(text) > 2 and text[0] in prefixes and text[1] == "-")
 
 
 def spans_of(labels: Sequence[str]) -> list[Span]:
-    """The spans that labels of any of the schemes mark, in order; by the rule above where they are irregular."""
+    """The spans marked by labels of any scheme, in order; irregular labels are read by the rule above."""
     spans: list[Span] = []
     first, before = 0, OUTSIDE
     for index, label in enumerate((*labels, OUTSIDE)):
@@ -64,20 +64,20 @@ def spelled(spans: Iterable[Span], num_words: int, scheme: Scheme) -> list[str]:
 
 
 def converted(labels: Sequence[str], scheme: Scheme) -> list[str]:
-    """The same spans in another scheme."""
+    """Convert labels to another scheme; the spans stay the same."""
     return spelled(spans_of(labels), len(labels), scheme)
 
 
 def departures(labels: Sequence[str], scheme: Scheme) -> list[int]:
-    """Where labels are not spelled as the scheme has it; empty if and only if they are regular."""
+    """Indices of labels that deviate from the scheme's spelling; empty if and only if they are regular."""
     regular = converted(labels, scheme)
     return [index for index, (found, expected) in enumerate(zip(labels, regular, strict=True)) if found != expected]
 
 
 def detected_scheme(sentences: Sequence[Sequence[str]]) -> Scheme:
-    """BIOES where an E- or S- occurs; otherwise IOB1 or IOB2, whichever the labels depart from less, IOB2 at a tie.
+    """BIOES if an E- or S- occurs; otherwise IOB1 or IOB2, whichever has fewer deviations, IOB2 at a tie.
 
-    A tie is left only where nothing is marked or labels are irregular; the spans are the same either way.
+    A tie is possible only without spans or with irregular labels; the spans are the same either way.
     """
     if any(label[0] in "ES" for labels in sentences for label in labels):
         return "bioes"

@@ -1,4 +1,4 @@
-"""Span scores by seqeval, which counts as CoNLL's own scorer does: a span is right if its words and its type are."""
+"""Span scores by seqeval, as in CoNLL's own scorer: a span is right if both its words and its type are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Labels = Sequence[Sequence[str]]
 
 
 def span_scores(gold: Labels, predicted: Labels) -> dict[str, float]:
-    """precision, recall and f1 over all spans of all types together, and the accuracy of words' labels, in 0 to 1."""
+    """precision, recall and f1 over the spans of all types, and the accuracy of word labels, from 0 to 1."""
     from seqeval.metrics.sequence_labeling import accuracy_score, precision_recall_fscore_support
 
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -24,7 +24,7 @@ def scores_by_type(gold: Labels, predicted: Labels) -> dict[str, dict[str, float
     """precision, recall, f1 and the number of gold spans, by type, in the order of their names."""
     from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-    # Not its classification_report, which warns of empty means where nothing is marked.
+    # Not classification_report, which warns about empty means if there are no spans.
     columns = precision_recall_fscore_support(_lists(gold), _lists(predicted), average=None, zero_division=0)
     types = sorted({span.type for labels in (*gold, *predicted) for span in spans_of(labels)})
     return {
@@ -34,5 +34,5 @@ def scores_by_type(gold: Labels, predicted: Labels) -> dict[str, dict[str, float
 
 
 def _lists(labels: Labels) -> list[list[str]]:
-    """seqeval tells sentences from words by their being lists."""
+    """Convert to lists, by which seqeval distinguishes sentences from words."""
     return [list(sentence) for sentence in labels]

@@ -254,5 +254,5 @@ def test_texts_without_tokens_are_named(encoder: SquadEncoder) -> None:
     with pytest.raises(InputError, match=r"dev\.json: article 'article', question q: its context has no words"):
         make_windows(one_file(" \u200b ", " "), encoder, SquadConfig())
     file = one_file("a \u200b b", "\u200b")
-    with pytest.raises(InputError, match=r"question q: the tokenizer leaves nothing of the answer '\\u200b'"):
+    with pytest.raises(InputError, match=r"question q: the tokenizer drops all of the answer '\\u200b'"):
         make_targets(file, make_windows(file, encoder, SquadConfig()))

@@ -253,7 +253,7 @@ def test_odd_files(settings: TaggingConfig, tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(InputError, match=r"plain\.txt: has no -DOCSTART- rows"):
         open_tagging(settings.model_copy(update={"dev_file": str(plain), "document_context": True}), str(tmp_path))
     open_tagging(settings.model_copy(update={"dev_file": str(plain)}), str(tmp_path))
-    assert "plain.txt: marks CITY, which the training file does not" in capsys.readouterr().out
+    assert "plain.txt: has CITY, which the training file lacks" in capsys.readouterr().out
     plain.write_text("Paris O\n")
-    with pytest.raises(InputError, match=r"plain\.txt: marks no span"):
+    with pytest.raises(InputError, match=r"plain\.txt: has no spans"):
         open_tagging(settings.model_copy(update={"train_file": str(plain)}), str(tmp_path))

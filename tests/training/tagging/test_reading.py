@@ -104,15 +104,15 @@ def test_irregular_labels_are_counted_and_read_as_conlleval_does(tmp_path: Path)
     text = read(tmp_path, "a O\nb I-PER\nc I-LOC\nd B-LOC\n", scheme="iob2")
     assert text.sentences[0].labels == ("O", "B-PER", "B-LOC", "B-LOC")
     assert text.irregular_labels == 2
-    assert "2, which are read as conlleval does" in text.in_words()
+    assert "2, which are read as by conlleval" in text.in_words()
 
 
 @pytest.mark.parametrize(
     ("content", "settings", "message"),
     [
-        ("", {}, "holds no sentence"),
-        ("\n-DOCSTART- O\n\n# comment\n", {}, "holds no sentence"),
-        ("a X O\nb O\n", {}, "train.txt:2: has 2 columns where the rows before it have 3"),
+        ("", {}, "has no sentences"),
+        ("\n-DOCSTART- O\n\n# comment\n", {}, "has no sentences"),
+        ("a X O\nb O\n", {}, "train.txt:2: has 2 columns, but the rows before it have 3"),
         ("a\tO\n\tO\n", {}, "train.txt:2: its word is empty"),
         ("a O\nb NN\n", {}, "train.txt:2: label 'NN' is none of O, B-type"),
         ("a O\n\nb E-X\n", {"scheme": "iob2"}, "train.txt:3: label 'E-X' is none of iob2"),

@@ -337,7 +337,7 @@ def test_killed_and_resumed_side_by_side_equals_one_after_the_other(
     # What the killed sweep had completed was not begun again; nothing of it is left alive, or the lock would be held.
     done = int(output.split(" trials, ")[1].split(" complete")[0])
     assert done >= len(ready)
-    assert f"{6 - done} trials to train, 1 side by side" in output
+    assert f"{6 - done} trials to train, 1 in parallel" in output
     assert output.count(": complete: best epoch") == 6 - done
     assert not any(f"{trial.label}: epoch" in output for trial in ready)
     sweep = TaskSweep(str(tmp_path / "again"), trials, keeps_all_models=True, mnli_first=False)
