@@ -1,8 +1,8 @@
 """The batches of each step, gathered from memory-mapped examples without a Python loop over rows.
 
-One window of the global order (training/data/ordering.py) is copied into memory block by block, which is sequential
-reading; batches are then gathered from it. Every rank goes through the same windows and is dealt its part of each
-global batch, so the set of samples of a step does not depend on the number of ranks.
+One window of the global order (training/data/ordering.py) is copied into memory block by block, by sequential reads;
+batches are then gathered from it. Every rank reads the same windows and is dealt its part of each global batch, so
+the set of samples of a step does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PREFETCHED_STEPS = 2
 
 @dataclass(frozen=True)
 class Deal:
-    """How steps are shared out among the ranks, and in which form each gets its part.
+    """How steps are distributed over the ranks, and in which form.
 
-    micro_batches: parts that each rank's share of a step is cut into, each of one row at least. device, with_plan: as
-    in training/bert/packing.py, `pack`.
+    micro_batches: parts of each rank's share of a step, at least one row each. device, with_plan: as in
+    training/bert/packing.py, `pack`.
     """
 
     rank: int = 0
@@ -45,7 +45,7 @@ class Deal:
 
     @property
     def own(self) -> range:
-        """Which of them are this rank's."""
+        """Indices of this rank's micro-batches."""
         return range(self.rank * self.micro_batches, (self.rank + 1) * self.micro_batches)
 
 
@@ -53,7 +53,7 @@ class Deal:
 class _Samples:
     """Rows in memory that batches are gathered from.
 
-    num_predictions: [rows]. keys: [rows] where masks are drawn at reading (the rows are then unmasked), else None.
+    num_predictions: [rows]. keys: [rows] if masks are drawn at reading (the rows are then unmasked), else None.
     """
 
     rows: Rows
@@ -62,7 +62,7 @@ class _Samples:
 
     @staticmethod
     def of(rows: Rows, row_numbers: IntArray, masking: DynamicMasking | None, *stream: int | str) -> _Samples:
-        """Prepare rows that `read` has copied; `stream` keys their masks, together with their numbers."""
+        """Prepare rows copied by `read`; `stream` and the row numbers key their masks."""
         if masking is None:
             return _Samples(rows, rows.masked_lm_positions.lengths(), None)
         rows = rows.without_masks()
@@ -83,7 +83,7 @@ class _Samples:
         )
 
     def micro_batch(self, places: IntArray, masking: DynamicMasking | None, deal: Deal) -> MicroBatch:
-        """Gather, mask and pack rows, longest first, so that sequences of one length lie side by side."""
+        """Gather, mask and pack rows, longest first, so that sequences of one length are contiguous."""
         own = self.take(places[np.argsort(-self.rows.input_ids.lengths_of(places), kind="stable")])
         input_ids, lengths = own.rows.input_ids.values, own.rows.input_ids.lengths()
         if masking is None:
@@ -129,7 +129,7 @@ def _sums_before(values: IntArray) -> IntArray:
 
 @dataclass(frozen=True)
 class _Piece:
-    """The run of a global batch that lies in one window: places first to last of its shuffled order."""
+    """The part of a global batch in one window: places first to last of its shuffled order."""
 
     source: _LoadedWindow
     first: int
@@ -153,7 +153,7 @@ class _Piece:
 
 
 class StepReader:
-    """The step batches of one rank from a global position on, prepared by a thread a few steps ahead."""
+    """The step batches of one rank from a global position, prepared by a thread a few steps ahead."""
 
     def __init__(
         self,
@@ -165,16 +165,16 @@ class StepReader:
         global_batch_tokens: int | None = None,
         masking: DynamicMasking | None = None,
     ) -> None:
-        """Read steps of a number of sequences, or of as many as a number of tokens has room for.
+        """Read steps of a fixed number of sequences, or up to a number of tokens.
 
         Args:
-            examples: what is read.
-            order: in which order.
+            examples: the rows to read.
+            order: the global order.
             global_batch_size: sequences of a step over all ranks; None with `global_batch_tokens`.
-            deal: how each step is shared out; None gives a single rank all of it at once.
-            global_batch_tokens: tokens of a step over all ranks, at most; so many that each part gets a row of the
+            deal: how each step is distributed; None gives a single rank all of it at once.
+            global_batch_tokens: maximum tokens of a step over all ranks; enough for each part to get a row of the
                 maximum length.
-            masking: how masks are drawn, anew in each epoch; None takes them as written.
+            masking: how masks are drawn, new in each epoch; None uses the written ones.
         """
         assert (global_batch_size is None) != (global_batch_tokens is None), "sequences or tokens, one of both"
         assert masking is not None or not examples.is_unmasked, "nothing is masked"
@@ -185,7 +185,7 @@ class StepReader:
         self._loaded: _LoadedWindow | None = None
 
     def steps(self, position: int, count: int) -> Generator[StepBatch, None, None]:
-        """Batches of `count` steps, the first of which starts at global sample `position`; close it when done early."""
+        """Batches of `count` steps, starting at global sample `position`; close it when stopping early."""
         return prefetched(self._steps(position, count), PREFETCHED_STEPS)
 
     def _steps(self, position: int, count: int) -> Iterator[StepBatch]:
@@ -210,7 +210,7 @@ class StepReader:
         )
 
     def _micro_batch(self, pieces: list[_Piece], rows: IntArray) -> MicroBatch:
-        """Put together rows of the global batch, given by their places in it."""
+        """Build a micro-batch from rows of the global batch, given by their places in it."""
         if len(pieces) == 1:
             samples, places = pieces[0].source.samples, pieces[0].places[rows]
         else:
@@ -224,7 +224,7 @@ class StepReader:
         return samples.micro_batch(places, self._masking, self._deal)
 
     def _pieces(self, position: int) -> list[_Piece]:
-        """The whole global batch: the next samples that the step has room for, window by window."""
+        """The complete global batch: the next samples that fit in the step, window by window."""
         pieces: list[_Piece] = []
         rows_left, tokens_left = self._global_batch_size, self._global_batch_tokens
         while True:
@@ -256,7 +256,7 @@ class StepReader:
 
 
 def _require_something_to_predict(examples: ArrowExamples, samples: _Samples, row_numbers: IntArray) -> None:
-    """Where masks are drawn at reading, every row has to have a token that may be masked."""
+    """If masks are drawn at reading, every row must have a maskable token."""
     if samples.keys is not None and samples.num_predictions.min() < 1:
         row = int(row_numbers[np.argmin(samples.num_predictions)])
         raise examples.refusal(row, "it has no token that can be masked, only special ones")
@@ -271,7 +271,7 @@ def heldout_batches(
 ) -> Iterator[MicroBatch]:
     """This rank's share of the first `max_examples` rows, in batches; a rank may get none.
 
-    Where masks are drawn at reading, they are the same in every evaluation of every run.
+    Masks drawn at reading are the same in every evaluation of every run.
     """
     assert masking is not None or not examples.is_unmasked, "nothing is masked"
     deal = deal or Deal()

@@ -1,1 +1,1 @@
-"""Distillation: its objective, the student, the teacher, and what both are compared by."""
+"""Distillation: objective, student, teacher, and their comparison."""

@@ -1,8 +1,8 @@
-"""What a student learns from its teacher: soft targets and hidden states.
+"""The distillation losses: soft targets and hidden states.
 
-Sanh et al., 2019, section 2, and their code: the soft targets' loss is the Kullback-Leibler divergence from teacher to
-student of both distributions at a temperature, times its square so that gradients keep their size; the cosine loss is
-1 - cos between the last layers' outputs. Tensor suffixes as in bert/modeling.py, and K tokens with soft targets.
+Sanh et al., 2019, section 2, and their code: the soft-target loss is the Kullback-Leibler divergence from teacher to
+student at a temperature, times its square so that gradients keep their size; the cosine loss is 1 - cos between the
+last layers' outputs. Tensor suffixes as in bert/modeling.py, and K tokens with soft targets.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits held at a time of each model: on a CPU few enough to stay in cache, on a GPU enough to fill it."""
+"""Logits per chunk of each model: on a CPU few enough to stay in cache, on a GPU enough to occupy it."""
 
 
 class _SoftTargetLoss(torch.autograd.Function):
-    """Both models' logits chunk by chunk, whose gradients are made on the way, as in training/bert/losses.py."""
+    """Computes both models' logits and the gradients chunk by chunk in forward, as in training/bert/losses.py."""
 
     @staticmethod
     def forward(
@@ -46,7 +46,7 @@ class _SoftTargetLoss(torch.autograd.Function):
             difference = targets - log_probabilities
             targets.exp_()
             loss += (targets * difference).sum() * temperature**2
-            # d/dlogits of T^2 KL is T (p - q); it takes the place of the student's logarithms.
+            # d/dlogits of T^2 KL is T (p - q); it overwrites the student's log-probabilities.
             gradient = log_probabilities.exp_().sub_(targets).mul_(temperature)
             grad_bias_V += gradient.sum(0)
             gradient = gradient.to(hidden.dtype)
@@ -73,11 +73,11 @@ def soft_target_loss(
     teacher_bias_V: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """T^2 KL(teacher || student) at temperature T, summed over tokens, without ever holding all logits.
+    """T^2 KL(teacher || student) at temperature T, summed over tokens, without materializing all logits.
 
     Args:
         hidden_KH, weight_VH, bias_V: the student's, whose logits are hidden @ weight' + bias; differentiable.
-        teacher_hidden_KH, teacher_weight_VH, teacher_bias_V: the teacher's; its H may be another.
+        teacher_hidden_KH, teacher_weight_VH, teacher_bias_V: the teacher's; its H may differ.
         temperature: T, by which both models' logits are divided.
 
     Returns:

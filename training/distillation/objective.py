@@ -1,4 +1,4 @@
-"""The objective of distillation: a shallow student next to its frozen teacher, and what that bought and cost."""
+"""The objective of distillation: a shallow student trained against its frozen teacher, and their comparison."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ _SPEED_EXAMPLES = 64
 
 
 class DistillationObjective(Objective):
-    """What DistilBERT's students learn: soft targets, masked LM and the direction of the hidden states."""
+    """DistilBERT's objective: soft targets, masked LM and the direction of the hidden states."""
 
     def __init__(self, inputs: DistillationInputs, processes: Processes) -> None:
         """Read the teacher.
 
         Raises:
-            InputError: it has too few positions or layers, or it is no BERT with a masked-LM head.
+            InputError: it has too few positions or layers, or is not a BERT with a masked-LM head.
         """
         self.inputs: DistillationInputs = inputs
         self._config, self._processes = inputs.config, processes
@@ -72,7 +72,7 @@ class DistillationObjective(Objective):
         with torch.device("meta"):
             self._shape = self._new_student()
         self.num_parameters = parameter_count(self._shape)
-        # In full precision: taken before the teacher is converted.
+        # Copy in full precision, before the teacher is converted.
         self._first_weights = student_weights(self._teacher.state_dict(), self._layers)
         self._teacher.to(processes.device, self._dtype)
         rows = ArrowExamples(inputs.examples_directory, inputs.examples, "train", self._config.max_seq_length).num_rows
@@ -153,7 +153,7 @@ class DistillationObjective(Objective):
         return "distillation"
 
     def restored(self, progress: Progress) -> Progress:
-        """Checkpoints of the releases before distillation had phases count steps alone."""
+        """Checkpoints of releases in which distillation had no phases store only steps."""
         if "before" not in progress.statistics:
             return progress
         statistics = {"teacher": progress.statistics["teacher"], "heldout_before": progress.statistics["before"]}
@@ -161,7 +161,7 @@ class DistillationObjective(Objective):
         return replace(progress, statistics=statistics, phase=int(is_over), phase_step=0 if is_over else progress.step)
 
     def flops(self, step: StepBatch) -> float:
-        """Those of the student, and of its teacher's forward pass: a third of what training it would take."""
+        """Operations of the student, and of the teacher's forward pass: a third of those of training it."""
         soft_targets = step.global_masked_tokens if self._is_masked_only else step.global_tokens
         sizes = (self.vocab_size, step.global_tokens, step.global_squared_tokens)
         student = step_flops(self.model, *sizes, soft_targets + step.global_masked_tokens)
@@ -193,7 +193,7 @@ class DistillationObjective(Objective):
         }
 
     def _speeds(self, directory: str) -> dict[str, float]:
-        """Tokens a second of both encoders on training rows, without gradients."""
+        """Tokens per second of both encoders on training rows, without gradients."""
         feed = RowFeed(self, self._processes)
         examples = feed.examples("train", self.settings.phases[0])
         rows = min(_SPEED_EXAMPLES, examples.num_rows)
@@ -205,7 +205,7 @@ class DistillationObjective(Objective):
 
 
 def loop_settings(config: DistillationConfig, rows: int, precision: str) -> PretrainingConfig:
-    """What the loop is told of a distillation over so many rows.
+    """Loop settings of a distillation over `rows` rows.
 
     With 16 bits a ZeRO stage keeps the fp32 master weights; in fp32 it would only add work.
     """

@@ -1,4 +1,4 @@
-"""What a distillation is judged by besides its scores: sizes and speeds of teacher and student."""
+"""Sizes and speeds of teacher and student."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Size:
 
 
 def tokens_per_second(models: Mapping[str, BertModel], sequences: PackedSequences) -> dict[str, float]:
-    """Speed of encoders on one batch, without gradients: the median of several rounds in which they take turns.
+    """Speed of encoders on one batch, without gradients: the median of several interleaved rounds.
 
-    Turns, so that whatever else the machine does meets all of them; the first round is not counted.
+    Interleaved, so that other load on the machine affects all of them; the first round is discarded.
     """
     seconds: dict[str, list[float]] = {name: [] for name in models}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Teacher and student of a distillation: which layers the student begins with, and what both make of a batch."""
+"""Teacher and student of a distillation: the student's initial layers, and both forward passes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def every_other(num_hidden_layers: int) -> tuple[int, ...]:
 
 
 def student_weights(teacher: Mapping[str, torch.Tensor], layers: Sequence[int]) -> dict[str, torch.Tensor]:
-    """The teacher's weights, of its layers only these, numbered from 0; without pooler and next-sentence head."""
+    """The teacher's weights with only these layers, renumbered from 0; without pooler and next-sentence head."""
     places = {layer: place for place, layer in enumerate(layers)}
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in teacher.items():
@@ -44,10 +44,10 @@ def student_weights(teacher: Mapping[str, torch.Tensor], layers: Sequence[int]) 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher makes of a batch.
+    """The teacher's output for a batch.
 
-    hidden_TH: its last layer's output. transformed_KH: what its decoder turns into logits, at the tokens with soft
-    targets. weight_VH, bias_V: that decoder.
+    hidden_TH: its last layer's output. transformed_KH: input of its decoder, at the tokens with soft targets.
+    weight_VH, bias_V: that decoder.
     """
 
     hidden_TH: torch.Tensor
@@ -68,7 +68,7 @@ class LearntSums(NamedTuple):
 class Student(nn.Module):
     """A masked LM whose forward pass compares it with its teacher; parameters are named as in BertForPreTraining.
 
-    Without a lesson it is a masked LM alone, and the sums of what it would learn from its teacher are 0.
+    Without a lesson it is a plain masked LM, and the sums of the distillation losses are 0.
     """
 
     def __init__(self, model: BertForPreTraining, temperature: float, is_masked_only: bool) -> None:
@@ -118,10 +118,10 @@ def lesson_of(teacher: BertForPreTraining, batch: MicroBatch, is_masked_only: bo
 
 
 def read_teacher(directory: str) -> tuple[BertForPreTraining, ModelConfig, int]:
-    """A masked LM from a Hugging Face directory, with its architecture and vocabulary size.
+    """Read a masked LM from a Hugging Face directory, with its architecture and vocabulary size.
 
     Raises:
-        InputError: it is no BERT, or lacks the masked-LM head.
+        InputError: it is not a BERT, or lacks the masked-LM head.
     """
     model, vocab_size = read_config(directory)
     teacher = BertForPreTraining.masked_lm(model, vocab_size)
@@ -130,10 +130,10 @@ def read_teacher(directory: str) -> tuple[BertForPreTraining, ModelConfig, int]:
 
 
 def chosen_layers(teacher_layers: tuple[int, ...] | None, depth: int, teacher_directory: str) -> tuple[int, ...]:
-    """Which of a teacher's layers the student begins with.
+    """The teacher's layers that initialize the student.
 
     Raises:
-        InputError: the teacher lacks one, or the student would be as deep as it.
+        InputError: the teacher lacks one, or the student would be as deep as the teacher.
     """
     layers = every_other(depth) if teacher_layers is None else teacher_layers
     if layers[-1] >= depth:

@@ -1,7 +1,7 @@
-"""Alarms in words: signs of a run that goes on without learning, each with its usual causes.
+"""Alarms: signs of a run that trains without learning, each with its usual causes.
 
-Pure rules over what the progress line shows. An alarm is given once, and again only after the sign had gone. Those of
-one objective are a subclass next to it.
+Pure rules over the metrics of the progress line. An alarm is raised once, and again only after its sign has
+disappeared. Each objective has a subclass with its own rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Alarms:
     """Watches the metrics of a run, a line at a time."""
 
     def __init__(self, heldout_loss: Metric) -> None:
-        """`heldout_loss`: what has to fall from evaluation to evaluation."""
+        """`heldout_loss`: the metric that must decrease between evaluations."""
         self._heldout_loss = heldout_loss
         self._given: set[str] = set()
         self._heldout_best, self._heldout_worse = math.inf, 0
@@ -30,22 +30,22 @@ class Alarms:
         self._slow = 0
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Look at the metrics of one progress line and return the alarms that are new."""
+        """Check the metrics of one progress line and return new alarms."""
         return self._new(self.rules(step, metrics))
 
     def rules(self, _step: int, metrics: Mapping[str, float]) -> dict[str, str]:
-        """All rules: alarm -> its words, empty where there is no sign."""
+        """All rules: alarm -> its message, empty if there is no sign."""
         return {"speed": self._is_slow(metrics)}
 
     def observe_heldout(self, metrics: Mapping[str, float]) -> list[str]:
-        """Look at the result of a held-out evaluation, always of the same length."""
+        """Check the result of a held-out evaluation, always at the same length."""
         loss = metrics[self._heldout_loss.name]
         self._heldout_worse = self._heldout_worse + 1 if loss > HELDOUT_RISE * self._heldout_best else 0
         self._heldout_best = min(self._heldout_best, loss)
         line = (
             f"held-out {self._heldout_loss.label} has been above its best ({self._heldout_best:.3f}) in "
-            f"{self._heldout_worse} evaluations in a row: the model learns the training text by heart; give it more "
-            "text, fewer steps, or masking = 'dynamic'"
+            f"{self._heldout_worse} evaluations in a row: the model overfits the training text; use more text, "
+            "fewer steps, or masking = 'dynamic'"
         )
         return self._new({"heldout": line if self._heldout_worse >= HELDOUT_OBSERVATIONS else ""})
 
@@ -67,5 +67,5 @@ class Alarms:
             return ""
         return (
             f"{speed:,.0f} tokens/s, where {usual:,.0f} were usual: another process may share the device, the disk may "
-            "not keep up, or the device is hot"
+            "be too slow, or the device throttles"
         )

@@ -1,4 +1,4 @@
-"""Alarms of BERT's pre-training: a task that stands still, or that is no task."""
+"""Alarms of BERT's pre-training: a task that makes no progress, or is trivial."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ NSP_TOLERANCE = 0.01
 NSP_PERFECT_OBSERVATIONS = 3
 MLM_STEPS = 5_000
 MLM_PLATEAU = 6.0
-"""Near this loss, in nats, lies a model that knows the frequencies of a 30,522-entry vocabulary and nothing else."""
+"""Approximate loss, in nats, of a model that knows only the token frequencies of a 30,522-entry vocabulary."""
 MLM_PROGRESS = 0.02
 POOLER_GRADIENT = "pooler_gradient"
 POOLER_OBSERVATIONS = 3
 
 
 class BertAlarms(Alarms):
-    """Watches masked LM, next sentence and what connects the latter with the encoder."""
+    """Watches masked LM, next sentence, and the pooler's gradient, which connects the latter with the encoder."""
 
     def __init__(self, num_warmup_steps: int) -> None:
-        """`num_warmup_steps`: until they are over, a loss that stands still is no sign."""
+        """`num_warmup_steps`: a constant loss during warm-up is not a sign."""
         super().__init__(MLM_LOSS)
         self._num_warmup_steps = num_warmup_steps
         self._nsp_since: int | None = None
@@ -32,7 +32,7 @@ class BertAlarms(Alarms):
         self._pooler_zeros = 0
 
     def rules(self, step: int, metrics: Mapping[str, float]) -> dict[str, str]:
-        """All rules, of any of `nsp_loss`, `nsp_accuracy`, `mlm_loss`, POOLER_GRADIENT and `tokens_per_second`."""
+        """All rules; they read `nsp_loss`, `nsp_accuracy`, `mlm_loss`, POOLER_GRADIENT and `tokens_per_second`."""
         return {
             "nsp": self._nsp_stands(step, metrics),
             "nsp_perfect": self._nsp_is_perfect(metrics),
@@ -53,8 +53,8 @@ class BertAlarms(Alarms):
         if steps < NSP_STEPS:
             return ""
         return (
-            f"NSP loss has stayed at 0.69 for {steps:,} steps, which is guessing: sequences may be too short to tell "
-            "documents apart, the learning rate too high, or the pooler cut off from the loss"
+            f"NSP loss has stayed at 0.69 for {steps:,} steps, which is guessing: sequences may be too short to "
+            "distinguish documents, the learning rate too high, or the pooler disconnected from the loss"
         )
 
     def _nsp_is_perfect(self, metrics: Mapping[str, float]) -> str:
@@ -65,7 +65,7 @@ class BertAlarms(Alarms):
             return ""
         return (
             f"NSP accuracy has been 1.0 in {self._nsp_perfect} lines in a row: the labels may all be equal, which "
-            "teaches nothing; look at random_next_share in the examples' manifest, and give documents more files, or "
+            "teaches nothing; check random_next_share in the examples' manifest, and use more document files, or "
             "fewer documents.num_shards"
         )
 
@@ -79,8 +79,8 @@ class BertAlarms(Alarms):
         if steps < MLM_STEPS or self._mlm_best < MLM_PLATEAU:
             return ""
         return (
-            f"MLM loss has not fallen below {self._mlm_best:.2f} for {steps:,} steps: the model knows how frequent "
-            "words are and nothing else; the learning rate may be too high or too low, or the warm-up too short"
+            f"MLM loss has not fallen below {self._mlm_best:.2f} for {steps:,} steps: the model knows word "
+            "frequencies only; the learning rate may be too high or too low, or the warm-up too short"
         )
 
     def _pooler_is_still(self, metrics: Mapping[str, float]) -> str:
@@ -89,4 +89,4 @@ class BertAlarms(Alarms):
         self._pooler_zeros = self._pooler_zeros + 1 if metrics[POOLER_GRADIENT] == 0.0 else 0
         if self._pooler_zeros < POOLER_OBSERVATIONS:
             return ""
-        return "pooler gradient is zero: nothing that the next-sentence task learns reaches the encoder"
+        return "pooler gradient is zero: the next-sentence task does not train the encoder"

@@ -1,4 +1,4 @@
-"""BERT's objective: masked LM and next sentence, or masked LM alone where the examples have no pairs."""
+"""BERT's objective: masked LM and next sentence, or masked LM only if the examples have no pairs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SUMS = (*MASKED_LM_SUMS, "nsp_loss", "nsp_correct", "pairs")
 
 
 class BertObjective(Objective):
-    """The objective of the paper; whether there is a next-sentence task is decided by the examples."""
+    """The objective of the paper; the examples determine whether there is a next-sentence task."""
 
     def __init__(self, inputs: PretrainingInputs) -> None:
         self.inputs: PretrainingInputs = inputs
@@ -125,7 +125,7 @@ class BertObjective(Objective):
         require_same_tokenizer(directory, inputs.vocabulary_directory, inputs.examples_directory, documents)
 
     def _unigram_baseline(self) -> UnigramBaseline | None:
-        """Held-out masked-LM scores of a model that knows only how frequent each token is."""
+        """Held-out masked-LM scores of a model that knows only token frequencies."""
         inputs, length = self.inputs, self.settings.phases[-1].max_seq_length
         if not inputs.examples.files_of("heldout", length_directory(length)):
             return None
@@ -143,10 +143,10 @@ def open_bert(inputs: PretrainingInputs, _processes: Processes) -> BertObjective
 def pretraining_loss(
     mlm_loss_sum: torch.Tensor, nsp_loss_sum: torch.Tensor | None, masked_tokens: int, sequences: int
 ) -> torch.Tensor:
-    """Plain sum of both losses over a batch: sum / (n + 1e-5) for masked-LM, the mean for next-sentence if there is it.
+    """Sum of both losses over a batch: sum / (n + 1e-5) for masked LM, the mean for next sentence if present.
 
-    `masked_tokens` and `sequences` count the whole global batch, so that the parts which ranks and micro-batches
-    contribute add up to the same loss however the batch is cut.
+    `masked_tokens` and `sequences` count the complete global batch, so that the contributions of ranks and
+    micro-batches add up to the same loss for any partitioning.
     """
     mlm_loss = mlm_loss_sum / (masked_tokens + MLM_DENOMINATOR_EPS)
     return mlm_loss if nsp_loss_sum is None else mlm_loss + nsp_loss_sum / sequences

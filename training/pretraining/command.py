@@ -1,4 +1,4 @@
-"""The command of every stage that trains by the loop; light to import, without torch."""
+"""The command of every stage trained by the loop; light to import, without torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from training.stages.objectives import OBJECTIVES
 
 
 def train(stage: str, parser: CommandParser, arguments: list[str] | None) -> int:
-    """Train a stage of OBJECTIVES as its command line says; returns the exit code.
+    """Train a stage of OBJECTIVES from its command line; returns the exit code.
 
     Raises:
-        InputError: the recipe, the inputs or what is in the stage's directory does not fit.
+        InputError: the recipe, the inputs or the content of the stage's directory does not fit.
     """
     add_recipe_arguments(parser)
-    add_restart_argument(parser, "begin anew; what an earlier run left is kept under a numbered name")
+    add_restart_argument(parser, "start over; an earlier run is kept under a numbered name")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     parsed = parser.parse_args(arguments)
     follow_lifeline()
@@ -29,7 +29,7 @@ def train(stage: str, parser: CommandParser, arguments: list[str] | None) -> int
     if not is_to_run(inputs.key, inputs.directory, parsed.restart):
         return 0
 
-    # torch and DeepSpeed take seconds to load: not before it is known that there is something to do.
+    # torch and DeepSpeed take seconds to load: only if there is something to do.
     from training.engine.processes import start_processes, stop_processes
     from training.pretraining.run import TrainingRun
 

@@ -1,4 +1,4 @@
-"""The progress line: averages between two lines, speed, utilisation, time left, and alarms in words."""
+"""The progress line: averages between two lines, speed, utilization, time left, and alarms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.tracking.tracker import Tracker
 
 
 class Meter:
-    """Averages between two progress lines, and what is alarming in them."""
+    """Averages between two progress lines, and their alarms."""
 
     def __init__(self, objective: Objective, state: RunState, tracker: Tracker, say: Say) -> None:
         self._objective, self._state, self._tracker, self._say = objective, state, tracker, say
@@ -27,16 +27,16 @@ class Meter:
         self._tokens, self._seconds, self._steps, self._flops = 0, 0.0, 0, 0.0
 
     def restart_clock(self) -> None:
-        """Leave out what was done between steps: evaluation, checkpoints."""
+        """Exclude time spent between steps: evaluation, checkpoints."""
         self._clock = time.monotonic()
 
     def add(self, progress: Progress, result: StepResult, batch: StepBatch) -> None:
-        """Count a step in; says a line where one is due.
+        """Add a step; prints a progress line if one is due.
 
         Args:
             progress: after the step.
             result: of the step.
-            batch: that the step has learnt from.
+            batch: of the step.
         """
         settings = self._objective.settings
         self._seconds += time.monotonic() - self._clock
@@ -70,7 +70,7 @@ class Meter:
         self._start_line()
 
     def add_heldout(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Look at an evaluation on the way; empty where nothing was held out."""
+        """Check an evaluation during training; empty without held-out rows."""
         if metrics:
             self._warn(step, self._alarms.observe_heldout(metrics))
 

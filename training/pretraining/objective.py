@@ -1,4 +1,4 @@
-"""What a run of the training loop learns: an objective, and the named sums in which it counts."""
+"""Interface of an objective of the training loop, and the named sums that it accumulates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Forward = Callable[..., Any]
 
 
 class Tally:
-    """Named sums over rows, [names] float64: they add up, and all ranks reduce them at once."""
+    """Named sums over rows, [names] float64: additive, and reduced over all ranks at once."""
 
     def __init__(self, names: tuple[str, ...], values: torch.Tensor) -> None:
         self.names, self._values = names, values
@@ -37,7 +37,7 @@ class Tally:
         sums: Mapping[str, torch.Tensor | float] | None = None,
         device: torch.device | str = "cpu",
     ) -> Tally:
-        """A tally of these sums; those that are not given are 0."""
+        """A tally of these sums; missing ones are 0."""
         values = torch.zeros(len(names), dtype=torch.float64, device=device)
         for name, value in (sums or {}).items():
             values[names.index(name)] = value.detach() if isinstance(value, torch.Tensor) else value
@@ -51,7 +51,7 @@ class Tally:
         return float(self._values[self.names.index(name)])
 
     def reduced(self, processes: Processes, *flags: bool) -> tuple[Tally, tuple[int, ...]]:
-        """The sums over all ranks, on the CPU, and on how many of them each flag holds; one all-reduce for all."""
+        """The sums over all ranks, on the CPU, and the number of ranks with each flag set; uses one all-reduce."""
         own = torch.tensor(flags, dtype=torch.float64, device=self._values.device)
         values = processes.sum(torch.cat([self._values, own])).cpu()
         count = len(self.names)
@@ -59,7 +59,7 @@ class Tally:
 
 
 class StageInputs(Protocol):
-    """What the loop has to know of the stage that it trains; training/stages has one for each."""
+    """The loop's view of a stage's inputs; implemented in training/stages."""
 
     @property
     def recipe(self) -> Recipe: ...
@@ -75,15 +75,15 @@ class StageInputs(Protocol):
     def examples_directory(self) -> str: ...
     @property
     def tokenizer_directory(self) -> str:
-        """Whose vocabulary the examples were made with, and the trained encoder gets."""
+        """Source of the tokenizer of examples and trained encoder."""
         ...
 
 
 class Objective(Protocol):
-    """What a run learns. The loop has steps, evaluations, checkpoints and returns to them; the rest is here.
+    """What a run trains. The loop handles steps, evaluations, checkpoints and returns to them; the rest is here.
 
-    inputs: the stage. settings: the loop's, whatever section they come from. model, vocab_size, num_parameters: of what
-    is trained. sums: names of every tally. metrics: what `means` gives, first the one that models are judged by.
+    inputs: of the stage. settings: of the loop. model, vocab_size, num_parameters: of the trained model. sums: names of
+    every tally. metrics: returned by `means`, first the one that models are judged by.
     """
 
     inputs: StageInputs
@@ -95,7 +95,7 @@ class Objective(Protocol):
     metrics: tuple[Metric, ...]
 
     def check(self) -> None:
-        """Look at all that the run will read; called on rank 0 before anything is written.
+        """Check all inputs of the run; called on rank 0 before anything is written.
 
         Raises:
             InputError: something is missing, damaged, or does not fit.
@@ -103,11 +103,11 @@ class Objective(Protocol):
         ...
 
     def build(self) -> nn.Module:
-        """The model with its first weights; again for each engine, and equal each time."""
+        """Build the model with its initial weights; called for each engine, with the same result."""
         ...
 
     def learn(self, engine: Forward, batch: MicroBatch, step: StepBatch) -> tuple[torch.Tensor, Tally]:
-        """A micro-batch's part of the step's loss, and its sums.
+        """Compute a micro-batch's part of the step's loss, and its sums.
 
         The parts of all ranks and micro-batches add up to the loss of the global batch, so they are divided by the
         counts of `step`.
@@ -115,11 +115,11 @@ class Objective(Protocol):
         ...
 
     def measure(self, engine: Forward, batch: MicroBatch) -> Tally:
-        """Sums over held-out rows."""
+        """Compute the sums over held-out rows."""
         ...
 
     def means(self, tally: Tally) -> dict[str, float]:
-        """The metrics of a tally that has terms for them; after `learn`, `loss` is one of them."""
+        """The metrics that a tally has terms for; after `learn`, `loss` is one of them."""
         ...
 
     def export(self, directory: str, state: Mapping[str, torch.Tensor]) -> list[str]:
@@ -127,41 +127,41 @@ class Objective(Protocol):
         ...
 
     def statistics(self, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
-        """What the manifest states besides counts and metrics; called when the encoder is written.
+        """Statistics for the manifest besides counts and metrics; called when the encoder has been written.
 
         Args:
             progress: at the end.
-            after: held-out metrics of the finished model; empty where nothing was held out.
-            say: shows a line.
+            after: held-out metrics of the finished model; empty without held-out rows.
+            say: prints a line.
         """
         ...
 
     def alarms(self) -> Alarms:
-        """What watches the progress lines."""
+        """The alarms for the progress lines."""
         return Alarms(LOSS)
 
     def introduction(self) -> str:
-        """A line that is shown when a run starts; empty for none."""
+        """A line to print when a run starts; empty for none."""
         return ""
 
     def tracked(self) -> Mapping[str, str]:
-        """What MLflow gets of the run as parameters."""
+        """Parameters of the run for MLflow."""
         return {}
 
     def references(self) -> Mapping[str, Callable[[MicroBatch], Tally]]:
-        """What the model is compared with on held-out rows, by the name of its scores in the statistics."""
+        """Models to compare with on held-out rows, by the name of their scores in the statistics."""
         return {}
 
     def watched(self, _model: nn.Module) -> Mapping[str, torch.Tensor]:
-        """Parameters whose largest gradient belongs to each progress line, by its name there."""
+        """Parameters whose largest gradient is shown in each progress line, by name."""
         return {}
 
     def order_stream(self, phase: int) -> str:
-        """Keys the order of a phase's samples, together with the seed."""
+        """Key of the order of a phase's samples, together with the seed."""
         return f"phase{phase}"
 
     def restored(self, progress: Progress) -> Progress:
-        """What an earlier release stored in a checkpoint, as this one reads it."""
+        """Convert the progress of an earlier release's checkpoint."""
         return progress
 
     def flops(self, step: StepBatch) -> float:
@@ -170,7 +170,7 @@ class Objective(Protocol):
         return step_flops(self.model, self.vocab_size, tokens, step.global_squared_tokens, masked_tokens)
 
     def in_words(self, metrics: Mapping[str, float]) -> str:
-        """Metrics for a progress line: the loss, and those that are no losses."""
+        """Metrics for a progress line: the loss, and those that are not losses."""
         shown = (LOSS, *(metric for metric in self.metrics if metric.unit != "nats"))
         return ", ".join(shown_metric(each, metrics[each.name]) for each in shown if each.name in metrics)
 

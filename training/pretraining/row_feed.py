@@ -1,4 +1,4 @@
-"""What a run reads: the batches of its steps, and the held-out rows of its evaluations."""
+"""The data of a run: the batches of its steps, and the held-out rows of its evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.settings.pretraining import PhaseConfig
 
 
 class RowFeed:
-    """Reads the examples of a stage for one rank, as the objective's settings say."""
+    """Reads the examples of a stage for one rank, by the objective's settings."""
 
     def __init__(self, objective: Objective, processes: Processes) -> None:
         self._objective, self._processes = objective, processes
@@ -33,7 +33,7 @@ class RowFeed:
         self._with_plan = not flash_attention_applies(processes.device.type, dtype, dropout)
 
     def require_rows(self) -> None:
-        """Check that each phase has training rows, and that they can be masked as the settings say.
+        """Check that each phase has training rows, and that they can be masked by the settings.
 
         Raises:
             InputError: they do not.
@@ -43,12 +43,12 @@ class RowFeed:
             if not examples.num_rows:
                 raise InputError(
                     f"{self._inputs.examples_directory}: no training examples of length {phase.max_seq_length}; "
-                    "give the documents stage more text"
+                    "add more text to the documents stage"
                 )
             self.masking(examples)
 
     def share(self, phase: PhaseConfig) -> tuple[int, int]:
-        """Sequences of the largest micro-batch of a rank, and how many micro-batches a step has."""
+        """Sequences of the largest micro-batch of a rank, and the number of micro-batches per step."""
         world_size = self._processes.world_size
         own = -(-phase.full_sequences // world_size)
         micro_batches = -(-own // (self._config.micro_batch_size or own))
@@ -61,7 +61,7 @@ class RowFeed:
         return -(-own // micro_batches), micro_batches
 
     def deal(self, micro_batches: int = 1) -> Deal:
-        """How rows are shared out among the ranks."""
+        """How rows are distributed over the ranks."""
         processes = self._processes
         return Deal(processes.rank, processes.world_size, processes.device, self._with_plan, micro_batches)
 
@@ -70,7 +70,7 @@ class RowFeed:
         return ArrowExamples(self._inputs.examples_directory, self._inputs.examples, split, phase.max_seq_length)
 
     def masking(self, examples: ArrowExamples) -> DynamicMasking | None:
-        """How masks are drawn at reading; None takes them as written."""
+        """How masks are drawn at reading; None uses the written ones."""
         vocabulary_uri = storage.join(self._inputs.tokenizer_directory, VOCABULARY_NAME)
         tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
         return masking_of(examples.metadata, tokens, always=self._config.masking == "dynamic")

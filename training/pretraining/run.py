@@ -56,7 +56,7 @@ ENGINE_JSON_NAME = "deepspeed.json"
 
 
 class Ending(enum.Enum):
-    """Why training stopped going through its steps."""
+    """Why the training steps ended."""
 
     COMPLETE = "complete"
     INTERRUPTED = "interrupted"
@@ -64,7 +64,7 @@ class Ending(enum.Enum):
 
 
 class TrainingRun:
-    """One run of one process; all ranks do the same, rank 0 also speaks and writes."""
+    """One run of one process; all ranks do the same, rank 0 also prints and writes."""
 
     def __init__(self, objective: Objective, processes: Processes, stop: StopRequest) -> None:
         inputs, config = objective.inputs, objective.settings
@@ -94,7 +94,7 @@ class TrainingRun:
             print(f"{self._stage}: {line}", flush=True)
 
     def run(self, restart: str | None) -> int:
-        """Train to the end, or until asked to stop.
+        """Train to the end, or until a stop is requested.
 
         Returns:
             0, or EXIT_INTERRUPTED after a checkpoint.
@@ -115,8 +115,8 @@ class TrainingRun:
             state.engine.close()
             if ending is not Ending.ROLL_BACK:
                 return EXIT_INTERRUPTED if ending is Ending.INTERRUPTED else 0
-            # A fresh engine, as after a restart: DeepSpeed loads into one that has not trained yet. The old one is full
-            # of cycles, and has to leave the device's memory first.
+            # DeepSpeed loads a checkpoint into a fresh engine only. The old engine has reference cycles; free its
+            # device memory first.
             del state
             gc.collect()
             found = self._return_point(progress)
@@ -144,12 +144,12 @@ class TrainingRun:
             after = self._evaluate(state.engine, self._config.phases[-1], progress, tracker)
             self._checkpoints.wait()
             weights = state.engine.full_precision_state()
-        # The metrics are closed: what is complete changes its place.
+        # The metrics are closed, so the build can be moved into place.
         on_first(self._processes, lambda: self._export(weights, progress, after))
         return Ending.COMPLETE, progress
 
     def _score_before(self, state: RunState, progress: Progress, tracker: Tracker) -> Progress:
-        """Held-out metrics at the length that the run ends with, so that before and after can be compared."""
+        """Held-out metrics at the run's final length, to compare before and after."""
         phase = self._config.phases[-1]
         statistics = {}
         for name, measure in self._objective.references().items():
@@ -160,15 +160,15 @@ class TrainingRun:
         return replace(progress, statistics=statistics)
 
     def _return_point(self, bad: Progress) -> tuple[str, Progress]:
-        """The last checkpoint before the bad steps, to be continued behind their data."""
+        """The last checkpoint before the bad steps, to continue after their data."""
         found = self._checkpoints.newest(
             lambda progress: progress.phase == bad.phase and not progress.health.bad_steps_in_a_row
         )
         if found is None:
-            raise InputError(f"{self._diverged(bad)}, and there is no checkpoint of this phase to go back to")
+            raise InputError(f"{self._diverged(bad)}, and there is no checkpoint of this phase to return to")
         name, checkpoint = found
         self._checkpoints.drop_after(name)
-        self._say(f"going back to checkpoint {name}, and on from sample {bad.position:,} of phase {bad.phase}")
+        self._say(f"returning to checkpoint {name}, continuing from sample {bad.position:,} of phase {bad.phase}")
         health = bad.health.returned_to(checkpoint.health)
         return name, replace(checkpoint, position=bad.position, health=health)
 
@@ -181,7 +181,7 @@ class TrainingRun:
         )
 
     def _check_before_the_first_write(self) -> None:
-        """All that can be refused is refused here: ranks, rows, masking, the bytes of the inputs, room on the disk.
+        """Check everything before writing: ranks, rows, masking, checksums of the inputs, disk space.
 
         Raises:
             InputError: on all ranks.
@@ -238,13 +238,13 @@ class TrainingRun:
     def _evaluate(
         self, engine: TrainingEngine, phase: PhaseConfig, progress: Progress, tracker: Tracker
     ) -> dict[str, float]:
-        """Held-out metrics; empty where the corpus left no document to hold out."""
+        """Held-out metrics; empty if the corpus has no held-out documents."""
         engine.eval()
         metrics = self._feed.heldout(partial(self._objective.measure, engine), phase)
         engine.train()
         if not metrics:
             self._say(
-                f"step {progress.step}: no held-out examples of length {phase.max_seq_length}, evaluation left out"
+                f"step {progress.step}: no held-out examples of length {phase.max_seq_length}, evaluation skipped"
             )
             return {}
         shown = self._objective.in_words(metrics)
@@ -297,7 +297,7 @@ class TrainingRun:
             if verdict is not Verdict.SKIP:
                 meter.add(progress, result, batch)
             is_last = progress.step == self._config.num_train_steps
-            # A return leads to a checkpoint of the same phase from before the bad steps.
+            # A return needs a checkpoint of the same phase from before the bad steps.
             is_due = not progress.phase_step or progress.step % self._config.checkpoint_every_steps == 0
             if result.stop or is_last or (is_due and not health.bad_steps_in_a_row):
                 self._checkpoints.save(engine, progress)

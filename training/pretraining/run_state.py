@@ -1,4 +1,4 @@
-"""What lives for a part of a run: an engine until the next return to a checkpoint, and the result of one step."""
+"""State of a part of a run: the engine until the next return to a checkpoint, and the result of one step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.pretraining.objective import Tally
 
 
 class LargestGradient:
-    """Remembers the largest magnitude in a parameter's last gradient, before ranks add theirs up."""
+    """Records the largest magnitude in a parameter's last gradient, before the sum over ranks."""
 
     def __init__(self, parameter: torch.Tensor) -> None:
         self._largest: torch.Tensor | None = None
@@ -29,9 +29,9 @@ class LargestGradient:
 
 @dataclass(frozen=True)
 class RunState:
-    """What lives from one start, or return to a checkpoint, until the next.
+    """State from one start, or return to a checkpoint, until the next.
 
-    gradients: what is watched, by its name in the progress line. peak_flops: per second, measured
+    gradients: watched gradients, by name in the progress line. peak_flops: per second, measured
     (training/pretraining/throughput.py), over all ranks.
     """
 
@@ -41,7 +41,7 @@ class RunState:
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step gives: sums over all ranks, learning rate, gradient norm; was a rank asked to stop?"""
+    """Result of one optimizer step: sums over all ranks, learning rate, gradient norm, and whether to stop."""
 
     tally: Tally
     rate: float

@@ -1,4 +1,4 @@
-"""What the device can do at most: the denominator of model FLOPs utilisation (bert/flops.py has the numerator)."""
+"""Peak throughput of the device: the denominator of model FLOPs utilization (bert/flops.py has the numerator)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of the best of several large matrix products on this device, which take 0.25 s together."""
+    """Operations per second of the fastest of several large matrix products on this device; takes 0.25 s."""
     size = _MATRIX_SIZE.get(device.type, 1024)
     left = torch.ones(size, size, device=device, dtype=dtype)
     right, result = torch.ones_like(left), torch.empty_like(left)
     deadline = time.perf_counter() + _PEAK_SECONDS
     _product_seconds(left, right, result)
-    # Measured at least once, however long the first one took on a busy machine.
+    # Measure at least once, even if the first one was slow on a busy machine.
     shortest_seconds = _product_seconds(left, right, result)
     while time.perf_counter() < deadline:
         shortest_seconds = min(shortest_seconds, _product_seconds(left, right, result))

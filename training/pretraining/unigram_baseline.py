@@ -1,6 +1,6 @@
-"""The masked-LM loss of a model that knows only how frequent each token is.
+"""The masked-LM loss of a model that knows only token frequencies.
 
-A model that is no better is a warning, not an error: a short trial may well be meant.
+A model that is no better causes a warning, not an error: a short trial may be intended.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 from training.data.arrow_examples import ArrowExamples
 
 BASELINE_TRAIN_ROWS = 16_384
-"""Two million tokens at length 128: enough to know the frequency of every token that matters to the mean."""
+"""Two million tokens at length 128: enough to estimate the frequency of every token that affects the mean."""
 
 
 class UnigramBaseline(NamedTuple):
-    """Held-out masked-LM scores of a model that knows how frequent each token is and nothing of its context.
+    """Held-out masked-LM scores of a model that knows token frequencies but no context.
 
-    loss: cross-entropy in nats. accuracy: of the best answer that is always the same.
+    loss: cross-entropy in nats. accuracy: of the best constant prediction.
     """
 
     loss: float
@@ -28,13 +28,13 @@ class UnigramBaseline(NamedTuple):
 def unigram_baseline(train: ArrowExamples, heldout: ArrowExamples, max_heldout_rows: int) -> UnigramBaseline | None:
     """Score held-out tokens by the frequencies of training tokens; None without such rows.
 
-    Counted over the first rows of both, which are in random order: those that are predicted, or where masks are drawn
-    at reading, all of them. A token that the training rows lack counts as if met once.
+    Counts tokens in the first rows of both, which are in random order: predicted ones, or all if masks are drawn at
+    reading. A token missing from the training rows counts once.
     """
     num_train, num_heldout = min(train.num_rows, BASELINE_TRAIN_ROWS), min(heldout.num_rows, max_heldout_rows)
     if not num_train or not num_heldout:
         return None
-    # Restored, so that [MASK] and random tokens do not count.
+    # Restore the original tokens, so that [MASK] and random tokens do not count.
     train_ids = train.read(((0, num_train),)).without_masks().input_ids.values
     rows = heldout.read(((0, num_heldout),))
     predicted = rows.masked_lm_ids.values if len(rows.masked_lm_ids.values) else rows.input_ids.values
@@ -46,7 +46,7 @@ def unigram_baseline(train: ArrowExamples, heldout: ArrowExamples, max_heldout_r
 
 
 def baseline_warning(mlm_loss: float, baseline: float | None) -> str | None:
-    """A line for a held-out masked-LM loss that word frequencies alone would reach; None where it is below."""
+    """A warning if the held-out masked-LM loss is no better than word frequencies alone; None otherwise."""
     if baseline is None or mlm_loss < baseline:
         return None
     return (

@@ -318,7 +318,7 @@ def test_bad_steps_evaluations_and_alarms_are_those_of_the_loop(
     assert TrainingRun(PoisonedObjective(inputs, single_process), single_process, stop).run(restart=None) == 0
     said = capsys.readouterr().out
     assert "step 5: loss or gradient not finite, no update (1 bad steps in a row" in said
-    assert "going back to checkpoint step-0000000003, and on from sample 96 of phase 0" in said
+    assert "returning to checkpoint step-0000000003, continuing from sample 96 of phase 0" in said
     assert "ALARM at step 9: held-out MLM loss has been above its best" in said
     lines = [json.loads(line) for line in (Path(inputs.directory) / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "heldout_mlm_loss" in line] == [0, 3, 6, 9, 12, STEPS]

@@ -123,6 +123,6 @@ def test_mistakes_give_one_line(make_workspace: Callable[[str], Any], capsys: py
     assert "num_warmup_steps" in line("--set", "pretraining.num_warmup_steps=100")
     with open(os.path.join(workspace.path, "vocabulary", "vocab.txt"), "a", encoding="utf-8") as stream:
         stream.write("another\n")
-    assert "made with another vocabulary" in line()
+    assert "built with another vocabulary" in line()
     os.remove(os.path.join(workspace.path, "examples", "manifest.json"))
     assert "run clozeworks examples" in line()

@@ -206,7 +206,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(runs: A
 
 def test_bad_steps_in_a_row_lead_back_to_a_checkpoint_and_behind_their_data(runs: Any) -> None:
     """Steps 7 and 8 are bad: back to step 5, and on behind sample 128, where one more step is bad."""
-    assert "going back to checkpoint step-0000000005, and on from sample 128 of phase 0" in runs["output"][0]
+    assert "returning to checkpoint step-0000000005, continuing from sample 128 of phase 0" in runs["output"][0]
     after = statistics(runs["back"], 10)
     assert after["position"] == 128 + 5 * 16
     assert (after["health"]["skipped_steps"], after["health"]["rollbacks"]) == (3, 1)
