@@ -38,7 +38,7 @@ SHARD_DOCUMENTS = 600
 
 
 def lddl_functions() -> Any:
-    """LDDL's BERT module; what it imports for reading and for Dask is not called and stands empty."""
+    """LDDL's BERT module; its imports for reading and for Dask are not called and are replaced by stubs."""
     target = REPOSITORY / "build" / "lddl-0.1.0"
     if not target.is_dir():
         install = ["-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(target), "lddl==0.1.0"]

@@ -1,7 +1,7 @@
 """Fine-tuning on a CPU: our loop against a plain `transformers` loop, the same batches of the same rows.
 
 Rows are the first of GLUE's own CoLA, MRPC and RTE, the encoder has real weights, dropout is off. The peer pads each
-batch to its longest row, the best that a padded loop does. CPU time, one thread, whole steps: forward, backward,
+batch to its longest row, the best that a padded loop does. CPU time, one thread, complete steps: forward, backward,
 clipping, AdamW. Losses are compared step by step. The value is the geometric mean of the tasks' ratios.
 """
 
@@ -36,7 +36,7 @@ CONFIG = FinetuningConfig(
 
 
 def few_rows(name: str, target: Path) -> None:
-    """Enough rows of a task's training file for a few steps; two of them stand as its development file."""
+    """Enough rows of a task's training file for a few steps; two of them form its development file."""
     task = TASKS[name]
     folder = target / task.folder
     folder.mkdir(parents=True)

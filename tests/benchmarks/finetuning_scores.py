@@ -1,11 +1,11 @@
-"""Development scores of fine-tuning real weights: ours beside a plain `transformers` loop, over several seeds.
+"""Development scores of fine-tuning real weights: ours next to a plain `transformers` loop, over several seeds.
 
     export PYTHONPATH=.
     python tests/benchmarks/finetuning_scores.py                                            # minutes, on a CPU
     python tests/benchmarks/finetuning_scores.py --rows 0 --dev-rows 0 --max-seq-length 128 --epochs 3 \\
         --seeds 5 --encoder bert-base-uncased/                                              # complete, on a GPU
 
-With dropout, so the two draw different numbers and only their distributions can agree. Told are means and standard
+With dropout, so the two draw different numbers and only their distributions can agree. Reports means and standard
 deviations, and the difference of the means in units of its standard error.
 """
 

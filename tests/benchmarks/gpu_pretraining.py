@@ -3,10 +3,10 @@
     PYTHONPATH=. python tests/benchmarks/gpu_pretraining.py --cases large-512 base-128 --output result.json
     PYTHONPATH=. python tests/benchmarks/gpu_pretraining.py --device cpu --cases tiny-64   # the same path on a CPU
 
-Needs torch >= 2.11, numpy, pydantic and transformers; the DeepSpeed setting is left out, and says so, where DeepSpeed
-is not installed. Every setting trains on the same rows with the same weights: forward, backward, clipping and a fused
-AdamW on fp32 master weights. FLOPs are counted for the tokens that exist (training/pretraining/throughput.py), so the
-shares of the peak compare padded with packed. A figure is the median of several rounds.
+Needs torch >= 2.11, numpy, pydantic and transformers; the DeepSpeed setting is skipped with a message if DeepSpeed is
+not installed. Every setting trains on the same rows with the same weights: forward, backward, clipping and a fused
+AdamW on fp32 master weights. FLOPs are counted for real tokens (training/pretraining/throughput.py), so the shares of
+the peak compare padded with packed. A figure is the median of several rounds.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def bare_step(config: ModelConfig, device: torch.device, dtype: torch.dtype, com
 
 def engine_step(config: ModelConfig, device: torch.device, dtype: torch.dtype, batch_size: int) -> Step:
     """The same through DeepSpeed, one process, ZeRO-1; raises ImportError where DeepSpeed is not installed."""
-    import deepspeed  # noqa: F401 - asked for here, so that its absence is told before anything is built
+    import deepspeed  # noqa: F401 - imported here, so that its absence is reported before anything is built
 
     from training.engine.processes import start_processes
     from training.engine.training_engine import EngineSettings, TrainingEngine

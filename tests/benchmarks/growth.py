@@ -1,4 +1,4 @@
-"""How the three preprocessing jobs grow with the corpus and with the workers, each run as a person runs it.
+"""How the three preprocessing jobs scale with the corpus and with the workers, each run by its command.
 
 1x, 2x, 4x and 8x of a corpus with one worker: CPU seconds per MB should stay within 5 % and no process should need more
 memory, given as many more shards. Then the largest size with two workers too: the wall-clock time of all three jobs

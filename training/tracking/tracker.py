@@ -41,7 +41,7 @@ class Tracker:
             is_first: whether this is rank 0; other ranks write nothing.
             prefix: prepended to the names sent to a server.
             resumed_step: last step whose line is kept; -1 starts a new file.
-            parameters: of the run as a whole.
+            parameters: of the run.
             run_id: the MLflow run, instead of the one that MLFLOW_RUN_ID names.
             by_tokens: metrics that a server gets over tokens as well.
         """

@@ -31,7 +31,7 @@ poisoned = range(0)
 
 
 class WatchedRun(TrainingRun):
-    """Poisons steps, and tells whether one without an update has left all weights as they were."""
+    """Poisons steps, and records whether a step without an update left all weights unchanged."""
 
     def _step(self, engine: TrainingEngine, batch: StepBatch, step: int) -> Any:
         if not poisoned:

@@ -1,4 +1,4 @@
-"""Real BERT weights for tests and benchmarks: a package on the index carries them."""
+"""Real BERT weights for tests and benchmarks, from a package on the index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled layers against the eager ones, and that a new length compiles nothing anew."""
+"""The compiled layers against the eager ones, and that a new length compiles nothing again."""
 
 from __future__ import annotations
 

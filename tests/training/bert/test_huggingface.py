@@ -143,7 +143,7 @@ def test_without_next_sentence_it_is_a_masked_language_model(exported: tuple[str
         atol=TOLERANCE,
         rtol=TOLERANCE,
     )
-    # A classifier begins from it with a fresh pooler.
+    # A classifier is initialized from it with a fresh pooler.
     classifier = BertForSequenceClassification(ModelConfig.model_validate(SMALL), 206, 2)
     kept = load_into(classifier, read_weights(str(tmp_path)), "x", optional=("classifier.", "bert.pooler."))
     assert sorted(kept) == [
@@ -191,7 +191,7 @@ def test_every_form_of_a_directory_gives_the_same_weights(
     start = "bert." if prefix else ""
     tensors[f"{start}embeddings.position_ids"] = torch.arange(512)[None]
     if old_names:
-        # The decoder stored beside the embeddings, and its bias under the decoder's name alone.
+        # The decoder stored next to the embeddings, and its bias under the decoder's name only.
         tensors["cls.predictions.decoder.weight"] = tensors[f"{start}embeddings.word_embeddings.weight"].clone()
         tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
     save(tensors, tmp_path)

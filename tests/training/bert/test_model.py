@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads cost more than they bring on tensors of this size, and far more beside other work."""
+    """Threads cost more than they gain on tensors of this size, and far more on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -82,7 +82,7 @@ def test_logits_losses_and_gradients_equal_the_reference(
 
 @pytest.mark.parametrize(("size", "layers"), [("base", 4), ("large", 3)])
 def test_base_and_large_in_shape_equal_the_reference(size: str, layers: int) -> None:
-    """Some layers of each, freshly initialised as in the released code; whole, they agree too, but take a while."""
+    """Some layers of each, freshly initialized as in the released code; complete models agree, too, but take longer."""
     config = ModelConfig.model_validate({"size": size, "num_hidden_layers": layers})
     model = BertForPreTraining(config, 1_000).eval()
     initialize_weights(model, config.initializer_range, 1)

@@ -165,7 +165,7 @@ def test_statistics_are_those_of_static_masks() -> None:
     for one in places:
         assert one[~is_word].tolist() == [0, 0, 0]
         assert stats.chisquare(one[is_word]).pvalue > 1e-4
-    # The random token comes from the whole vocabulary, special tokens too ([MASK] is counted above).
+    # The random token is drawn from the entire vocabulary, including special tokens ([MASK] is counted above).
     assert stats.chisquare(drawn[1][1:]).pvalue > 1e-4
     assert stats.chi2_contingency(drawn).pvalue > 1e-4
 

@@ -40,7 +40,7 @@ UnpackedRow = tuple[tuple[int, ...], int, tuple[int, ...], tuple[int, ...], int]
 
 @dataclass(frozen=True)
 class ExampleFiles:
-    """How rows lie on disk. Words of all rows differ, so a row is known by any of its words."""
+    """Layout of rows on disk. Words of all rows differ, so any of its words identifies a row."""
 
     lengths: Sequence[int]
     first_rows: Sequence[int] = ()
@@ -182,7 +182,7 @@ def files_and_readings(draw: st.DrawFn) -> tuple[ExampleFiles, Reading]:
         draw(st.integers(1, 3)),
         draw(st.booleans()),
         draw(st.integers(0, 30)),
-        # Static masks may be taken as they are or drawn anew.
+        # Static masks may be used as written or drawn again.
         MASKING if masking == "dynamic" or draw(st.booleans()) else None,
     )
     return files, reading
@@ -235,7 +235,7 @@ def test_steps_are_a_function_of_the_position(
                 assert len(sizes) == 1
                 assert all(len(part.micro_batches) == reading.micro_batches for part in parts)
                 assert all(batch.sequences.num_sequences for part in parts for batch in part.micro_batches)
-        # Any worker may compute any step, and a run that stopped anywhere goes on with the rest.
+        # Any worker may compute any step, and a run that stopped anywhere resumes with the rest.
         one_by_one = [exact(step) for step in reading.reader(examples, 1, 3).steps(0, steps)]
         workers = [reading.reader(examples, 1, 3) for _ in range(worker_count)]
         for index in reversed(range(steps)):
@@ -262,7 +262,7 @@ def test_no_row_is_twice_or_missing_in_an_epoch(case: tuple[ExampleFiles, Readin
             counts.append(counts[-1] + np.bincount(found, minlength=examples.num_rows))
             position, steps_left = parts[0].next_position, steps_left - 1
             assert counts[-1].sum() == position
-            # After n whole epochs and a part of the next, each row was there n or n + 1 times.
+            # After n complete epochs and a part of the next, each row has occurred n or n + 1 times.
             epochs = position // examples.num_rows
             assert counts[-1].min() >= epochs
             assert counts[-1].max() <= epochs + (position % examples.num_rows > 0)

@@ -1,4 +1,4 @@
-"""Distillation: a step against transformers' models, and whole runs that stop, resume and are skipped."""
+"""Distillation: a step against transformers' models, and complete runs that stop, resume and are skipped."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Stop:
 
 
 def inputs_of(workspace: Any, name: str, **settings: Any) -> DistillationInputs:
-    """A run of its own, in a directory beside the workspace's."""
+    """A separate run, in a directory next to the workspace's."""
     overrides = [f"distillation.{key}={json.dumps(value)}" for key, value in settings.items()]
     found = distillation_inputs(DistillationSections.of(read_recipe(workspace.recipe, overrides)))
     target = os.path.join(workspace.path, "runs", name)

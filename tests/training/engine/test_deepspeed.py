@@ -141,7 +141,7 @@ def without_next_sentence(workspace: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def runs(make_workspace: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """All variants on two ranks, one after another in one process group; beside them one rank that accumulates."""
+    """All variants on two ranks, one after another in one process group, and one rank that accumulates."""
     inputs, one_task = make_workspace("inputs"), without_next_sentence(make_workspace("one-task"))
     folder = tmp_path_factory.mktemp("variants")
     workspaces = {

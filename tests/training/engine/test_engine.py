@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, and which precisions a device is asked for; without loading DeepSpeed itself."""
+"""The settings passed to DeepSpeed, and the precision chosen for a device; without loading DeepSpeed itself."""
 
 from __future__ import annotations
 

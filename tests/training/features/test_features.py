@@ -110,7 +110,7 @@ def reference_states(reference: ReferenceBert, ids: list[int], layers: list[int]
 
 
 def slow_words(line: str) -> list[tuple[int, int]]:
-    """Spans of words as the released BasicTokenizer splits, told in characters of the line itself."""
+    """Spans of words as split by the released BasicTokenizer, in characters of the line itself."""
     spans: list[tuple[int, int]] = []
     open_word = False
     for index, character in enumerate(line):
@@ -157,7 +157,7 @@ def test_spans_of_any_text_are_in_order_and_hold_no_space(
     assert edges == sorted(edges)
     assert all(start < end and not any(character in " \t\n\r" for character in line[start:end]) for start, end in spans)
     assert all(start < end for start, end in zip(tokenized.starts, tokenized.ends, strict=True))
-    # Nothing readable is lost: what lies between words is space, dropped signs and marks that have no letter.
+    # Nothing readable is lost: between words there are only spaces, dropped signs and marks without a letter.
     between = [line[start:end] for start, end in zip([0, *edges[1::2]], [*edges[::2], len(line)], strict=True)]
     assert not any(character.isalnum() and character.isascii() for text in between for character in text)
 
@@ -227,7 +227,7 @@ def slow_long_line(
 def test_long_lines_are_whole_and_equal_the_slow_reference(
     encoder_path: str, reference: ReferenceBert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Small groups: a line's windows lie in several of them.
+    # Small groups: a line's windows are in several of them.
     monkeypatch.setattr(features, "GROUP_TOKENS", 40)
     monkeypatch.setattr(features, "BATCH_TOKENS", 20)
     generator = np.random.default_rng(1)

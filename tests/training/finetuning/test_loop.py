@@ -1,4 +1,4 @@
-"""The loop of fine-tuning: best epoch, early stop, several ranks, other encoders, small tasks that begin from MNLI."""
+"""The fine-tuning loop: best epoch, early stop, several ranks, other encoders, small tasks initialized from MNLI."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face directory with random weights and a vocabulary, as somebody else might bring it."""
+    """A foreign Hugging Face directory with random weights and a vocabulary."""
     folder = tmp_path_factory.mktemp("encoder")
     (folder / "vocabulary").mkdir()
     (folder / "vocabulary" / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")

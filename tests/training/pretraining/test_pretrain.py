@@ -1,4 +1,4 @@
-"""Pre-training for real: DeepSpeed, two ranks, kills, resumption, and what a person sees when something is wrong."""
+"""Pre-training end to end: DeepSpeed, two ranks, kills, resumption, and error messages."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_mistakes_give_one_line(make_workspace: Callable[[str], Any], capsys: py
     assert "num_attention_heads" in line("--set", "model.hidden_size=33")
     assert "did you mean 'learning_rate'" in line("--set", "pretraining.learning_rat=1")
     assert "exceeds model.max_position_embeddings = 64" in line("--set", "pretraining.phases.1.max_seq_length=128")
-    assert "holds lengths 32, 64" in line("--set", "pretraining.phases.0.max_seq_length=48")
+    assert "has lengths 32, 64" in line("--set", "pretraining.phases.0.max_seq_length=48")
     assert "num_warmup_steps" in line("--set", "pretraining.num_warmup_steps=100")
     with open(os.path.join(workspace.path, "vocabulary", "vocab.txt"), "a", encoding="utf-8") as stream:
         stream.write("another\n")

@@ -1,4 +1,4 @@
-"""What a person is told about a run: FLOPs by the formula, alarms in words."""
+"""What is shown about a run: FLOPs by the formula, and alarms."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def kill_at_a_random_moment(workspace: Any, command: list[str], generator: rando
         while not is_reached():
             if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
                 for process in processes:
-                    process.send_signal(signal.SIGABRT)  # faulthandler then tells where every thread is
+                    process.send_signal(signal.SIGABRT)  # faulthandler then prints all threads' tracebacks
                 pytest.fail(f"{what} was not reached\n" + "\n".join(process.communicate()[0] for process in processes))
             time.sleep(poll_seconds)
 

@@ -114,7 +114,7 @@ def test_a_restart_keeps_what_was_finished_and_what_was_not(train: Trainer, caps
     assert os.path.isdir(f"{unfinished}/checkpoints/step-0000000002")
     assert train.weights(finished) == first
     assert f"is kept in {unfinished}" in capsys.readouterr().out
-    # A restart by name is resumed by the same name, and begun anew by another.
+    # A named restart is resumed by the same name, and started over by another.
     assert train(restart="nightly", stop_at=3) == EXIT_INTERRUPTED
     assert train(restart="nightly") == 0
     assert "resumed from checkpoint step-0000000003" in capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_a_restart_keeps_what_was_finished_and_what_was_not(train: Trainer, caps
         ("a byte of the examples", (OTHER,), r"train-00000-of-00002\.arrow: damaged"),
         ("a byte of the vocabulary", (OTHER,), r"another vocabulary|vocab\.txt: damaged"),
         ("no disk", (OTHER,), r"checkpoints and the encoder will take about .* are free"),
-        ("none", ("pretraining.micro_batch_size=1", "pretraining.phases.0.max_seq_length=48"), r"holds lengths 32, 64"),
+        ("none", ("pretraining.micro_batch_size=1", "pretraining.phases.0.max_seq_length=48"), r"has lengths 32, 64"),
     ],
 )
 def test_a_refused_run_leaves_all_as_it_was(

@@ -1,4 +1,4 @@
-"""What is faithful to BERT, and that every deviation is told."""
+"""Which settings are faithful to BERT, and that every deviation is reported."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_loss_and_gradients_equal_transformers_on_each_row() -> None:
     loss.backward()
     expected = torch.zeros(())
     for row, (first, last) in enumerate(zip(packed.cu_seqlens[:-1], packed.cu_seqlens[1:], strict=True)):
-        # One row a batch: the softmax of transformers goes over padding, too.
+        # One row per batch: the softmax of transformers covers padding, too.
         output = reference(
             input_ids=packed.input_ids_T[first:last].unsqueeze(0),
             token_type_ids=packed.token_type_ids_T[first:last].unsqueeze(0),

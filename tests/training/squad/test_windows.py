@@ -105,7 +105,7 @@ def test_rows_and_offsets_are_those_of_transformers(shared_data: Path, tmp_path:
             assert begin + count + 1 == len(places)
             for token, (start, end) in zip(range(first, first + count), places[begin:-1], strict=True):
                 assert tokens.starts[token] == start
-                # Beyond transformers' offsets lie only characters that the tokenizer drops.
+                # Beyond transformers' offsets there are only characters that the tokenizer drops.
                 assert tokens.ends[token] == end or not tokens.context[end : tokens.ends[token]].isspace()
 
 
@@ -152,7 +152,7 @@ def test_targets_by_hand(encoder: SquadEncoder) -> None:
     assert windows.text.lengths.tolist() == [8, 8, 8, 7]
     assert windows.text.segment_b_starts.tolist() == [3, 3, 3, 3]
     targets = make_targets(file, windows)
-    # Tokens 3 and 4 are whole in the window that begins at 2; elsewhere [CLS] is the target.
+    # Tokens 3 and 4 are both in the window that starts at 2; elsewhere [CLS] is the target.
     assert targets.starts.tolist() == [0, 4, 0, 0]
     assert targets.ends.tolist() == [0, 5, 0, 0]
 

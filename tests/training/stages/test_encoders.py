@@ -266,6 +266,6 @@ def test_a_damaged_encoder_of_a_stage_is_refused_wherever_it_is_named(tmp_path: 
     for source in (str(tmp_path / "run"), f"{stage}/encoder/"):
         with pytest.raises(InputError, match=r"encoder/model\.safetensors: damaged"):
             encoder_directory(source)
-    # Beside an encoder from elsewhere, a file of the manifest's name says nothing.
+    # Next to an encoder from elsewhere, a file with the manifest's name is ignored.
     storage.write_bytes(f"{stage}/manifest.json", b'{"name": "a page"}')
     assert encoder_directory(f"{stage}/encoder")

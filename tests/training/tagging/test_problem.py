@@ -50,7 +50,7 @@ Rows = list[tuple[str, str]]
 
 
 def document(generator: np.random.Generator) -> list[Rows]:
-    """Two sentences, in which "jordan" is a person or a country; the second one alone does not tell which."""
+    """Two sentences, in which "jordan" is a person or a country; the second one alone is ambiguous."""
 
     def one_of(words: tuple[str, ...]) -> str:
         return str(generator.choice(words))

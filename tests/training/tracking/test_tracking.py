@@ -1,4 +1,4 @@
-"""What MLflow gets of a run, against a real server that is absent, killed, or does not answer."""
+"""What MLflow receives from a run, against a real server that is absent, killed, or does not respond."""
 
 from __future__ import annotations
 
@@ -246,10 +246,10 @@ def silent_server() -> Iterator[str]:
 
 
 def test_a_server_that_never_answers_holds_no_process_beyond_the_limit(silent_server: str, tmp_path: Path) -> None:
-    """In a process of its own: nothing that MLflow started may keep it alive, and the file has all lines.
+    """In a separate process: nothing started by MLflow may keep it alive, and the file has all lines.
 
-    MLflow waits 10 seconds for an answer, this project's limit is set to 1; that the process ends at all before MLflow
-    gives up is told by the absence of what the sender would say then.
+    MLflow waits 10 seconds for a response, this project's limit is set to 1; the process ended before MLflow gave up if
+    the sender's message about that is absent.
     """
     program = f"""
 import time

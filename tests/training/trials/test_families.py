@@ -72,7 +72,7 @@ def words_file(settings: TaskSettings) -> str:
 
 
 ROW = Family(
-    # Named by the recipe, as the tasks of somebody's own tables would be.
+    # Named by the recipe, as the tasks of a user's own tables would be.
     names=lambda settings: (f"first-half-of-{str(settings.glue_dir).rpartition('/')[2]}",),
     opener=f"{__name__}:open_first_half",
     problem=lambda settings, _: None if settings.glue_dir else "set glue_dir",

@@ -334,7 +334,7 @@ def test_killed_and_resumed_side_by_side_equals_one_after_the_other(
     assert second.returncode == 0, output
     assert "tracking: " not in output, output
 
-    # What the killed sweep had completed was not begun again; nothing of it is left alive, or the lock would be held.
+    # Trials completed by the killed sweep were not started again; none of its processes is alive, or it held the lock.
     done = int(output.split(" trials, ")[1].split(" complete")[0])
     assert done >= len(ready)
     assert f"{6 - done} trials to train, 1 in parallel" in output
