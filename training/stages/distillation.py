@@ -71,7 +71,7 @@ def distillation_inputs(sections: DistillationSections) -> DistillationInputs:
     examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
     if config.teacher is None:
         stage = storage.join(workspace, PRETRAINING)
-        digest = require_manifest(stage, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}").digest
+        digest = require_manifest(stage, PRETRAINING, f"clozeworks pretrain {recipe.path}").digest
         teacher = storage.join(stage, ENCODER_DIRECTORY)
     else:
         teacher = encoder_directory(config.teacher)
@@ -91,7 +91,7 @@ def verify_inputs(inputs: DistillationInputs) -> None:
     verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory)
     if inputs.config.teacher is None:
         workspace = inputs.teacher_directory.removesuffix(f"/{PRETRAINING}/{ENCODER_DIRECTORY}")
-        require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {inputs.recipe.path}")
+        require_stage(workspace, PRETRAINING, f"clozeworks pretrain {inputs.recipe.path}")
 
 
 def _require_examples(inputs: DistillationInputs) -> None:

@@ -40,7 +40,7 @@ def require_inputs(sections: FinetuningSections) -> None:
     if config.encoder is None or config.compare_with_random:
         require_stage(workspace, VOCABULARY, f"clozeworks vocabulary {recipe.path}")
     if config.encoder is None:
-        require_stage(workspace, PRETRAINING, f"deepspeed --module training.pretrain {recipe.path}")
+        require_stage(workspace, PRETRAINING, f"clozeworks pretrain {recipe.path}")
     if any(config.family(task).preparer for task in config.tasks):
         require_stage(
             workspace,

@@ -171,6 +171,6 @@ def test_mistakes_give_one_line(make_workspace: Callable[[str], Any], capsys: py
 
     assert "valid names: cola, sst-2" in line("--tasks", "colla")
     assert "glue_dir is not set" in line("--tasks", "cola")
-    assert "run deepspeed --module training.pretrain" in line()
+    assert "run clozeworks pretrain" in line()
     missing = line("--tasks", "cola", "--set", f"finetuning.glue_dir={workspace.path}", "--encoder", workspace.path)
     assert "CoLA/train.tsv: missing" in missing
