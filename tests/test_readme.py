@@ -95,6 +95,7 @@ def test_every_command_is_the_one_that_make_installs() -> None:
     assert [shlex.join(words) for words in OUR_COMMANDS if words[0] != COMMAND] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [words for words in OUR_COMMANDS if not words[1].startswith("-")], ids=shlex.join)
 def test_a_command_parses_as_printed(words: list[str], help_of: dict[str, str]) -> None:
     verb, arguments = verb_of(words)

@@ -53,6 +53,7 @@ def run_step(job: Job, step: beam.DoFn) -> None:
     run_pipeline(job, construct)
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_died_is_repeated(local_job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run_step(local_job, failing_steps.DieByNumber(str(tmp_path), times=2))
     assert len(list(tmp_path.glob("done-*"))) == 8
@@ -61,6 +62,7 @@ def test_a_run_whose_worker_died_is_repeated(local_job: Job, tmp_path: Path, cap
     assert "was killed by SIGKILL, most likely because memory ran out (lower run.workers); retrying (1 of" in said[0]
 
 
+@pytest.mark.slow
 def test_workers_that_die_each_time_end_in_one_error(
     local_job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +74,7 @@ def test_workers_that_die_each_time_end_in_one_error(
     assert not [child for child in psutil.Process().children(recursive=True) if "local_worker" in str(child.cmdline())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_mistake_found_in_a_worker_is_one_line_and_not_tried_again(
     workers: int, local_job: Job, capfd: pytest.CaptureFixture[str]
@@ -83,6 +86,7 @@ def test_a_mistake_found_in_a_worker_is_one_line_and_not_tried_again(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_what_a_worker_could_not_read_is_raised_as_it_was(local_job: Job, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         run_step(local_job, failing_steps.FailToRead("/not/here.txt", str(tmp_path)))
@@ -102,6 +106,7 @@ def test_storage_that_fails_for_a_while_is_tried_again(
     assert said[0].startswith("[Errno 116] Stale file handle: '/drive/shard'; ")
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_program_keeps_its_traceback(local_job: Job) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*failing_steps.py.*ZeroDivisionError"):
         run_step(local_job, failing_steps.Blunder())
@@ -169,6 +174,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_number", range(rounds(1, 8)))
 def test_jobs_whose_workers_are_killed_write_the_same_bytes(round_number: int, recipe: str, tmp_path: Path) -> None:
     generator = random.Random(round_number)
@@ -189,6 +195,7 @@ def test_jobs_whose_workers_are_killed_write_the_same_bytes(round_number: int, r
     assert files_below(tmp_path / "killed") == files_below(Path(recipe).parent / "expected")
 
 
+@pytest.mark.slow
 def test_workers_listen_on_loopback_only_and_follow_their_killed_run(recipe: str, tmp_path: Path) -> None:
     arguments = (recipe, "--workspace", str(tmp_path / "alone"), "--set", "run.workers=2")
     with command("pipelines.shard_corpus", *arguments) as process:
@@ -221,6 +228,7 @@ tasks = []
 """
 
 
+@pytest.mark.slow
 def test_a_flow_outlives_its_private_prefect_server(tmp_path: Path) -> None:
     recipe, go = tmp_path / "recipe.toml", tmp_path / "go"
     recipe.write_text(FLOW_RECIPE.format(folder=tmp_path))
@@ -257,6 +265,7 @@ def training_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return write_workspace(str(tmp_path_factory.mktemp("training")), num_documents=60, rows=400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0][: rounds(1, 2)])
 def test_the_death_of_a_rank_is_said_by_the_others(victim: int, training_workspace: Workspace) -> None:
     steps = ("--set", "pretraining.phases.0.steps=4000", "--set", "pretraining.checkpoint_every_steps=2")

@@ -91,6 +91,7 @@ def assert_one_line(disk: SmallDisk, exit_code: int, output: str) -> None:
         assert re.search(r"\d bytes are free.*; free space there and run the same command again$", line), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_is_one_line_and_a_rerun_gives_equal_bytes(finished: Finished, disk: SmallDisk, stage: str) -> None:
     workspace = os.path.join(disk.path, "ws")
@@ -130,6 +131,7 @@ def pretrain(
     return [(process.returncode, output) for process, output in zip(ranks, outputs, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_on_a_full_disk_ends_every_rank_and_is_made_up_for(finished: Finished, disk: SmallDisk) -> None:
     reference = os.path.join(os.path.dirname(finished.workspace), "reference")
     workspace = os.path.join(disk.path, "ws")

@@ -59,6 +59,7 @@ def away_for_a_while(server: Server) -> threading.Timer:
     return timer
 
 
+@pytest.mark.slow
 def test_a_flow_outlasts_an_absence(
     server: Server, whole: WholeRecipe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_flow_outlasts_an_absence(
     assert client.get_run(stage).data.metrics["documents"] == 3.0
 
 
+@pytest.mark.slow
 def test_figures_of_a_run_that_goes_on_stand_there_once(tmp_path: Path) -> None:
     """Without a server: the same rule for SQLite."""
     path = tmp_path / "recipe.toml"

@@ -51,6 +51,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_workspace_that_cannot_be_made_is_one_line(module: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
@@ -68,6 +69,7 @@ def test_a_workspace_that_cannot_be_made_is_one_line(module: str, tmp_path: Path
         assert expected in line
 
 
+@pytest.mark.slow
 def test_a_read_only_place_is_one_line(read_only: Path) -> None:
     exit_code, output = run("pipelines.shard_corpus", DEMO, "--workspace", str(read_only / "ws"))
     (line,) = error_lines(output)
@@ -76,6 +78,7 @@ def test_a_read_only_place_is_one_line(read_only: Path) -> None:
     assert ("Read-only" if os.geteuid() == 0 else "ermission") in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_recipe_that_cannot_be_read_is_one_line(module: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder.toml"
@@ -93,6 +96,7 @@ def test_a_recipe_that_cannot_be_read_is_one_line(module: str, tmp_path: Path) -
         assert "\x1b" not in output
 
 
+@pytest.mark.slow
 def test_missing_inputs_and_tasks_are_one_line(tmp_path: Path) -> None:
     inputs = 'documents.sources=[{inputs=["nowhere/*.txt"]}]'
     exit_code, output = run("pipelines.shard_corpus", DEMO, "--workspace", str(tmp_path / "ws"), "--set", inputs)

@@ -184,6 +184,7 @@ class Operator(RuleBasedStateMachine):
         raise AssertionError(f"{stage}: no settings give this result")
 
 
+@pytest.mark.slow
 def test_no_sequence_loses_a_result_or_calls_a_wrong_one_complete(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", num_documents=8)
     Operator.corpus = tmp_path / "corpus"

@@ -191,6 +191,7 @@ def outcome(path: Path, *overrides: str) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @settings(
     max_examples=rounds(200, 3_000),
     deadline=None,

@@ -90,6 +90,7 @@ def tables_in(path: Path) -> set[str]:
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(PROGRAMS))
 def test_a_set_up_that_is_killed_is_made_up_for(tmp_path: Path, name: str) -> None:
     whole_seconds = seconds_of(PROGRAMS[name], tmp_path / "whole")
@@ -110,6 +111,7 @@ def test_a_set_up_that_is_killed_is_made_up_for(tmp_path: Path, name: str) -> No
         assert [file.name for file in directory.iterdir() if name in file.name] == [name], "something is left over"
 
 
+@pytest.mark.slow
 def test_a_database_that_an_earlier_version_left_half_made_is_replaced(tmp_path: Path) -> None:
     drawn, repaired = random.Random(1), 0
     for index in range(rounds(3, 30)):
@@ -148,6 +150,7 @@ def half_made(complete: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_one_that_holds_runs_is_refused_and_not_changed(half_made: Path) -> None:
     before = half_made.read_bytes()
     with pytest.raises(InputError, match="the existing one was not changed"):
@@ -156,6 +159,7 @@ def test_one_that_holds_runs_is_refused_and_not_changed(half_made: Path) -> None
     assert not [path for path in half_made.parent.iterdir() if BUILDING_SUFFIX in path.name]
 
 
+@pytest.mark.slow
 def test_rows_that_a_migration_holds_in_between_count_as_runs(half_made: Path) -> None:
     with sqlite3.connect(half_made) as connection:
         connection.execute("ALTER TABLE runs RENAME TO _alembic_tmp_runs")
@@ -165,6 +169,7 @@ def test_rows_that_a_migration_holds_in_between_count_as_runs(half_made: Path) -
     assert half_made.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_one_of_an_older_version_is_brought_up_to_date_beside(complete: Path, tmp_path: Path) -> None:
     """Its last migration is undone first, as the older version's schema was."""
     path = tmp_path / DATABASE_NAME
@@ -199,6 +204,7 @@ def test_a_damaged_file_is_refused_and_not_changed(tmp_path: Path, damage: bytes
     assert path.read_bytes() == damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(PROGRAMS))
 def test_no_room_is_told_in_a_line_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     """A limit on the size of files makes writes fail in the middle, as a full disk does."""
@@ -225,6 +231,7 @@ def test_no_room_is_told_in_a_line_and_leaves_nothing(tmp_path: Path, name: str)
     seconds_of(PROGRAMS[name], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(PROGRAMS))
 def test_two_at_once_make_one_database(tmp_path: Path, name: str) -> None:
     with started(PROGRAMS[name], tmp_path) as first, started(PROGRAMS[name], tmp_path) as second:
@@ -234,6 +241,7 @@ def test_two_at_once_make_one_database(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir() if name in path.name] == [name]
 
 
+@pytest.mark.slow
 def test_a_set_up_waits_for_a_lock_and_names_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.servers.databases.LOCK_SECONDS", 0.5)
     holder = (

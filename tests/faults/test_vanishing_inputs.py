@@ -49,6 +49,7 @@ def files_below(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file() and path.suffix != ".json"}
 
 
+@pytest.mark.slow
 def test_a_corpus_that_vanishes_is_an_error_and_comes_back_without_loss(
     job: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_corpus_that_vanishes_is_an_error_and_comes_back_without_loss(
         shutil.rmtree(root / "ws")
 
 
+@pytest.mark.slow
 def test_a_corpus_that_comes_back_in_time_is_read(job: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     root, recipe = job
     shard_corpus.run([recipe, "--workspace", str(root / "undisturbed")])
@@ -96,6 +98,7 @@ def test_a_file_that_changes_under_the_job_is_an_error(
     assert manifest.statistics["documents_read"] == 34
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes_is_no_reject_in_several_processes(job: tuple[Path, str]) -> None:
     """The workers are separate processes, so the file is a link to a path that is removed during planning."""
     root, recipe = job

@@ -123,6 +123,7 @@ def test_unknown_verbs_are_one_line(words: list[str], line: str, capsys: pytest.
     assert capsys.readouterr().err == f"error: {line}; see clozeworks --help\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "program"),
     [
@@ -140,6 +141,7 @@ def test_a_verb_reports_its_mistakes_under_its_name(words: list[str], program: s
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_run_tells_and_checks_its_flows(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = run(repository, "run", "--help").stdout
     assert told.startswith("usage: clozeworks run ")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flows.cli import FLOWS, VERBS
 
 PACKAGES = ("pipelines", "training", "flows")
@@ -37,6 +39,7 @@ def commands(repository: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_command_has_help_with_an_example(repository: Path) -> None:
     modules = commands(repository)
     assert {"pipelines.shard_corpus", "training.pretrain", "flows.end_to_end", "flows.doctor"} <= set(modules)

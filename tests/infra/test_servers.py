@@ -34,6 +34,7 @@ def run(script: str, *arguments: str, **variables: str) -> subprocess.CompletedP
     return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_mlflow_answers_on_loopback_from_sqlite_and_a_folder(tmp_path: Path) -> None:
     with socket.socket() as probe:
@@ -85,6 +86,7 @@ def test_what_is_unsafe_or_missing_is_refused(script: str, variables: dict[str, 
     assert "word" not in result.stderr.replace("password", "")
 
 
+@pytest.mark.slow
 def test_jobs_are_started_by_name() -> None:
     assert "recipe" in run("pipelines.sh", "shard_corpus", "--help").stdout
     unknown = run("pipelines.sh", "shard_corpora", "recipe.toml")
@@ -92,6 +94,7 @@ def test_jobs_are_started_by_name() -> None:
     assert "no such job" in unknown.stderr
 
 
+@pytest.mark.slow
 def test_worker_asks_prefect_for_options_that_it_has(tmp_path: Path) -> None:
     started = run("worker.sh", "--help", PREFECT_API_URL="http://127.0.0.1:9/api", PREFECT_HOME=str(tmp_path))
     assert started.returncode == 0, started.stderr

@@ -108,6 +108,7 @@ def started() -> Iterator[list[Nodes]]:
                 process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_signal_to_one_pod_stops_both_with_a_checkpoint_and_the_next_pods_go_on(
     examples: Path, started: list[Nodes]

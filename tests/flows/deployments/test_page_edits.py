@@ -42,6 +42,7 @@ def test_a_merge(last: Any, here: Any, new: Any, expected: Any, edited: bool) ->
     assert bool(edits) == edited
 
 
+@pytest.mark.slow
 @given(MAPPINGS, MAPPINGS, MAPPINGS)
 def test_every_value_is_a_persons_or_the_files(last: Any, here: Any, new: Any) -> None:
     assert merge(last, last, new)[1] == []

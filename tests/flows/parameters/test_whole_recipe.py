@@ -89,6 +89,7 @@ def run_end_to_end(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_mistakes_on_the_command_line_give_one_line_and_exit_code_2(write_recipe: Callable[..., str]) -> None:
     path = write_recipe()
     cases = {
@@ -104,6 +105,7 @@ def test_mistakes_on_the_command_line_give_one_line_and_exit_code_2(write_recipe
         assert not os.path.exists(os.path.join(os.path.dirname(path), "ws"))
 
 
+@pytest.mark.slow
 def test_an_unreachable_prefect_server_is_named(
     write_recipe: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

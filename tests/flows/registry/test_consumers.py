@@ -169,6 +169,7 @@ def test_a_fresh_environment_answers_as_training_does(
         check_classes(plain[1], models.own_classes(written.directory, kind, models.CONFIG.max_position_embeddings))
 
 
+@pytest.mark.slow
 def test_the_comparisons_could_have_failed(registry: Registry) -> None:
     """The models give different answers to different texts, and to a text in different casings."""
     expected = {key: written.expected for key, written in registry.written.items()}
@@ -185,6 +186,7 @@ def test_the_comparisons_could_have_failed(registry: Registry) -> None:
     assert scores["cased-tagging"] > 0.9 > 0.6 > scores["uncased-tagging"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", READ_AGAIN, ids=[variant.key for variant in READ_AGAIN])
 def test_our_own_reading_of_a_registered_model_is_that_of_its_directory(
     registry: Registry, variant: models.Variant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

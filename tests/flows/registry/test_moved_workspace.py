@@ -89,6 +89,7 @@ def files_in(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_copy_loads_its_own_models_and_leaves_the_original_alone(
     original: Path, moved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_copy_loads_its_own_models_and_leaves_the_original_alone(
     assert not relocate(str(moved)), "it was brought along already"
 
 
+@pytest.mark.slow
 def test_a_moved_workspace_loads_its_models_and_does_not_create_the_old_place(original: Path, tmp_path: Path) -> None:
     first = Path(shutil.copytree(original, tmp_path / "first"))
     assert relocate(str(first))
@@ -125,11 +127,13 @@ def test_a_moved_workspace_loads_its_models_and_does_not_create_the_old_place(or
     assert not first.exists()
 
 
+@pytest.mark.slow
 def test_a_workspace_behind_a_link_is_where_it_was(original: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(original)
     assert not relocate(str(tmp_path / "link"))
 
 
+@pytest.mark.slow
 def test_artifacts_that_stayed_behind_are_asked_for(moved: Path) -> None:
     shutil.rmtree(moved / ARTIFACTS_NAME)
     before = (moved / DATABASE_NAME).read_bytes()
@@ -138,6 +142,7 @@ def test_artifacts_that_stayed_behind_are_asked_for(moved: Path) -> None:
     assert (moved / DATABASE_NAME).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_database_in_use_is_left_as_it_is(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.servers.databases._BUSY_SECONDS", 0.2)
     before = (moved / DATABASE_NAME).read_bytes()
@@ -150,6 +155,7 @@ def test_a_database_in_use_is_left_as_it_is(moved: Path, monkeypatch: pytest.Mon
     assert relocate(str(moved))
 
 
+@pytest.mark.slow
 def test_experiments_that_a_person_keeps_elsewhere_stay_there(original: Path, moved: Path, tmp_path: Path) -> None:
     client = MlflowClient(set_up_mlflow(str(original)))
     elsewhere = client.get_experiment_by_name("clozeworks")

@@ -151,6 +151,7 @@ def test_the_floor(evaluation: Evaluation | None, margin: float, words: str | No
     assert (words or "no version was @champion yet") in decided.reason
 
 
+@pytest.mark.slow
 def test_a_new_criterion_is_one_row(
     client: MlflowClient, name: str, version: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_new_criterion_is_one_row(
     assert contest(client, name, version(scored(0.7))) == CHAMPION
 
 
+@pytest.mark.slow
 def test_a_first_version_that_learnt_nothing_stays_challenger(client: MlflowClient, name: str, version: Enter) -> None:
     """Even without a champion; the next version that learnt something becomes champion."""
     for evaluation in (scored(math.nan), scored(0.5, chance=0.5), None):
@@ -210,6 +212,7 @@ def test_a_score_survives_its_tag() -> None:
     assert float(scored(0.1 + 0.2).tags()[criteria.SCORE_TAG]) == 0.1 + 0.2
 
 
+@pytest.mark.slow
 def test_versions_contend_and_the_tags_say_why(client: MlflowClient, name: str, version: Enter) -> None:
     first = version(scored(0.5))
     assert contest(client, name, first) == CHAMPION
@@ -238,6 +241,7 @@ def test_versions_contend_and_the_tags_say_why(client: MlflowClient, name: str, 
     assert holder(client, name) == ("3", "2")
 
 
+@pytest.mark.slow
 def test_what_a_person_rolled_back_does_not_come_back_by_itself(
     client: MlflowClient, name: str, version: Enter
 ) -> None:
@@ -253,6 +257,7 @@ def test_what_a_person_rolled_back_does_not_come_back_by_itself(
         promotion.roll_back(client, name, "and it")
 
 
+@pytest.mark.slow
 def test_a_promotion_that_was_killed_is_taken_up_again(
     client: MlflowClient, name: str, version: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +279,7 @@ def test_a_promotion_that_was_killed_is_taken_up_again(
     assert promotion.roll_back(client, name, "a test") == ("2", "1")
 
 
+@pytest.mark.slow
 def test_the_command(
     client: MlflowClient, store: str, name: str, version: Enter, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +305,7 @@ def test_the_command(
     assert "@challenger" in listed[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -313,6 +320,7 @@ def test_mistakes_are_refused(store: str, arguments: list[str], words: str) -> N
         main([*arguments, "--tracking-uri", store])
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_there_is_refused(client: MlflowClient, store: str, name: str) -> None:
     assert client
     with pytest.raises(InputError, match="the registry has no version 7"):

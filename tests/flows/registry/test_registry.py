@@ -83,6 +83,7 @@ def made_from(whole: WholeRecipe, name: str, directory: str) -> ModelToRegister:
     return ModelToRegister(files, manifest, Evaluation("mcc", 0.5, "d" * 64), card_facts(whole, files, manifest))
 
 
+@pytest.mark.slow
 def test_a_consumer_loads_what_was_registered(
     tracker: Tracker,
     whole: WholeRecipe,

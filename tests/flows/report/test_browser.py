@@ -98,6 +98,7 @@ def report_path(write_recipe: Callable[..., str]) -> str:
     return os.path.join(whole.run.workspace, "report.html")
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_nothing_and_complains_of_nothing(browser: Page, report_path: str) -> None:
     url = f"file://{report_path}"
     browser.open(url, DESKTOP)
@@ -111,6 +112,7 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(browser: Page, repor
     assert browser.evaluate("document.querySelectorAll('svg.chart').length") == 6
 
 
+@pytest.mark.slow
 def test_a_server_is_asked_for_the_page_alone(browser: Page, report_path: str) -> None:
     asked: list[str] = []
 
@@ -131,6 +133,7 @@ def test_a_server_is_asked_for_the_page_alone(browser: Page, report_path: str) -
     assert browser.complaints == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [SMALL_PHONE, PHONE, DESKTOP])
 def test_nothing_is_wider_than_the_window_and_no_chart_is_cut(browser: Page, report_path: str, width: int) -> None:
     browser.open(f"file://{report_path}", width)
@@ -140,6 +143,7 @@ def test_nothing_is_wider_than_the_window_and_no_chart_is_cut(browser: Page, rep
     assert browser.evaluate(MISPLACED) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [SMALL_PHONE, PHONE])
 def test_no_table_scrolls_sideways_on_a_phone(browser: Page, report_path: str, width: int) -> None:
     """Wide tables are stacked, each cell with its column's name; the others fit."""
@@ -155,6 +159,7 @@ def test_no_table_scrolls_sideways_on_a_phone(browser: Page, report_path: str, w
     assert browser.evaluate("getComputedStyle(document.querySelector('.stacked td')).display") == "table-cell"
 
 
+@pytest.mark.slow
 def test_what_scrolls_sideways_shows_that_there_is_more(browser: Page, report_path: str) -> None:
     """Blocks of commands: a shadow that belongs to the box, covered by what belongs to the content."""
     browser.open(f"file://{report_path}", PHONE)
@@ -164,6 +169,7 @@ def test_what_scrolls_sideways_shows_that_there_is_more(browser: Page, report_pa
     assert attachments == "local, local, scroll, scroll, scroll"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_text_stands_out_from_its_background(browser: Page, report_path: str, scheme: str) -> None:
     browser.open(f"file://{report_path}", DESKTOP, scheme=scheme)
@@ -174,6 +180,7 @@ def test_every_text_stands_out_from_its_background(browser: Page, report_path: s
     assert [(words, ratio) for words, ratio, _ in contrasts if ratio < LEAST_CONTRAST] == []
 
 
+@pytest.mark.slow
 def test_the_dark_page_is_dark(browser: Page, report_path: str) -> None:
     colours = []
     for scheme in SCHEMES:
@@ -182,6 +189,7 @@ def test_the_dark_page_is_dark(browser: Page, report_path: str) -> None:
     assert colours == ["rgb(253, 253, 251)", "rgb(21, 23, 26)"]
 
 
+@pytest.mark.slow
 def test_the_page_of_an_empty_workspace_is_whole_too(browser: Page, write_recipe: Callable[..., str]) -> None:
     whole = RunRequest(recipe=write_recipe()).read()
     write_report(whole, gather(whole, FlowOutcome(), "http://127.0.0.1:5000", None))

@@ -117,6 +117,7 @@ def environment(**extra: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in hidden} | extra
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_command_and_all_that_it_started(write_recipe: Callable[..., str]) -> None:
     """The real command line, its own server included: exit code 130, states reported, no process left."""
     recipe = write_recipe()
@@ -158,6 +159,7 @@ def test_ctrl_c_ends_the_command_and_all_that_it_started(write_recipe: Callable[
     assert statuses == {"trial end-to-end": "KILLED", "vocabulary": "KILLED", "documents": "FINISHED"}
 
 
+@pytest.mark.slow
 def test_a_failing_stage_ends_the_command_with_its_last_lines(write_recipe: Callable[..., str]) -> None:
     recipe = write_recipe()
     install_prefect_database(os.path.join(os.path.dirname(recipe), "ws", HOME_NAME))

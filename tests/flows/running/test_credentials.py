@@ -39,6 +39,7 @@ def run_chain(recipe: str, *arguments: str) -> subprocess.CompletedProcess[bytes
     return subprocess.run(command, capture_output=True, env=environment, timeout=240, check=False)
 
 
+@pytest.mark.slow
 def test_a_whole_run_leaves_no_secret_behind(write_recipe: Callable[..., str], tmp_path: Path) -> None:
     ended = run_chain(write_recipe())
     assert ended.returncode == 0, ended.stderr.decode()
@@ -74,6 +75,7 @@ def test_a_recipe_with_credentials_is_refused(write_recipe: Callable[..., str], 
     assert [cause for cause in causes if CANARY in repr(cause)] == []
 
 
+@pytest.mark.slow
 def test_the_command_refuses_it_before_it_writes_anything(write_recipe: Callable[..., str], tmp_path: Path) -> None:
     ended = run_chain(write_recipe(), "--set", f"tracking.mlflow_tracking_uri=https://user:{CANARY}@mlflow.example.org")
     assert ended.returncode == 2

@@ -11,6 +11,7 @@ from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME
 from flows.tracking.runs import Tracker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["50%20off", "a?b #ü [1]&c=d;e@f:g"])
 def test_runs_and_artifacts_lie_in_the_workspace(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -63,6 +63,7 @@ def ids(home: Path, table: str, column: str) -> set[str]:
         return {found for (found,) in connection.execute(query)}
 
 
+@pytest.mark.slow
 def test_the_oldest_finished_runs_go_with_all_that_is_theirs(home: Path) -> None:
     with sqlite3.connect(home / DATABASE_NAME) as connection:
         flow = insert(connection, "flow", name="end-to-end")
@@ -82,6 +83,7 @@ def test_the_oldest_finished_runs_go_with_all_that_is_theirs(home: Path) -> None
     assert prune(str(home), kept=2) == 0
 
 
+@pytest.mark.slow
 def test_few_or_young_runs_stay(home: Path) -> None:
     with sqlite3.connect(home / DATABASE_NAME) as connection:
         flow = insert(connection, "flow", name="end-to-end")

@@ -43,6 +43,7 @@ def modes_of(directory: Path) -> dict[str, str]:
     return {path.name: oct(path.stat().st_mode & 0o777) for path in found}
 
 
+@pytest.mark.slow
 def test_both_pages_are_served_and_sigterm_leaves_no_process(tmp_path: Path, repository: Path) -> None:
     workspace = tmp_path / AWKWARD_NAME
     (workspace / ui.PREFECT_HOME).mkdir(parents=True)

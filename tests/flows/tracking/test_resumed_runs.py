@@ -59,6 +59,7 @@ def interrupted(tracker: Tracker, whole: WholeRecipe, key: str | None = KEY) -> 
     return parent, stage
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on_in_its_runs(read: Read) -> None:
     whole = read()
     tracker = Tracker(whole)
@@ -77,6 +78,7 @@ def test_what_was_interrupted_goes_on_in_its_runs(read: Read) -> None:
         assert skipped != stage
 
 
+@pytest.mark.slow
 def test_after_sigkill_the_run_is_still_called_running(read: Read) -> None:
     whole = read()
     tracker = Tracker(whole)
@@ -86,6 +88,7 @@ def test_after_sigkill_the_run_is_still_called_running(read: Read) -> None:
     assert interrupted(tracker, whole) == (parent, stage)
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_complete_stays_in_its_run_as_built(read: Read) -> None:
     whole = read()
     tracker = Tracker(whole)
@@ -103,6 +106,7 @@ def test_a_stage_that_was_complete_stays_in_its_run_as_built(read: Read) -> None
     assert [child.info.run_id for child in children] == [stage]
 
 
+@pytest.mark.slow
 def test_another_recipe_gets_another_flow_run_and_takes_the_stage_along(read: Read) -> None:
     first = read()
     tracker = Tracker(first)

@@ -63,6 +63,7 @@ def test_cleaning_takes_nothing_but_controls_away(text: str) -> None:
     assert found.counts.get("control_characters_removed", 0) == removed
 
 
+@pytest.mark.slow
 def test_every_character_by_itself() -> None:
     for code in [*range(0xD800), *range(0xE000, 0x11_0000)]:
         text = f"a{chr(code)}b"

@@ -207,6 +207,7 @@ def files_below(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_the_job_keeps_one_of_each_family(corpus: Path) -> None:
     recipe = str(corpus / "recipe.toml")
     shard_corpus.run([recipe])
@@ -234,6 +235,7 @@ def test_the_job_keeps_one_of_each_family(corpus: Path) -> None:
             assert 0.7 < float(words[2]) <= 1
 
 
+@pytest.mark.slow
 def test_parts_buckets_and_workers_do_not_change_a_byte(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +252,7 @@ def test_parts_buckets_and_workers_do_not_change_a_byte(
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_switched_off_it_adds_no_step(tmp_path: Path) -> None:
     source = SourceConfig(inputs=(str(tmp_path),))
 

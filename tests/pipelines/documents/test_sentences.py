@@ -16,6 +16,7 @@ def split_as_one(paragraph: str, language: str) -> list[str]:
     return [stripped for sentence in sentencex.segment(language, paragraph) if (stripped := sentence.strip())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paragraph", ["\u4e2d\u3002", "\u201c", "\u300c\u3042\u3002\u300d", "\u00ab", "a\u3002\u201d"])
 def test_marks_in_a_long_paragraph_do_not_cost_their_square(paragraph: str) -> None:
     text = paragraph * (400_000 // len(paragraph))
@@ -40,6 +41,7 @@ def test_windows_lose_nothing_and_differ_at_their_seams_at_most(monkeypatch: pyt
         assert abs(len(found) - len(expected)) <= num_windows
 
 
+@pytest.mark.slow
 def test_real_texts_are_split_as_one(shared_data: Path) -> None:
     for path in sorted((shared_data / "corpora/novels100").glob("*.txt"))[:20]:
         paragraphs = paragraphs_of(path.read_text(errors="replace"))

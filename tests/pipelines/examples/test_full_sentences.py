@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.preprocessing.references import Stream, derive_key, full_sentence_rows, masked
@@ -26,6 +27,7 @@ SENTENCES = st.lists(st.integers(5, VOCABULARY_SIZE - 1), min_size=1, max_size=4
 CORPORA = st.lists(st.lists(SENTENCES, min_size=1, max_size=6), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     documents=CORPORA, seed=st.integers(0, 2**32), length=st.integers(8, 40), whole_word=st.booleans(), data=st.data()

@@ -55,6 +55,7 @@ def slow_counts(texts: list[str], lowercase: bool, strip_accents: bool | None) -
     return TokenCounts(**total)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(texts=TEXTS, lowercase=st.booleans(), strip_accents=st.sampled_from([None, True, False]))
 def test_token_counts_equal_slow_ones(texts: list[str], lowercase: bool, strip_accents: bool | None) -> None:
@@ -77,6 +78,7 @@ def test_characters_are_those_of_words() -> None:
     assert counts == TokenCounts(words=7, tokens=7, unk=3, characters=109, unk_characters=105)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(texts=TEXTS, lowercase=st.booleans(), strip_accents=st.sampled_from([None, True, False]))
 def test_marks_stripped_equal_a_count_of_the_decomposed_text(
@@ -96,6 +98,7 @@ def test_marks_stripped_equal_a_count_of_the_decomposed_text(
 WORDS = st.lists(st.text("abcdefgh\u4e2d\u56fd", min_size=1, max_size=7), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(texts=WORDS, alphabet_size=st.integers(1, 10))
 def test_vocabulary_statistics_equal_slow_ones(texts: list[str], alphabet_size: int) -> None:

@@ -34,6 +34,7 @@ SENTENCES = st.lists(st.integers(5, VOCABULARY_SIZE - 1), min_size=1, max_size=1
 CORPORA = st.lists(st.lists(SENTENCES, min_size=1, max_size=9), min_size=2, max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(documents=CORPORA, seed=st.integers(0, 2**32), length=st.integers(8, 40), short=st.sampled_from([0.0, 0.1, 1.0]))
 def test_pairs_equal_the_reference(documents: Documents, seed: int, length: int, short: float) -> None:
@@ -46,6 +47,7 @@ def test_pairs_equal_the_reference(documents: Documents, seed: int, length: int,
     assert segments(tokenized, plan_pairs(tokenized, key, length, short)) == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(documents=CORPORA, seed=st.integers(0, 2**32), whole_word=st.booleans(), most=st.integers(1, 9))
 def test_masks_equal_the_reference(documents: Documents, seed: int, whole_word: bool, most: int) -> None:

@@ -206,6 +206,7 @@ def test_a_corpus_in_its_own_workspace_is_read_without_the_results(tmp_path: Pat
     assert names_of(f"{tmp_path}/texts", tmp_path) == ["b.txt"]
 
 
+@pytest.mark.slow
 def test_a_workspace_among_its_inputs_stays_complete_and_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

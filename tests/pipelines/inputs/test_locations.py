@@ -70,6 +70,7 @@ def test_host_bucket_and_query_reach_the_reader(corpus: Path, monkeypatch: pytes
         assert all(uri.endswith("?region=eu-west-1&endpoint_override=localhost:9000") for uri in opened)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_blocks_and_records(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("One line of a document.\nAnother line of it.\n\n" * 100_000)

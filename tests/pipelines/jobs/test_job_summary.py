@@ -74,6 +74,7 @@ def test_a_sound_run_is_summed_up_in_one_line_a_job(built: tuple[Path, str]) -> 
     assert warning.startswith("examples: WARNING: only 13 documents are held out")
 
 
+@pytest.mark.slow
 def test_few_documents_are_said_to_have_no_random_next_sentence(tmp_path: Path) -> None:
     write_corpus(tmp_path / "texts", num_documents=4)
     texts = [path.read_text() for path in sorted((tmp_path / "texts").glob("00*.txt"))]
@@ -86,6 +87,7 @@ def test_few_documents_are_said_to_have_no_random_next_sentence(tmp_path: Path) 
     assert corpus.manifest("examples").statistics["lengths"]["32"]["random_next"] == 0
 
 
+@pytest.mark.slow
 def test_unknown_characters_are_counted_and_warned_of(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, chinese(20, 400), alphabet_size=150, size=155, masking="whole_word")
     corpus.run(shard_corpus, train_vocabulary, build_examples)
@@ -115,6 +117,7 @@ def test_a_vocabulary_of_mostly_unk_is_refused_and_the_earlier_one_stays(
     assert corpus.manifest("vocabulary").digest == before
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_another_language_is_refused(
     tmp_path: Path, error_of: Callable[[Callable[[], Any]], str]
 ) -> None:
@@ -135,6 +138,7 @@ def test_a_vocabulary_of_another_language_is_refused(
     assert read_manifest(str(corpus.workspace / "examples")) is None
 
 
+@pytest.mark.slow
 def test_paragraphs_without_stops_are_cut_and_said_to_be(tmp_path: Path) -> None:
     generator = random.Random(4)
     words = ["".join(generator.choices("abcdefghij", k=6)) for _ in range(80)]

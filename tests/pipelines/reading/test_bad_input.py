@@ -200,6 +200,7 @@ def test_a_file_that_vanishes_is_no_reject(tmp_path: Path) -> None:
             list(source_of(source).read(InputFile(f"{tmp_path}/gone", "gone", 5, 0), source))
 
 
+@pytest.mark.slow
 def test_real_dump(shared_data: Path) -> None:
     items = read(shared_data / "corpora/enwiki_xml", format="mediawiki")
     texts = texts_of(items)
@@ -212,6 +213,7 @@ def test_real_dump(shared_data: Path) -> None:
     assert leaks == []
 
 
+@pytest.mark.slow
 def test_real_wikiextractor_output(shared_data: Path) -> None:
     for directory in ("corpora/enwiki_extract", "messy/zhwiki_extract", "messy/kowiki_extract"):
         items = read(shared_data / directory, format="wikiextractor")
@@ -220,6 +222,7 @@ def test_real_wikiextractor_output(shared_data: Path) -> None:
         assert len(texts_of(items)) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", RECORD_FORMATS, ids=lambda settings: "-".join(settings.values()))
 def test_messy_files_end_in_documents_or_rejects(shared_data: Path, settings: dict[str, Any]) -> None:
     directories = ["emoji", "html", "tei_xml", "wiki_xml", "udhr_legacy_encodings", "kowiki_extract"]

@@ -67,6 +67,7 @@ def write_packed(path: Path, data: Iterator[bytes]) -> None:
             stream.write(block)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "unpacked_mib"), [("a.gz", 80), ("a.bz2", 20), ("a.zst", 80)])
 @pytest.mark.parametrize("separator", ["file", "blank-line"])
 def test_a_text_beyond_the_limit_takes_no_more_than_the_limit(
@@ -81,6 +82,7 @@ def test_a_text_beyond_the_limit_takes_no_more_than_the_limit(
     assert growth_mib < 10 + 4 * limit_mib
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [PROSE, b"word\n", b"letters"], ids=["prose", "lines", "letters"])
 def test_a_text_within_the_limit_takes_a_few_times_its_size(tmp_path: Path, unit: bytes) -> None:
     write_packed(tmp_path / "a.gz", blocks(unit, 64 * MIB))

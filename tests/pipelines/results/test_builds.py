@@ -189,6 +189,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_a_valid_result(directory: str) -> None:
     build(directory, 0)
     for number in range(5):

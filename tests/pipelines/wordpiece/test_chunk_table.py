@@ -41,6 +41,7 @@ TEXTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowercase", [True, False])
 @settings(max_examples=300, deadline=None)
 @given(texts=TEXTS, group_bytes=st.sampled_from([1, 70, 1 << 18]), first=st.integers(0, 3))
@@ -66,6 +67,7 @@ def test_every_length_at_every_place(length: int) -> None:
     assert chunks_of_ours(ChunkTable(True), last) == [[word.encode()]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 def test_chunks_that_differ_in_one_byte_are_told_apart(length: int) -> None:
     words = ["a" * place + other + "a" * (length - place - 1) for place in range(length) for other in "bq\x00\x10\x7f"]

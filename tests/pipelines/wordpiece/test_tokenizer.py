@@ -78,6 +78,7 @@ def test_words_of_more_than_a_hundred_characters_are_unknown() -> None:
     assert ours[1] == [SMALL.index("[UNK]")]
 
 
+@pytest.mark.slow
 def test_table_grows_and_is_renewed_without_changing_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"low{number} {number * 7919} est \u00e9{number % 977}low" for number in range(60_000)]
     expected = ids_of_transformers(SMALL, texts, True, None)
@@ -116,6 +117,7 @@ def test_unused_entries_are_never_produced() -> None:
     assert not {number for ids in ours for number in ids} & {0, 1, len(vocabulary) - 1}
 
 
+@pytest.mark.slow
 def test_one_very_long_text() -> None:
     text = " ".join(f"w{number}" for number in range(400_000))
     ours = WordPieceTokenizer(SMALL, lowercase=True)
@@ -131,6 +133,7 @@ def test_tokenizer_json_equals_transformers(tmp_path: Path) -> None:
         assert ours.encode(*pair).type_ids == theirs.encode(*pair).type_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cased", [False, True])
 def test_every_file_of_the_real_data(shared_data: Path, cased: bool) -> None:
     name = "bert-base-cased-vocab.txt" if cased else "bert-base-uncased-vocab.txt"

@@ -71,6 +71,7 @@ def require_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor
         torch.testing.assert_close(found[name], tensor, atol=TOLERANCE, rtol=TOLERANCE, msg=name)
 
 
+@pytest.mark.slow
 def test_gradients_equal_the_eager_ones_and_other_lengths_compile_nothing() -> None:
     eager, compiled = built(0.0)
     for lengths in ([12, 12, 7], [30, 4]):
@@ -83,6 +84,7 @@ def test_gradients_equal_the_eager_ones_and_other_lengths_compile_nothing() -> N
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.slow
 def test_dropout_and_recomputed_activations_go_with_it() -> None:
     _, compiled = built(0.1)
     found = []

@@ -80,6 +80,7 @@ def test_logits_losses_and_gradients_equal_the_reference(
     require_the_reference(built(config, vocab_size, seed), config, vocab_size, lengths, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "layers"), [("base", 4), ("large", 3)])
 def test_base_and_large_in_shape_equal_the_reference(size: str, layers: int) -> None:
     """Some layers of each, freshly initialized as in the released code; complete models agree, too, but take longer."""

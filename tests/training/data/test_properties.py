@@ -205,6 +205,7 @@ def exact(part: StepBatch) -> tuple[Any, ...]:
     return ([unpacked(batch) for batch in part.micro_batches], sizes)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=files_and_readings(), steps=st.integers(1, 4), worker_count=st.integers(2, 4), cut=st.integers(0, 4))
 def test_steps_are_a_function_of_the_position(

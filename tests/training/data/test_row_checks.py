@@ -221,6 +221,7 @@ def perhaps_wrong(draw: st.DrawFn) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 @settings(max_examples=1_500, deadline=None, derandomize=True)
 @given(rows=perhaps_wrong(), has_pairs=st.booleans(), is_masked=st.booleans())
 def test_rules_equal_the_slow_ones(rows: list[Row], has_pairs: bool, is_masked: bool) -> None:

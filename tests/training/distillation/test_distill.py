@@ -137,6 +137,7 @@ def reference_of(model: BertForPreTraining, config: ModelConfig, vocab_size: int
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_masked_only", [False, True])
 def test_all_three_losses_on_padded_batches_by_transformers(workspace: Any, is_masked_only: bool) -> None:
     """DistilBERT's own way (its distiller's step): padded rows, full logits, masks by boolean indexing."""
@@ -209,6 +210,7 @@ def padded_of(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return ids, mask, types, labels
 
 
+@pytest.mark.slow
 def test_a_run_learns_reports_and_is_deterministic(
     workspace: Any, single_process: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +248,7 @@ def test_a_run_learns_reports_and_is_deterministic(
     assert weights(again) == weights(inputs)
 
 
+@pytest.mark.slow
 def test_a_stopped_and_a_killed_run_go_on_to_the_same_bytes(
     workspace: Any, single_process: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +275,7 @@ def test_a_stopped_and_a_killed_run_go_on_to_the_same_bytes(
     assert [line["step"] for line in metrics(stopped)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_micro_batches_and_soft_targets_at_masked_tokens(workspace: Any, single_process: Processes) -> None:
     # Dropout draws other numbers for other micro-batches.
     plain = MODEL.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
@@ -286,6 +290,7 @@ def test_micro_batches_and_soft_targets_at_masked_tokens(workspace: Any, single_
         torch.testing.assert_close(tensor, states[1][name], atol=1e-5, rtol=0.0, msg=name)
 
 
+@pytest.mark.slow
 def test_sixteen_bits_under_zero_2_learn_and_go_on_to_the_same_bytes(workspace: Any, single_process: Processes) -> None:
     whole, stopped = (
         inputs_of(workspace, f"{name}_bf16", precision="bf16", num_train_epochs=0.2) for name in ("whole", "stopped")
@@ -307,6 +312,7 @@ class PoisonedObjective(DistillationObjective):
         return (loss * float("nan") if is_poisoned else loss), tally
 
 
+@pytest.mark.slow
 def test_bad_steps_evaluations_and_alarms_are_those_of_the_loop(
     workspace: Any, single_process: Processes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +337,7 @@ def test_bad_steps_evaluations_and_alarms_are_those_of_the_loop(
     assert {metric["name"] for metric in manifest.statistics["metrics"]} >= {"mlm_accuracy", "soft_target_loss"}
 
 
+@pytest.mark.slow
 def test_keys_and_checkpoints_of_earlier_releases_stay(workspace: Any, single_process: Processes) -> None:
     inputs = inputs_of(workspace, "earlier")
     assert "schedule" not in inputs.key.config
@@ -376,6 +383,7 @@ def test_two_ranks_by_the_command_equal_one_and_a_complete_stage_is_skipped(
     assert result.stdout.startswith("distillation: complete and up to date in")
 
 
+@pytest.mark.slow
 def test_mistakes_give_one_line(
     workspace: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], single_process: Processes
 ) -> None:

@@ -77,6 +77,7 @@ def error_line(workspace: Any, *arguments: str, capsys: pytest.CaptureFixture[st
     return lines[0]
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_the_step_and_writes_a_checkpoint(
     make_workspace: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,7 @@ def test_the_page_beside_a_model_says_what_it_is(tmp_path: Path) -> None:
         assert row in page
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     lowercase=st.booleans(),
