@@ -19,7 +19,7 @@ from pipelines.wordpiece.tokenizer_config import (
 from training.tokenizing.loading import LoadedTokenizer, load_tokenizer, parts_of
 
 _FIXED_MODEL = {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
-"""Sections of a BertTokenizer that its settings, vocabulary and unknown token do not determine."""
+"""Fixed properties of a BertTokenizer's model, besides its settings, vocabulary and unknown token."""
 
 
 def write_tokenizer(directory: str, source: str, model_max_length: int) -> list[str]:

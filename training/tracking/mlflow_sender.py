@@ -97,7 +97,7 @@ class MlflowSender:
     """
 
     waited_seconds = 0.0
-    """Total time that the closing senders of this process wait for a slow server."""
+    """Time that closing senders of this process have spent waiting for a slow server."""
 
     def __init__(self, feed: Feed, run_id: str) -> None:
         self.step = feed.step
