@@ -16,20 +16,12 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from flows.inspection.stage_results import result_in_words
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.plan import StageOutput, finetuning_stages, preprocessing_stages, pretraining_stage
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import Manifest, StageKey, read_manifest
-from pipelines.contract.statistics import (
-    DistillationStatistics,
-    DocumentsStatistics,
-    ExamplesStatistics,
-    PretrainingStatistics,
-    TrainingStatistics,
-    TrialStatistics,
-    VocabularyStatistics,
-)
+from pipelines.contract.manifest import StageKey, read_manifest
 from pipelines.contract.workspace import (
     BUILDING_SUFFIX,
     CHECKPOINT_PREFIX,
@@ -151,7 +143,11 @@ def kept_status(directory: str) -> StageStatus:
         detail = f"an unfinished run, checkpoint of step {_step_of(checkpoint):,}" if checkpoint else "no result"
         return StageStatus(name, "kept", directory, detail)
     return StageStatus(
-        name, "kept", directory, f"earlier result: {_outcome(manifest.stage, manifest)}", _numbers(manifest.statistics)
+        name,
+        "kept",
+        directory,
+        f"earlier result: {result_in_words(manifest.stage, manifest)}",
+        _numbers(manifest.statistics),
     )
 
 
@@ -165,7 +161,7 @@ def _status(name: str, directory: str, difference: str | None, whole: WholeRecip
         numbers = _numbers(manifest.statistics)
         if difference is not None:
             return StageStatus(name, "stale", directory, difference, numbers)
-        return StageStatus(name, "complete", directory, _outcome(name, manifest), numbers)
+        return StageStatus(name, "complete", directory, result_in_words(name, manifest), numbers)
     return _unfinished(name, directory, whole)
 
 
@@ -230,41 +226,6 @@ def _trials(workspace: str) -> list[str]:
         and TRASH_DIRECTORY not in name
     }
     return sorted(found - {""})
-
-
-_TRAINED: dict[str, type[TrainingStatistics]] = {
-    PRETRAINING: PretrainingStatistics,
-    DISTILLATION: DistillationStatistics,
-}
-
-
-def _outcome(name: str, manifest: Manifest) -> str:
-    """Main result of a finished stage; if another version wrote its statistics, a note of that."""
-    try:
-        return _stated_outcome(name, manifest)
-    except InputError as error:
-        return str(error)
-
-
-def _stated_outcome(name: str, manifest: Manifest) -> str:
-    if name == DOCUMENTS:
-        documents = manifest.statistics_as(DocumentsStatistics)
-        parts = [f"{documents.documents_kept:,} documents", f"{documents.characters:,} characters"]
-    elif name == VOCABULARY:
-        parts = [f"{manifest.statistics_as(VocabularyStatistics).size:,} entries"]
-    elif name == EXAMPLES:
-        lengths = manifest.statistics_as(ExamplesStatistics).lengths
-        parts = [f"{values.examples:,} of length {length}" for length, values in lengths.items()]
-    elif name in _TRAINED:
-        trained = manifest.statistics_as(_TRAINED[name])
-        metric, score = trained.judged_by, trained.heldout.get(trained.judged_by.name)
-        parts = [f"{trained.steps:,} steps"] if trained.steps is not None else []
-        parts += [f"{trained.tokens:,} tokens"] if trained.tokens is not None else []
-        parts += [f"held-out {metric.label} {score:.3f}"] if score is not None else []
-    else:
-        trial = manifest.statistics_as(TrialStatistics)
-        parts = [f"{trial.metric} {trial.score:.3f}"]
-    return ", ".join(part for part in parts if part)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
