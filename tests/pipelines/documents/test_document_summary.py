@@ -166,6 +166,7 @@ def write_one_and_others(root: Path) -> str:
     return write_one(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "said"),
     [

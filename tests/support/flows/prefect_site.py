@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 300.0
 ValueT = TypeVar("ValueT")
 
 
-def wait_for(ask: Callable[[], ValueT | None], what: str, pause_seconds: float = 0.2) -> ValueT:
+def wait_for(ask: Callable[[], ValueT | None], what: str, pause_seconds: float = 0.5) -> ValueT:
     """Poll until the answer is true."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:

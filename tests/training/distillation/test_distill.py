@@ -352,6 +352,7 @@ def test_keys_and_checkpoints_of_earlier_releases_stay(workspace: Any, single_pr
     assert (last.phase, last.phase_step) == (1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_ranks_by_the_command_equal_one_and_a_complete_stage_is_skipped(
     make_workspace: Callable[[str], Any], single_process: Processes

@@ -160,6 +160,7 @@ def runs(make_workspace: Callable[[str], Any], tmp_path_factory: pytest.TempPath
     return Runs(workspaces, ended([*two, started(command(ONE_RANK))]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME_CURVE)
 def test_every_way_to_compute_a_step_gives_the_same_curve(runs: Runs, name: str) -> None:
     expected = runs.losses("stage 2")
@@ -167,6 +168,7 @@ def test_every_way_to_compute_a_step_gives_the_same_curve(runs: Runs, name: str)
     assert runs.losses(name) == pytest.approx(expected, abs=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TWO_RANKS if name != "one task"])
 def test_each_stage_exports_whole_fp32_weights(runs: Runs, name: str) -> None:
     _, report = ReferenceBert.from_pretrained(runs.encoder(name), output_loading_info=True)
@@ -182,6 +184,7 @@ def test_each_stage_exports_whole_fp32_weights(runs: Runs, name: str) -> None:
             torch.testing.assert_close(tensor, expected[key], atol=1e-4, rtol=0.0, msg=key)
 
 
+@pytest.mark.slow
 def test_lamb_learns_on_whole_matrices(runs: Runs) -> None:
     losses = runs.losses("lamb")
     assert losses[-1] < losses[0] - 0.2
@@ -189,6 +192,7 @@ def test_lamb_learns_on_whole_matrices(runs: Runs) -> None:
     assert "optimizer lamb (BERT: adam)" in runs.output
 
 
+@pytest.mark.slow
 def test_without_next_sentence_nothing_is_said_or_kept_of_it(runs: Runs) -> None:
     for line in runs.workspaces["one task"].metrics():
         assert not any("nsp" in key for key in line)
@@ -205,6 +209,7 @@ def test_without_next_sentence_nothing_is_said_or_kept_of_it(runs: Runs) -> None
     assert "nsp_loss" not in manifest.statistics["heldout_after"]
 
 
+@pytest.mark.slow
 def test_the_generated_settings_lie_beside_the_run(runs: Runs) -> None:
     for name, own in TWO_RANKS.items():
         path = os.path.join(runs.workspaces[name].path, "pretraining", "deepspeed.json")
@@ -215,6 +220,7 @@ def test_the_generated_settings_lie_beside_the_run(runs: Runs) -> None:
         assert settings["bf16"]["enabled"] == (name == "lamb")
 
 
+@pytest.mark.slow
 def test_two_nodes_are_two_launchers(runs: Runs, repository: Path, tmp_path: Path) -> None:
     """infra/deepspeed's own hostfile form and launch script, the nodes' address being loopback."""
     workspace = sharing(runs.workspaces["stage 2"], tmp_path, "nodes")

@@ -151,6 +151,7 @@ def test_mistakes_are_refused_before_training(single_process: Processes, tmp_pat
         fit(problem, single_process, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_encoder_with_a_nan_is_refused_before_training(single_process: Processes, encoder: Path) -> None:
     broken = encoder.parent / "broken"
     shutil.copytree(encoder, broken)
@@ -241,6 +242,7 @@ def shared_buffers() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith("deepspeed")}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_three_ranks_learn_what_one_learns(glue: Path, encoder: Path, tmp_path: Path) -> None:
     buffers = shared_buffers()
@@ -258,6 +260,7 @@ def test_three_ranks_learn_what_one_learns(glue: Path, encoder: Path, tmp_path: 
     assert shared_buffers() <= buffers
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_small_tasks_may_begin_from_mnli(glue: Path, encoder: Path, tmp_path: Path) -> None:
     finetune(tmp_path, glue, encoder, ["rte", "mnli"], 1, "--set", "finetuning.mnli_first=true")

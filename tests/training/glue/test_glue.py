@@ -128,6 +128,7 @@ def test_text_is_cut_as_the_released_code_cuts_it(make_workspace: Callable[[str]
     assert truncated_lengths(2, 3, 7) == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_finetuning_from_both_starts_and_skipping(make_workspace: Callable[[str], Any]) -> None:
     workspace = make_workspace("finetuned")

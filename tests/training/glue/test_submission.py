@@ -55,6 +55,7 @@ def members_of(path: Path) -> dict[str, list[str]]:
         return {name: archive.read(name).decode().split("\n") for name in archive.namelist()}
 
 
+@pytest.mark.slow
 def test_the_zip_holds_what_the_models_answered(
     trials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_the_zip_holds_what_the_models_answered(
     assert capsys.readouterr().out == f"submission: {output}: 11 files, valid for submission\n"
 
 
+@pytest.mark.slow
 def test_equal_predictions_give_equal_bytes(trials: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.zip", tmp_path / "second.zip"
     for output in (first, second):
@@ -91,6 +93,7 @@ def test_equal_predictions_give_equal_bytes(trials: Path, tmp_path: Path) -> Non
             assert (info.create_system, info.flag_bits) == (3, 0)
 
 
+@pytest.mark.slow
 def test_wnli_by_majority(trials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "submission.zip"
     assert run("--predictions", str(trials), "--output", str(output), "--wnli-majority") == 0
@@ -100,6 +103,7 @@ def test_wnli_by_majority(trials: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert len({row.split("\t")[1] for row in members["RTE.tsv"][1:-1]}) == 2
 
 
+@pytest.mark.slow
 def test_missing_tasks_are_named_or_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trials, output = tmp_path / "finetuning", tmp_path / "submission.zip"
     for name in ("MNLI-m", "MNLI-mm"):
@@ -171,6 +175,7 @@ def test_scores_are_numbers_in_range(answer: str, fine: bool) -> None:
     assert problems == ([] if fine else [wrong])
 
 
+@pytest.mark.slow
 def test_check_names_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = {name: table_of([task.majority] * ROWS[name]) for name, task in SUBMITTED.items()}
     tables["CoLA"] = table_of(["2"] * 1063)
@@ -222,6 +227,7 @@ def test_predictions_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_dev_scores_are_told_with_their_averages(
     trials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

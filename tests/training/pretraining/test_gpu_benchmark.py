@@ -12,6 +12,7 @@ import pytest
 from tests.support import REPOSITORY
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_it_measures_ours_and_the_peer_on_the_same_rows(tmp_path: Path) -> None:
     output = tmp_path / "result.json"

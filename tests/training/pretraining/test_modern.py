@@ -31,6 +31,7 @@ phases = [{ max_seq_length = 64, steps = 30, global_batch_tokens = 600 }]
 """
 
 
+@pytest.mark.slow
 def test_a_modern_recipe_goes_from_text_to_an_encoder(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
     recipe = tmp_path / "modern.toml"

@@ -37,6 +37,7 @@ def read_reference() -> dict[str, Any]:
         return dict(json.load(stream))
 
 
+@pytest.mark.slow
 def test_a_fresh_run_follows_the_reference_curve(make_workspace: Callable[[str], Any]) -> None:
     reference = read_reference()
     curves = reference["curves"]

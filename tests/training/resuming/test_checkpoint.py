@@ -163,6 +163,7 @@ def resumed(runs: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_goes_on_with_another_number_of_ranks(runs: Any, resumed: Any, stage: int) -> None:
     """Losses stay those of the undisturbed run: weights, optimizer, its settings and the samples of each step."""
@@ -177,6 +178,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs: Any, resumed: Any, sta
     assert manifest.statistics["position"] == 0
 
 
+@pytest.mark.slow
 def test_the_conversion_is_told_and_leaves_nothing_behind(resumed: Any) -> None:
     # Stage 0 needs none: every rank has everything.
     assert resumed["one_output"][0].count("written by 2 ranks, this run has 1: converting it") == len(STAGES) - 1
@@ -192,6 +194,7 @@ def statistics(workspace: Any, step: int) -> dict[str, Any]:
     return manifest.statistics
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(runs: Any) -> None:
     for output in runs["output"]:
         assert "weights unchanged" in output
@@ -204,6 +207,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(runs: A
     assert "step 7: loss or gradient not finite, no update (1 bad steps in a row" in runs["output"][0]
 
 
+@pytest.mark.slow
 def test_bad_steps_in_a_row_lead_back_to_a_checkpoint_and_behind_their_data(runs: Any) -> None:
     """Steps 7 and 8 are bad: back to step 5, and on behind sample 128, where one more step is bad."""
     assert "returning to checkpoint step-0000000005, continuing from sample 128 of phase 0" in runs["output"][0]
@@ -213,6 +217,7 @@ def test_bad_steps_in_a_row_lead_back_to_a_checkpoint_and_behind_their_data(runs
     assert sorted(runs["back"].losses()) == [step for step in range(1, 21) if step != 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 10])
 def test_a_run_that_went_back_and_was_killed_ends_with_the_same_weights(runs: Any, resumed: Any, step: int) -> None:
     """Killed before or after the return: decisions are repeated, because all they depend on is in the checkpoint."""
@@ -220,6 +225,7 @@ def test_a_run_that_went_back_and_was_killed_ends_with_the_same_weights(runs: An
     assert resumed[f"back{step}"].has_weights_of(runs["back"])
 
 
+@pytest.mark.slow
 def test_after_too_many_returns_the_run_stops_with_one_line(runs: Any) -> None:
     lines = [line for line in runs["output"][0].splitlines() if line.startswith("error: ")]
     assert len(lines) == 1

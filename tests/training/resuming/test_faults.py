@@ -81,6 +81,7 @@ def kill_at_a_random_moment(workspace: Any, command: list[str], generator: rando
             process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_weights(
     make_workspace: Callable[[str], Any], request: pytest.FixtureRequest
 ) -> None:

@@ -79,6 +79,7 @@ def train(make_workspace: Callable[[str], Any], single_process: Processes) -> Tr
     return trainer
 
 
+@pytest.mark.slow
 def test_settings_that_change_to_and_fro_lose_nothing(train: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
     first = train.weights()
     assert train(OTHER, stop_at=2) == EXIT_INTERRUPTED
@@ -103,6 +104,7 @@ def test_settings_that_change_to_and_fro_lose_nothing(train: Trainer, capsys: py
     assert train.weights(f"{train.directory}.1") == second
 
 
+@pytest.mark.slow
 def test_a_restart_keeps_what_was_finished_and_what_was_not(train: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
     first = train.weights()
     assert train(OTHER, stop_at=2) == EXIT_INTERRUPTED

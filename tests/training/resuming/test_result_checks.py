@@ -102,6 +102,7 @@ sys.exit(exit_code_of(main))
 """
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_not_complete(make_workspace: Callable[[str], Any]) -> None:
     """One weight that is no number, found at the end of a run whose losses were all finite."""
     workspace = make_workspace("diverged")

@@ -109,6 +109,7 @@ def test_rows_and_offsets_are_those_of_transformers(shared_data: Path, tmp_path:
                 assert tokens.ends[token] == end or not tokens.context[end : tokens.ends[token]].isspace()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "inside"), [("uncased", 56), ("cased", 53)])
 def test_every_real_answer_comes_back_from_its_own_tokens(
     shared_data: Path, tmp_path: Path, name: str, inside: int

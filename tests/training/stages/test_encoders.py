@@ -111,6 +111,7 @@ def cache(registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     return f"{tmp_path}/cache/models"
 
 
+@pytest.mark.slow
 def test_a_registered_encoder_is_the_one_that_was_registered(registry: Any, cache: str) -> None:
     _, originals = registry
     directory = encoder_directory("models:/encoder@champion")
@@ -123,6 +124,7 @@ def test_a_registered_encoder_is_the_one_that_was_registered(registry: Any, cach
     transformers.AutoTokenizer.from_pretrained(directory)
 
 
+@pytest.mark.slow
 def test_the_cache_follows_versions_and_moved_aliases(
     registry: Any, cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +160,7 @@ def test_the_cache_follows_versions_and_moved_aliases(
     assert len(os.listdir(cache)) == 2
 
 
+@pytest.mark.slow
 def test_a_broken_download_leaves_nothing(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     download = encoders._download
 
@@ -173,6 +176,7 @@ def test_a_broken_download_leaves_nothing(cache: str, monkeypatch: pytest.Monkey
     assert os.listdir(cache) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -207,6 +211,7 @@ def test_mlflow_needs_an_address_and_an_answer(tmp_path: Path, monkeypatch: pyte
     assert "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR" not in os.environ
 
 
+@pytest.mark.slow
 def test_directories_and_workspaces(vocabulary: str, tmp_path: Path) -> None:
     directory = f"{tmp_path}/workspace/pretraining/encoder"
     write_directory(directory, "encoder", vocabulary, 1)

@@ -136,6 +136,7 @@ def test_loss_and_gradients_equal_transformers(settings: TaggingConfig, tmp_path
         torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_fitting_finds_the_spans_and_context_tells_what_a_sentence_alone_does_not(
     settings: TaggingConfig, tmp_path: Path, single_process: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:

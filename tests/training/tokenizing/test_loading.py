@@ -135,6 +135,7 @@ def encoder_or_reason(directory: Path) -> TextEncoder | str:
         return str(error)
 
 
+@pytest.mark.slow
 @settings(max_examples=rounds(120, 3_000), deadline=None, suppress_health_check=list(HealthCheck))
 @given(files=directories(), texts=st.lists(TEXTS, min_size=1, max_size=6))
 def test_ids_are_those_of_auto_tokenizer_or_the_directory_is_refused(

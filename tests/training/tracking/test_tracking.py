@@ -98,6 +98,7 @@ def said_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("tracking: ")]
 
 
+@pytest.mark.slow
 def test_curves_by_step_and_by_tokens_parameters_and_the_machine(
     new_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_curves_by_step_and_by_tokens_parameters_and_the_machine(
     assert said_lines(capsys) == []
 
 
+@pytest.mark.slow
 def test_without_a_server_the_store_itself_is_written(
     new_run: Run, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +167,7 @@ def test_a_new_sender_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_writes_and_sends(new_run: Run, tmp_path: Path) -> None:
     with Tracker(str(tmp_path), False, parameters={"rank": "1"}) as tracker:
         tracker.log(1, line_of(1))
@@ -172,6 +175,7 @@ def test_only_the_first_rank_writes_and_sends(new_run: Run, tmp_path: Path) -> N
     assert (new_run.metric_names(), new_run.parameters()) == (set(), {})
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sends_what_the_killed_one_could_not_and_nothing_twice(
     new_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +192,7 @@ def test_a_resumed_run_sends_what_the_killed_one_could_not_and_nothing_twice(
     assert new_run.curve("by_tokens/mlm_loss") == [(1_000 * step, 7.0 / step) for step in range(1, 31)]
 
 
+@pytest.mark.slow
 def test_a_parameter_with_another_value_is_told_and_stops_nothing(
     new_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +206,7 @@ def test_a_parameter_with_another_value_is_told_and_stops_nothing(
     assert "MLflow rejected some of the data (" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_gets_everything(
     new_run: Run, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +251,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_holds_no_process_beyond_the_limit(silent_server: str, tmp_path: Path) -> None:
     """In a separate process: nothing started by MLflow may keep it alive, and the file has all lines.
 
@@ -276,6 +283,7 @@ print("left")
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_a_line_without_tokens_stands_at_the_last_count() -> None:
     """Also across the pieces in which the file is read."""
     lines = [{"step": 5, "mlm_loss": 4.0, "tokens": 700.0}, {"step": 6, "heldout_mlm_loss": 3.0}]

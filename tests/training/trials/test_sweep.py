@@ -302,6 +302,7 @@ def losses_of(directory: str) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "timestamp_ms"} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * SECONDS_TO_GET_THERE)
 def test_killed_and_resumed_side_by_side_equals_one_after_the_other(
     make_workspace: Callable[[str], Any], encoder: str, single_process: Processes, tmp_path: Path
