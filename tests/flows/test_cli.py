@@ -54,7 +54,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy(repository: Path) -> None
 
 def test_every_page_and_message_names_verbs_that_exist(repository: Path) -> None:
     """`python -m` remains if a module has no verb, or if another program starts it (Spark, containers)."""
-    without_verb = {"pipelines.compile_loops", "training.build_ops", "training.squad.split_articles"}
+    without_verb = {"pipelines.compile_loops", "training.build_ops"}
     for folder in ("pipelines", "training", "flows", "."):
         paths = (repository / folder).glob("*.md") if folder == "." else (repository / folder).rglob("*")
         for path in paths:

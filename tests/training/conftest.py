@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from tests.support.training.real_weights import fetch_real_encoder
 from tests.support.training.synthetic_run import Workspace, write_workspace
 
@@ -52,3 +53,12 @@ def single_process() -> Iterator[Processes]:
         # Where the group met, above all: a command that a later test starts would meet there as well.
         for name in set(os.environ) - before:
             del os.environ[name]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Another number of threads adds up in another order, and gains nothing on tensors of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

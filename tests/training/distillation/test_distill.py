@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from tests.support.training.stop_at import Stop
 from torch import nn
 from transformers import AutoModelForMaskedLM, BertConfig
 from transformers import BertForMaskedLM as ReferenceBert
@@ -66,12 +67,7 @@ log_every_steps = 1
 STEPS = 13
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_teacher(directory: str, vocabulary: str, model: ModelConfig, next_sentence: bool = True) -> None:
@@ -89,18 +85,6 @@ def workspace(make_workspace: Callable[[str], Any]) -> Any:
     write_teacher(os.path.join(made.path, "teacher"), os.path.join(made.path, "vocabulary"), MODEL)
     Path(made.recipe).write_text(RECIPE.format(workspace=made.path))
     return made
-
-
-class Stop:
-    """Asks to stop while a given step is under way."""
-
-    def __init__(self, at_step: int = 0) -> None:
-        self._left = at_step
-
-    @property
-    def received(self) -> bool:
-        self._left -= 1
-        return self._left == 0
 
 
 def inputs_of(workspace: Any, name: str, **settings: Any) -> DistillationInputs:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.training.stop_at import Stop
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
@@ -35,18 +36,6 @@ SHORT = [
     "pretraining.eval_examples=16",
 ]
 OTHER = "pretraining.learning_rate=0.002"
-
-
-class Stop:
-    """Asks to stop while a given step is under way."""
-
-    def __init__(self, at_step: int = 0) -> None:
-        self._left = at_step
-
-    @property
-    def received(self) -> bool:
-        self._left -= 1
-        return self._left == 0
 
 
 class Trainer:
