@@ -35,11 +35,16 @@ _OVERRIDE_CHARACTERS = 200
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """Marks a field that says how a stage runs, not what it produces: worker counts, logging intervals."""
 
+ADDED: dict[str, JsonValue] = {"added": True}
+"""Marks a field that earlier releases did not have, and whose default gives their output: at its default it is left
+out of `identity()`, so that their results stay valid."""
+
 
 class Section(BaseModel):
     """Base of every recipe section: frozen, without unknown keys, no conversion except of lists to tuples.
 
-    A field declared with `json_schema_extra=OPERATIONAL` is left out of `identity()`; changing it rebuilds nothing.
+    A field declared with `json_schema_extra=OPERATIONAL` is left out of `identity()`; changing it rebuilds nothing. One
+    with `json_schema_extra=ADDED` is left out while it has its default.
     """
 
     model_config = ConfigDict(
@@ -55,10 +60,11 @@ class Section(BaseModel):
         """The settings that decide the stage's output, as plain JSON values."""
         result: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("operational"):
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            value = getattr(self, name)
+            if extra.get("operational") or (extra.get("added") and value == field.get_default()):
                 continue
-            result[name] = _identity_of(getattr(self, name))
+            result[name] = _identity_of(value)
         return result
 
 

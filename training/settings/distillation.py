@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipelines.contract.bounds import Bounded, Count, SequenceLength, UserPath
-from pipelines.contract.recipe import OPERATIONAL
+from pipelines.contract.recipe import ADDED, OPERATIONAL
 from training.settings.optimization import BatchSize, LearningRate, LoopConfig, Rate, ScheduleKind
 
 Weight = Annotated[float, Bounded(0.0, 1e6, "a loss below 0 would teach the opposite")]
@@ -42,16 +42,11 @@ class DistillationConfig(LoopConfig):
     num_train_epochs: Epochs = 3.0
     learning_rate: LearningRate = 5e-4
     warmup_proportion: Rate = 0.05
-    schedule: ScheduleKind = "linear"
+    schedule: ScheduleKind = Field(default="linear", json_schema_extra=ADDED)
     """The decay after warm-up: training/engine/schedule.py has the formulas."""
 
     eval_every_steps: Count = Field(default=1_000, json_schema_extra=OPERATIONAL)
     log_every_steps: Count = Field(default=50, json_schema_extra=OPERATIONAL)
-
-    def identity(self) -> dict[str, Any]:
-        """As for every section, but without the default of `schedule`, which earlier releases did not have."""
-        found = super().identity()
-        return {name: value for name, value in found.items() if (name, value) != ("schedule", "linear")}
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> DistillationConfig:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
-from pipelines.contract.recipe import RunConfig, read_recipe
+from pipelines.contract.recipe import ADDED, RunConfig, Section, read_recipe
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
@@ -88,6 +89,15 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
 def test_operational_settings_are_no_part_of_the_identity() -> None:
     assert "workers" not in RunConfig(workers=3).identity()
     assert ExamplesConfig().identity()["lengths"][0] == {"max_seq_length": 128, "max_predictions_per_seq": 20}
+
+
+def test_a_setting_that_was_added_later_is_part_of_the_identity_only_if_it_is_set() -> None:
+    class Later(Section):
+        old: int = 1
+        new: int | None = Field(default=None, json_schema_extra=ADDED)
+
+    assert Later().identity() == {"old": 1}
+    assert Later(new=2).identity() == {"old": 1, "new": 2}
 
 
 def test_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
