@@ -29,7 +29,8 @@ from tests.support.flows import registered_models as models
 from flows.parameters.requests import RunRequest
 from flows.tracking.runs import Tracker
 from pipelines.contract import storage
-from training.stages.encoders import CACHE_VARIABLE, encoder_directory
+from pipelines.inputs.registered_models import CACHE_VARIABLE
+from training.stages.encoders import encoder_directory
 from training.tagging.scores import span_scores
 
 START_SECONDS = 300.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from huggingface_hub import ModelCard
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
+from pipelines.inputs import registered_models
+from pipelines.inputs.registered_models import CACHE_VARIABLE
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.features.encoder_arguments import add_encoder_arguments, parse_encoder_arguments
 from training.features.extractor import FeatureExtractor, chosen_layers, load_encoder
 from training.settings.model import ModelConfig
-from training.stages import encoders
-from training.stages.encoders import CACHE_VARIABLE, encoder_digest, encoder_directory
+from training.stages.encoders import encoder_digest, encoder_directory
 
 CONFIG = ModelConfig.model_validate(
     {
@@ -146,7 +148,7 @@ def test_the_cache_follows_versions_and_moved_aliases(
     assert sorted(os.listdir(cache)) == sorted(os.path.basename(path) for path in (first, second))
 
     # Another process puts the same model there while this one is downloading.
-    download = encoders._download
+    download = registered_models._download
 
     def slow(uri: str, destination: str, shown: str) -> str:
         result = download(uri, destination, shown)
@@ -155,14 +157,14 @@ def test_the_cache_follows_versions_and_moved_aliases(
         return result
 
     shutil.rmtree(first)
-    monkeypatch.setattr(encoders, "_download", slow)
+    monkeypatch.setattr(registered_models, "_download", slow)
     assert encoder_directory("models:/encoder@champion") == first
     assert len(os.listdir(cache)) == 2
 
 
 @pytest.mark.slow
 def test_a_broken_download_leaves_nothing(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    download = encoders._download
+    download = registered_models._download
 
     def incomplete(uri: str, destination: str, shown: str) -> str:
         result = download(uri, destination, shown)
@@ -170,7 +172,7 @@ def test_a_broken_download_leaves_nothing(cache: str, monkeypatch: pytest.Monkey
             os.remove(f"{result}/model/model.safetensors")
         return result
 
-    monkeypatch.setattr(encoders, "_download", incomplete)
+    monkeypatch.setattr(registered_models, "_download", incomplete)
     with pytest.raises(InputError, match="no weights"):
         encoder_directory("models:/encoder/1")
     assert os.listdir(cache) == []
@@ -274,3 +276,11 @@ def test_a_damaged_encoder_of_a_stage_is_refused_wherever_it_is_named(tmp_path: 
     # Next to an encoder from elsewhere, a file with the manifest's name is ignored.
     storage.write_bytes(f"{stage}/manifest.json", b'{"name": "a page"}')
     assert encoder_directory(f"{stage}/encoder")
+
+
+def test_without_mlflow_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, f"{tmp_path}/cache")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(InputError, match=r"^models:/encoder/1: .* needs MLflow .*pip install 'clozeworks\[training\]'"):
+        encoder_directory("models:/encoder/1")
