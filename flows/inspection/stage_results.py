@@ -46,7 +46,7 @@ def _trained(statistics: TrainingStatistics) -> list[str]:
     metric = statistics.judged_by
     if metric.name in statistics.heldout:
         parts.append(f"held-out {metric.label} {statistics.heldout[metric.name]:.3f}")
-    return parts
+    return parts + [f"from {record.in_words()}" for record in statistics.lineage]
 
 
 def _trial(manifest: Manifest) -> list[str]:

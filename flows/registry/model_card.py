@@ -101,6 +101,10 @@ def summary(facts: CardFacts) -> str:
     made = f"made with Clozeworks {facts.manifest.code_version}"
     if facts.begun_from:
         return f"BERT for {facts.pipeline_task}, {made}; fine-tuned from {facts.begun_from}."
+    if PRETRAINING in facts.origin and (
+        lineage := facts.origin[PRETRAINING].statistics_as(PretrainingStatistics).lineage
+    ):
+        return f"BERT for {facts.pipeline_task}, {made}; pre-training started from {lineage[0].source}."
     return f"BERT for {facts.pipeline_task}, pre-trained from raw text, {made}."
 
 
@@ -131,6 +135,7 @@ def _data_rows(facts: CardFacts) -> list[tuple[str, Any]]:
         trained = facts.origin[PRETRAINING].statistics_as(PretrainingStatistics)
         counts = {"steps": trained.steps, "sequences": trained.sequences, "tokens": trained.tokens}
         rows += [(f"pre-training {name}", value) for name, value in counts.items()]
+        rows += [("pre-training started from", record.in_words()) for record in trained.lineage]
     own = {name: value for name, value in facts.manifest.statistics.items() if _is_count(name)}
     rows += [(name.replace("_", " "), value) for name, value in sorted(own.items())]
     rows += [(f"digest of {name}", digest) for name, digest in sorted(facts.manifest.inputs.items())]

@@ -277,6 +277,33 @@ def missing_or_wrong(error: ValidationError) -> str:
     return f"{name} is missing" if problem["type"] == "missing" else f"{name}: {problem['msg']}"
 
 
+class Lineage(Statistics):
+    """A model that a run took its weights from."""
+
+    relation: Literal["initial_encoder", "checkpoint"]
+    source: str
+    """As the recipe or the command names it."""
+    digest: str
+    """Of the encoder's files, or of the checkpoint's."""
+    step: int | None = None
+    """Of a checkpoint."""
+    initialized: list[str] = []
+    """Parts of the model that the source lacks, which began with new weights."""
+    extended: dict[str, int] = {}
+    """Rows added to a matrix of the source, by what they are for."""
+    dropped: list[str] = []
+    """Parts of the source that the model has no place for."""
+
+    def in_words(self) -> str:
+        """`initial encoder bert-base (digest 0123456789ab), next-sentence head initialized`."""
+        at = f" of step {self.step:,}" if self.step is not None else ""
+        parts = [f"{self.relation.replace('_', ' ')} {self.source}{at} (digest {self.digest[:12]})"]
+        parts += [f"{name} initialized" for name in self.initialized]
+        parts += [f"{count:,} {name} added" for name, count in self.extended.items()]
+        parts += [f"{name} not used" for name in self.dropped]
+        return ", ".join(parts)
+
+
 class TrainingStatistics(StageWarnings):
     """What every stage of the training loop states; what a release left out is None, or empty."""
 
@@ -290,6 +317,8 @@ class TrainingStatistics(StageWarnings):
     heldout_before: dict[str, float] = Field(default_factory=dict)
     metrics: tuple[Metric, ...] = BERT_METRICS
     """Of the objective; manifests of earlier releases do not state them, and are BERT's."""
+    lineage: tuple[Lineage, ...] = ()
+    """Where the initial weights came from, in the order in which they were taken; empty for random weights."""
 
     @property
     def heldout(self) -> Mapping[str, float]:

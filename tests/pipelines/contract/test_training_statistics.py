@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipelines.contract.statistics import (
     BERT_METRICS,
     MASKED_LM_METRICS,
     DistillationStatistics,
+    Lineage,
     Metric,
     PretrainingStatistics,
 )
@@ -42,3 +44,21 @@ def test_wrong_statistics_give_one_line() -> None:
     with pytest.raises(InputError, match=r"manifest of stage pretraining: statistics\.heldout_after\.loss") as caught:
         manifest_of({"heldout_after": {"loss": "low"}}).statistics_as(PretrainingStatistics)
     assert "\n" not in str(caught.value)
+
+
+def test_lineage_is_stored_as_it_was_set_and_read_in_words() -> None:
+    first = Lineage(
+        relation="initial_encoder", source="bert", digest="0123456789abcdef", initialized=["masked-LM head"],
+        extended={"positions": 1_024}, dropped=["classifier"],
+    )  # fmt: skip
+    second = Lineage(relation="checkpoint", source="workspaces/a", digest="fedcba9876543210", step=9_000)
+    stored = json.loads(json.dumps({"lineage": [first.to_json(), second.to_json()]}))
+    assert "step" not in stored["lineage"][0]
+    found = manifest_of(stored).statistics_as(PretrainingStatistics).lineage
+    assert found == (first, second)
+    assert found[0].in_words() == (
+        "initial encoder bert (digest 0123456789ab), masked-LM head initialized, 1,024 positions added, "
+        "classifier not used"
+    )
+    assert found[1].in_words() == "checkpoint workspaces/a of step 9,000 (digest fedcba987654)"
+    assert manifest_of({}).statistics_as(PretrainingStatistics).lineage == ()
