@@ -31,6 +31,8 @@ _REMEDIES = {
     "binary": "restrict inputs to text files, or set encoding = 'utf-16-le' or 'utf-16-be'",
     "archive": "unpack the archives, and point inputs at the texts in them",
     "bad-json": "format = 'jsonl' needs one JSON object per line, not an array; or set another format",
+    "bad-csv": "set quoting = 'none' if quotation marks are plain characters in these files",
+    "wrong-fields": "set format = 'csv' or 'tsv' by the files' delimiter, or repair the rows",
     "missing-field": "set text_field",
     "not-a-string": "set text_field",
     "stray-text": "set another format, or cut the files between articles",

@@ -61,8 +61,10 @@ def encoding_of(head: bytes, declared: str) -> Encoding:
     return encoding
 
 
-def decode(data: bytes | bytearray, encoding: str, offset: int) -> str:
+def decode(data: bytes | bytearray, encoding: str, offset: int, errors: str = "strict") -> str:
     """Decode some bytes of a file, with line ends normalized to newlines; `offset` is their place in the file.
+
+    `errors` is Python's name for what becomes of undecodable bytes.
 
     Raises:
         UnreadableError: they are not in this encoding, or hold a NUL.
@@ -71,7 +73,7 @@ def decode(data: bytes | bytearray, encoding: str, offset: int) -> str:
     if not wide and 0 in data:
         raise _binary(offset + data.index(0))
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding, errors)
     except UnicodeDecodeError as error:
         place = f"not {encoding.upper()} at byte {place_name(offset + error.start)}"
         raise UnreadableError("undecodable", f"{place}: {error.reason}") from error

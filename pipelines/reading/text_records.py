@@ -43,6 +43,8 @@ class RecordShape(NamedTuple):
     """Whether this line begins a record; the second argument is whether the line before is blank."""
     is_whole: Callable[[bytes], bool]
     """Whether a record is complete although the file breaks off after it."""
+    decoding_errors: str = "strict"
+    """What becomes of undecodable bytes, by Python's name; `strict` rejects the record."""
 
 
 class Record(NamedTuple):
@@ -82,7 +84,7 @@ _NO_LINES = _Lines(iter(()), 0, "", is_from_start=False, is_after_blank=False)
 
 def read_records(file: InputFile, config: SourceConfig, shape: RecordShape) -> Iterator[Record | Reject]:
     """Decoded records that begin in the file's range, without blank ones."""
-    begins, max_bytes = shape.begins, config.max_record_bytes
+    begins, max_bytes, errors = shape.begins, config.max_record_bytes, shape.decoding_errors
     pending: _Pending | None = None
     with ExitStack() as stack:
         try:
@@ -94,7 +96,7 @@ def read_records(file: InputFile, config: SourceConfig, shape: RecordShape) -> I
                     pending = None
                     if line.offset < end_byte:
                         number = line_number if is_from_start else 0
-                        pending = _Pending(file, encoding, max_bytes, line.offset, number)
+                        pending = _Pending(file, encoding, errors, max_bytes, line.offset, number)
                 if pending is not None:
                     pending.append(line)
                 elif line.offset >= end_byte:
@@ -111,9 +113,10 @@ def read_records(file: InputFile, config: SourceConfig, shape: RecordShape) -> I
 class _Pending:
     """A record that is being read."""
 
-    def __init__(self, file: InputFile, encoding: str, max_bytes: int, offset: int, line_number: int):
+    def __init__(self, file: InputFile, encoding: str, errors: str, max_bytes: int, offset: int, line_number: int):
         self._file = file
         self._encoding = encoding
+        self._errors = errors
         self._max_bytes = max_bytes
         self._offset = offset
         self._line_number = line_number
@@ -135,7 +138,7 @@ class _Pending:
         if not data.strip():
             return
         try:
-            text = decode(data, self._encoding, self._offset)
+            text = decode(data, self._encoding, self._offset, self._errors)
         except UnreadableError as error:
             yield Reject(source, error.reason, error.detail)
         else:

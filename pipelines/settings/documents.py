@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.contract.bounds import Bounded, Count, Probability, Text, UserPath
-from pipelines.contract.recipe import OPERATIONAL, Section
+from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
 from pipelines.settings.formats import FORMATS, SETTINGS_OF_SOME_FORMATS, formats_with
 from pipelines.settings.languages import LANGUAGES
 from pipelines.settings.sentence_languages import SENTENCE_LANGUAGES, nearest_languages
@@ -38,7 +38,10 @@ class SourceConfig(Section):
     """For `text`: whether a document is a complete file or a block between blank lines; `google-bert` is the latter
     with one ready sentence per line, as create_pretraining_data.py reads it."""
     text_field: Text = "text"
-    """For `jsonl`: the path of the text, with dots into nested objects; for `parquet` and `arrow`: the column."""
+    """For `jsonl`: the path of the text, with dots into nested objects; for tables: the column."""
+    quoting: Literal["minimal", "none"] = Field("minimal", json_schema_extra=ADDED)
+    """For `csv` and `tsv`: fields that begin with a quotation mark end with one and may hold line ends (RFC 4180), or
+    a quotation mark is a plain character, as in GLUE's files. Names and meaning are those of Python's csv module."""
     encoding: Text = "utf-8"
     """Encoding of text without a byte order mark, by Python's name for it; a mark in the file overrides this."""
     max_record_bytes: Annotated[int, Bounded(1 << 10, 1 << 36, _IN_MEMORY)] = 256 << 20

@@ -25,6 +25,9 @@ FORMATS = {
     "jsonl": Format("json_lines:JsonLines", ("text_field", "encoding"), is_plain=True),
     "parquet": Format("parquet:Parquet", ("text_field",)),
     "arrow": Format("arrow_ipc:ArrowIpc", ("text_field",)),
+    "hf-dataset": Format("hf_dataset:HfDataset", ("text_field",), is_splittable=False),
+    "csv": Format("delimited:Csv", ("text_field", "encoding", "quoting"), is_plain=True),
+    "tsv": Format("delimited:Tsv", ("text_field", "encoding", "quoting"), is_plain=True),
     "wikiextractor": Format("wikiextractor:WikiExtractor", ("encoding",), seconds_per_megabyte=1 / 57),
     "mediawiki": Format("mediawiki:MediaWiki", ("encoding",), seconds_per_megabyte=1 / 4.5),
     "python-docstrings": Format(

@@ -22,7 +22,7 @@ _FILE_MAGIC = b"ARROW1"
 class ArrowIpc:
     def find(self, config: SourceConfig, workspace: str | None = None) -> list[InputFile]:
         files = find_files(config.inputs, workspace)
-        check_column(files, config, _schema)
+        check_column(files, config, schema_of)
         return files
 
     def read(self, file: InputFile, config: SourceConfig) -> Iterator[RawDocument | Reject]:
@@ -41,7 +41,8 @@ class ArrowIpc:
             yield Reject(file.name, "damaged", str(error))
 
 
-def _schema(stream: pa.NativeFile) -> pa.Schema:
+def schema_of(stream: pa.NativeFile) -> pa.Schema:
+    """The schema of an IPC file or stream."""
     return (pa.ipc.open_file if _is_file(stream) else pa.ipc.open_stream)(stream).schema
 
 

@@ -9,7 +9,7 @@ from typing import cast
 from pipelines.reading.source import InputFile, Source
 from pipelines.reading.unpacking import codec_of
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
-from pipelines.settings.formats import FORMATS
+from pipelines.settings.formats import FORMATS, formats_with
 
 
 def source_of(config: SourceConfig) -> Source:
@@ -21,6 +21,9 @@ def source_of(config: SourceConfig) -> Source:
 def is_splittable(file: InputFile, config: SourceConfig) -> bool:
     """Whether ranges of the file can be read without the bytes before them."""
     if config.format == "text" and config.document_separator == "file":
+        return False
+    if config.format in formats_with("quoting") and config.quoting != "none":
+        # Only the text before a line decides whether it begins a row or continues a quoted field.
         return False
     # A bz2 file may hold many streams; of one that holds a single stream, the other ranges are empty.
     return FORMATS[config.format].is_splittable and codec_of(file.name) in (None, "bz2")

@@ -37,6 +37,16 @@ inputs = ["{root}/lines/*.jsonl*"]
 format = "parquet"
 inputs = ["{root}/rows.parquet"]
 [[documents.sources]]
+format = "csv"
+inputs = ["{root}/rows.csv"]
+[[documents.sources]]
+format = "tsv"
+quoting = "none"
+inputs = ["{root}/rows.tsv"]
+[[documents.sources]]
+format = "hf-dataset"
+inputs = ["{root}/saved/train"]
+[[documents.sources]]
 format = "mediawiki"
 inputs = ["{root}/dump.xml.bz2", "{root}/cut.xml"]
 [[documents.sources]]
@@ -69,6 +79,14 @@ def write_inputs(root: Path) -> None:
     packed = bz2.compress("\n".join(json.dumps({"text": prose("bz2", number)}) for number in range(500)).encode())
     (root / "lines/cut.jsonl.bz2").write_bytes(packed[:-12])
     pq.write_table(pa.table({"text": [prose("row", 0), None]}), root / "rows.parquet")
+    (root / "rows.csv").write_text(f'n,text\n1,"{prose("csv", 0)}\n\nA paragraph."\n2,{prose("csv", 1)},more\n')
+    lines = [f'{number}\t"{prose("tsv", number)}' for number in range(1000)]
+    (root / "rows.tsv").write_text("\n".join(["n\ttext", *lines, ""]))
+    (root / "saved/train").mkdir(parents=True)
+    (root / "saved/train/state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    rows = pa.table({"text": [prose("saved", number) for number in range(5)]})
+    with pa.ipc.new_stream(root / "saved/train/data.arrow", rows.schema) as writer:
+        writer.write_table(rows)
     page = "<page>\n<title>T</title><ns>0</ns><id>{0}</id><revision><id>1</id><text>{1}</text></revision>\n</page>\n"
     pages = "".join(page.format(number, prose("wiki", number)) for number in range(3))
     (root / "dump.xml.bz2").write_bytes(bz2.compress(f"<mediawiki>\n{pages}".encode()))
@@ -108,6 +126,7 @@ def test_a_job_over_good_and_bad_input_of_every_format(tmp_path: Path, monkeypat
         ("cut.xml", "truncated"),
         ("lines/cut.jsonl.gz", "truncated"),
         ("rows.parquet", "not-a-string"),
+        ("rows.csv", "wrong-fields"),
         ("wiki_00", "truncated"),
     }
     rows = [row for path in sorted(directory.glob("*-of-*.arrow")) for row in read_table(str(path)).to_pylist()]
@@ -115,6 +134,9 @@ def test_a_job_over_good_and_bad_input_of_every_format(tmp_path: Path, monkeypat
     assert len(sentences) == len(rows) == counts["documents_kept"]
     kept_of = [name.partition("#")[0] for name in sentences]
     assert kept_of.count("lines/many.jsonl") == 2000
+    assert kept_of.count("rows.tsv") == 1000
+    assert kept_of.count("train/data.arrow") == 5
+    assert sentences["rows.csv#7"][-1] == "A paragraph."
     assert 300 < kept_of.count("lines/cut.jsonl.gz") < 500
     assert sentences["bert.txt#0"] == ["Dr. Who is one. Sentence", "and this is another"]
     assert {name for name in sentences if "dump" in name} == {f"dump.xml.bz2#{number}" for number in range(3)}
