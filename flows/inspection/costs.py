@@ -15,6 +15,7 @@ from flows.inspection.rates import (
     Rates,
 )
 from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.contract.schemas import UNMASKED
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 from pipelines.jobs.sizes import (
     MEGABYTE,
@@ -212,7 +213,7 @@ def _warnings(whole: WholeRecipe, phases: tuple[PhaseCost, ...], text_epochs: fl
         warnings.append(
             f"the run reads its text about {text_epochs:,.0f} times (BERT: 40); use more text or fewer steps"
         )
-    is_static = whole.examples.masking != "dynamic" and whole.pretraining.masking == "as_written"
+    is_static = whole.examples.masking not in UNMASKED and whole.pretraining.masking == "as_written"
     for phase in phases:
         if is_static and phase.row_epochs > MANY_ROW_EPOCHS:
             warnings.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from pipelines.contract.schemas import UNMASKED, WHOLE_WORDS
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from training.settings.distillation import DistillationConfig
@@ -57,11 +58,20 @@ def _length_is_made(sections: Sections, key: str, max_seq_length: int) -> Iterat
 
 
 def _masking(sections: Sections) -> Iterator[str]:
-    for name, section in (("pretraining", sections.pretraining), ("distillation", sections.distillation)):
-        if section and section.masking == "dynamic" and sections.examples.masking == "whole_word":
+    is_written = sections.pretraining.masking == "as_written" and sections.examples.masking not in UNMASKED
+    for index, phase in enumerate(sections.pretraining.phases):
+        if phase.masked_lm_prob is not None and is_written:
             yield (
-                f"{name}.masking = 'dynamic' masks single tokens, but examples.masking = 'whole_word'; set the "
-                "former to 'as_written', or the latter to 'dynamic'"
+                f"pretraining.phases.{index}.masked_lm_prob = {phase.masked_lm_prob}, but the examples are masked "
+                f"beforehand, with examples.masking = {sections.examples.masking!r}; set pretraining.masking = "
+                "'dynamic'"
+            )
+    for name, section in (("pretraining", sections.pretraining), ("distillation", sections.distillation)):
+        masking = sections.examples.masking
+        if section and section.masking == "dynamic" and masking in WHOLE_WORDS:
+            yield (
+                f"{name}.masking = 'dynamic' masks single tokens, but examples.masking = {masking!r}; set the "
+                "former to 'dynamic_whole_word' or 'as_written', or the latter to 'dynamic'"
             )
 
 

@@ -22,7 +22,7 @@ from flows.report.html import (
 )
 from flows.report.manifest_facts import CorpusFacts, TextFigure
 from flows.report.samples import CONTINUES, mask_kind
-from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.contract.schemas import SPECIAL_TOKENS, UNMASKED
 from pipelines.contract.statistics import LengthStatistics
 
 Facts = dict[str, Any]
@@ -208,7 +208,7 @@ def _shown_examples(sample: Facts) -> str:
     shown = sample.get("examples", [])
     if not shown:
         return ""
-    dynamic = sample["masking"] == "dynamic"
+    dynamic = sample["masking"] in UNMASKED
     how = (
         "Training draws new masks in each epoch (dynamic masking), so the examples on disk have none."
         if dynamic

@@ -78,6 +78,7 @@ UserPath = Annotated[str, StringConstraints(min_length=1, max_length=_PATH_CHARA
 """A path, glob or URI as the user writes it: `~` is the home directory, in every setting that is a path."""
 
 Seed = Annotated[int, Bounded(0, (1 << 63) - 1, "seeds are stored in 63 bits")]
+MaskedShare = Annotated[float, Bounded(0.0, 0.5, "masked tokens are predicted from the others", above_low=True)]
 Probability = Annotated[float, Bounded(0.0, 1.0, "it is a fraction")]
 SequenceLength = Annotated[
     int, Bounded(8, MAX_SEQ_LENGTH_LIMIT, "a row needs its special tokens and some text, and positions have 16 bits")

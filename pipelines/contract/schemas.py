@@ -20,6 +20,11 @@ Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
+UNMASKED = ("dynamic", "dynamic_whole_word")
+WHOLE_WORDS = ("whole_word", "dynamic_whole_word")
+"""Values of `examples.masking`: rows are written unmasked; all pieces of a word are masked together."""
+
+
 DOCUMENT_ID_BYTES = 16
 
 
@@ -46,7 +51,7 @@ def examples_schema(vocabulary_size: int, metadata: Mapping[str, str]) -> pa.Sch
     "false") it is `[CLS]`, full sentences with a [SEP] between documents, `[SEP]`; `segment_b_start` is then the row's
     length, as there is no B, and `next_sentence_label` is 0.
 
-    Masks are reversible: put `masked_lm_ids` back at `masked_lm_positions`. With metadata `masking` = "dynamic" both
+    Masks are reversible: put `masked_lm_ids` back at `masked_lm_positions`. With metadata `masking` in `UNMASKED` both
     lists are empty and training draws the masks. Rows are longer than metadata `bin_above` and at most `bin_up_to`.
     """
     ids = pa.list_(pa.field("item", token_id_type(vocabulary_size), nullable=False))

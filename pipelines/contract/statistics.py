@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 HELDOUT_PREFIX = "heldout_"
 """Begins the name of a metric in metrics.jsonl where it is that of held-out examples."""
 
+_PIECES_PER_WORD_OF_SINGLE_PIECES = 1.02
+
 Unit = Literal["nats", "share", "number"]
 
 
@@ -94,6 +96,11 @@ class TextFit(Statistics):
     unk_share: float
     """Of the tokens."""
     unk_characters_share: float
+
+    @property
+    def has_only_single_pieces(self) -> bool:
+        """Whether whole-word masking draws what masking of single tokens draws, as in Chinese."""
+        return self.pieces_per_word < _PIECES_PER_WORD_OF_SINGLE_PIECES
 
 
 class VocabularyStatistics(TextFit, StageWarnings):

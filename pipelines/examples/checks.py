@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.contract.schemas import CLS, MASK, PAD, SEP
+from pipelines.contract.schemas import CLS, MASK, PAD, SEP, UNMASKED
 from pipelines.examples.masking import MaskedExamples, num_predictions
 from pipelines.examples.statistics import flat_positions
 
@@ -87,7 +87,7 @@ def _check_special_tokens(examples: MaskedExamples, is_pair: bool, tokens: Seque
 
 def _check_masks(examples: MaskedExamples, metadata: Mapping[str, str], tokens: Sequence[str], require: Any) -> None:
     lengths, per_row = np.diff(examples.offsets), np.diff(examples.masked_lm_offsets)
-    if metadata["masking"] == "dynamic":
+    if metadata["masking"] in UNMASKED:
         require("masked, where masking is dynamic", per_row == 0)
         return
     ids = _restored(examples)

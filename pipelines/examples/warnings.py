@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipelines.contract.schemas import WHOLE_WORDS
 from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, UNK_SHARE_WARNED
@@ -17,8 +18,8 @@ SAME_DOCUMENT_WARNED = 0.01
 """This share of wrong labels costs the next-sentence task about as much accuracy."""
 FEWEST_OF_A_LABEL = 0.1
 """A model that always gives the same answer is then right nine times in ten."""
-PIECES_PER_WORD_OF_WHOLE_WORDS = 1.02
-"""With fewer pieces per word, whole-word masking draws what masking of single tokens draws."""
+_OF_TOKENS = {"whole_word": "static", "dynamic_whole_word": "dynamic"}
+"""The masking of single tokens that draws as one of whole words does."""
 
 FEWEST_HELDOUT_DOCUMENTS = 20
 """The word-order task takes its dev sentences from a fifth of them, by hash: with fewer, it may get none."""
@@ -55,10 +56,10 @@ def warnings_of(lengths: Mapping[str, LengthStatistics], text: ExamplesText, con
             f"[UNK] is {text.unk_share:.1%} of all tokens and stands for {text.unk_characters_share:.1%} of the "
             "characters; raise vocabulary.alphabet_size and vocabulary.size, and see the warnings of the vocabulary"
         )
-    if config.masking == "whole_word" and text.pieces_per_word < PIECES_PER_WORD_OF_WHOLE_WORDS:
+    if config.masking in WHOLE_WORDS and text.has_only_single_pieces:
         warnings.append(
             f"whole-word masking has no effect: words have {text.pieces_per_word:.2f} pieces each, as in Chinese, "
-            "where each character is a word; examples.masking = 'static' gives the same"
+            f"where each character is a word; examples.masking = {_OF_TOKENS[config.masking]!r} gives the same"
         )
     if not text.heldout_documents:
         warnings.append(

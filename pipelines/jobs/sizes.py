@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pipelines.contract.schemas import token_id_type
+from pipelines.contract.schemas import UNMASKED, token_id_type
 from pipelines.settings.examples import ExamplesConfig
 
 MEGABYTE = 1_000_000
@@ -90,7 +90,7 @@ def disk_bytes_length(
     """Size of the examples of one maximum length, all passes."""
     shape = shape or default_shape(examples.next_sentence, max_seq_length)
     rows = text_bytes / MEGABYTE * shape.rows_per_megabyte * examples.passes
-    is_masked = examples.masking != "dynamic"
+    is_masked = examples.masking not in UNMASKED
     masked = masked_per_row(examples, max_seq_length, shape.mean_length) if is_masked else 0.0
     return rows * row_bytes(shape.mean_length, masked, vocab_size)
 

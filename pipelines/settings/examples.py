@@ -6,11 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from pipelines.contract.bounds import MAX_SEQ_LENGTH_LIMIT, Bounded, Probability, Seed, SequenceLength
+from pipelines.contract.bounds import MAX_SEQ_LENGTH_LIMIT, Bounded, MaskedShare, Probability, Seed, SequenceLength
 from pipelines.contract.recipe import Section
-
-_MASKED = "masked tokens are predicted from the others"
-
 
 _PASSES = "each pass writes the corpus again"
 
@@ -44,12 +41,13 @@ class ExamplesConfig(Section):
         ExampleLengthConfig(max_seq_length=128, max_predictions_per_seq=20),
         ExampleLengthConfig(max_seq_length=512, max_predictions_per_seq=80),
     )
-    masked_lm_prob: Annotated[float, Bounded(0.0, 0.5, _MASKED, above_low=True)] = 0.15
+    masked_lm_prob: MaskedShare = 0.15
     short_seq_prob: Probability = 0.1
     """Share of documents, drawn for each pass, that are cut to a random shorter length; for pairs only."""
-    masking: Literal["static", "dynamic", "whole_word"] = "static"
+    masking: Literal["static", "dynamic", "whole_word", "dynamic_whole_word"] = "static"
     """`dynamic` leaves tokens unmasked, and training masks them differently each time (Liu et al., 2019, section 4.1);
-    `whole_word` masks all pieces of a word together, like --do_whole_word_mask of the released code."""
+    `whole_word` masks all pieces of a word together, like --do_whole_word_mask of the released code;
+    `dynamic_whole_word` does so in training."""
     next_sentence: bool = True
     """False packs full sentences up to the maximum length, across documents, without a second segment and without
     the next-sentence task (Liu et al., 2019, section 4.2, "full-sentences")."""

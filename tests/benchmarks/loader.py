@@ -56,8 +56,9 @@ def write_examples(directory: str) -> Manifest:
         ids[offsets[:-1]] = MASKING.cls_id
         ids[offsets[:-1] + segment_b_start - 1] = MASKING.sep_id
         ids[offsets[1:] - 1] = MASKING.sep_id
-        counts = MASKING.num_predictions(ids, offsets)
-        positions, masked_ids = MASKING.apply(ids, lengths, row_keys(np.arange(ROWS_PER_FILE), index), counts)
+        keys = row_keys(np.arange(ROWS_PER_FILE), index)
+        counts = MASKING.num_predictions(ids, offsets, keys)
+        positions, masked_ids = MASKING.apply(ids, lengths, keys, counts)
         masked_offsets = np.concatenate([[0], np.cumsum(counts)])
         columns = [
             _lists(ids, offsets),

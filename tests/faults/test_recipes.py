@@ -356,6 +356,7 @@ def test_a_slip_of_the_pen_is_named(override: str, message: str) -> None:
 CONTRADICTIONS = [
     (["examples.masking=whole_word", "pretraining.masking=dynamic"], "pretraining.masking = 'dynamic' masks single"),
     (["examples.masking=whole_word", "distillation.masking=dynamic"], "distillation.masking = 'dynamic' masks single"),
+    (["pretraining.phases.0.masked_lm_prob=0.3"], "pretraining.phases.0.masked_lm_prob = 0.3, but the examples are"),
     (["pretraining.phases.1.global_batch_size=1", "pretraining.ranks=2"], "pretraining.phases.1: a step of 1 full"),
     (
         ["pretraining.ranks=3", "pretraining.micro_batch_size=1", "pretraining.phases.1.global_batch_size=16"],

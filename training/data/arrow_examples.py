@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.schemas import Split
+from pipelines.contract.schemas import UNMASKED, Split
 from pipelines.contract.workspace import length_directory
 from training.data.row_checks import RowRules, list_fault, row_fault
 from training.data.rows import Rows
@@ -64,7 +64,7 @@ class ArrowExamples:
     @property
     def is_unmasked(self) -> bool:
         """Whether the reader must draw the masks."""
-        return self.metadata.get("clozeworks.masking") == "dynamic"
+        return self.metadata.get("clozeworks.masking") in UNMASKED
 
     def read(self, blocks: tuple[tuple[int, int], ...]) -> Rows:
         """Copy runs of consecutive rows, given as (first, past the last), and concatenate them.

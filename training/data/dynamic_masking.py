@@ -7,15 +7,17 @@ epoch are the same for any number of ranks and after any resume.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.schemas import CLS, MASK, SEP
+from pipelines.contract.schemas import CLS, MASK, SEP, UNMASKED, WHOLE_WORDS
 from training.data.ordering import IntArray, keyed_seed
+from training.data.rows import Ragged
+from training.data.whole_words import choose_words, find_words
 
 KeyArray = npt.NDArray[np.uint64]
 Ids = npt.NDArray[Any]
@@ -52,7 +54,10 @@ def row_keys(rows: IntArray, *stream: int | str) -> KeyArray:
 
 @dataclass(frozen=True)
 class DynamicMasking:
-    """The rule of pipelines.examples.masking.MaskingRules, without whole-word masking."""
+    """The rule of pipelines.examples.masking.MaskingRules.
+
+    continues: bool [vocabulary], true for tokens that continue a word; None masks single tokens.
+    """
 
     masked_lm_prob: float
     max_predictions_per_seq: int
@@ -60,15 +65,37 @@ class DynamicMasking:
     sep_id: int
     mask_id: int
     vocab_size: int
+    continues: npt.NDArray[np.bool_] | None = field(default=None, compare=False)
 
-    def num_predictions(self, input_ids: Ids, offsets: IntArray) -> IntArray:
-        """Number of predicted tokens of each row; rows are unmasked, `offsets` [rows + 1] delimits them."""
+    def num_predictions(self, input_ids: Ids, offsets: IntArray, keys: KeyArray) -> IntArray:
+        """Number of predicted tokens of each row, which depends on its key only if words are masked together.
+
+        Args:
+            input_ids: [T], rows concatenated, unmasked.
+            offsets: [rows + 1], delimiting the rows.
+            keys: [rows], from `row_keys`.
+        """
         lengths = np.diff(offsets)
         wanted = np.rint(lengths * self.masked_lm_prob).astype(np.int64)
         wanted = np.minimum(self.max_predictions_per_seq, np.maximum(1, wanted))
-        special_tokens = np.diff(np.searchsorted(np.flatnonzero(self._is_special(input_ids)), offsets))
+        is_special = self._is_special(input_ids)
+        special_tokens = np.diff(np.searchsorted(np.flatnonzero(is_special), offsets))
         num_predictions: IntArray = np.minimum(wanted, lengths - special_tokens)
+        if self.continues is not None:
+            self._lower_to_words(num_predictions, input_ids, offsets, is_special, keys)
         return num_predictions
+
+    def _lower_to_words(
+        self, counts: IntArray, input_ids: Ids, offsets: IntArray, is_special: npt.NDArray[np.bool_], keys: KeyArray
+    ) -> None:
+        """Lower the counts of rows whose words do not add up to them; words of one piece always fill a row."""
+        assert self.continues is not None
+        words = find_words(input_ids, offsets, is_special, self.continues)
+        singles = np.bincount(words.rows[words.sizes == 1], minlength=len(counts))
+        rows = np.flatnonzero(singles < counts)
+        own = Ragged(input_ids, offsets).take(rows)
+        chosen = self._choose_by_groups(own.values, own.lengths(), keys[rows], counts[rows])
+        counts[rows] = np.diff(np.searchsorted(chosen, own.offsets))
 
     def apply(
         self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray
@@ -82,18 +109,24 @@ class DynamicMasking:
         Returns:
             masked_lm_positions: int64, flat among the T tokens, ascending; masked_lm_ids: the original tokens.
         """
+        starts = np.cumsum(lengths) - lengths
+        chosen = self._choose_by_groups(input_ids, lengths, keys, num_predictions)
+        masked_ids = input_ids[chosen]
+        self._replace(input_ids, chosen, chosen - np.repeat(starts, num_predictions), np.repeat(keys, num_predictions))
+        return chosen, masked_ids
+
+    def _choose_by_groups(
+        self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray
+    ) -> IntArray:
         ends = np.cumsum(lengths)
         starts = ends - lengths
+        choose = self._choose if self.continues is None else self._choose_words
         groups: list[IntArray] = []
         for first in range(0, len(lengths), GROUP_ROWS):
             own = slice(first, first + GROUP_ROWS)
             begin, end = int(starts[first]), int(ends[own][-1])
-            chosen = self._choose(input_ids[begin:end], lengths[own], keys[own], num_predictions[own])
-            groups.append(chosen + begin)
-        chosen = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
-        masked_ids = input_ids[chosen]
-        self._replace(input_ids, chosen, chosen - np.repeat(starts, num_predictions), np.repeat(keys, num_predictions))
-        return chosen, masked_ids
+            groups.append(choose(input_ids[begin:end], lengths[own], keys[own], num_predictions[own]) + begin)
+        return np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
 
     def _choose(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> IntArray:
         """The maskable tokens of each row with the smallest random numbers, as flat positions in ascending order."""
@@ -111,6 +144,26 @@ class DynamicMasking:
         chosen.sort()
         return chosen
 
+    def _choose_words(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, wanted: IntArray) -> IntArray:
+        """The tokens of the words with the smallest random numbers, those of their first tokens."""
+        assert self.continues is not None
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        words = find_words(input_ids, offsets, self._is_special(input_ids), self.continues)
+        positions = words.starts - offsets[words.rows]
+        order = (_draw(keys[words.rows], positions) >> _SCORE_BITS_DROPPED) << _SCORE_SHIFT
+        order |= positions.astype(np.uint64)
+        order |= words.rows.astype(np.uint64) << _ROW_SHIFT
+        order.sort()
+        size_at = np.zeros(len(input_ids), dtype=np.int64)
+        size_at[words.starts] = words.sizes
+        rows = (order >> _ROW_SHIFT).astype(np.int64)
+        starts = (order & _POSITION_MASK).astype(np.int64) + offsets[rows]
+        starts = np.sort(starts[choose_words(size_at[starts], rows, wanted)])
+        sizes = size_at[starts]
+        before = np.cumsum(sizes) - sizes
+        chosen: IntArray = np.arange(int(sizes.sum())) + np.repeat(starts - before, sizes)
+        return chosen
+
     def _replace(self, input_ids: Ids, chosen: IntArray, positions: IntArray, keys: KeyArray) -> None:
         """80 % become [MASK], 10 % stay, 10 % become any token of the vocabulary."""
         fate = (_draw(keys, positions + _FATE) >> np.uint64(11)) * (1.0 / (1 << 53))
@@ -124,28 +177,40 @@ class DynamicMasking:
         return is_special
 
 
-def masking_of(metadata: Mapping[str, str], tokens: Sequence[str], always: bool = False) -> DynamicMasking | None:
+def masking_of(
+    metadata: Mapping[str, str], tokens: Sequence[str], masking: str = "as_written", masked_lm_prob: float | None = None
+) -> DynamicMasking | None:
     """The rule for masking examples at reading; None if their masks are used as written.
 
     Args:
         metadata: of the examples' schema (pipelines.contract.manifest.examples_schema).
         tokens: the vocabulary, in order of ids.
-        always: draw new masks even if the examples have masks.
+        masking: `pretraining.masking`.
+        masked_lm_prob: replaces that of the examples, and then limits a row's predictions alone.
 
     Raises:
-        InputError: the examples use whole-word masking, which cannot be done at reading, or an older version.
+        InputError: the settings contradict those of the examples, or an older version made these.
     """
     written = metadata.get("clozeworks.masking", "static")
-    if written != "dynamic" and not always:
+    if masking == "as_written" and written not in UNMASKED:
+        if masked_lm_prob is not None:
+            raise InputError(
+                f"masked_lm_prob = {masked_lm_prob} in a phase, but the examples were masked with examples.masking = "
+                f"{written}; set pretraining.masking = 'dynamic', or make a set of examples with this masked_lm_prob"
+            )
         return None
-    if written not in ("static", "dynamic"):
+    if masking == "dynamic" and written in WHOLE_WORDS:
         raise InputError(
             f"pretraining.masking = dynamic masks single tokens, but the examples were made with examples.masking = "
-            f"{written}; use the masks as written, or rebuild the examples with static or dynamic"
+            f"{written}; set it to dynamic_whole_word or as_written, or rebuild the examples with static or dynamic"
         )
     values = [metadata.get(f"clozeworks.{name}") for name in ("masked_lm_prob", "max_predictions_per_seq")]
     if None in values:
         raise InputError("the examples do not record masked_lm_prob and max_predictions_per_seq; rebuild the stage")
-    masked_lm_prob, max_predictions_per_seq = (str(value) for value in values)
+    rate, most = float(str(values[0])), int(str(values[1]))
+    if masked_lm_prob is not None:
+        rate, most = masked_lm_prob, int(metadata["clozeworks.max_seq_length"])
     cls_id, sep_id, mask_id = (tokens.index(token) for token in (CLS, SEP, MASK))
-    return DynamicMasking(float(masked_lm_prob), int(max_predictions_per_seq), cls_id, sep_id, mask_id, len(tokens))
+    is_whole_word = (written if masking == "as_written" else masking) in WHOLE_WORDS
+    continues = np.array([token.startswith("##") for token in tokens]) if is_whole_word else None
+    return DynamicMasking(rate, most, cls_id, sep_id, mask_id, len(tokens), continues)

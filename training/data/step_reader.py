@@ -66,8 +66,9 @@ class _Samples:
         if masking is None:
             return _Samples(rows, rows.masked_lm_positions.lengths(), None)
         rows = rows.without_masks()
-        num_predictions = masking.num_predictions(rows.input_ids.values, rows.input_ids.offsets)
-        return _Samples(rows, num_predictions, row_keys(row_numbers, *stream))
+        keys = row_keys(row_numbers, *stream)
+        num_predictions = masking.num_predictions(rows.input_ids.values, rows.input_ids.offsets, keys)
+        return _Samples(rows, num_predictions, keys)
 
     def take(self, places: IntArray) -> _Samples:
         keys = None if self.keys is None else self.keys[places]
@@ -250,14 +251,17 @@ class StepReader:
             rows = self._examples.read(window.blocks)
             stream = (self._order.seed, self._order.stream, epoch)
             samples = _Samples.of(rows, window.laid_out(), self._masking, *stream)
-            _require_something_to_predict(self._examples, samples, window.laid_out())
+            _require_something_to_predict(self._examples, samples, window.laid_out(), self._masking)
             self._loaded = _LoadedWindow.of(window, samples)
         return self._loaded
 
 
-def _require_something_to_predict(examples: ArrowExamples, samples: _Samples, row_numbers: IntArray) -> None:
-    """If masks are drawn at reading, every row must have a maskable token."""
-    if samples.keys is not None and samples.num_predictions.min() < 1:
+def _require_something_to_predict(
+    examples: ArrowExamples, samples: _Samples, row_numbers: IntArray, masking: DynamicMasking | None
+) -> None:
+    """If masks of single tokens are drawn at reading, every row must have a maskable token."""
+    # Whole-word masking may find no word in a row of long words that is short enough.
+    if masking is not None and masking.continues is None and samples.num_predictions.min() < 1:
         row = int(row_numbers[np.argmin(samples.num_predictions)])
         raise examples.refusal(row, "it has no token that can be masked, only special ones")
 
@@ -280,6 +284,6 @@ def heldout_batches(
         end = min(first + batch_size, last)
         row_numbers = np.arange(first, end)
         samples = _Samples.of(examples.read(((first, end),)), row_numbers, masking, "heldout")
-        _require_something_to_predict(examples, samples, row_numbers)
+        _require_something_to_predict(examples, samples, row_numbers, masking)
         yield samples.micro_batch(np.arange(end - first), masking, deal)
         first = end

@@ -195,10 +195,11 @@ class DistillationObjective(Objective):
     def _speeds(self, directory: str) -> dict[str, float]:
         """Tokens per second of both encoders on training rows, without gradients."""
         feed = RowFeed(self, self._processes)
-        examples = feed.examples("train", self.settings.phases[0])
+        phase = self.settings.phases[0]
+        examples = feed.examples("train", phase)
         rows = min(_SPEED_EXAMPLES, examples.num_rows)
         deal = replace(feed.deal(), rank=0, world_size=1)
-        (batch,) = heldout_batches(examples, rows, rows, deal, feed.masking(examples))
+        (batch,) = heldout_batches(examples, rows, rows, deal, feed.masking(examples, phase))
         student = read_teacher(directory)[0].to(self._processes.device, self._dtype)
         models = {"teacher": self._teacher.bert, "student": student.bert}
         return tokens_per_second(models, batch.to(self._processes.device).sequences)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pipelines.contract import storage
-from pipelines.contract.statistics import BERT_METRICS, MASKED_LM_METRICS
+from pipelines.contract.schemas import WHOLE_WORDS
+from pipelines.contract.statistics import BERT_METRICS, MASKED_LM_METRICS, ExamplesStatistics
 from pipelines.contract.workspace import DOCUMENTS, length_directory, vocabulary_size
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, write_model
@@ -88,7 +89,17 @@ class BertObjective(Objective):
         return BertAlarms(self.settings.num_warmup_steps)
 
     def introduction(self) -> str:
-        return f"deviations from BERT: {self._deviations}"
+        deviations = f"deviations from BERT: {self._deviations}"
+        if self.settings.masking not in WHOLE_WORDS:
+            return deviations
+        text = self.inputs.examples.statistics_as(ExamplesStatistics).text
+        if not text.has_only_single_pieces:
+            return deviations
+        return (
+            f"{deviations}\nWARNING: pretraining.masking = {self.settings.masking!r} has no effect on whole words: "
+            f"they have {text.pieces_per_word:.2f} pieces each, as in Chinese, where each character is a word; "
+            "'dynamic' gives the same"
+        )
 
     def tracked(self) -> Mapping[str, str]:
         return {"deviations_from_bert": self._deviations}

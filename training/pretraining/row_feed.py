@@ -45,7 +45,7 @@ class RowFeed:
                     f"{self._inputs.examples_directory}: no training examples of length {phase.max_seq_length}; "
                     "add more text to the documents stage"
                 )
-            self.masking(examples)
+            self.masking(examples, phase)
 
     def share(self, phase: PhaseConfig) -> tuple[int, int]:
         """Sequences of the largest micro-batch of a rank, and the number of micro-batches per step."""
@@ -69,11 +69,11 @@ class RowFeed:
         """The rows of a phase's length."""
         return ArrowExamples(self._inputs.examples_directory, self._inputs.examples, split, phase.max_seq_length)
 
-    def masking(self, examples: ArrowExamples) -> DynamicMasking | None:
+    def masking(self, examples: ArrowExamples, phase: PhaseConfig) -> DynamicMasking | None:
         """How masks are drawn at reading; None uses the written ones."""
         vocabulary_uri = storage.join(self._inputs.tokenizer_directory, VOCABULARY_NAME)
         tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
-        return masking_of(examples.metadata, tokens, always=self._config.masking == "dynamic")
+        return masking_of(examples.metadata, tokens, self._config.masking, phase.masked_lm_prob)
 
     def reader(self, phase_number: int) -> StepReader:
         """The training rows of a phase, in their order."""
@@ -85,7 +85,7 @@ class RowFeed:
             phase.global_batch_size if phase.global_batch_tokens is None else None,
             self.deal(self.share(phase)[1]),
             global_batch_tokens=phase.global_batch_tokens,
-            masking=self.masking(examples),
+            masking=self.masking(examples, phase),
         )
 
     def heldout(self, measure: Callable[[MicroBatch], Tally], phase: PhaseConfig) -> dict[str, float]:
@@ -97,6 +97,6 @@ class RowFeed:
         size, most = self.share(phase)[0], self._config.eval_examples
         tally = Tally.of(self._objective.sums, device=device)
         with torch.no_grad():
-            for batch in heldout_batches(examples, most, size, self.deal(), self.masking(examples)):
+            for batch in heldout_batches(examples, most, size, self.deal(), self.masking(examples, phase)):
                 tally += measure(batch.to(device))
         return self._objective.means(tally.reduced(self._processes)[0])

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.bounds import Bounded, Count, CountOrNone, SequenceLength
+from pipelines.contract.bounds import Bounded, Count, CountOrNone, MaskedShare, SequenceLength
 from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.errors import InputError
-from pipelines.contract.recipe import OPERATIONAL, Section
+from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
 from training.settings.model import ModelConfig
 from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, LoopConfig, ScheduleKind
 
@@ -25,6 +25,11 @@ class PhaseConfig(Section):
     """Sequences per optimizer step, over all ranks and micro-batches."""
     global_batch_tokens: Annotated[int, Bounded(1, 1 << 34, _STEP_TOKENS)] | None = None
     """Fill each step with sequences up to this many tokens in total, instead of global_batch_size."""
+    masked_lm_prob: MaskedShare | None = Field(default=None, json_schema_extra=ADDED)
+    """Share of the tokens to predict where training draws the masks; None takes that of the examples.
+
+    The examples' max_predictions_per_seq does not limit this one.
+    """
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> PhaseConfig:

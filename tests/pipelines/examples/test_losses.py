@@ -235,6 +235,11 @@ def statistics(train: tuple[int, int] = (100, 50), heldout: int = 5, **changes: 
         ({}, {}, None),
         ({"unk_share": 0.02}, {}, r"\[UNK\] is 2\.0% of all tokens .* raise vocabulary\.alphabet_size"),
         ({"pieces_per_word": 1.0}, {"masking": "whole_word"}, r"whole-word masking has no effect: .* 1\.00 pieces"),
+        (
+            {"pieces_per_word": 1.0},
+            {"masking": "dynamic_whole_word"},
+            r"no effect: .* examples.masking = 'dynamic' gives",
+        ),
         ({"pieces_per_word": 1.0}, {}, None),
         ({"heldout_documents": 0}, {}, r"no document is held out: .* word-order .* documents\.heldout_share"),
         ({"heldout_documents": 3}, {}, r"only 3 documents are held out: .* word-order"),

@@ -34,8 +34,8 @@ def masked(
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     input_ids = np.array([token for row in rows for token in row], dtype=np.uint16)
-    counts = masking.num_predictions(input_ids, offsets)
     keys = row_keys(np.array(numbers, dtype=np.int64), *stream)
+    counts = masking.num_predictions(input_ids, offsets, keys)
     positions, masked_ids = masking.apply(input_ids, lengths, keys, counts)
     edges = np.concatenate([[0], np.cumsum(counts)])
     return [
@@ -136,8 +136,9 @@ def static_and_dynamic(num_rows: int, length: int) -> tuple[tuple[np.ndarray, ..
     restored = static.input_ids.copy()
     restored[flat] = static.masked_lm_ids
     dynamic_ids = restored.astype(np.uint16)
-    counts = rule().num_predictions(dynamic_ids, static.offsets)
-    positions, masked_ids = rule().apply(dynamic_ids, lengths, row_keys(np.arange(num_rows), 9), counts)
+    keys = row_keys(np.arange(num_rows), 9)
+    counts = rule().num_predictions(dynamic_ids, static.offsets, keys)
+    positions, masked_ids = rule().apply(dynamic_ids, lengths, keys, counts)
     shape = (num_rows, int(lengths[0]))
     return (
         (static.input_ids.reshape(shape), row_of, static.masked_lm_positions.astype(np.int64), static.masked_lm_ids),
@@ -199,7 +200,8 @@ def test_written_masks_are_put_back_before_others_are_drawn() -> None:
     rows = Rows(ids, plain, positions, masked_ids, plain).without_masks()
     assert rows.input_ids.values.tolist() == [2, 10, 11, 12, 3, 2, 20, 3]
     assert rows.masked_lm_positions.lengths().tolist() == [0, 0]
-    assert rule(0.5, 20).num_predictions(rows.input_ids.values, rows.input_ids.offsets).tolist() == [2, 1]
+    counts = rule(0.5, 20).num_predictions(rows.input_ids.values, rows.input_ids.offsets, row_keys(np.arange(2)))
+    assert counts.tolist() == [2, 1]
 
 
 def test_the_rule_comes_from_the_files() -> None:
@@ -207,18 +209,43 @@ def test_the_rule_comes_from_the_files() -> None:
         "clozeworks.masking": "dynamic",
         "clozeworks.masked_lm_prob": "0.4",
         "clozeworks.max_predictions_per_seq": "51",
+        "clozeworks.max_seq_length": "128",
     }
     expected = DynamicMasking(0.4, 51, CLS_ID, SEP_ID, MASK_ID, VOCAB_SIZE)
     assert masking_of(metadata, TOKENS) == expected
     static = {**metadata, "clozeworks.masking": "static"}
     assert masking_of(static, TOKENS) is None
-    assert masking_of(static, TOKENS, always=True) == expected
-    for changed, message in (
-        ({**metadata, "clozeworks.masking": "whole_word"}, "made with examples.masking = whole_word"),
-        ({"clozeworks.masking": "dynamic"}, "do not record masked_lm_prob"),
-    ):
-        with pytest.raises(InputError, match=message):
-            masking_of(changed, TOKENS, always=True)
+    assert masking_of(static, TOKENS, "dynamic") == expected
+    for written in ("whole_word", "dynamic_whole_word"):
+        with pytest.raises(InputError, match=f"made with examples.masking = {written}; set it to dynamic_whole_word"):
+            masking_of({**metadata, "clozeworks.masking": written}, TOKENS, "dynamic")
+    with pytest.raises(InputError, match="do not record masked_lm_prob"):
+        masking_of({"clozeworks.masking": "dynamic"}, TOKENS)
+    assert masking_of({**metadata, "clozeworks.masking": "whole_word"}, TOKENS) is None
+
+
+def test_whole_words_come_from_either_setting() -> None:
+    metadata = {"clozeworks.masked_lm_prob": "0.4", "clozeworks.max_predictions_per_seq": "51"}
+    tokens = [*TOKENS[:-1], "##s"]
+    pairs = [(written, "dynamic_whole_word") for written in ("static", "dynamic", "whole_word", "dynamic_whole_word")]
+    for written, masking in [*pairs, ("dynamic_whole_word", "as_written")]:
+        found = masking_of({**metadata, "clozeworks.masking": written}, tokens, masking)
+        assert found is not None
+        assert found.continues is not None
+        assert np.flatnonzero(found.continues).tolist() == [VOCAB_SIZE - 1]
+
+
+def test_a_phase_has_its_own_share() -> None:
+    metadata = {
+        "clozeworks.masking": "static",
+        "clozeworks.masked_lm_prob": "0.15",
+        "clozeworks.max_predictions_per_seq": "20",
+        "clozeworks.max_seq_length": "128",
+    }
+    expected = DynamicMasking(0.4, 128, CLS_ID, SEP_ID, MASK_ID, VOCAB_SIZE)
+    assert masking_of(metadata, TOKENS, "dynamic", 0.4) == expected
+    with pytest.raises(InputError, match=r"masked_lm_prob = 0.4 in a phase, .* set pretraining.masking = 'dynamic'"):
+        masking_of(metadata, TOKENS, "as_written", 0.4)
 
 
 def test_masks_are_pinned() -> None:
