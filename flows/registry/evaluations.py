@@ -26,7 +26,9 @@ def finetuned_evaluation(whole: WholeRecipe, task: str, manifest: Manifest) -> E
     if not paths or any(storage.file_size_bytes(path) is None for path in paths):
         return None
     # Contents only: the same file in another folder is the same data.
-    data = digest_of([storage.sha256_of(path) for path in paths])
+    hashes = [storage.sha256_of(path) for path in paths]
+    choice = whole.finetuning.family(task).dev_choice(whole.finetuning, task)
+    data = digest_of([*hashes, choice] if choice else hashes)
     return Evaluation(trial.metric, trial.score, data, chance=trial.chance)
 
 

@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from training.data.ordering import IntArray, keyed_permutation
-from training.glue.metrics import Values, scores
+from training.finetuning.metrics import Values
+from training.glue.metrics import scores
 from training.glue.reading import LabelledText
 from training.settings.glue import Task
 

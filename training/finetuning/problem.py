@@ -51,8 +51,8 @@ class Problem(Protocol):
     def loss_sum(self, output: torch.Tensor, rows: IntArray, packed: PackedSequences, /) -> torch.Tensor:
         """Loss of training rows, summed over its terms; `rows` are in packed order."""
 
-    def num_loss_terms(self, rows: IntArray) -> int:
-        """Number of terms in `loss_sum` for these rows."""
+    def num_loss_terms(self, rows: IntArray) -> float:
+        """Number of terms in `loss_sum` for these rows, or the sum of their weights."""
 
     def evaluate(self, forward: Forward) -> dict[str, float]:
         """Scores on the development rows."""

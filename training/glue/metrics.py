@@ -1,43 +1,18 @@
-"""GLUE's metrics, computed by scikit-learn and SciPy, and the two definitions of its average."""
+"""GLUE's metrics by task, their baselines, and the two definitions of its average."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
-from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from pipelines.contract.errors import InputError
+from training.finetuning.metrics import METRICS, Values
 from training.settings.glue import GLUE_TASKS, Task
-
-Values = npt.NDArray[np.float64]
 
 Results = Mapping[str, Mapping[str, float]]
 """Metrics by the name of a submission file: {"CoLA": {"matthews_correlation": 0.52}, "MNLI-mm": {"accuracy": ...}}."""
-
-
-def _correlation(of: Callable[[Values, Values], tuple[float, float]]) -> Callable[[Values, Values], float]:
-    def correlation(labels: Values, predictions: Values) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConstantInputWarning)
-            value = float(of(labels, predictions)[0])
-        # Undefined if all predictions are equal; counts as no correlation.
-        return 0.0 if math.isnan(value) else value
-
-    return correlation
-
-
-_METRICS: dict[str, Callable[[Values, Values], float]] = {
-    "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
-    "f1": lambda labels, predictions: float(f1_score(labels, predictions, zero_division=0.0)),
-    "matthews_correlation": lambda labels, predictions: float(matthews_corrcoef(labels, predictions)),
-    "pearson": _correlation(pearsonr),
-    "spearman": _correlation(spearmanr),
-}
 
 
 def scores(task: Task, labels: Values, predictions: Values) -> dict[str, float]:
@@ -47,7 +22,7 @@ def scores(task: Task, labels: Values, predictions: Values) -> dict[str, float]:
         task: its `metrics` and `also_reported` are computed.
         labels, predictions: [rows], class numbers or scores.
     """
-    return {name: _METRICS[name](labels, predictions) for name in (*task.metrics, *task.also_reported)}
+    return {name: METRICS[name](labels, predictions) for name in (*task.metrics, *task.also_reported)}
 
 
 def majority_baseline(task: Task, train_labels: Values, dev_labels: Values) -> float:
@@ -57,7 +32,7 @@ def majority_baseline(task: Task, train_labels: Values, dev_labels: Values) -> f
     else:
         values, counts = np.unique(train_labels, return_counts=True)
         answer = float(values[counts.argmax()])
-    return _METRICS[task.metric](dev_labels, np.full_like(dev_labels, answer))
+    return METRICS[task.metric](dev_labels, np.full_like(dev_labels, answer))
 
 
 def constant_baseline(task: Task, dev_labels: Values) -> float:
@@ -68,7 +43,7 @@ def constant_baseline(task: Task, dev_labels: Values) -> float:
     if task.is_regression:
         return 0.0
     return max(
-        _METRICS[task.metric](dev_labels, np.full_like(dev_labels, float(answer))) for answer in range(task.num_labels)
+        METRICS[task.metric](dev_labels, np.full_like(dev_labels, float(answer))) for answer in range(task.num_labels)
     )
 
 

@@ -13,9 +13,10 @@ from pipelines.contract.statistics import FamilyStatistics
 from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
+from training.finetuning.metrics import Values
 from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import EncodedText, TextEncoder
-from training.glue.metrics import Values, constant_baseline, majority_baseline, scores
+from training.glue.metrics import constant_baseline, majority_baseline, scores
 from training.glue.reading import LabelledText, read_examples, read_test
 from training.glue.submission import write_predictions
 from training.settings.glue import TASKS, Task, task_files

@@ -18,8 +18,7 @@ from pipelines.results.builds import discard_build, finish_exchange, install_bui
 from pipelines.results.locks import workspace_lock
 from pipelines.results.marks import building_directory
 from training.data.ordering import keyed_permutation, keyed_seed
-from training.settings.glue import WORD_ORDER
-from training.settings.word_order import WordOrderConfig
+from training.settings.glue import WORD_ORDER, WordOrderConfig
 
 _VERSION = 1
 _DEV_SHARE = 5

@@ -9,20 +9,22 @@ from pydantic import Field, model_validator
 
 from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.bounds import Text, UserPath
-from pipelines.contract.recipe import OPERATIONAL
-from training.settings.glue import BEGIN_FROM_MNLI, MNLI
+from pipelines.contract.recipe import ADDED, OPERATIONAL
+from pipelines.contract.workspace import DATA_DIRECTORY
+from training.settings.glue import BEGIN_FROM_MNLI, MNLI, WordOrderConfig
 from training.settings.optimization import FittingConfig, OptimizerConfig, Rate
 from training.settings.squad import SquadConfig
 from training.settings.sweep import SweepConfig
+from training.settings.tables import TableConfig
 from training.settings.tagging import TaggingConfig
-from training.settings.tasks import Family, family_of, settings_problem, task_names
-from training.settings.word_order import WordOrderConfig
+from training.settings.tasks import FAMILIES, Family, family_of, settings_problem, task_names
 
 
 class FinetuningConfig(OptimizerConfig, FittingConfig):
     """`[finetuning]`: the tasks, and the paper's settings for GLUE; SQuAD and tagging have sections of their own."""
 
     tasks: tuple[Text, ...] = ()
+    """Tasks to train; without this setting, all `tables`."""
     encoder: UserPath | None = None
     """Encoder to fine-tune instead of the workspace's own: a Hugging Face directory, a workspace, `models:/...`."""
     glue_dir: UserPath | None = None
@@ -36,6 +38,8 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
     word_order: WordOrderConfig = WordOrderConfig()
     squad: SquadConfig = SquadConfig()
     tagging: TaggingConfig = TaggingConfig()
+    tables: tuple[TableConfig, ...] = Field(default=(), json_schema_extra=ADDED)
+    """Tasks of the user's own: files of rows with labels."""
     sweep: SweepConfig = SweepConfig()
     ranks: Ranks = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes of one node that share each batch; 0 means one per GPU."""
@@ -63,6 +67,25 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
     def begins_from_mnli(self, task: str) -> bool:
         """Whether a task is initialized from the encoder fine-tuned on MNLI."""
         return self.mnli_first and task in BEGIN_FROM_MNLI
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tables_are_tasks(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "tasks" in values or not isinstance(values.get("tables"), (list, tuple)):
+            return values
+        named = [getattr(table, "name", None) or dict(table).get("name") for table in values["tables"]]
+        return {**values, "tasks": tuple(named)}
+
+    @model_validator(mode="after")
+    def _tables_have_names_of_their_own(self) -> FinetuningConfig:
+        taken = {name.lower() for family in FAMILIES if family.section != "tables" for name in family.names(self)}
+        taken.add(DATA_DIRECTORY)
+        for table in self.tables:
+            # File systems and model registries may ignore case.
+            if table.name.lower() in taken:
+                raise ValueError(f"tables: the name {table.name!r} is that of another task; choose another one")
+            taken.add(table.name.lower())
+        return self
 
     @model_validator(mode="after")
     def _batches_are_small(self) -> FinetuningConfig:

@@ -1,11 +1,19 @@
-"""The tasks of GLUE (Wang et al. 2018) and the word-order task of the demonstration, in one table."""
+"""The tasks of GLUE (Wang et al. 2018) and the word-order task of the demonstration, in one table; light to import.
+
+The settings of the word-order task, recipe section `[finetuning.word_order]`, are here too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import model_validator
 
 from pipelines.contract import storage
+from pipelines.contract.bounds import Bounded, Seed
 from pipelines.contract.errors import InputError
+from pipelines.contract.recipe import Section
 
 WORD_ORDER, MNLI = "word-order", "mnli"
 BEGIN_FROM_MNLI = ("mrpc", "rte", "sts-b")
@@ -189,3 +197,29 @@ def prediction_files(name: str, glue_dir: str) -> list[str]:
     tasks = (task for task in TASKS.values() if name in (task.name, task.predicted_by))
     paths = [storage.join(glue_dir, task.folder, file) for task in tasks for file in task.submission_files.values()]
     return [path for path in paths if storage.file_size_bytes(path) is not None]
+
+
+_Rows = Annotated[int, Bounded(2, 100_000_000, "half are intact, half reordered, and all are held in memory")]
+_Words = Annotated[int, Bounded(3, 10_000, "a sentence needs several words to have an order, and is one row")]
+_Run = Annotated[int, Bounded(2, 10_000, "one word alone has no order")]
+
+
+class WordOrderConfig(Section):
+    """`[finetuning.word_order]`: the demonstration task, generated from held-out documents in CoLA's form."""
+
+    max_train_examples: _Rows = 4_000
+    max_dev_examples: _Rows = 1_000
+    min_words: _Words = 6
+    max_words: _Words = 40
+    damaged_words: _Run = 5
+    """Number of consecutive words that are reordered."""
+    seed: Seed = 12_345
+
+    @model_validator(mode="after")
+    def _words_fit(self) -> WordOrderConfig:
+        if not self.damaged_words <= self.min_words <= self.max_words:
+            raise ValueError(
+                f"damaged_words = {self.damaged_words}, min_words = {self.min_words}, max_words = {self.max_words} "
+                "must not decrease in this order"
+            )
+        return self

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from pipelines.contract import storage
 from pipelines.contract.recipe import Section
-from training.settings import squad, tagging
-from training.settings.glue import GLUE_TASK_NAMES, TASKS, WORD_ORDER, prediction_files, task_files
+from training.settings import squad, tables, tagging
+from training.settings.glue import GLUE_TASK_NAMES, TASKS, WORD_ORDER, WordOrderConfig, prediction_files, task_files
 from training.settings.squad import SquadConfig
 from training.settings.sweep import SMALL_TASK_ROWS
+from training.settings.tables import TableConfig
 from training.settings.tagging import TaggingConfig
-from training.settings.word_order import WordOrderConfig
 
 
 class TaskSettings(Protocol):
@@ -32,6 +32,8 @@ class TaskSettings(Protocol):
     def squad(self) -> SquadConfig: ...
     @property
     def tagging(self) -> TaggingConfig: ...
+    @property
+    def tables(self) -> tuple[TableConfig, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ class Family:
     """Whether a sweep adds `small_task_restarts` seeds to the task. The third argument is as for `dev_files`."""
     takes_pairs: Callable[[TaskSettings, str], bool] = lambda _settings, _task: False
     """Whether the input is a pair of texts."""
+    key_names: Callable[[TaskSettings, str], list[str]] | None = None
+    """Names by which `data_files` enter the key of a trial; None if these are their paths."""
+    dev_choice: Callable[[TaskSettings, str], dict[str, Any]] = lambda _settings, _task: {}
+    """Settings that, with `dev_files`, decide what a score is a score of."""
+    check: Callable[[TaskSettings, str], None] = lambda _settings, _task: None
+    """Reads a task's files before a long training; raises InputError for the first bad row."""
 
 
 def load(name: str) -> Any:
@@ -106,6 +114,18 @@ def _dev_file(section: SquadConfig | TaggingConfig) -> list[str]:
     return [section.dev_file] if section.dev_file else []
 
 
+def _table(settings: TaskSettings, task: str) -> TableConfig:
+    return next(table for table in settings.tables if table.name == task)
+
+
+def _check_table(settings: TaskSettings, task: str) -> None:
+    load("training.tables.reading:read_splits")(_table(settings, task))
+
+
+def _has_few_table_rows(settings: TaskSettings, task: str, _folder: str | None) -> bool:
+    return bool(load("training.tables.reading:num_training_rows")(_table(settings, task)) < SMALL_TASK_ROWS)
+
+
 FAMILIES: tuple[Family, ...] = (
     Family(
         names=lambda _: GLUE_TASK_NAMES,
@@ -145,6 +165,20 @@ FAMILIES: tuple[Family, ...] = (
         dev_files=lambda settings, _task, _folder: _dev_file(settings.tagging),
         section="tagging",
         own_settings=lambda settings, _: settings.tagging,
+    ),
+    Family(
+        names=lambda settings: [table.name for table in settings.tables],
+        opener="training.tables.problem:open_table",
+        problem=lambda _settings, _tasks: None,
+        data_files=lambda settings, task: list(tables.files_of(_table(settings, task)).values()),
+        dev_files=lambda settings, task, _folder: tables.dev_files(_table(settings, task)),
+        section="tables",
+        own_settings=_table,
+        is_small=_has_few_table_rows,
+        takes_pairs=lambda settings, task: len(_table(settings, task).text) == 2,
+        key_names=lambda settings, task: list(tables.files_of(_table(settings, task))),
+        dev_choice=lambda settings, task: tables.dev_choice(_table(settings, task)),
+        check=_check_table,
     ),
 )
 

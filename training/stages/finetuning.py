@@ -52,7 +52,10 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
     if family.preparer:
         inputs[DOCUMENTS] = _digest(workspace, DOCUMENTS)
     else:
-        inputs["data"] = digest_of({path: storage.sha256_of(path) for path in family.data_files(config, task)})
+        paths = family.data_files(config, task)
+        names = paths if family.key_names is None else family.key_names(config, task)
+        hashes = (storage.sha256_of(path) for path in paths)
+        inputs["data"] = digest_of(dict(zip(names, hashes, strict=True)))
     if start == RANDOM:
         inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
         settings["model"] = sections.model.identity()
@@ -81,13 +84,14 @@ def data_folder(workspace: str, config: FinetuningConfig, task: str) -> str | No
 
 
 def require_task_data(config: FinetuningConfig) -> None:
-    """Check that the files of all tasks exist; to be called before a long training.
+    """Check that the files of all tasks exist, and the rows of tables; to be called before a long training.
 
     Raises:
-        InputError: one is missing.
+        InputError: one is missing, or a row of a table is bad.
     """
     for task in config.tasks:
         config.family(task).data_files(config, task)
+        config.family(task).check(config, task)
 
 
 def _encoder_digest(source: str) -> str:

@@ -19,8 +19,7 @@ from training.finetuning.text import TextEncoder, truncated_lengths
 from training.glue.metrics import majority_baseline, scores
 from training.glue.reading import read_examples, read_test
 from training.glue.word_order import damage, labelled_rows
-from training.settings.glue import TASKS
-from training.settings.word_order import WordOrderConfig
+from training.settings.glue import TASKS, WordOrderConfig
 
 ROWS = {
     "cola": {"train.tsv": 8551, "dev.tsv": 1043, "test.tsv": 1063},

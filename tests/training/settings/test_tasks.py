@@ -11,9 +11,11 @@ from pipelines.contract.recipe import Section
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import GLUE_TASK_NAMES
 from training.settings.optimization import FittingConfig
+from training.settings.tables import TableConfig
 from training.settings.tasks import FAMILIES, Family, family_of, load, settings_problem, task_names
 
-CONFIG = FinetuningConfig()
+TABLE = TableConfig(name="mail", train_file="train.csv", dev_share=0.1)
+CONFIG = FinetuningConfig(tables=(TABLE,))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.names(CONFIG)[-1])
@@ -25,17 +27,18 @@ def test_a_row_is_complete(family: Family) -> None:
         assert family_of(CONFIG, task) is family
         own = family.own_settings(CONFIG, task)
         assert (own is None) == (family.section == "")
-        assert own is None or own is getattr(CONFIG, family.section)
+        assert own is None or own is TABLE or own is getattr(CONFIG, family.section)
         assert isinstance(CONFIG.fitting(task), FittingConfig)
-        # Made here, or checked before a long training; never neither.
-        assert bool(family.preparer) == (settings_problem(CONFIG, [task]) is None)
+        # Made here, named by a table itself, or checked before a long training; never neither.
+        is_complete = bool(family.preparer) or own is TABLE
+        assert is_complete == (settings_problem(CONFIG, [task]) is None)
     if family.preparer:
         assert callable(load(family.preparer))
 
 
 def test_names_and_places_of_settings() -> None:
     names = task_names(CONFIG)
-    assert names == (*GLUE_TASK_NAMES, "word-order", "squad", "tagging")
+    assert names == (*GLUE_TASK_NAMES, "word-order", "squad", "tagging", "mail")
     assert GLUE_TASK_NAMES == ("cola", "sst-2", "mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli")
     assert {name: CONFIG.fitting_key(name) for name in ("rte", "word-order", "squad", "tagging")} == {
         "rte": "finetuning",

@@ -1,0 +1,1 @@
+"""Tables with the user's own labels: CSV, TSV, JSON lines, Parquet, and directories of `datasets`."""
