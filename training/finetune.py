@@ -1,6 +1,6 @@
 """Fine-tune an encoder: on GLUE, SQuAD, sequence tagging, and the word-order task made from held-out documents.
 
-    clozeworks finetune recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
+    clozeworks finetune recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE[@step-N] | models:/NAME@ALIAS]
 
 One process, or several under DeepSpeed's launcher. Each trial writes <workspace>/finetuning/<task>/<start>: model/ (a
 Hugging Face directory), predictions/, metrics.jsonl and, last of all, manifest.json with the scores. Complete trials

@@ -1,6 +1,6 @@
 """Fine-tune with many settings and seeds in parallel, and compare them: the grids of the BERT paper, or others.
 
-    clozeworks sweep recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE | models:/NAME@ALIAS]
+    clozeworks sweep recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE[@step-N] | models:/NAME@ALIAS]
 
 Each trial writes <workspace>/finetuning/<task>/sweep/<name> as clozeworks finetune does, next to summary.json (each
 point of the grid: median, mean, standard deviation, best) and best.json (the best trial and its model). Complete

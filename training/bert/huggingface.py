@@ -44,7 +44,11 @@ def huggingface_config(config: ModelConfig, vocab_size: int, architecture: str, 
 
 
 def write_model(
-    directory: str, state: Mapping[str, torch.Tensor], config: Mapping[str, Any], vocabulary_directory: str
+    directory: str,
+    state: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    vocabulary_directory: str,
+    origin: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
     """Write config.json, weights, tokenizer and README.md.
 
@@ -53,6 +57,7 @@ def write_model(
         state: `state_dict` of one of training/bert/heads.py's models, fp32.
         config: from `huggingface_config`.
         vocabulary_directory: the vocabulary or encoder whose tokenizer the model was trained with.
+        origin: rows for the table in README.md, such as the run and the step.
 
     Returns:
         Names of the files written.
@@ -68,7 +73,7 @@ def write_model(
     config = {**config, "pad_token_id": load_tokenizer(vocabulary_directory).id_of("pad_token") or 0}
     storage.write_bytes(storage.join(directory, CONFIG_NAME), json.dumps(config, indent=2).encode() + b"\n")
     names = write_tokenizer(directory, vocabulary_directory, int(config["max_position_embeddings"]))
-    storage.write_bytes(storage.join(directory, README_NAME), readme(directory).encode())
+    storage.write_bytes(storage.join(directory, README_NAME), readme(directory, origin).encode())
     return [CONFIG_NAME, README_NAME, WEIGHTS_NAME, *names]
 
 

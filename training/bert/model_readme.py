@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.contract import storage
@@ -23,8 +24,11 @@ PIPELINE_TASKS = {
 """Pipeline tag of a model, by the architecture in its config.json."""
 
 
-def readme(directory: str) -> str:
-    """README.md of a Hugging Face directory, with the front matter read by Hugging Face's tools."""
+def readme(directory: str, origin: Sequence[tuple[str, str]] = ()) -> str:
+    """README.md of a Hugging Face directory, with the front matter read by Hugging Face's tools.
+
+    `origin` are further rows of its table.
+    """
     config, tokenizer = (_read(directory, name) for name in (CONFIG_NAME, TOKENIZER_CONFIG_NAME))
     (architecture,) = config["architectures"]
     task = PIPELINE_TASKS.get(architecture)
@@ -37,7 +41,7 @@ def readme(directory: str) -> str:
     ]
     if "id2label" in config:
         rows.append(("labels", ", ".join(str(label) for label in config["id2label"].values())))
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in (*rows, *origin))
     front_matter = f"---\nlibrary_name: transformers\n{tag}---\n"
     return f"{front_matter}\n# {architecture}\n\n| what | value |\n|---|---|\n{table}\n\n{_use(architecture)}"
 

@@ -14,7 +14,8 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, layers: str) -> None:
         "--model",
         required=True,
         metavar="SOURCE",
-        help="Hugging Face BERT directory, workspace, or models:/NAME@ALIAS at MLFLOW_TRACKING_URI",
+        help="Hugging Face BERT directory, workspace, checkpoint such as WORKSPACE@step-1000 or WORKSPACE@latest, or "
+        "models:/NAME@ALIAS at MLFLOW_TRACKING_URI",
     )
     parser.add_argument(
         "--layers",

@@ -18,7 +18,8 @@ from pipelines.results.builds import finish_exchange, has_leftovers, install_bui
 from pipelines.results.kept import kept_result, next_kept_directory, restore_kept, set_build_aside
 from pipelines.results.locks import consumed, workspace_lock
 from pipelines.results.marks import building_directory, is_resumable, mark_as_build, place_of, read_mark, require_ours
-from training.resuming.checkpoints import checkpoint_names, refuse_foreign_checkpoints
+from training.resuming.checkpoints import refuse_foreign_checkpoints
+from training.stages.checkpoint_source import checkpoint_names
 
 if TYPE_CHECKING:
     from training.engine.processes import Processes

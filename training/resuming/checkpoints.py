@@ -22,6 +22,7 @@ from pipelines.contract.errors import InputError, failure_line
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, verify_file, write_manifest
 from pipelines.contract.workspace import CHECKPOINT_PREFIX, code_version
 from training.resuming.progress import Progress
+from training.stages.checkpoint_source import checkpoint_names
 
 if TYPE_CHECKING:
     from training.engine.processes import Processes
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
 
 _INCOMPLETE = "incomplete-"
 LATEST_NAME = "latest"
-
-
-def checkpoint_names(directory: str) -> list[str]:
-    """Finished checkpoints below a directory, oldest first."""
-    if not os.path.isdir(directory):
-        return []
-    return sorted(name for name in os.listdir(directory) if name.startswith(CHECKPOINT_PREFIX))
 
 
 def require_same_run(checkpoint: str, key: StageKey) -> None:

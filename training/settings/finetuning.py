@@ -26,7 +26,8 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
     tasks: tuple[Text, ...] = ()
     """Tasks to train; without this setting, all `tables`."""
     encoder: UserPath | None = None
-    """Encoder to fine-tune instead of the workspace's own: a Hugging Face directory, a workspace, `models:/...`."""
+    """Encoder to fine-tune instead of the workspace's own: a Hugging Face directory, a workspace, a checkpoint
+    (`WORKSPACE@step-1000`), `models:/...`."""
     glue_dir: UserPath | None = None
     """Folder with GLUE's own sub-folders (CoLA, SST-2, MRPC ...)."""
     compare_with_random: bool = False

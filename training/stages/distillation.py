@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
@@ -13,12 +14,14 @@ from pipelines.contract.workspace import (
     ENCODER_DIRECTORY,
     EXAMPLES,
     PRETRAINING,
+    VOCABULARY,
     VOCABULARY_NAME,
     length_directory,
 )
 from pipelines.results.verification import require_stage, verify_stage
 from training.settings.distillation import DistillationConfig
-from training.stages.encoders import encoder_digest, encoder_directory
+from training.stages.checkpoint_source import checkpoint_of
+from training.stages.encoders import encoder_directory, source_digest
 from training.stages.pretraining import shard_metadata
 from training.stages.sections import DistillationSections
 
@@ -36,12 +39,18 @@ class DistillationInputs:
     workspace: str
     config: DistillationConfig
     examples: Manifest
-    teacher_directory: str
     teacher_digest: str
 
     @property
     def directory(self) -> str:
         return storage.join(self.workspace, DISTILLATION)
+
+    @cached_property
+    def teacher_directory(self) -> str:
+        """The teacher's Hugging Face directory; a teacher that is a checkpoint is exported when this is first read."""
+        if self.config.teacher is None:
+            return storage.join(self.workspace, PRETRAINING, ENCODER_DIRECTORY)
+        return encoder_directory(self.config.teacher)
 
     @property
     def tokenizer_directory(self) -> str:
@@ -72,11 +81,9 @@ def distillation_inputs(sections: DistillationSections) -> DistillationInputs:
     if config.teacher is None:
         stage = storage.join(workspace, PRETRAINING)
         digest = require_manifest(stage, PRETRAINING, f"clozeworks pretrain {recipe.path}").digest
-        teacher = storage.join(stage, ENCODER_DIRECTORY)
     else:
-        teacher = encoder_directory(config.teacher)
-        digest = encoder_digest(teacher)
-    inputs = DistillationInputs(recipe, workspace, config, examples, teacher, digest)
+        digest = source_digest(config.teacher)
+    inputs = DistillationInputs(recipe, workspace, config, examples, digest)
     _require_examples(inputs)
     return inputs
 
@@ -105,7 +112,10 @@ def _require_examples(inputs: DistillationInputs) -> None:
         )
     uri = storage.join(inputs.examples_directory, files[0].name)
     found = shard_metadata(uri).get("clozeworks.vocabulary_sha256")
-    vocabulary = storage.join(inputs.teacher_directory, VOCABULARY_NAME)
+    checkpoint = checkpoint_of(inputs.config.teacher or "")
+    # Not the export of a checkpoint: `status` calls this.
+    directory = storage.join(checkpoint.workspace, VOCABULARY) if checkpoint else inputs.teacher_directory
+    vocabulary = storage.join(directory, VOCABULARY_NAME)
     if storage.file_size_bytes(vocabulary) is None or storage.sha256_of(vocabulary) != found:
         raise InputError(
             f"{vocabulary}: missing, or different from the vocabulary of {uri} (sha256 {str(found)[:12]}); the teacher "

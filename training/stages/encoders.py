@@ -1,4 +1,4 @@
-"""Resolves an encoder to a local directory: from a directory, a workspace, or an MLflow model registry.
+"""Resolves an encoder to a local directory: from a directory, a workspace, a checkpoint, or an MLflow registry.
 
 Must not import torch.
 """
@@ -14,13 +14,18 @@ from pipelines.contract.workspace import CONFIG_NAME, ENCODER_DIRECTORY, PRETRAI
 from pipelines.inputs.registered_models import (
     TOKENIZER_FILES,
     WEIGHT_SUFFIXES,
+    cache_directory,
     is_registered,
     registered_model,
     require_model,
 )
+from training.settings.tasks import load
+from training.stages.checkpoint_source import EXPORTER, checkpoint_of
 
+_CACHED_CHECKPOINTS = "checkpoints"
 _ACCEPTED = (
-    "give the directory of a Hugging Face BERT, a workspace, or a registered model such as models:/NAME@champion"
+    "give the directory of a Hugging Face BERT, a workspace, a checkpoint such as WORKSPACE@step-1000, or a registered "
+    "model such as models:/NAME@champion"
 )
 
 
@@ -29,12 +34,16 @@ def encoder_directory(source: str) -> str:
 
     Args:
         source: a Hugging Face directory, which is returned unchanged; a workspace, whose pre-trained encoder is used;
+            `WORKSPACE@step-1000` or `WORKSPACE@latest`, a checkpoint of its pre-training, exported into the cache;
             or `models:/name@alias`, `models:/name/3`, `runs:/id/name`, fetched from MLFLOW_TRACKING_URI into the
             cache. A fine-tuned model is accepted, too: loading the encoder ignores its heads.
 
     Raises:
         InputError: the source does not exist, is not a BERT directory, or cannot be fetched from MLflow.
     """
+    if (checkpoint := checkpoint_of(source)) is not None:
+        cache = storage.join(cache_directory(), _CACHED_CHECKPOINTS)
+        return str(load(EXPORTER)(checkpoint, cache, lambda line: print(f"encoders: {line}", flush=True)))
     if is_registered(source):
         return registered_model(source, _ACCEPTED)
     if not storage.is_local(source):
@@ -50,6 +59,20 @@ def encoder_directory(source: str) -> str:
     require_model(directory, source, _ACCEPTED)
     _require_undamaged(directory)
     return directory
+
+
+def source_digest(source: str) -> str:
+    """Hash of all that determines the output of an encoder, given by its source.
+
+    A registered model is fetched for it, since an alias may have moved. A checkpoint is not exported: its manifest has
+    the checksums.
+
+    Raises:
+        InputError: as `encoder_directory`.
+    """
+    if (checkpoint := checkpoint_of(source)) is not None:
+        return checkpoint.digest
+    return encoder_digest(encoder_directory(source))
 
 
 def encoder_digest(directory: str) -> str:

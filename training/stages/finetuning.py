@@ -18,6 +18,7 @@ from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import MNLI
 from training.settings.optimization import FittingConfig, OptimizerConfig
 from training.settings.tasks import FAMILIES
+from training.stages.encoders import source_digest
 from training.stages.sections import FinetuningSections
 
 FINETUNING_VERSION = 2
@@ -62,7 +63,7 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
     elif config.begins_from_mnli(task):
         inputs[MNLI] = _digest(workspace, storage.join(FINETUNING, MNLI, PRETRAINED))
     elif config.encoder is not None:
-        inputs[ENCODER_DIRECTORY] = _encoder_digest(config.encoder)
+        inputs[ENCODER_DIRECTORY] = source_digest(config.encoder)
     else:
         inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
         inputs[PRETRAINING] = _digest(workspace, PRETRAINING)
@@ -92,13 +93,6 @@ def require_task_data(config: FinetuningConfig) -> None:
     for task in config.tasks:
         config.family(task).data_files(config, task)
         config.family(task).check(config, task)
-
-
-def _encoder_digest(source: str) -> str:
-    """Hash of a trial's encoder; a registered model is fetched for it, since an alias may have moved."""
-    from training.stages.encoders import encoder_digest, encoder_directory  # they know this module's names
-
-    return encoder_digest(encoder_directory(source))
 
 
 def _digest(workspace: str, stage: str) -> str:

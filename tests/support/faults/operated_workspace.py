@@ -32,7 +32,7 @@ from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.stage_keys import documents_key, vocabulary_key
 from training.resuming.checkpointed_stage import begin, complete, is_to_run
-from training.resuming.checkpoints import checkpoint_names
+from training.stages.checkpoint_source import checkpoint_names
 
 STAGES = ("documents", "vocabulary", "pretraining")
 TRAINING_STEPS = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import json
 import os
 import re
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import SUPPORT
 
 from pipelines.contract.errors import failure_line
 from pipelines.contract.manifest import read_manifest
+from training.export_checkpoint import main as export
 from training.resuming.checkpoint_writer import CheckpointWriter, snapshot
 from training.resuming.checkpoints import Retention
 
@@ -141,6 +144,8 @@ def runs(make_workspace: Callable[[str], Any]) -> dict[str, Any]:
         "skip": [*poisoned(0), "--poison", "96:100"],
         "back": [*poisoned(3), *POISONED],
         "stop": [*poisoned(2, "pretraining.max_rollbacks=1"), "--poison", "96:1000"],
+        "half0": elastic(0, "pretraining.precision=bf16"),
+        "half1": elastic(1, "pretraining.precision=bf16"),
     }.items():
         found[name] = make_workspace(name)
         arguments[found[name]] = settings
@@ -234,3 +239,22 @@ def test_after_too_many_returns_the_run_stops_with_one_line(runs: Any) -> None:
     assert read_manifest(os.path.join(runs["stop"].path, "pretraining")) is None
     with open(os.path.join(runs["stop"].stage(), "metrics.jsonl"), encoding="utf-8") as stream:
         assert json.loads(stream.readlines()[-1])["skipped_steps"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stage0", "stage2", "stage3", "half0", "half1"])
+def test_an_exported_checkpoint_is_what_its_run_exports(runs: Any, name: str, tmp_path: Any, capsys: Any) -> None:
+    """One process reads what two ranks have written: bit-equal weights, in fp32 even if the run computed in 16 bit."""
+    encoder, last, middle = f"{runs[name].path}/pretraining/encoder", f"{tmp_path}/last", f"{tmp_path}/middle"
+    assert export(["--output", last, runs[name].path]) == 0
+    assert export(["--output", middle, "--checkpoint", "step-10", runs[name].path]) == 0
+    _, different, missing = filecmp.cmpfiles(encoder, last, os.listdir(encoder), shallow=False)
+    assert (different, missing) == (["README.md"], [])
+    assert "step-20: 28,304 parameters in" in capsys.readouterr().out
+    with open(f"{middle}/README.md", encoding="utf-8") as stream:
+        assert "| checkpoint | step 10, " in stream.read()
+    model, found = transformers.BertForPreTraining.from_pretrained(middle, output_loading_info=True)
+    assert not any(found.values())
+    weights = runs[name].weights()
+    assert model.bert.pooler.dense.weight.dtype == torch.float32
+    assert not torch.equal(model.bert.pooler.dense.weight, weights["bert.pooler.dense.weight"])
