@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
@@ -135,12 +135,16 @@ class StageKey:
             raise InputError(_newer(directory, f"version {manifest.stage_version}", f"{self.stage_version}"))
         if (manifest.schema_version, manifest.stage_version) != (SCHEMA_VERSION, self.stage_version):
             return "built by an older version of this stage"
-        if changed := _changed_settings(manifest.config, self.config):
-            return changed
-        for name in sorted({*manifest.inputs, *self.inputs}):
+        return next(self.changes(manifest), None) or _damage(directory, manifest)
+
+    def changes(self, manifest: Manifest) -> Iterator[str]:
+        """All settings and inputs in which a manifest differs from this key, settings first."""
+        yield from _changed_settings(manifest.config, self.config)
+        # An input that only one of them has is the least exact reason.
+        shared = manifest.inputs.keys() & self.inputs.keys()
+        for name in sorted({*manifest.inputs, *self.inputs}, key=lambda name: (name not in shared, name)):
             if manifest.inputs.get(name) != self.inputs.get(name):
-                return f"input {name} changed"
-        return _damage(directory, manifest)
+                yield f"input {name} changed"
 
 
 def _newer(directory: str, found: str, known: str) -> str:
@@ -158,19 +162,16 @@ def _damage(directory: str, manifest: Manifest) -> str | None:
     return None
 
 
-def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str | None:
+def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key in sorted({*old, *new}):
         before, after = old.get(key), _plain(new.get(key))
         if isinstance(before, dict) and isinstance(after, dict):
-            if changed := _changed_settings(before, after, f"{prefix}{key}."):
-                return changed
+            yield from _changed_settings(before, after, f"{prefix}{key}.")
         elif isinstance(before, list) and isinstance(after, list) and _are_tables(before, after):
             for index, (one, other) in enumerate(zip(before, after, strict=True)):
-                if changed := _changed_settings(one, other, f"{prefix}{key}.{index}."):
-                    return changed
+                yield from _changed_settings(one, other, f"{prefix}{key}.{index}.")
         elif before != after:
-            return f"{prefix}{key} was {json.dumps(before)}, is {json.dumps(after)}"
-    return None
+            yield f"{prefix}{key} was {json.dumps(before)}, is {json.dumps(after)}"
 
 
 def _are_tables(before: list[Any], after: list[Any]) -> bool:

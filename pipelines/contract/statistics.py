@@ -300,6 +300,8 @@ class Lineage(Statistics):
     """Rows added to a matrix of the source, by what they are for."""
     dropped: list[str] = []
     """Parts of the source that the model has no place for."""
+    differences: list[str] = []
+    """Settings and inputs that differ from those of the source's run, in words."""
 
     def in_words(self) -> str:
         """`initial encoder bert-base (digest 0123456789ab), next-sentence head initialized`."""
@@ -308,6 +310,7 @@ class Lineage(Statistics):
         parts += [f"{name} initialized" for name in self.initialized]
         parts += [f"{count:,} {name} added" for name, count in self.extended.items()]
         parts += [f"{name} not used" for name in self.dropped]
+        parts += self.differences
         return ", ".join(parts)
 
 

@@ -26,6 +26,7 @@ CORPUS_INPUT = "corpus"
 
 MANIFEST_NAME = "manifest.json"
 REJECTS_NAME = "rejected.jsonl.gz"
+ENGINE_JSON_NAME = "deepspeed.json"
 METRICS_NAME = "metrics.jsonl"
 
 VOCABULARY_NAME, TOKENIZER_NAME = "vocab.txt", "tokenizer.json"

@@ -155,13 +155,7 @@ def _retire(replaced: str, directory: str, manifest: Manifest, is_kept: bool) ->
     Returns:
         The numbered directory in which something is kept; None if nothing is.
     """
-    own = {*_OWN_NAMES, *(file.name for file in manifest.files if not _is_edited(replaced, file))}
-    names = storage.list_files(replaced)
-    foreign = [
-        name
-        for name in names
-        if name not in own and not name.startswith(_OWN_DIRECTORIES) and not name.endswith(storage.TEMPORARY_SUFFIX)
-    ]
+    names, foreign = storage.list_files(replaced), foreign_names(replaced, manifest)
     if not is_kept and not foreign:
         delete_directory(replaced)
         return None
@@ -174,6 +168,16 @@ def _retire(replaced: str, directory: str, manifest: Manifest, is_kept: bool) ->
         for name in sorted({*names} - {*foreign}):
             storage.remove_file(storage.join(kept, name))
     return kept
+
+
+def foreign_names(directory: str, manifest: Manifest) -> list[str]:
+    """Files of a result that its stage did not write, or that were edited since."""
+    own = {*_OWN_NAMES, *(file.name for file in manifest.files if not _is_edited(directory, file))}
+    return [
+        name
+        for name in storage.list_files(directory)
+        if name not in own and not name.startswith(_OWN_DIRECTORIES) and not name.endswith(storage.TEMPORARY_SUFFIX)
+    ]
 
 
 def _is_edited(directory: str, file: FileRecord) -> bool:

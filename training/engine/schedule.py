@@ -6,10 +6,7 @@ import math
 from dataclasses import dataclass
 
 from training.settings.optimization import ScheduleKind
-from training.settings.pretraining import PretrainingConfig
-
-WSD_DECAY_SHARE = 0.1
-"""Share of the steps in which warm-up-stable-decay decays the rate (Hu et al., 2024, section 4.3)."""
+from training.settings.pretraining import PretrainingConfig, wsd_decay_steps
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,5 @@ class Schedule:
         if self.kind == "cosine":
             done = (step - self.num_warmup_steps) / max(1, self.num_train_steps - self.num_warmup_steps)
             return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
-        num_decay_steps = self.num_decay_steps
-        if num_decay_steps is None:
-            num_decay_steps = max(1, round(WSD_DECAY_SHARE * self.num_train_steps))
+        num_decay_steps = wsd_decay_steps(self.num_train_steps, self.num_decay_steps)
         return self.learning_rate * min(1.0, (self.num_train_steps - step) / num_decay_steps)

@@ -21,6 +21,7 @@ from pipelines.contract.statistics import HELDOUT_PREFIX
 from pipelines.contract.workspace import (
     CHECKPOINTS_DIRECTORY,
     ENCODER_DIRECTORY,
+    ENGINE_JSON_NAME,
     EXAMPLES,
     VOCABULARY,
     code_version,
@@ -47,12 +48,12 @@ from training.resuming.progress import Progress
 from training.resuming.recovery import Limits, Verdict, judge
 from training.resuming.result_checks import require_finite
 from training.settings.pretraining import PhaseConfig
+from training.stages.continuing import Continuation
+from training.stages.origins import CONTINUED_FROM
 from training.tracking.tracker import Tracker
 
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL: a scheduler may start the run again, and it resumes from its checkpoint."""
-
-ENGINE_JSON_NAME = "deepspeed.json"
 
 
 class Ending(enum.Enum):
@@ -76,7 +77,7 @@ class TrainingRun:
         self._checkpoints = CheckpointStore(
             storage.join(self._directory, CHECKPOINTS_DIRECTORY),
             inputs.key,
-            Retention(config.keep_checkpoints, config.keep_every_n_steps),
+            Retention(config.keep_checkpoints, config.keep_every_n_steps, config.decay_start_step),
             processes,
             CheckpointWriter(processes.rank, processes.world_size, config.async_checkpoints),
             self._say,
@@ -93,8 +94,12 @@ class TrainingRun:
         if self._processes.is_first:
             print(f"{self._stage}: {line}", flush=True)
 
-    def run(self, restart: str | None) -> int:
+    def run(self, restart: str | None, continuation: Continuation | None = None) -> int:
         """Train to the end, or until a stop is requested.
+
+        Args:
+            restart: see `begin`.
+            continuation: the checkpoint of a finished run to start from.
 
         Returns:
             0, or EXIT_INTERRUPTED after a checkpoint.
@@ -102,12 +107,17 @@ class TrainingRun:
         inputs, processes = self._inputs, self._processes
         with lock_of_ranks(processes, inputs.workspace, self._stage, reads=(EXAMPLES, VOCABULARY)):
             self._check_before_the_first_write()
-            if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say)):
+            if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say, continuation)):
                 return 0
             return self._run()
 
     def _run(self) -> int:
         found = self._checkpoints.newest()
+        if found is None and CONTINUED_FROM in self._inputs.key.inputs:
+            raise InputError(
+                f"{self._directory}: the run was continued from a finished one, and none of its checkpoints is "
+                "readable; add --continue --restart, which keeps it under a numbered name and continues anew"
+            )
         while True:
             state = self._build_engine()
             progress = self._resume(state.engine, found)
@@ -129,10 +139,10 @@ class TrainingRun:
             self._processes.is_first,
             f"{self._stage}.",
             resumed_step,
-            self._objective.tracked(),
+            {**self._objective.tracked(), **progress.lineage_in_words()},
             by_tokens=[prefix + name for prefix in ("", HELDOUT_PREFIX) for name in losses],
         ) as tracker:
-            if not progress.step:
+            if "heldout_before" not in progress.statistics:
                 progress = self._score_before(state, progress, tracker)
             if events := progress.health.events():
                 tracker.log(progress.step, events)
@@ -157,7 +167,7 @@ class TrainingRun:
             if statistics[name]:
                 self._say(f"held-out, {name}: {self._objective.in_words(statistics[name])}")
         statistics["heldout_before"] = self._evaluate(state.engine, phase, progress, tracker)
-        return replace(progress, statistics=statistics)
+        return replace(progress, statistics={**progress.statistics, **statistics})
 
     def _return_point(self, bad: Progress) -> tuple[str, Progress]:
         """The last checkpoint before the bad steps, to continue after their data."""
@@ -293,12 +303,17 @@ class TrainingRun:
                     return progress, Ending.ROLL_BACK
             if progress.phase_step == phase.steps:
                 health = health.for_next_phase()
-                progress = replace(progress, phase=progress.phase + 1, phase_step=0, position=0, health=health)
+                end = progress.position
+                progress = replace(
+                    progress, phase=progress.phase + 1, phase_step=0, position=0, phase_end=end, health=health
+                )
             if verdict is not Verdict.SKIP:
                 meter.add(progress, result, batch)
             is_last = progress.step == self._config.num_train_steps
             # A return needs a checkpoint of the same phase from before the bad steps.
             is_due = not progress.phase_step or progress.step % self._config.checkpoint_every_steps == 0
+            # A longer run continues from there.
+            is_due |= progress.step == self._config.decay_start_step
             if result.stop or is_last or (is_due and not health.bad_steps_in_a_row):
                 self._checkpoints.save(engine, progress)
             if result.stop and not is_last:
@@ -353,6 +368,6 @@ class TrainingRun:
             "world_size": progress.world_size,
         }
         write_manifest(directory, self._inputs.key.manifest(records, statistics, code_version()))
-        complete(self._inputs.key, self._inputs.directory, self._say)
+        complete(self._inputs.key, self._inputs.directory, self._say, self._config.keep_finished)
         rate = progress.tokens / max(progress.seconds, 1e-9)
         self._say(f"complete: {progress.step} steps, {progress.tokens:,} tokens, {rate:,.0f} tokens/s in steps")

@@ -13,18 +13,24 @@ from typing import TYPE_CHECKING, TypeVar
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest
-from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY, MANIFEST_NAME
+from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY, ENGINE_JSON_NAME, MANIFEST_NAME
 from pipelines.results.builds import finish_exchange, has_leftovers, install_build, open_build
 from pipelines.results.kept import kept_result, next_kept_directory, restore_kept, set_build_aside
+from pipelines.results.limits import limit_kept
 from pipelines.results.locks import consumed, workspace_lock
 from pipelines.results.marks import building_directory, is_resumable, mark_as_build, place_of, read_mark, require_ours
+from training.resuming.adoption import adopt, verify
 from training.resuming.checkpoints import refuse_foreign_checkpoints
 from training.stages.checkpoint_source import checkpoint_names
+from training.stages.continuing import Continuation
 
 if TYPE_CHECKING:
     from training.engine.processes import Processes
 
 ResultT = TypeVar("ResultT")
+
+RUN_NAMES = (f"{CHECKPOINTS_DIRECTORY}/", ENGINE_JSON_NAME)
+"""What a run leaves in its directory that its manifest does not list: names, and directories with a slash."""
 
 
 def is_to_run(key: StageKey, directory: str, restart: str | None) -> bool:
@@ -98,7 +104,13 @@ def lock_of_ranks(processes: Processes, workspace: str, name: str, reads: Sequen
         yield
 
 
-def begin(key: StageKey, directory: str, restart: str | None, say: Callable[[str], None]) -> bool:
+def begin(
+    key: StageKey,
+    directory: str,
+    restart: str | None,
+    say: Callable[[str], None],
+    continuation: Continuation | None = None,
+) -> bool:
     """Prepare the stage's build directory; must be called on rank 0, under the stage's lock, after all checks.
 
     Args:
@@ -106,13 +118,16 @@ def begin(key: StageKey, directory: str, restart: str | None, say: Callable[[str
         directory: of the stage's result.
         restart: set an unfinished run aside instead of resuming it.
         say: prints a line.
+        continuation: the checkpoint of a finished run that a new build starts with.
 
     Returns:
         Whether there is something to train: not if an earlier result with this key was kept, which is then restored.
 
     Raises:
-        InputError: as `is_to_run`.
+        InputError: as `is_to_run`; the checkpoint to continue from is damaged.
     """
+    if continuation is not None:
+        verify(continuation)
     if kept := finish_exchange(directory, keep_earlier=True):
         say(f"the earlier result is kept in {kept}")
     _adopt_run_in_place(directory, key.stage)
@@ -134,14 +149,29 @@ def begin(key: StageKey, directory: str, restart: str | None, say: Callable[[str
             refuse_foreign_checkpoints(checkpoints, key)
         if is_finished or checkpoint_names(checkpoints):
             say(f"the previous run is kept in {set_build_aside(directory)}")
-    open_build(directory, key, restart)
+    is_resumed = open_build(directory, key, restart)
+    building = building_directory(directory)
+    if continuation is not None and not (
+        is_resumed and checkpoint_names(storage.join(building, CHECKPOINTS_DIRECTORY))
+    ):
+        adopt(continuation, key, building)
     return True
 
 
-def complete(key: StageKey, directory: str, say: Callable[[str], None]) -> None:
-    """Move the finished build into place; must be called on rank 0, under the stage's lock."""
+def complete(key: StageKey, directory: str, say: Callable[[str], None], keep_finished: int | None = None) -> None:
+    """Move the finished build into place; must be called on rank 0, under the stage's lock.
+
+    Args:
+        key: of the build.
+        directory: of the stage's result.
+        say: prints a line.
+        keep_finished: number of earlier results to keep; None keeps all.
+    """
     if kept := install_build(directory, key, keep_earlier=True):
         say(f"the earlier result is kept in {kept}")
+    if keep_finished is not None:
+        for line in limit_kept(directory, keep_finished, RUN_NAMES):
+            say(line)
 
 
 def _is_run_in_place(directory: str, stage: str) -> bool:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from training.engine.training_engine import TrainingEngine
     from training.resuming.checkpoint_writer import CheckpointWriter
 
-_INCOMPLETE = "incomplete-"
+INCOMPLETE = "incomplete-"
+"""Prefix of a checkpoint that is being written or removed."""
 LATEST_NAME = "latest"
 
 
@@ -67,14 +68,20 @@ def refuse_foreign_checkpoints(directory: str, key: StageKey) -> None:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints are kept: the newest `newest`, and those at multiples of `every_n_steps` steps (0: none)."""
+    """Which checkpoints are kept: the newest `newest`, and those at multiples of `every_n_steps` steps (0: none).
+
+    The last one until `branch_step`, where the rate starts to decay, is kept too: a longer run continues from there.
+    """
 
     newest: int
     every_n_steps: int = 0
+    branch_step: int | None = None
 
     def superfluous(self, names: list[str]) -> list[str]:
         """The names that may be deleted; `names` are in order of steps."""
-        return [name for name in names[: -self.newest] if not self._is_permanent(name)]
+        last = f"{CHECKPOINT_PREFIX}{self.branch_step or 0:010d}"
+        branch = max((name for name in names if name <= last), default="")
+        return [name for name in names[: -self.newest] if name != branch and not self._is_permanent(name)]
 
     def _is_permanent(self, name: str) -> bool:
         return bool(self.every_n_steps) and int(name.removeprefix(CHECKPOINT_PREFIX)) % self.every_n_steps == 0
@@ -149,7 +156,7 @@ class CheckpointStore:
             f"checkpoint {name} was written by {world_size} ranks, this run has {self._processes.world_size}: "
             "converting it to DeepSpeed's universal form"
         )
-        folder = os.path.join(self._directory, f"{_INCOMPLETE}universal")
+        folder = os.path.join(self._directory, f"{INCOMPLETE}universal")
         if self._processes.is_first:
             self._remove_incomplete()
             engine.convert_to_universal(os.path.join(self._directory, name), os.path.join(folder, name))
@@ -167,7 +174,7 @@ class CheckpointStore:
         """
         self.wait()
         final = f"{CHECKPOINT_PREFIX}{progress.step:010d}"
-        temporary = f"{_INCOMPLETE}{progress.step:010d}"
+        temporary = f"{INCOMPLETE}{progress.step:010d}"
         if self._processes.is_first:
             self._remove_incomplete()
         self._processes.barrier()
@@ -217,14 +224,14 @@ class CheckpointStore:
 
     def _remove(self, name: str) -> None:
         """Delete a finished checkpoint; renamed first, so that a kill never leaves it incomplete."""
-        doomed = os.path.join(self._directory, f"{_INCOMPLETE}{name}")
+        doomed = os.path.join(self._directory, f"{INCOMPLETE}{name}")
         os.rename(os.path.join(self._directory, name), doomed)
         shutil.rmtree(doomed)
 
     def _remove_incomplete(self) -> None:
         if os.path.isdir(self._directory):
             for name in os.listdir(self._directory):
-                if name.startswith(_INCOMPLETE):
+                if name.startswith(INCOMPLETE):
                     shutil.rmtree(os.path.join(self._directory, name))
                 elif name.startswith(f"{LATEST_NAME}."):  # its temporary file, left by a kill
                     os.remove(os.path.join(self._directory, name))

@@ -126,6 +126,8 @@ class LoopConfig(OptimizerConfig):
     keep_checkpoints: Count = Field(default=2, json_schema_extra=OPERATIONAL)
     keep_every_n_steps: CountOrNone = Field(default=0, json_schema_extra=OPERATIONAL)
     """Checkpoints at multiples of this many steps are never deleted; 0 keeps the newest only."""
+    keep_finished: CountOrNone | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Number of earlier finished results that are kept under numbered names; None keeps all of them."""
     async_checkpoints: bool = Field(default=True, json_schema_extra=OPERATIONAL)
     """Write checkpoints while training continues, from a copy in main memory (12 bytes per parameter, all ranks)."""
     max_bad_steps: Count = Field(default=10, json_schema_extra=OPERATIONAL)

@@ -13,6 +13,9 @@ from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
 from training.settings.model import ModelConfig
 from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, LoopConfig, ScheduleKind
 
+WSD_DECAY_SHARE = 0.1
+"""Share of the steps in which warm-up-stable-decay decays the rate (Hu et al., 2024, section 4.3)."""
+
 _STEP_TOKENS = "gradients of this many tokens are summed in one step"
 
 
@@ -129,6 +132,18 @@ class PretrainingConfig(LoopConfig):
     def num_train_steps(self) -> int:
         """Optimizer steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
+
+    @property
+    def decay_start_step(self) -> int | None:
+        """Finished steps after which `warmup_stable_decay` lowers the rate; None for the other schedules."""
+        if self.schedule != "warmup_stable_decay":
+            return None
+        return self.num_train_steps - wsd_decay_steps(self.num_train_steps, self.num_decay_steps)
+
+
+def wsd_decay_steps(num_train_steps: int, num_decay_steps: int | None) -> int:
+    """Number of final steps in which `warmup_stable_decay` decays the rate."""
+    return max(1, round(WSD_DECAY_SHARE * num_train_steps)) if num_decay_steps is None else num_decay_steps
 
 
 def lengths_problem(model: ModelConfig, pretraining: PretrainingConfig) -> str | None:

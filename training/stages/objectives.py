@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import DISTILLATION, PRETRAINING
+from training.stages.continuing import Continuation, planned_start
 from training.stages.distillation import DistillationInputs, distillation_inputs
 from training.stages.pretraining import PretrainingInputs, pretraining_inputs
 from training.stages.sections import DistillationSections, PretrainingSections
@@ -18,6 +19,8 @@ class ObjectiveRow(NamedTuple):
     inputs: Callable[[Recipe], PretrainingInputs | DistillationInputs]
     opener: str
     """`module:function` that builds the objective from inputs and processes; imported if there is work to do."""
+    start: Callable[[Any, str | None, str | None], tuple[PretrainingInputs, Continuation | None]] | None = None
+    """Plans the start of a run for `--continue` and `--restart`; None if finished runs cannot be continued."""
 
 
 def _pretraining(recipe: Recipe) -> PretrainingInputs:
@@ -29,7 +32,7 @@ def _distillation(recipe: Recipe) -> DistillationInputs:
 
 
 OBJECTIVES = {
-    PRETRAINING: ObjectiveRow(_pretraining, "training.pretraining.bert_objective:open_bert"),
+    PRETRAINING: ObjectiveRow(_pretraining, "training.pretraining.bert_objective:open_bert", planned_start),
     DISTILLATION: ObjectiveRow(_distillation, "training.distillation.objective:open_distillation"),
 }
 """A new objective needs its own module, a row here, and a command with its recipe section."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -20,6 +20,7 @@ from pipelines.contract.workspace import (
 from pipelines.results.verification import verify_stage
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig, require_lengths_fit
+from training.stages.origins import recorded_origin, with_origin
 from training.stages.sections import PretrainingSections
 
 # Increment whenever the same settings and inputs would produce a different model.
@@ -36,6 +37,8 @@ class PretrainingInputs:
     pretraining: PretrainingConfig
     vocabulary: Manifest
     examples: Manifest
+    continued_from: str | None = None
+    """Digest of the checkpoint of a finished run that the weights start from."""
 
     @property
     def directory(self) -> str:
@@ -64,7 +67,8 @@ class PretrainingInputs:
 
     @property
     def key(self) -> StageKey:
-        return pretraining_key(self.model, self.pretraining, self.vocabulary, self.examples)
+        key = pretraining_key(self.model, self.pretraining, self.vocabulary, self.examples)
+        return with_origin(key, self.continued_from)
 
 
 def pretraining_key(
@@ -80,7 +84,7 @@ def pretraining_key(
 
 
 def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
-    """Check the stages that pre-training consumes.
+    """Check the stages that pre-training consumes; a run of these settings that was continued keeps its key.
 
     Raises:
         InputError: the sections contradict each other, a stage is missing, or the examples were built with another
@@ -94,7 +98,7 @@ def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
     examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
     inputs = PretrainingInputs(recipe, workspace, sections.model, sections.pretraining, vocabulary, examples)
     _require_same_vocabulary(inputs)
-    return inputs
+    return replace(inputs, continued_from=recorded_origin(inputs.key, inputs.directory))
 
 
 def verify_inputs(inputs: PretrainingInputs) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.training.stop_at import Stop
+from tests.support.training.trainer import SHORT, Trainer
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
@@ -21,44 +21,14 @@ from pipelines.results.locks import workspace_lock
 from pipelines.results.marks import building_directory
 from training.engine.processes import Processes
 from training.pretraining import run as pretraining
-from training.pretraining.bert_objective import BertObjective
-from training.pretraining.run import EXIT_INTERRUPTED, TrainingRun
+from training.pretraining.run import EXIT_INTERRUPTED
 from training.resuming.checkpointed_stage import is_to_run
-from training.stages.pretraining import PretrainingInputs, pretraining_inputs
+from training.stages.pretraining import pretraining_inputs
 from training.stages.sections import PretrainingSections
 
 pytestmark = pytest.mark.timeout(300)
 
-SHORT = [
-    "pretraining.phases=[{max_seq_length=32, steps=4, global_batch_size=8}]",
-    "pretraining.num_warmup_steps=1",
-    "pretraining.checkpoint_every_steps=1",
-    "pretraining.eval_examples=16",
-]
 OTHER = "pretraining.learning_rate=0.002"
-
-
-class Trainer:
-    def __init__(self, workspace: Any, processes: Processes) -> None:
-        self.workspace, self.processes = workspace, processes
-        self.directory = os.path.join(workspace.path, "pretraining")
-
-    def inputs(self, *settings: str) -> PretrainingInputs:
-        overrides = [f"run.workspace={json.dumps(self.workspace.path)}", *SHORT, *settings]
-        return pretraining_inputs(PretrainingSections.of(read_recipe(self.workspace.recipe, overrides)))
-
-    def __call__(self, *settings: str, restart: str | None = None, stop_at: int = 0) -> int:
-        """What the command does, but for starting the processes."""
-        inputs = self.inputs(*settings)
-        if not is_to_run(inputs.key, inputs.directory, restart):
-            return 0
-        return TrainingRun(BertObjective(inputs), self.processes, Stop(stop_at)).run(restart)  # type: ignore[arg-type]  # has `received`
-
-    def weights(self, directory: str = "") -> bytes:
-        return Path(directory or self.directory, "encoder", "model.safetensors").read_bytes()
-
-    def is_result_of(self, *settings: str) -> bool:
-        return self.inputs(*settings).key.difference(self.directory) is None
 
 
 @pytest.fixture
