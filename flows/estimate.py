@@ -18,6 +18,7 @@ from flows.inspection.costs import GPUS, REGISTRY, Estimate, estimate
 from flows.inspection.rates import CPU_BASIS, Rates, default_rates, measured_rates
 from flows.inspection.workspace import in_words
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.plan import possible_place
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
@@ -63,10 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
         "--ranks", type=int, default=0, help=f"devices; default: pretraining.ranks, or {RANKS} where that is 0"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument(
+        "--continue",
+        dest="continued",
+        action="store_true",
+        help="count only the steps that pre-training with --continue takes from a checkpoint of the finished run",
+    )
     parsed = parser.parse_args(arguments)
     _require_positive(parsed)
     whole = WholeRecipe.check(_without_missing_files(recipe_from_arguments(parsed)))
     text_bytes, notes = (parsed.corpus_bytes, []) if parsed.corpus_bytes else _size_of_sources(whole)
+    if parsed.continued:
+        whole, note = _continued(whole)
+        notes = [*notes, note]
     rates = measured_rates(whole, parsed.from_workspace) if parsed.from_workspace else default_rates(whole)
     ranks = parsed.ranks or whole.pretraining.ranks or RANKS
     result = estimate(whole, rates, text_bytes, ranks)
@@ -98,6 +108,25 @@ def _without_missing_files(recipe: Recipe) -> Recipe:
         if isinstance(table.get(section, {}), dict):
             table[section] = {"train_file": _NOT_GIVEN, "dev_file": _NOT_GIVEN, **table.get(section, {})}
     return replace(recipe, tables={**recipe.tables, "finetuning": table})
+
+
+def _continued(whole: WholeRecipe) -> tuple[WholeRecipe, str]:
+    """The recipe with the steps that are left after the checkpoint that `--continue` takes, and a note of it.
+
+    Raises:
+        InputError: a run with `--continue` would not start from a checkpoint of a finished run.
+    """
+    place = possible_place(whole)
+    if place is None:
+        raise InputError(
+            f"{whole.recipe.path}: --continue: {whole.run.workspace} has no finished pre-training with a checkpoint "
+            "that this recipe would continue from; leave --continue out"
+        )
+    first, *others = whole.pretraining.phases[place.phase :]
+    phases = (first.model_copy(update={"steps": first.steps - place.phase_step}), *others)
+    left = replace(whole, pretraining=whole.pretraining.model_copy(update={"phases": phases}))
+    steps = whole.pretraining.num_train_steps - place.step
+    return left, f"pre-training continues from step {place.step:,} of the finished run: {steps:,} steps are left"
 
 
 def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:

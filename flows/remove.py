@@ -54,9 +54,7 @@ def remove(workspace: str, name: str, is_sure: bool) -> None:
         there = f"there are: {', '.join(kept)}" if kept else "there are none"
         raise InputError(f"{workspace}: no kept result named {name!r}; {there}")
     directory = kept[name]
-    files = [storage.join(directory, name) for name in storage.list_files(directory)]
-    num_bytes = sum(storage.file_size_bytes(file) or 0 for file in files)
-    print(f"{directory}: {kept_status(directory).detail}, {storage.in_units(num_bytes)}")
+    print(f"{directory}: {kept_status(directory, storage.join(workspace, name.partition('.')[0])).detail}")
     if not is_sure:
         if not sys.stdin.isatty():
             raise InputError(f"{directory}: not removed: no terminal for the confirmation; add --yes")

@@ -16,9 +16,16 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from flows.inspection.kept_results import kept_in_words, size_bytes_of
 from flows.inspection.stage_results import result_in_words
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.running.plan import StageOutput, finetuning_stages, preprocessing_stages, pretraining_stage
+from flows.running.plan import (
+    StageOutput,
+    finetuning_stages,
+    possible_place,
+    preprocessing_stages,
+    pretraining_stage,
+)
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest
@@ -102,6 +109,8 @@ def statuses_of_recipe(whole: WholeRecipe) -> list[StageStatus]:
     statuses = []
     for name, output in outputs.items():
         status = _status(name, output.directory, _difference(output, digests), whole)
+        if name == PRETRAINING and status.state == "stale":
+            status = _with_continuation(status, whole)
         for each in [status, *_others(status, whole)]:
             is_run = name == PRETRAINING and each.state == "unfinished"
             statuses.append(_compared_with_checkpoint(each, output) if is_run else each)
@@ -109,6 +118,19 @@ def statuses_of_recipe(whole: WholeRecipe) -> list[StageStatus]:
         statuses.append(_status(name, directory, _own_difference(directory, digests), whole))
         statuses += _others(statuses[-1], whole)
     return statuses
+
+
+def _with_continuation(status: StageStatus, whole: WholeRecipe) -> StageStatus:
+    """Add where `--continue` would start."""
+    try:
+        place = possible_place(whole)
+    except InputError:
+        return status
+    if place is None:
+        return status
+    left = whole.pretraining.num_train_steps - place.step
+    detail = f"with --continue {left:,} steps after step {place.step:,}: {status.detail}"
+    return replace(status, detail=detail, numbers={**status.numbers, "continue_step": float(place.step)})
 
 
 def _distillation(workspace: str) -> dict[str, str]:
@@ -127,12 +149,13 @@ def _others(status: StageStatus, whole: WholeRecipe | None) -> list[StageStatus]
         found.append(replace(building, name=status.name + NEW, state="unfinished", detail=detail))
     for kept in kept_directories(status.directory):
         # The stage may be a link to a directory of another name.
-        found.append(replace(kept_status(kept), name=f"{status.name}.{kept.rpartition('.')[2]}"))
+        row = kept_status(kept, status.directory)
+        found.append(replace(row, name=f"{status.name}.{kept.rpartition('.')[2]}"))
     return found
 
 
-def kept_status(directory: str) -> StageStatus:
-    """The row of an earlier result kept under a numbered name."""
+def kept_status(directory: str, result_directory: str) -> StageStatus:
+    """The row of an earlier result kept under a numbered name: when it was completed, its size, what differs."""
     name = directory.rstrip("/").rpartition("/")[2]
     try:
         manifest = read_manifest(directory)
@@ -141,14 +164,10 @@ def kept_status(directory: str) -> StageStatus:
     if manifest is None:
         checkpoint = _newest_checkpoint(directory)
         detail = f"an unfinished run, checkpoint of step {_step_of(checkpoint):,}" if checkpoint else "no result"
+        detail += f", {storage.in_units(size_bytes_of(directory))}"
         return StageStatus(name, "kept", directory, detail)
-    return StageStatus(
-        name,
-        "kept",
-        directory,
-        f"earlier result: {result_in_words(manifest.stage, manifest)}",
-        _numbers(manifest.statistics),
-    )
+    detail, numbers = kept_in_words(directory, manifest, result_directory)
+    return StageStatus(name, "kept", directory, detail, _numbers(manifest.statistics) | numbers)
 
 
 def _status(name: str, directory: str, difference: str | None, whole: WholeRecipe | None) -> StageStatus:

@@ -106,6 +106,11 @@ class PretrainRequest(BaseRequest):
 
     model: ModelForm | None = None
     pretraining: PretrainingForm | None = None
+    continue_finished: bool = Field(
+        default=False,
+        description="start pre-training from the newest checkpoint of the finished run that the recipe can share, "
+        "instead of step 0",
+    )
 
 
 class DistillRequest(BaseRequest):

@@ -101,10 +101,10 @@ def summary(facts: CardFacts) -> str:
     made = f"made with Clozeworks {facts.manifest.code_version}"
     if facts.begun_from:
         return f"BERT for {facts.pipeline_task}, {made}; fine-tuned from {facts.begun_from}."
-    if PRETRAINING in facts.origin and (
-        lineage := facts.origin[PRETRAINING].statistics_as(PretrainingStatistics).lineage
-    ):
-        return f"BERT for {facts.pipeline_task}, {made}; pre-training started from {lineage[0].source}."
+    if PRETRAINING in facts.origin:
+        lineage = facts.origin[PRETRAINING].statistics_as(PretrainingStatistics).lineage
+        if lineage and lineage[0].relation == "initial_encoder":
+            return f"BERT for {facts.pipeline_task}, {made}; pre-training started from {lineage[0].source}."
     return f"BERT for {facts.pipeline_task}, pre-trained from raw text, {made}."
 
 

@@ -56,6 +56,13 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
         action="store_true",
         help="build every stage again; existing trainings, finished or not, are kept under a numbered name",
     )
+    if "continue_finished" in get_type_hints(flow.fn)["request"].model_fields:
+        parser.add_argument(
+            "--continue",
+            dest="continue_finished",
+            action="store_true",
+            help="start pre-training from the newest checkpoint of the finished run that the recipe can share",
+        )
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: _run(flow, arguments))
 
@@ -66,9 +73,10 @@ def _run(flow: Any, arguments: argparse.Namespace) -> int:
     request_type = get_type_hints(flow.fn)["request"]
     try:
         with _prefect(whole) as api_url:
-            request = request_type(
-                recipe=whole.recipe.path, overrides=whole.recipe.overrides, rebuild=arguments.rebuild
-            )
+            flags = {"rebuild": arguments.rebuild}
+            if "continue_finished" in arguments:
+                flags["continue_finished"] = arguments.continue_finished
+            request = request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides, **flags)
             _call(flow, request, api_url)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)

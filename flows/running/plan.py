@@ -31,7 +31,9 @@ from pipelines.contract.workspace import (
 from pipelines.stage_keys import documents_key, examples_key, vocabulary_key
 from training.stages import finetuning
 from training.stages import pretraining as training
+from training.stages.continuing import Place, possible_continuation
 from training.stages.distillation import distillation_inputs
+from training.stages.origins import CONTINUED_FROM
 from training.stages.sections import DistillationSections, FinetuningSections, PretrainingSections
 
 LOOPBACK = "127.0.0.1"
@@ -78,9 +80,15 @@ class Stage:
         return None
 
     def key_digest(self) -> str:
-        """Digest of all that decides the outputs; identifies a stage that was killed."""
+        """Digest of all that decides the outputs; identifies a stage that was killed.
+
+        The checkpoint that a run was continued from is left out: it is not known before the run has started.
+        """
         keys = [output.key() for output in self.outputs]
-        return digest_of([[key.stage, key.stage_version, key.config, key.inputs] for key in keys])
+        inputs = [{name: key.inputs[name] for name in key.inputs if name != CONTINUED_FROM} for key in keys]
+        return digest_of(
+            [[key.stage, key.stage_version, key.config, own] for key, own in zip(keys, inputs, strict=True)]
+        )
 
     def manifests(self) -> dict[str, Manifest]:
         """The manifests by output name, of complete outputs only."""
@@ -111,17 +119,36 @@ def preprocessing_stages(whole: WholeRecipe) -> list[Stage]:
     ]
 
 
-def pretraining_stage(whole: WholeRecipe) -> Stage:
-    """Pre-training, through DeepSpeed's launcher."""
+def pretraining_stage(whole: WholeRecipe, continue_finished: bool = False) -> Stage:
+    """Pre-training, through DeepSpeed's launcher.
+
+    Args:
+        whole: the recipe.
+        continue_finished: start from a checkpoint of the finished run instead of step 0.
+    """
     sections = PretrainingSections(whole.recipe, _local_workspace(whole), whole.model, whole.pretraining)
     directory = storage.join(sections.workspace, PRETRAINING)
     output = StageOutput(PRETRAINING, directory, lambda: training.pretraining_inputs(sections).key)
     return Stage(
         PRETRAINING,
         (output,),
-        command=lambda: _deepspeed_module(whole, "training.pretrain", whole.pretraining.ranks),
+        command=lambda: [
+            *_deepspeed_module(whole, "training.pretrain", whole.pretraining.ranks),
+            *(["--continue"] if continue_finished else []),
+        ],
         environment=_accelerator,
     )
+
+
+def possible_place(whole: WholeRecipe) -> Place | None:
+    """Where `--continue` would start pre-training; None where it would not differ from a run without it.
+
+    Raises:
+        InputError: a stage that pre-training reads is missing.
+    """
+    sections = PretrainingSections(whole.recipe, _local_workspace(whole), whole.model, whole.pretraining)
+    found = possible_continuation(training.pretraining_inputs(sections))
+    return found.place if found is not None else None
 
 
 def distillation_stage(whole: WholeRecipe) -> Stage:

@@ -10,8 +10,8 @@ from training.settings.pretraining import PretrainingConfig
 
 
 def disk_bytes_checkpoints(pretraining: PretrainingConfig, parameters: int) -> float:
-    """Peak size of the checkpoints: a new one is complete before the oldest is removed."""
-    num_checkpoints = pretraining.keep_checkpoints + 1
+    """Peak size of the checkpoints: a new one is complete before the oldest is removed; that before a decay stays."""
+    num_checkpoints = pretraining.keep_checkpoints + 1 + (pretraining.decay_start_step is not None)
     if every := pretraining.keep_every_n_steps:
         num_checkpoints += pretraining.num_train_steps // every
     precision = "bf16" if pretraining.precision == "auto" else pretraining.precision

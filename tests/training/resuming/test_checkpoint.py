@@ -48,6 +48,14 @@ def test_the_newest_and_every_nth_checkpoint_stay(steps: list[int], newest: int,
     assert gone == set(names(*(step for step in steps[:-newest] if not every or step % every)))
 
 
+@given(st.lists(st.integers(1, 60), unique=True), st.integers(1, 5), st.integers(0, 60))
+def test_the_last_checkpoint_before_the_decay_stays(steps: list[int], newest: int, branch: int) -> None:
+    steps.sort()
+    gone = set(Retention(newest, branch_step=branch).superfluous(names(*steps)))
+    before = [step for step in steps if step <= branch]
+    assert gone == set(names(*(step for step in steps[:-newest] if step not in before[-1:])))
+
+
 def test_a_snapshot_does_not_see_later_changes() -> None:
     shared = torch.arange(4.0)
     state = {"a": shared, "b": [shared, {"c": (shared[1:], 3)}], "d": OrderedDict(e="text"), "f": torch.empty(0)}

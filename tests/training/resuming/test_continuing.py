@@ -7,11 +7,15 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import SUPPORT
 from tests.support.training.trainer import Trainer
 
 from pipelines.contract.errors import InputError
@@ -172,7 +176,7 @@ def test_earlier_results_are_bounded_only_when_the_new_one_is_complete(
     assert manifest is not None
     (record,) = manifest.statistics_as(PretrainingStatistics).lineage
     assert record.source == "pretraining.2"
-    assert "pretraining.learning_rate was 0.003, is 0.004" in record.differences
+    assert "pretraining.learning_rate was 0.002, is 0.004" in record.differences
     assert "pretraining.weight_decay was 0.01, is 0.1" in record.differences
 
 
@@ -223,3 +227,52 @@ def test_what_cannot_be_continued_is_refused_by_name_and_nothing_changes(
     said = capsys.readouterr().out
     assert f"the previous run is kept in {train.directory}.1" in said
     assert "resumed from checkpoint step-0000000003" in said
+
+
+@pytest.mark.slow
+def test_on_two_ranks_a_killed_continuation_equals_the_run_with_all_steps(make_workspace: Callable[[str], Any]) -> None:
+    whole, workspace = make_workspace("whole2"), make_workspace("prolonged2")
+    all_steps = ["--set", WSD, "--set", steps(12, 8)]
+    arguments = [whole.recipe, "--workspace", whole.path, *all_steps, "--"]
+    arguments += [workspace.recipe, "--workspace", workspace.path, "--set", WSD, "--set", steps(8)]
+    finish(whole.start_ranks([sys.executable, str(SUPPORT / "training" / "pretrain_in_turn.py"), *arguments], 2))
+    finished = digests(os.path.join(workspace.path, "pretraining"))
+
+    def start(*more: str) -> list[subprocess.Popen[str]]:
+        processes: list[subprocess.Popen[str]] = workspace.start_ranks(
+            workspace.command("training.pretrain", *all_steps, *more), 2
+        )
+        return processes
+
+    processes = start("--continue")
+    deadline = time.monotonic() + 120
+    while not (workspace.stage().endswith(".building") and "step-0000000010" in str(workspace.checkpoints())):
+        assert time.monotonic() < deadline
+        assert not any(process.poll() for process in processes), finish(processes)
+        time.sleep(0.005)
+    for process in processes:
+        process.kill()
+    said = [process.communicate()[0] for process in processes]
+    assert "with --continue" not in said[0] + said[1]
+    assert [line for line in said[0].splitlines() if "differs" in line or "continue" in line] == [
+        f"pretraining: continues from checkpoint step-0000000007 of the finished run in {workspace.path}/pretraining, "
+        "which is not changed",
+        'pretraining: differs from it: pretraining.phases was [{"global_batch_size": 8, "global_batch_tokens": null, '
+        '"max_seq_length": 32, "steps": 8}], is [{"max_seq_length": 32, "steps": 12, "global_batch_size": 8, '
+        '"global_batch_tokens": null}, {"max_seq_length": 64, "steps": 8, "global_batch_size": 8, '
+        '"global_batch_tokens": null}]',
+        "pretraining: continues with sample 56 of phase 0 (length 32)",
+        "pretraining: the learning rate continues at 0.001",
+    ]
+    assert digests(os.path.join(workspace.path, "pretraining")) == finished
+    assert "resumed from checkpoint step-00000000" in finish(start())[0]
+    assert workspace.has_weights_of(whole)
+    assert digests(os.path.join(workspace.path, "pretraining.1")) == finished
+    assert "complete and up to date" in finish(start())[0]
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Wait for all ranks; what each has printed."""
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+    return outputs
