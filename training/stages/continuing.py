@@ -24,6 +24,7 @@ from pipelines.results.kept import kept_directories, kept_result
 from pipelines.results.marks import building_directory, read_mark
 from training.bert.flops import num_parameters
 from training.settings.pretraining import PretrainingConfig
+from training.stages.checkpoint_source import checkpoint_names
 from training.stages.pretraining import PRETRAINING_VERSION, PretrainingInputs
 
 _FREE_MODEL_SETTINGS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
@@ -117,7 +118,7 @@ def planned_start(
         return inputs, None
     source = _source(directory, continued)
     mark = read_mark(directory)
-    begun = checkpoint_directories(building_directory(directory))
+    begun = _checkpoints(building_directory(directory))
     if restart is None and mark is not None and mark["key"] == plain.key.digest and begun:
         if read_manifest(source) is None:
             return plain, None
@@ -166,7 +167,7 @@ def _unadopted(inputs: PretrainingInputs) -> Continuation | None:
     mark = read_mark(directory)
     if digest is None or mark is None or mark["key"] != inputs.key.digest:
         return None
-    if checkpoint_directories(building_directory(directory)):
+    if _checkpoints(building_directory(directory)):
         return None
     for source in (directory, *kept_directories(directory)):
         try:
@@ -205,7 +206,7 @@ def continuation_of(inputs: PretrainingInputs, source: str, digest: str | None =
     new, is_same_data = inputs.pretraining, finished.inputs.get(EXAMPLES) == inputs.examples.digest
     is_same_order = is_same_data and old.seed == new.seed
     problems = []
-    for checkpoint in reversed(checkpoint_directories(source)):
+    for checkpoint in reversed(_checkpoints(source)):
         manifest = _readable(checkpoint)
         place = "damaged" if manifest is None else place_of_checkpoint(old, new, manifest.statistics, is_same_order)
         if manifest is None or isinstance(place, str):
@@ -317,11 +318,10 @@ def steps_of_equal_rate(old: PretrainingConfig, new: PretrainingConfig) -> int:
     return both if is_equal else min(old.decay_start_step, new.decay_start_step)
 
 
-def checkpoint_directories(directory: str) -> list[str]:
+def _checkpoints(directory: str) -> list[str]:
     """Finished checkpoints of a run, oldest first."""
     folder = storage.join(directory, CHECKPOINTS_DIRECTORY)
-    names = sorted(name for name in storage.list_directories(folder) if name.startswith(CHECKPOINT_PREFIX))
-    return [storage.join(folder, name) for name in names]
+    return [storage.join(folder, name) for name in checkpoint_names(storage.local_path(folder))]
 
 
 def _step_of(checkpoint: str) -> int:
