@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from tests.support.training.finished_run import write_finished_run
 from tests.support.training.synthetic_run import write_workspace
 
 from flows import estimate, status
 from flows.inspection.workspace import statuses_of_recipe
 from flows.parameters.whole_recipe import WholeRecipe
-from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import record_of, write_manifest
 from pipelines.contract.recipe import read_recipe
 from pipelines.results.kept import kept_directories
-from training.resuming.progress import Progress
-from training.stages.pretraining import PretrainingInputs, pretraining_inputs
+from training.stages.pretraining import pretraining_inputs
 from training.stages.sections import PretrainingSections
 
 LENGTHS = (
     "examples.lengths=[{max_seq_length=32, max_predictions_per_seq=5}, {max_seq_length=64, max_predictions_per_seq=10}]"
 )
 LONGER = "pretraining.phases.1.steps=30"
-
-
-def finish(inputs: PretrainingInputs, step: int) -> None:
-    """Write a finished run with one checkpoint, in the second phase."""
-    checkpoint = storage.join(inputs.directory, f"checkpoints/step-{step:010d}")
-    for directory in (inputs.directory, checkpoint):
-        storage.write_bytes(storage.join(directory, "weights"), b"w" * 1000)
-    progress = Progress(step=step, phase=1, phase_step=step - 14, position=8 * (step - 14))
-    files = [record_of(checkpoint, "weights", 0)]
-    write_manifest(checkpoint, inputs.key.manifest(files, asdict(progress), "1"))
-    files = [record_of(inputs.directory, "weights", 0)]
-    write_manifest(inputs.directory, inputs.key.manifest(files, {"steps": 20, "tokens": 5}, "1"))
 
 
 def test_a_finished_run_that_could_be_continued_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +33,7 @@ def test_a_finished_run_that_could_be_continued_is_shown(tmp_path: Path, capsys:
     with pytest.raises(InputError, match="has no finished pre-training with a checkpoint"):
         estimate.main([*cost, "--continue"])
     inputs = pretraining_inputs(PretrainingSections.of(read_recipe(workspace.recipe, settings)))
-    finish(inputs, step=18)
+    write_finished_run(inputs, step=18)
     capsys.readouterr()
 
     assert status.main([*arguments, "--json"]) == 0
@@ -68,7 +53,7 @@ def test_a_finished_run_that_could_be_continued_is_shown(tmp_path: Path, capsys:
     # As kept result: size with checkpoints, date of completion, what the current result has otherwise.
     os.rename(inputs.directory, f"{inputs.directory}.1")
     longer = pretraining_inputs(PretrainingSections.of(read_recipe(workspace.recipe, [*settings, LONGER])))
-    finish(longer, step=40)
+    write_finished_run(longer, step=40)
     os.utime(f"{inputs.directory}.1/manifest.json", (86_400, 86_400))
     assert kept_directories(inputs.directory) == [f"{inputs.directory}.1"]
     whole = WholeRecipe.check(read_recipe(workspace.recipe, [*settings, LONGER]))

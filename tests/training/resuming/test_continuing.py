@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,16 +17,25 @@ from typing import Any
 
 import pytest
 from tests.support import SUPPORT
+from tests.support.training.finished_run import write_finished_run
+from tests.support.training.synthetic_run import write_documents, write_examples, write_workspace
 from tests.support.training.trainer import Trainer
 
+from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
+from pipelines.contract.recipe import read_recipe
 from pipelines.contract.statistics import PretrainingStatistics
 from pipelines.results.kept import kept_directories
 from pipelines.results.marks import building_directory
 from training.engine.processes import Processes
 from training.pretraining.run import EXIT_INTERRUPTED
-from training.stages.continuing import possible_continuation
+from training.resuming.adoption import in_words
+from training.resuming.checkpointed_stage import begin
+from training.resuming.progress import Progress
+from training.stages.continuing import Place, continuation_of, planned_start, possible_continuation
+from training.stages.pretraining import PretrainingInputs, pretraining_inputs
+from training.stages.sections import PretrainingSections
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -99,6 +109,22 @@ def test_a_prolonged_run_equals_the_one_with_all_steps_from_the_start(
 
 class Killed(BaseException):
     """Ends a run as SIGKILL does: nothing after it is executed."""
+
+
+class Writes:
+    """Lets a number of writes pass, and ends the run at the next one."""
+
+    def __init__(self, allowed: int) -> None:
+        self._left = allowed
+
+    def counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*arguments: Any, **more: Any) -> Any:
+            self._left -= 1
+            if self._left < 0:
+                raise Killed
+            return real(*arguments, **more)
+
+        return write
 
 
 @pytest.mark.slow
@@ -178,6 +204,71 @@ def test_earlier_results_are_bounded_only_when_the_new_one_is_complete(
     assert record.source == "pretraining.2"
     assert "pretraining.learning_rate was 0.002, is 0.004" in record.differences
     assert "pretraining.weight_decay was 0.01, is 0.1" in record.differences
+
+
+@pytest.mark.slow
+def test_other_rows_start_from_their_beginning_and_are_scored_before(
+    trainer_of: Callable[[str, Processes], Trainer], single_process: Processes
+) -> None:
+    train = trainer_of("reread", single_process)
+    assert train() == 0
+    examples = os.path.join(train.workspace.path, "examples")
+    shutil.rmtree(examples)
+    vocabulary = os.path.join(train.workspace.path, "vocabulary")
+    write_examples(examples, vocabulary, 206, write_documents(f"{examples}-text", 150), rows=300)
+    continuation = continuation_of(train.inputs(steps(6)), train.directory)
+    assert continuation.place == Place(step=4, phase=0, phase_step=4, position=0)
+    assert "input examples changed" in continuation.differences
+    words = "\n".join(in_words(continuation, train.inputs(steps(6)).pretraining))
+    assert "rows or their order differ, so the data starts from its beginning" in words
+    assert "the learning rate after step 4 jumps from 0 to 0.000333333" in words
+    first = read_manifest(train.directory)
+    assert train(steps(6), continued="") == 0
+    second = read_manifest(train.directory)
+    assert first is not None
+    assert second is not None
+    before, after = (each.statistics_as(PretrainingStatistics) for each in (first, second))
+    assert after.heldout_before != before.heldout_before
+    assert after.sequences == 6 * 8
+
+
+@pytest.mark.parametrize("flag", ["", None])
+def test_a_kill_at_any_write_before_training_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str | None
+) -> None:
+    workspace = write_workspace(str(tmp_path / "run"))
+
+    def inputs(*settings: str) -> PretrainingInputs:
+        overrides = [f"run.workspace={json.dumps(workspace.path)}", *settings]
+        return pretraining_inputs(PretrainingSections.of(read_recipe(workspace.recipe, overrides)))
+
+    finished, longer = inputs(), "pretraining.phases.1.steps=30"
+    write_finished_run(finished, step=18)
+    before, building = digests(finished.directory), building_directory(finished.directory)
+
+    def attempt(continued: str | None) -> None:
+        chosen, continuation = planned_start(inputs(longer), continued, None)
+        assert begin(chosen.key, chosen.directory, None, lambda _: None, continuation)
+
+    writers = [(os, "link"), (os, "rename"), (storage, "write_bytes"), (storage, "make_directory")]
+    writers += [(storage, "flush_to_disk"), (storage, "move_directory"), (storage, "remove_directory")]
+    for number in range(100):
+        writes = Writes(allowed=number)
+        with monkeypatch.context() as patched:
+            for module, name in writers:
+                patched.setattr(module, name, writes.counted(getattr(module, name)))
+            with contextlib.suppress(Killed):
+                attempt("")
+                break
+        assert digests(finished.directory) == before
+        # Once the build has its mark, the flag is not needed.
+        attempt(flag if os.path.exists(f"{building}/scratch/key.json") else "")
+        manifest = read_manifest(f"{building}/checkpoints/step-0000000018")
+        assert manifest is not None
+        assert Progress.from_json(manifest.statistics).position == 8 * 4
+        assert digests(finished.directory) == before
+        shutil.rmtree(building)
+    assert number > 5
 
 
 def copy_of(train: Trainer) -> Trainer:
