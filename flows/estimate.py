@@ -211,7 +211,7 @@ def _show(
         ],
     ]
     for cost in result.lengths:
-        what = f"{_large(cost.rows)} rows of length {cost.max_seq_length}, {_large(cost.tokens)} tokens"
+        what = f"{_large(cost.rows)} rows of length {cost.label}, {_large(cost.tokens)} tokens"
         rows.append(["examples", what, size_in_words(cost.size_bytes), ""])
     rows.append(["examples", f"{whole.examples.passes} passes, all lengths", size_in_words(result.examples_bytes), ""])
     rows[-1][-1] = in_words(result.examples_seconds)

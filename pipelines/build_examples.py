@@ -16,8 +16,9 @@ import apache_beam as beam
 
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
-from pipelines.contract.errors import exit_code_of
+from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import Manifest, StageKey, require_manifest
+from pipelines.contract.recipe import Recipe
 from pipelines.contract.schemas import SPLITS
 from pipelines.contract.workspace import (
     DOCUMENTS,
@@ -26,25 +27,29 @@ from pipelines.contract.workspace import (
     ROWS_GROUP,
     VOCABULARY,
     VOCABULARY_NAME,
-    length_directory,
 )
 from pipelines.examples.planning import ShardNumber
+from pipelines.examples.statistics import ShardRows
 from pipelines.examples.transforms import (
     BalanceShard,
     BuildShard,
     CompleteExamples,
+    CountTokens,
     FilesToWrite,
-    ShardRows,
     WrittenFiles,
 )
 from pipelines.jobs.runner import Job, Progress, parse_job, run_pipeline
 from pipelines.jobs.sizes import DOCUMENTS_BYTES_A_TEXT_BYTE, disk_bytes_examples
 from pipelines.jobs.summary import examples_summary
+from pipelines.mixing.shares import mixed_sets
+from pipelines.mixing.transforms import ChooseReads
 from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
 from pipelines.results.verification import verify_stage
+from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.mixtures import mixture_problem, with_weights
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.stage_keys import examples_key
 
@@ -52,33 +57,50 @@ from pipelines.stage_keys import examples_key
 def build(
     pipeline: beam.Pipeline,
     shards: list[ShardNumber],
-    lengths: list[int],
+    config: ExamplesConfig,
+    count_tokens: CountTokens,
+    choose_reads: ChooseReads,
     build_shard: BuildShard,
     balance_shard: BalanceShard,
     complete_stage: CompleteExamples,
 ) -> beam.PCollection[Manifest]:
     """Construct the job; its single output element is the manifest."""
+    mixtures = []
+    if mixed_sets(config):
+        counted = (
+            pipeline
+            | "TrainingShards" >> beam.Create([one for one in shards if one.split == "train"])
+            | "SpreadTrainingShards" >> beam.Reshuffle()
+            | "CountTokens" >> beam.ParDo(count_tokens).with_output_types(str)
+        )
+        chosen = (
+            pipeline
+            | "Mixtures" >> beam.Create([None])
+            | "ChooseReads" >> beam.ParDo(choose_reads, beam.pvalue.AsList(counted))
+        )
+        mixtures.append(beam.pvalue.AsList(chosen))
     shard_rows = (
         pipeline
         | "Shards" >> beam.Create(shards).with_output_types(ShardNumber)
         | "SpreadShards" >> beam.Reshuffle()
-        | "BuildShard" >> beam.ParDo(build_shard).with_output_types(ShardRows)
+        | "BuildShard" >> beam.ParDo(build_shard, *mixtures).with_output_types(ShardRows)
     )
-    targets = [FilesToWrite(length, shard) for length in lengths for shard in shards]
+    targets = [FilesToWrite(part.directory, shard) for part in config.parts() for shard in shards]
     return (
         pipeline
         | "Files" >> beam.Create(targets).with_output_types(FilesToWrite)
         | "SpreadFiles" >> beam.Reshuffle()
         | "BalanceShard" >> beam.ParDo(balance_shard, beam.pvalue.AsList(shard_rows)).with_output_types(WrittenFiles)
         | "GatherFiles" >> beam.combiners.ToList()
-        | "Complete" >> beam.ParDo(complete_stage, beam.pvalue.AsList(shard_rows)).with_output_types(Manifest)
+        | "Complete"
+        >> beam.ParDo(complete_stage, beam.pvalue.AsList(shard_rows), *mixtures).with_output_types(Manifest)
     )
 
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
     job = parse_job(EXAMPLES, __doc__, argv)
-    config = job.recipe.section("examples", ExamplesConfig)
+    config = _config_of(job.recipe)
     directories = {stage: storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
     documents = require_manifest(directories[DOCUMENTS], DOCUMENTS, "clozeworks documents")
     vocabulary = require_manifest(directories[VOCABULARY], VOCABULARY, "clozeworks vocabulary")
@@ -86,6 +108,21 @@ def run(argv: list[str] | None = None) -> None:
     with job.build_of(key, directories[EXAMPLES]) as is_needed:
         if is_needed:
             _run(job, config, key, documents, vocabulary, directories)
+
+
+def _config_of(recipe: Recipe) -> ExamplesConfig:
+    """The section `[examples]` with the weights of the sources.
+
+    Raises:
+        InputError: it names a source that the documents do not have.
+    """
+    config = recipe.section("examples", ExamplesConfig)
+    if "documents" not in recipe.tables:
+        return config
+    documents = recipe.section("documents", DocumentsConfig)
+    if problem := mixture_problem(config, documents):
+        raise InputError(f"{recipe.path}: {problem}")
+    return with_weights(config, documents)
 
 
 def _run(
@@ -106,12 +143,12 @@ def _run(
     for split in SPLITS:
         total = len(documents.files_of(split))
         shards += [ShardNumber(split, number, total) for number in range(total)]
-    lengths = [length.max_seq_length for length in config.lengths]
+    parts = config.parts()
     building = building_directory(directory)
     if open_build(directory, key, job.restart):
         done, written = (count_finished(building, group) for group in (ROWS_GROUP, FILES_GROUP))
         print(
-            f"{EXAMPLES}: rows of {done} of {len(shards)} shards and {written} of {len(lengths) * len(shards)} sets of "
+            f"{EXAMPLES}: rows of {done} of {len(shards)} shards and {written} of {len(parts) * len(shards)} sets of "
             "files were finished before and are kept"
         )
     vocabulary_uri = storage.join(directories[VOCABULARY], VOCABULARY_NAME)
@@ -120,19 +157,26 @@ def _run(
     casing = VocabularyConfig.model_validate(vocabulary.config)
     balance_shard = BalanceShard(building, config, casing, tokens, storage.sha256_of(vocabulary_uri))
     # A shard's rows of the last length are written last.
-    rows_directory = scratch_uri(building, f"{ROWS_GROUP}/{length_directory(lengths[-1])}")
+    rows_directory = scratch_uri(building, f"{ROWS_GROUP}/{parts[-1].directory}")
     num_files = len(shards) * config.num_length_bins
     progress = Progress(
         EXAMPLES,
         [
             (rows_directory, "documents shards cut into rows", len(shards)),
-            *((storage.join(building, name), f"files of {name}", num_files) for name in map(length_directory, lengths)),
+            *((storage.join(building, one.directory), f"files of {one.directory}", num_files) for one in parts),
         ],
     )
-    build_shard = BuildShard({**directories, EXAMPLES: building}, config, casing)
+    build_shard, count_tokens = (
+        transform({**directories, EXAMPLES: building}, config, casing) for transform in (BuildShard, CountTokens)
+    )
+    choose_reads = ChooseReads(building, mixed_sets(config))
     complete_stage = CompleteExamples(directory, key, config)
     run_pipeline(
-        job, lambda pipeline: build(pipeline, shards, lengths, build_shard, balance_shard, complete_stage), progress
+        job,
+        lambda pipeline: build(
+            pipeline, shards, config, count_tokens, choose_reads, build_shard, balance_shard, complete_stage
+        ),
+        progress,
     )
     job.show_summary(EXAMPLES, directory, examples_summary)
 

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-PURPOSE_PAIRS, PURPOSE_MASKS, PURPOSE_ROW_ORDER = 1, 2, 3
+PURPOSE_PAIRS, PURPOSE_MASKS, PURPOSE_ROW_ORDER, PURPOSE_MIXTURE = 1, 2, 3, 4
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -31,6 +31,15 @@ def mix(value: np.uint64) -> np.uint64:
 def derive_key(key: np.uint64, part: int) -> np.uint64:
     """The key of the sub-stream `part` of a stream."""
     return mix(np.uint64(key) + _GAMMA * (np.uint64(part) + np.uint64(1)))
+
+
+@numba.njit(cache=True, nogil=True)
+def derive_keys(key: np.uint64, parts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The keys of many sub-streams of a stream, which also serve as random words."""
+    words = np.empty(len(parts), np.uint64)
+    for place in range(len(parts)):
+        words[place] = derive_key(key, parts[place])
+    return words
 
 
 @numba.njit(cache=True, inline="always")

@@ -53,6 +53,7 @@ def build(
         | "SpreadParts" >> beam.Reshuffle()
         | "ReadPart" >> beam.ParDo(ReadPart(building, config)).with_output_types(PartSummary)
     )
+    names = [part.source.name for part in plan if part.source.name is not None]
     waited_for = [beam.pvalue.AsList(parts)]
     if config.near_duplicates is not None:
         waited_for.append(beam.pvalue.AsList(_choose_documents(parts, building, config, len(plan))))
@@ -60,7 +61,8 @@ def build(
         pipeline
         | "Shards" >> beam.Create(range(len(shards_of(config)))).with_output_types(int)
         | "SpreadShards" >> beam.Reshuffle()
-        | "CollectShard" >> beam.ParDo(CollectShard(building, config), *waited_for).with_output_types(ShardSummary)
+        | "CollectShard"
+        >> beam.ParDo(CollectShard(building, config, names), *waited_for).with_output_types(ShardSummary)
     )
     return (
         shard_summaries

@@ -25,7 +25,7 @@ from pipelines.jobs.sizes import (
     disk_bytes_vocabulary,
     masked_per_row,
 )
-from pipelines.settings.examples import ExampleLengthConfig
+from pipelines.settings.examples import ExamplesPart
 from training.bert.flops import ModelStates, model_states, num_parameters, step_flops
 from training.bert.sizes import disk_bytes_checkpoints, disk_bytes_finetuning, disk_bytes_model, disk_bytes_pretraining
 from training.settings.pretraining import PhaseConfig
@@ -62,13 +62,19 @@ SMALL_USED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class LengthCost:
-    """The examples of one maximum length."""
+    """The examples of one maximum length of a set; `directory` names both."""
 
+    directory: str
     max_seq_length: int
     train_rows: float
     rows: float
     tokens: float
     size_bytes: float
+
+    @property
+    def label(self) -> str:
+        """The length, after the name of its set: `128`, `NAME/128`."""
+        return self.directory.replace("length", "")
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,8 @@ class Estimate:
 def estimate(whole: WholeRecipe, rates: Rates, text_bytes: float, ranks: int) -> Estimate:
     """Estimate the cost for a corpus of `text_bytes` bytes of plain text."""
     megabytes = text_bytes / MEGABYTE
-    lengths = tuple(_length_cost(whole, rates, length, megabytes) for length in whole.examples.lengths)
-    by_length = {cost.max_seq_length: cost for cost in lengths}
+    lengths = tuple(_length_cost(whole, rates, part, megabytes) for part in whole.examples.parts())
+    by_length = {cost.directory: cost for cost in lengths}
     phases = tuple(_phase_cost(whole, rates, phase, by_length) for phase in whole.pretraining.phases)
     parameters = num_parameters(whole.model, whole.vocabulary.size, whole.examples.next_sentence)
     precision = "bf16" if whole.pretraining.precision == "auto" else whole.pretraining.precision
@@ -149,7 +155,10 @@ def estimate(whole: WholeRecipe, rates: Rates, text_bytes: float, ranks: int) ->
         ),
         REGISTRY: models * disk_bytes_model(parameters),
     }
-    text_epochs = sum(phase.row_epochs for phase in phases) * whole.examples.passes
+    text_epochs = sum(
+        cost.row_epochs * whole.examples.of_set(phase.examples).passes
+        for cost, phase in zip(phases, whole.pretraining.phases, strict=True)
+    )
     return Estimate(
         text_bytes=text_bytes,
         documents_seconds=START_SECONDS + megabytes * rates.documents_seconds_per_megabyte,
@@ -169,14 +178,15 @@ def estimate(whole: WholeRecipe, rates: Rates, text_bytes: float, ranks: int) ->
     )
 
 
-def _length_cost(whole: WholeRecipe, rates: Rates, length: ExampleLengthConfig, megabytes: float) -> LengthCost:
-    shape = rates.shapes[length.max_seq_length]
-    rows = megabytes * shape.rows_per_megabyte * whole.examples.passes
-    size_bytes = disk_bytes_length(
-        whole.examples, length.max_seq_length, whole.vocabulary.size, megabytes * MEGABYTE, shape
-    )
+def _length_cost(whole: WholeRecipe, rates: Rates, part: ExamplesPart, megabytes: float) -> LengthCost:
+    max_seq_length = part.length.max_seq_length
+    shape = rates.shapes[max_seq_length]
+    # Weights keep the number of tokens; a set of some sources counts as if it read all.
+    rows = megabytes * shape.rows_per_megabyte * part.config.passes
+    size_bytes = disk_bytes_length(part.config, max_seq_length, whole.vocabulary.size, megabytes * MEGABYTE, shape)
     return LengthCost(
-        length.max_seq_length,
+        part.directory,
+        max_seq_length,
         train_rows=rows * (1.0 - whole.documents.heldout_share),
         rows=rows,
         tokens=rows * shape.mean_length,
@@ -184,18 +194,20 @@ def _length_cost(whole: WholeRecipe, rates: Rates, length: ExampleLengthConfig, 
     )
 
 
-def _phase_cost(whole: WholeRecipe, rates: Rates, phase: PhaseConfig, lengths: Mapping[int, LengthCost]) -> PhaseCost:
+def _phase_cost(whole: WholeRecipe, rates: Rates, phase: PhaseConfig, lengths: Mapping[str, LengthCost]) -> PhaseCost:
     shape = rates.shapes[phase.max_seq_length]
     if phase.global_batch_tokens is None:
         sequences = float(phase.steps * phase.global_batch_size)
     else:
         sequences = phase.steps * phase.global_batch_tokens / shape.mean_length
     tokens = sequences * shape.mean_length
-    masked = sequences * masked_per_row(whole.examples, phase.max_seq_length, shape.mean_length)
+    masked = sequences * masked_per_row(whole.examples.of_set(phase.examples), phase.max_seq_length, shape.mean_length)
+    if phase.masked_lm_prob is not None:
+        masked = tokens * phase.masked_lm_prob
     pairs = sequences if whole.examples.next_sentence else 0.0
     squared = sequences * shape.mean_squared_length
     flops = step_flops(whole.model, whole.vocabulary.size, tokens, squared, masked, pairs)
-    rows = lengths[phase.max_seq_length].train_rows
+    rows = lengths[phase.examples_directory].train_rows
     return PhaseCost(
         phase.max_seq_length,
         phase.steps,
@@ -213,18 +225,20 @@ def _warnings(whole: WholeRecipe, phases: tuple[PhaseCost, ...], text_epochs: fl
         warnings.append(
             f"the run reads its text about {text_epochs:,.0f} times (BERT: 40); use more text or fewer steps"
         )
-    is_static = whole.examples.masking not in UNMASKED and whole.pretraining.masking == "as_written"
-    for phase in phases:
+    for setting, phase in zip(whole.pretraining.phases, phases, strict=True):
+        is_unmasked = whole.examples.of_set(setting.examples).masking in UNMASKED
+        is_static = not is_unmasked and whole.pretraining.masking == "as_written"
         if is_static and phase.row_epochs > MANY_ROW_EPOCHS:
             warnings.append(
                 f"length {phase.max_seq_length}: each row is read {phase.row_epochs:,.0f} times with the same masks "
                 "(BERT: 4); raise examples.passes, or set examples.masking = 'dynamic'"
             )
-    for length in whole.examples.lengths:
-        epochs = sum(phase.row_epochs for phase in phases if phase.max_seq_length == length.max_seq_length)
+    for part in whole.examples.parts():
+        of_phases = zip(whole.pretraining.phases, phases, strict=True)
+        epochs = sum(phase.row_epochs for setting, phase in of_phases if setting.examples_directory == part.directory)
         if epochs < SMALL_USED_SHARE:
             warnings.append(
-                f"length {length.max_seq_length}: training reads {epochs:.0%} of the rows; lower "
+                f"length {part.directory.replace('length', '')}: training reads {epochs:.0%} of the rows; lower "
                 "examples.passes, or train longer"
             )
     return warnings

@@ -97,8 +97,8 @@ def default_rates(whole: WholeRecipe) -> Rates:
         EXAMPLES_SECONDS_PER_MILLION_TOKENS,
         BENCHMARK,
         {
-            length.max_seq_length: default_shape(whole.examples.next_sentence, length.max_seq_length)
-            for length in whole.examples.lengths
+            part.length.max_seq_length: default_shape(whole.examples.next_sentence, part.length.max_seq_length)
+            for part in whole.examples.parts()
         },
         SHAPES_BASIS,
     )
@@ -166,7 +166,9 @@ def _with_measured_seconds(
     if None in found.values():
         return rates
     spent = {stage: max(0.0, (seconds or 0.0) - START_SECONDS) for stage, seconds in found.items()}
-    million_tokens = sum(values.tokens for values in examples.statistics_as(ExamplesStatistics).lengths.values()) / 1e6
+    million_tokens = (
+        sum(values.tokens for values in examples.statistics_as(ExamplesStatistics).all_lengths().values()) / 1e6
+    )
     return replace(
         rates,
         documents_seconds_per_megabyte=spent[DOCUMENTS] / megabytes,
@@ -199,7 +201,7 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
         ends.append(end)
     for line in lines:
         phase = next((phase for phase, end in zip(phases, ends, strict=True) if line["step"] <= end), phases[-1])
-        statistics = made.of_length(phase.max_seq_length)
+        statistics = made.of_length(phase.max_seq_length, phase.examples)
         new_tokens, tokens = line["tokens"] - tokens, line["tokens"]
         if statistics is None or new_tokens <= 0:
             return None

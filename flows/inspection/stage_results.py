@@ -36,7 +36,7 @@ def _vocabulary(manifest: Manifest) -> list[str]:
 
 
 def _examples(manifest: Manifest) -> list[str]:
-    lengths = manifest.statistics_as(ExamplesStatistics).lengths
+    lengths = manifest.statistics_as(ExamplesStatistics).all_lengths()
     return [f"{values.examples:,} of length {length}" for length, values in lengths.items()]
 
 

@@ -273,7 +273,7 @@ def _totals(name: str, whole: WholeRecipe) -> dict[str, int]:
 
     shards = len(shards_of(whole.documents))
     if name == EXAMPLES:
-        return {"rows": shards, "files": shards * len(whole.examples.lengths)}
+        return {"rows": shards, "files": shards * len(whole.examples.parts())}
     try:
         return {"parts": len(plan_parts(whole.documents, whole.run.workspace)), "shards": shards}
     except InputError:

@@ -37,7 +37,7 @@ def _pretraining(sections: Sections) -> Iterator[str]:
         yield problem
     for index, phase in enumerate(pretraining.phases):
         place = f"pretraining.phases.{index}"
-        yield from _length_is_made(sections, f"{place}.max_seq_length", phase.max_seq_length)
+        yield from _length_is_made(sections, place, phase.max_seq_length, phase.examples)
         share = -(-phase.full_sequences // max(1, pretraining.ranks))
         micro_batches = -(-share // (pretraining.micro_batch_size or share))
         if phase.full_sequences < pretraining.ranks * micro_batches:
@@ -48,38 +48,51 @@ def _pretraining(sections: Sections) -> Iterator[str]:
             )
 
 
-def _length_is_made(sections: Sections, key: str, max_seq_length: int) -> Iterator[str]:
-    lengths = [length.max_seq_length for length in sections.examples.lengths]
+def _length_is_made(sections: Sections, place: str, max_seq_length: int, examples: str | None = None) -> Iterator[str]:
+    names = [one.name for one in sections.examples.sets]
+    if examples is not None and examples not in names:
+        known = f"examples.sets has {', '.join(names)}" if names else "examples.sets is empty"
+        yield f"{place}.examples = {examples!r}: {known}; add the set there, or remove this setting"
+        return
+    lengths = [length.max_seq_length for length in sections.examples.of_set(examples).lengths]
     if max_seq_length not in lengths:
+        made_by = "examples.lengths" if examples is None else f"the set {examples!r} of examples.sets"
         yield (
-            f"{key} = {max_seq_length}: examples.lengths makes only {', '.join(map(str, lengths))}; "
+            f"{place}.max_seq_length = {max_seq_length}: {made_by} makes only {', '.join(map(str, lengths))}; "
             "add this length there or use one of them"
         )
 
 
 def _masking(sections: Sections) -> Iterator[str]:
-    is_written = sections.pretraining.masking == "as_written" and sections.examples.masking not in UNMASKED
-    for index, phase in enumerate(sections.pretraining.phases):
-        if phase.masked_lm_prob is not None and is_written:
+    pretraining, distillation = sections.pretraining, sections.distillation
+    for index, phase in enumerate(pretraining.phases):
+        masking = sections.examples.of_set(phase.examples).masking
+        if phase.masked_lm_prob is not None and pretraining.masking == "as_written" and masking not in UNMASKED:
             yield (
                 f"pretraining.phases.{index}.masked_lm_prob = {phase.masked_lm_prob}, but the examples are masked "
-                f"beforehand, with examples.masking = {sections.examples.masking!r}; set pretraining.masking = "
-                "'dynamic'"
+                f"beforehand, with examples.masking = {masking!r}; set pretraining.masking = 'dynamic', or let the "
+                "phase read one of examples.sets with this masked_lm_prob"
             )
-    for name, section in (("pretraining", sections.pretraining), ("distillation", sections.distillation)):
-        masking = sections.examples.masking
-        if section and section.masking == "dynamic" and masking in WHOLE_WORDS:
-            yield (
-                f"{name}.masking = 'dynamic' masks single tokens, but examples.masking = {masking!r}; set the "
-                "former to 'dynamic_whole_word' or 'as_written', or the latter to 'dynamic'"
-            )
+        if pretraining.masking == "dynamic":
+            yield from _masks_words(sections, "pretraining", phase.examples)
+    if distillation and distillation.masking == "dynamic":
+        yield from _masks_words(sections, "distillation", None)
+
+
+def _masks_words(sections: Sections, name: str, examples: str | None) -> Iterator[str]:
+    masking = sections.examples.of_set(examples).masking
+    if masking in WHOLE_WORDS:
+        yield (
+            f"{name}.masking = 'dynamic' masks single tokens, but examples.masking = {masking!r}; set the "
+            "former to 'dynamic_whole_word' or 'as_written', or the latter to 'dynamic'"
+        )
 
 
 def _distillation(sections: Sections) -> Iterator[str]:
     distillation, model = sections.distillation, sections.model
     if distillation is None:
         return
-    yield from _length_is_made(sections, "distillation.max_seq_length", distillation.max_seq_length)
+    yield from _length_is_made(sections, "distillation", distillation.max_seq_length)
     if distillation.teacher is not None:
         return
     if distillation.max_seq_length > model.max_position_embeddings:

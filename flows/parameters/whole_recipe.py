@@ -13,6 +13,7 @@ from pipelines.contract.recipe import Recipe, RunConfig, Section
 from pipelines.contract.recipe_text import RecipeError
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.mixtures import mixture_problem, with_weights
 from pipelines.settings.vocabulary import VocabularyConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
@@ -46,6 +47,9 @@ class WholeRecipe:
             RecipeError: the first error, in one line.
         """
         sections: dict[str, Any] = {name: recipe.section(name, model) for name, model in SECTION_MODELS.items()}
+        if problem := mixture_problem(sections["examples"], sections["documents"]):
+            raise RecipeError(f"{recipe.path}: {problem}")
+        sections["examples"] = with_weights(sections["examples"], sections["documents"])
         whole = cls(recipe, **sections)
         whole._check_workspace()
         if problem := contradiction(whole._sections_to_compare()):

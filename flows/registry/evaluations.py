@@ -41,7 +41,10 @@ def dev_files(whole: WholeRecipe, task: str) -> list[str]:
 def encoder_evaluation(whole: WholeRecipe, manifest: Manifest) -> Evaluation | None:
     """The score of a pre-trained encoder on held-out examples, by its objective's main metric."""
     pretraining = whole.pretraining
-    heldout = {"max_seq_length": pretraining.phases[-1].max_seq_length, "masking": pretraining.masking}
+    phase = pretraining.phases[-1]
+    heldout: dict[str, Any] = {"max_seq_length": phase.max_seq_length, "masking": pretraining.masking}
+    of_phase = {"examples": phase.examples, "masked_lm_prob": phase.masked_lm_prob}
+    heldout |= {name: value for name, value in of_phase.items() if value is not None}
     trained = manifest.statistics_as(PretrainingStatistics)
     metric = trained.judged_by
     before = trained.heldout_before.get(metric.name, 0.0)
@@ -85,7 +88,7 @@ def _heldout_evaluation(
     metric, after = trained.judged_by, trained.heldout
     if examples is None or metric.name not in after:
         return None
-    files = examples.files_of("heldout", length_directory(heldout["max_seq_length"]))
+    files = examples.files_of("heldout", length_directory(heldout["max_seq_length"], heldout.get("examples")))
     if not files:
         return None
     data = digest_of({**heldout, "files": [file.sha256 for file in files]})

@@ -20,10 +20,10 @@ from flows.report.html import (
     table,
     text,
 )
-from flows.report.manifest_facts import CorpusFacts, TextFigure
+from flows.report.manifest_facts import CorpusFacts, TextFigure, length_order
 from flows.report.samples import CONTINUES, mask_kind
 from pipelines.contract.schemas import SPECIAL_TOKENS, UNMASKED
-from pipelines.contract.statistics import LengthStatistics
+from pipelines.contract.statistics import LengthStatistics, SourceStatistics
 
 Facts = dict[str, Any]
 
@@ -156,7 +156,7 @@ def _tokens(items: Any) -> str:
 def examples(facts: Facts) -> str:
     """Lengths and masks of all examples, and single ones as text."""
     found, sample = CorpusFacts.model_validate(facts["corpus"]), facts["examples"]
-    lengths = dict(sorted(found.lengths.items(), key=lambda item: int(item[0])))
+    lengths = dict(sorted(found.lengths.items(), key=lambda item: length_order(item[0])))
     if not lengths and not sample:
         return ""
     lead = paragraph(f"{count(found.examples)} examples with {large(found.example_tokens)} tokens.")
@@ -176,10 +176,29 @@ def examples(facts: Facts) -> str:
         lead,
         table("Examples by maximum length", header, rows, numbers=range(1, 5)) if rows else "",
         f'<div class="figures">{"".join(charts)}</div>' if any(charts) else "",
+        _sources(found.mixtures),
         _mask_shares(lengths),
         problem(sample),
         _shown_examples(sample),
     )
+
+
+def _sources(mixtures: Mapping[str, Mapping[str, SourceStatistics]]) -> str:
+    rows = [
+        (
+            text(name or "examples"),
+            text(source),
+            count(facts.train_documents),
+            count(facts.train_tokens),
+            f"{facts.reads_per_pass:.2f}",
+            percent(facts.asked_share),
+            percent(facts.share),
+        )
+        for name, sources in mixtures.items()
+        for source, facts in sources.items()
+    ]
+    header = ("set", "source", "training documents", "tokens", "reads a pass", "share asked for", "share read")
+    return table("Sources of the examples", header, rows, numbers=range(2, 7)) if rows else ""
 
 
 def _length_chart(length: str, statistics: LengthStatistics) -> str:

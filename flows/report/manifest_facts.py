@@ -15,6 +15,7 @@ from pipelines.contract.statistics import (
     DocumentsStatistics,
     ExamplesStatistics,
     LengthStatistics,
+    SourceStatistics,
     StatisticsT,
     TrialStatistics,
     VocabularyStatistics,
@@ -61,6 +62,7 @@ class CorpusFacts(_Facts):
     examples: int | None = None
     example_tokens: int | None = None
     lengths: dict[str, LengthStatistics] = {}
+    mixtures: dict[str, dict[str, SourceStatistics]] = {}
     text_figures: list[TextFigure] = []
 
 
@@ -115,13 +117,20 @@ def corpus_facts(manifests: Mapping[str, Manifest]) -> tuple[CorpusFacts, dict[s
             "text_figures": [TextFigure(stage=VOCABULARY, figure=name, value=value) for name, value in figures.items()],
         }
     if examples and examples.lengths:
-        lengths = examples.lengths.values()
+        lengths = examples.all_lengths().values()
         found |= {
             "examples": sum(length.examples for length in lengths),
             "example_tokens": sum(length.tokens for length in lengths),
-            "lengths": examples.lengths,
+            "lengths": examples.all_lengths(),
+            "mixtures": {name or "": sources for name, sources in examples.all_sources().items()},
         }
     return CorpusFacts.model_validate(found), problems
+
+
+def length_order(label: str) -> tuple[str, int]:
+    """Sort key of the labels of `ExamplesStatistics.all_lengths`: `128`, `NAME/128`."""
+    name, _, max_seq_length = label.rpartition("/")
+    return name, int(max_seq_length)
 
 
 def task_facts(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> list[TaskFacts]:

@@ -17,7 +17,7 @@ from prefect.artifacts import (
 
 from flows.console.tables import shown
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.report.manifest_facts import corpus_facts
+from flows.report.manifest_facts import corpus_facts, length_order
 from flows.running.outcomes import FlowOutcome
 from flows.running.progress_bar import artifact_key
 from flows.servers.artifact_calls import told_to_prefect
@@ -43,7 +43,7 @@ def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
         for warning in manifest.statistics_as(StageWarnings).warnings
     ]
     corpus, _ = corpus_facts(manifests)
-    for length, facts in sorted(corpus.lengths.items(), key=lambda item: int(item[0])):
+    for length, facts in sorted(corpus.lengths.items(), key=lambda item: length_order(item[0])):
         values = {
             "examples": facts.examples,
             "tokens": facts.tokens,
@@ -54,6 +54,11 @@ def tell_corpus(whole: WholeRecipe, outcome: FlowOutcome) -> None:
         rows += [
             {"stage": EXAMPLES, "fact": f"{name} of length {length}", "value": value} for name, value in values.items()
         ]
+    rows += [
+        {"stage": EXAMPLES, "fact": f"share of {source} among the tokens of {name or EXAMPLES}", "value": facts.share}
+        for name, sources in corpus.mixtures.items()
+        for source, facts in sources.items()
+    ]
     if rows:
         create_table_artifact(rows, artifact_key(whole.run.name, "corpus"), "Corpus, vocabulary and examples")
 

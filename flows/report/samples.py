@@ -130,7 +130,9 @@ def example_samples(directory: str, manifest: Manifest, tokens: Sequence[str]) -
 
 
 def _readable_file(manifest: Manifest) -> str:
-    lengths = sorted({int(file.name.split("/")[0].removeprefix("length")) for file in manifest.files})
+    directories = {file.name.rpartition("/")[0] for file in manifest.files}
+    # Rows of the section's own set.
+    lengths = sorted(int(name.removeprefix("length")) for name in directories if "/" not in name)
     readable = [length for length in lengths if length <= READABLE_LENGTH]
     files = manifest.files_of("train", length_directory((readable or lengths)[-1])) if lengths else []
     if not files:

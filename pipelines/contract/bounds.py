@@ -79,6 +79,9 @@ UserPath = Annotated[str, StringConstraints(min_length=1, max_length=_PATH_CHARA
 
 Seed = Annotated[int, Bounded(0, (1 << 63) - 1, "seeds are stored in 63 bits")]
 MaskedShare = Annotated[float, Bounded(0.0, 0.5, "masked tokens are predicted from the others", above_low=True)]
+Weight = Annotated[float, Bounded(0.0, 1e9, "it is relative to the other sources", above_low=True)]
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
+"""Names that become parts of file names."""
 Probability = Annotated[float, Bounded(0.0, 1.0, "it is a fraction")]
 SequenceLength = Annotated[
     int, Bounded(8, MAX_SEQ_LENGTH_LIMIT, "a row needs its special tokens and some text, and positions have 16 bits")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -36,6 +36,13 @@ DOCUMENTS_SCHEMA = pa.schema(
     ]
 )
 """One row a document. `doc_id`: hash of the sentences; `source`: where it came from; `sentences`: in reading order."""
+
+
+def documents_schema(source_names: Sequence[str]) -> pa.Schema:
+    """`DOCUMENTS_SCHEMA`, with the name of each document's source if the sources have names."""
+    if not source_names:
+        return DOCUMENTS_SCHEMA
+    return DOCUMENTS_SCHEMA.append(pa.field("source_name", pa.dictionary(pa.int32(), pa.string()), nullable=False))
 
 
 def token_id_type(vocabulary_size: int) -> pa.DataType:

@@ -193,15 +193,53 @@ class ExamplesText(TextFit):
     heldout_documents: int
 
 
+class SourceStatistics(Statistics):
+    """How often a set of examples reads a source; a document's tokens are those of its text."""
+
+    train_documents: int
+    train_tokens: int
+    """Each counted once."""
+    tokens_read: int
+    """In all passes; random next sentences are not among them."""
+    reads_per_pass: float
+    asked_share: float
+    share: float
+    """Of the tokens that the set reads, as `asked_share`."""
+
+
+class SetStatistics(Statistics):
+    """One of `examples.sets`."""
+
+    lengths: dict[str, LengthStatistics]
+    sources: dict[str, SourceStatistics] = {}
+
+
 class ExamplesStatistics(StageWarnings):
-    """The examples of all lengths; `lengths` has the maximum length as text, as JSON wants it."""
+    """The examples of all lengths; `lengths` has the maximum length as text, as JSON wants it.
+
+    These and `sources` are of the section's own set, and absent `sources` are all, each document read once a pass.
+    """
 
     lengths: dict[str, LengthStatistics]
     text: ExamplesText
+    sources: dict[str, SourceStatistics] = {}
+    sets: dict[str, SetStatistics] = {}
 
-    def of_length(self, max_seq_length: int) -> LengthStatistics | None:
-        """None where no examples of this length were made."""
-        return self.lengths.get(str(max_seq_length))
+    def of_length(self, max_seq_length: int, examples: str | None = None) -> LengthStatistics | None:
+        """None where no examples of this length were made; `examples` names a set."""
+        lengths = self.lengths if examples is None else self.sets[examples].lengths if examples in self.sets else {}
+        return lengths.get(str(max_seq_length))
+
+    def all_lengths(self) -> dict[str, LengthStatistics]:
+        """Of every set, by the directory below the stage's without the word "length": `128`, `NAME/128`."""
+        own = dict(self.lengths)
+        return own | {f"{name}/{most}": one for name, of in self.sets.items() for most, one in of.lengths.items()}
+
+    def all_sources(self) -> dict[str | None, dict[str, SourceStatistics]]:
+        """Of every set that has weights or names sources, by the set's name; None is the section's own."""
+        found: dict[str | None, dict[str, SourceStatistics]] = {None: self.sources}
+        found |= {name: of.sources for name, of in self.sets.items()}
+        return {name: sources for name, sources in found.items() if sources}
 
 
 class FamilyStatistics(Statistics):

@@ -2,7 +2,7 @@
 
     documents/       train-00000-of-00008.arrow ... rejected.jsonl.gz
     vocabulary/      vocab.txt, tokenizer.json, tokenizer_config.json
-    examples/        length128/train-00000-of-00008.arrow ...
+    examples/        length128/train-00000-of-00008.arrow ... NAME/length128/ ... for each set
     pretraining/     encoder/, checkpoints/step-.../, metrics.jsonl
     finetuning/      TASK/pretrained/model/, TASK/random/model/
     distillation/    encoder/, metrics.jsonl
@@ -42,7 +42,7 @@ CHECKPOINTS_DIRECTORY, CHECKPOINT_PREFIX = "checkpoints", "step-"
 BUILDING_SUFFIX, SCRATCH_DIRECTORY, KEY_NAME = ".building", "scratch", "key.json"
 PARTS_GROUP, SHARDS_GROUP = "parts", "shards"
 """Groups of finished units that the documents job records in its scratch directory."""
-ROWS_GROUP, FILES_GROUP = "rows", "files"
+ROWS_GROUP, FILES_GROUP, TOKENS_GROUP = "rows", "files", "tokens"
 """Those of the examples job."""
 TRASH_DIRECTORY = ".clozeworks-trash"
 """Directories are renamed into this one before they are deleted, so a kill never leaves one half deleted."""
@@ -62,9 +62,10 @@ def local_workspace(run: RunConfig, recipe_path: str) -> str:
     return storage.local_path(run.workspace)
 
 
-def length_directory(max_seq_length: int) -> str:
-    """Directory of the examples of one maximum length, below the stage's own."""
-    return f"length{max_seq_length}"
+def length_directory(max_seq_length: int, examples: str | None = None) -> str:
+    """Directory of one maximum length, below that of the examples: `length128`, or `NAME/length128` of a set."""
+    directory = f"length{max_seq_length}"
+    return directory if examples is None else f"{examples}/{directory}"
 
 
 def length_label(length: int, max_seq_length: int) -> str:
@@ -77,16 +78,17 @@ def shard_name(split: Split, index: int, count: int) -> str:
     return f"{split}-{_number(index, count)}"
 
 
-def examples_name(max_seq_length: int, length_bin: LengthBin, split: Split, index: int, count: int) -> str:
-    """Name of one file of examples, such as `length128/train-00003-of-00016.arrow`."""
-    return examples_prefix(max_seq_length, length_bin, split) + _number(index, count)
+def examples_name(directory: str, length_bin: LengthBin, split: Split, index: int, count: int) -> str:
+    """Name of one file of examples in a `length_directory`, such as `length128/train-00003-of-00016.arrow`."""
+    return examples_prefix(directory, length_bin, split) + _number(index, count)
 
 
-def examples_prefix(max_seq_length: int, length_bin: LengthBin, split: Split) -> str:
+def examples_prefix(directory: str, length_bin: LengthBin, split: Split) -> str:
     """How the names of a bin's files begin: `length128/train-`, or `length128/train-bin064-` for one bin of several."""
+    max_seq_length = int(directory.rpartition("length")[2])
     is_whole = length_bin == (0, max_seq_length)
     infix = "" if is_whole else f"bin{length_label(length_bin.up_to, max_seq_length)}-"
-    return f"{length_directory(max_seq_length)}/{split}-{infix}"
+    return f"{directory}/{split}-{infix}"
 
 
 def _number(index: int, count: int) -> str:

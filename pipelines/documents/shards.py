@@ -22,7 +22,7 @@ from pipelines.contract.manifest import (
     require_manifest,
     write_manifest,
 )
-from pipelines.contract.schemas import DOCUMENTS_SCHEMA
+from pipelines.contract.schemas import DOCUMENTS_SCHEMA, documents_schema
 from pipelines.contract.statistics import DocumentsStatistics
 from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME, SHARDS_GROUP, shard_name
 from pipelines.documents.cleaning import CLEANING_COUNTS
@@ -38,6 +38,8 @@ from pipelines.results.builds import install_build
 from pipelines.results.marks import building_directory, is_open
 from pipelines.results.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.settings.documents import DocumentsConfig
+
+_SOURCE_NUMBER = "source_number"
 
 
 class ShardSummary(NamedTuple):
@@ -55,10 +57,12 @@ class CollectShard(beam.DoFn):
     `ChooseDocuments` has listed them.
     """
 
-    def __init__(self, directory: str, config: DocumentsConfig):
+    def __init__(self, directory: str, config: DocumentsConfig, source_names: Sequence[str] = ()):
+        """Collect from the parts of a directory; `source_names`: of each part's source, empty if they have none."""
         self._directory = directory
         self._config = config
         self._shards = shards_of(config)
+        self._source_names = source_names
 
     def setup(self) -> None:
         limit_worker_threads()
@@ -81,6 +85,8 @@ class CollectShard(beam.DoFn):
     def _collect(self, shard: int, name: str, parts: list[int]) -> ShardSummary:
         batches = [batch for part in parts for batch in self._read_batches(part, shard)]
         table = pa.Table.from_batches(batches, schema=PART_SCHEMA).combine_chunks()
+        if self._source_names:
+            table = table.append_column(_SOURCE_NUMBER, pa.array(self._source_numbers(parts, shard), pa.int32()))
         table = table.sort_by([("doc_id", "ascending"), ("source", "ascending")])
         doc_ids, sources = table["doc_id"].to_pylist(), table["source"].to_pylist()
         choices = read_choices(self._directory, name) if self._config.near_duplicates is not None else {}
@@ -95,6 +101,9 @@ class CollectShard(beam.DoFn):
                 kept.append(row)
         sentences = table["sentences"].take(pa.array(kept, pa.int64())).combine_chunks()
         documents = documents_table([doc_ids[row] for row in kept], [sources[row] for row in kept], sentences)
+        if self._source_names:
+            numbers = table[_SOURCE_NUMBER].take(pa.array(kept, pa.int64())).combine_chunks()
+            documents = _with_source_names(documents, numbers, self._config.source_names)
         write_table(storage.join(self._directory, name), documents, DOCUMENTS_PER_BATCH)
         write_rejects(scratch_uri(self._directory, _rejects_name(name)), rejects)
         texts = sentences.flatten()
@@ -105,6 +114,14 @@ class CollectShard(beam.DoFn):
         record = record_of(self._directory, name, len(kept), statistics)
         rejected = Counter(reject.reason for reject in rejects)
         return ShardSummary(record, dict(rejected), first_of_each_reason(rejects))
+
+    def _source_numbers(self, parts: list[int], shard: int) -> list[int]:
+        """The number of each row's source, in the order of `_read_batches`."""
+        numbers: list[int] = []
+        for part in parts:
+            rows = sum(batch.num_rows for batch in self._read_batches(part, shard))
+            numbers += [self._config.source_names.index(self._source_names[part])] * rows
+        return numbers
 
     def _read_batches(self, part: int, shard: int) -> list[pa.RecordBatch]:
         with open_arrow(scratch_uri(self._directory, part_name(part))) as file:
@@ -167,6 +184,13 @@ class CompleteDocuments(beam.DoFn):
 
 def _rejects_name(shard: str) -> str:
     return f"{SHARDS_GROUP}/{shard}.rejected.jsonl.gz"
+
+
+def _with_source_names(documents: pa.Table, numbers: pa.Array, names: Sequence[str]) -> pa.Table:
+    """Add the column of `documents_schema`, with all names in its dictionary, so that it is the same in all shards."""
+    schema = documents_schema(names)
+    column = pa.DictionaryArray.from_arrays(numbers, pa.array(names, pa.string()))
+    return pa.Table.from_arrays([*documents.columns, pa.chunked_array([column])], schema=schema)
 
 
 def documents_table(doc_ids: Sequence[bytes], sources: Sequence[str], sentences: pa.Array) -> pa.Table:

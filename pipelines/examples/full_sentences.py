@@ -13,23 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.examples.planned_rows import PlannedRows, TokenizedDocuments, keys_of_rows
-from pipelines.seeding import derive_key
+from pipelines.seeding import derive_keys
 
 _OUTER_SPECIAL_TOKENS = 2
 """[CLS] at the front, [SEP] at the end."""
 
 
 def plan_full_sentences(
-    documents: TokenizedDocuments, order_key: np.uint64, mask_key: np.uint64, max_seq_length: int
+    documents: TokenizedDocuments,
+    order_key: np.uint64,
+    mask_key: np.uint64,
+    max_seq_length: int,
+    is_read: NDArray[np.bool_] | None = None,
 ) -> PlannedRows:
     """Cut all documents into rows once (one pass).
 
     Args:
         order_key: the pass's key; documents are sorted by the numbers drawn from it with their own keys.
         mask_key: key of the pass's masks; a row draws from the sub-stream of the document and the token it begins at.
+        is_read: [documents], which documents to cut; None cuts all.
     """
-    words = _draw(np.uint64(order_key), documents.document_keys)
+    words = derive_keys(np.uint64(order_key), documents.document_keys)
     order = np.argsort(words, kind="stable")
+    if is_read is not None:
+        order = order[is_read[order]]
     pieces, offsets = _plan(
         documents.sentence_offsets, documents.document_offsets, order, max_seq_length - _OUTER_SPECIAL_TOKENS
     )
@@ -40,14 +47,6 @@ def plan_full_sentences(
         np.uint64(mask_key), documents.document_keys, begins_in, first_tokens - document_starts[begins_in]
     )
     return PlannedRows(pieces, offsets, keys, np.zeros(len(keys), np.uint8), has_segment_b=False)
-
-
-@numba.njit(cache=True, nogil=True)
-def _draw(key: np.uint64, document_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    words = np.empty(len(document_keys), np.uint64)
-    for document in range(len(document_keys)):
-        words[document] = derive_key(key, document_keys[document])
-    return words
 
 
 @numba.njit(cache=True, nogil=True)

@@ -12,7 +12,12 @@ LOSSES = tuple(TokenLosses.model_fields)
 
 
 def losses_of(
-    documents: TokenizedDocuments, sources: NDArray[np.int64], rows: PlannedRows, passes: int, max_seq_length: int
+    documents: TokenizedDocuments,
+    sources: NDArray[np.int64],
+    rows: PlannedRows,
+    passes: int,
+    max_seq_length: int,
+    times: NDArray[np.int64] | None = None,
 ) -> dict[str, int]:
     """`LOSSES` of one shard's rows.
 
@@ -20,7 +25,7 @@ def losses_of(
 
     Args:
         sources: int64 [documents]; two documents that are pieces of one text have the same number.
-        rows: all of `passes` passes.
+        rows: all of `passes` passes, or of `times` (int64 [documents]) reads of the documents.
     """
     lengths = np.diff(documents.sentence_offsets)
     room = max_seq_length - (3 if rows.has_segment_b else 2)
@@ -31,6 +36,9 @@ def losses_of(
         kept -= int(piece_lengths[1::2][is_random].sum())
         same = _from_the_same_text(documents, sources, rows.pieces.reshape(-1, 4)[is_random])
     to_place = passes * len(documents.input_ids)
+    if times is not None:
+        tokens = np.diff(documents.sentence_offsets[documents.document_offsets])
+        to_place = int(np.dot(times, tokens))
     counts = (len(lengths), int((lengths > room).sum()), to_place, to_place - kept, same)
     return dict(zip(LOSSES, counts, strict=True))
 

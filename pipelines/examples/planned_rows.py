@@ -31,6 +31,17 @@ class TokenizedDocuments:
     document_offsets: NDArray[np.int64]
     document_keys: NDArray[np.uint64]
 
+    def take(self, is_taken: NDArray[np.bool_]) -> TokenizedDocuments:
+        """Some of the documents (bool [documents]), in their order."""
+        sentences_of, lengths = np.diff(self.document_offsets), np.diff(self.sentence_offsets)
+        has_sentence = np.repeat(is_taken, sentences_of)
+        return TokenizedDocuments(
+            input_ids=self.input_ids[np.repeat(has_sentence, lengths)],
+            sentence_offsets=np.concatenate(([0], np.cumsum(lengths[has_sentence]))),
+            document_offsets=np.concatenate(([0], np.cumsum(sentences_of[is_taken]))),
+            document_keys=self.document_keys[is_taken],
+        )
+
 
 @dataclass(frozen=True)
 class PlannedRows:

@@ -14,7 +14,8 @@ from pipelines.examples.full_sentences import plan_full_sentences
 from pipelines.examples.masking import MaskingRules
 from pipelines.examples.planned_rows import PlannedRows, TokenizedDocuments, join_rows
 from pipelines.examples.sentence_pairs import plan_pairs, rows_of_pairs
-from pipelines.seeding import PURPOSE_MASKS, PURPOSE_PAIRS, PURPOSE_ROW_ORDER, key_of
+from pipelines.mixing.shares import Mixture, SourceTokens, times_read, times_read_heldout
+from pipelines.seeding import PURPOSE_MASKS, PURPOSE_MIXTURE, PURPOSE_PAIRS, PURPOSE_ROW_ORDER, derive_keys, key_of
 from pipelines.settings.examples import ExampleLengthConfig, ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.token_counts import TokenCounts
@@ -33,12 +34,35 @@ class ShardText(NamedTuple):
     """The tokens of one documents shard.
 
     `sources`: int64 [documents], equal for documents that are pieces of one text. `counts`: what tokenising kept and
-    lost.
+    lost. `source_numbers`: int64 [documents], of `source_names`; both empty if the sources have no names. `times`:
+    int64 [documents], how often each document is read in all passes together; None reads each once a pass.
     """
 
     documents: TokenizedDocuments
     sources: NDArray[np.int64]
     counts: TokenCounts
+    source_names: tuple[str, ...] = ()
+    source_numbers: NDArray[np.int64] = np.empty(0, np.int64)
+    times: NDArray[np.int64] | None = None
+
+    def tokens_of_sources(self, seed: int) -> SourceTokens:
+        """The documents as `pipelines.mixing` has them."""
+        documents = self.documents
+        words = derive_keys(key_of(seed, PURPOSE_MIXTURE), documents.document_keys)
+        tokens = np.diff(documents.sentence_offsets[documents.document_offsets])
+        return SourceTokens(self.source_names, self.source_numbers, words, tokens)
+
+    def mixed(self, split: Split, config: ExamplesConfig, mixture: Mixture | None) -> ShardText:
+        """The documents that a set of examples reads, with `times`; `mixture` is None if the set has no sources."""
+        if mixture is None:
+            return self
+        documents = self.tokens_of_sources(config.seed)
+        is_training = split == "train"
+        times = times_read(documents, mixture) if is_training else times_read_heldout(documents, config)
+        is_read = times > 0
+        return self._replace(
+            documents=self.documents.take(is_read), sources=self.sources[is_read], times=times[is_read]
+        )
 
 
 def read_documents(table: pa.Table, tokenizer: WordPieceTokenizer) -> ShardText:
@@ -61,21 +85,32 @@ def read_documents(table: pa.Table, tokenizer: WordPieceTokenizer) -> ShardText:
         document_keys=document_keys[has_text],
     )
     sources = table["source"].combine_chunks().indices.to_numpy().astype(np.int64)
-    return ShardText(documents, sources[has_text], counts)
+    text = ShardText(documents, sources[has_text], counts)
+    if "source_name" not in table.column_names:
+        return text
+    names = table["source_name"].combine_chunks()
+    numbers = names.indices.to_numpy().astype(np.int64)[has_text]
+    return text._replace(source_names=tuple(names.dictionary.to_pylist()), source_numbers=numbers)
 
 
-def plan_examples(documents: TokenizedDocuments, config: ExamplesConfig, max_seq_length: int) -> PlannedRows:
-    """All rows of one shard, pass after pass."""
+def plan_examples(
+    documents: TokenizedDocuments,
+    config: ExamplesConfig,
+    max_seq_length: int,
+    times: NDArray[np.int64] | None = None,
+) -> PlannedRows:
+    """All rows of one shard, pass after pass; with `times` (int64 [documents]), read after read of the documents."""
     plans = []
-    for number in range(config.passes):
+    for number in range(config.passes if times is None else int(times.max(initial=1))):
         cut_key, mask_key = (
             key_of(config.seed, purpose, max_seq_length, number) for purpose in (PURPOSE_PAIRS, PURPOSE_MASKS)
         )
         if config.next_sentence:
-            pairs = plan_pairs(documents, cut_key, max_seq_length, config.short_seq_prob)
+            pairs = plan_pairs(documents, cut_key, max_seq_length, config.short_seq_prob, times, number)
             plans.append(rows_of_pairs(documents, pairs, mask_key))
         else:
-            plans.append(plan_full_sentences(documents, cut_key, mask_key, max_seq_length))
+            is_read = None if times is None else times > number
+            plans.append(plan_full_sentences(documents, cut_key, mask_key, max_seq_length, is_read))
     return join_rows(plans)
 
 
@@ -124,10 +159,10 @@ def random_words(count: int, seed: int, max_seq_length: int, shard: ShardNumber,
 
 
 def deal_shard(
-    documents: TokenizedDocuments, shard: ShardNumber, config: ExamplesConfig, max_seq_length: int
+    text: ShardText, shard: ShardNumber, config: ExamplesConfig, max_seq_length: int
 ) -> tuple[PlannedRows, list[list[NDArray[np.int64]]]]:
     """Plan all rows of a shard and deal them to the files of its group, as `deal_rows` returns them."""
-    plan = plan_examples(documents, config, max_seq_length)
+    plan = plan_examples(text.documents, config, max_seq_length, text.times)
     lengths = plan.lengths
     ties = random_words(len(lengths), config.seed, max_seq_length, shard)
     bin_ends = [one.up_to for one in length_bins(max_seq_length, config.num_length_bins)]

@@ -25,21 +25,34 @@ A_START, A_END, B_START, B_END, IS_RANDOM_NEXT, DOCUMENT, NUMBER = range(len(PAI
 
 
 def plan_pairs(
-    documents: TokenizedDocuments, key: np.uint64, max_seq_length: int, short_seq_prob: float
+    documents: TokenizedDocuments,
+    key: np.uint64,
+    max_seq_length: int,
+    short_seq_prob: float,
+    times: NDArray[np.int64] | None = None,
+    number: int = 0,
 ) -> NDArray[np.int64]:
     """Cut all documents into pairs once (one pass).
 
     Args:
         key: stream key of the pass; each document draws from the sub-stream of its own key.
+        times: int64 [documents], how often each document is read; None reads all equally often.
+        number: of this read; documents that are read more often than this are cut. A random document is drawn in
+            proportion to `times`, so that random segments have the mix of the others.
 
     Returns:
         int64 [pairs, 7]: ranges of A and B in `input_ids`, `is_random_next`, the document's index, and the pair's
         number within its document.
     """
+    if times is None or not len(times) or (times == times[0]).all():
+        times = np.ones(len(documents.document_keys), np.int64)
+        number = 0
     return _plan_pairs(
         documents.sentence_offsets,
         documents.document_offsets,
         documents.document_keys,
+        times > number,
+        np.concatenate((np.zeros(1, np.int64), np.cumsum(times))),
         np.uint64(key),
         max_seq_length - NUM_SPECIAL_TOKENS,
         short_seq_prob,
@@ -68,6 +81,8 @@ def _plan_pairs(
     sentence_offsets: NDArray[np.int64],
     document_offsets: NDArray[np.int64],
     document_keys: NDArray[np.uint64],
+    is_read: NDArray[np.bool_],
+    times_before: NDArray[np.int64],
     key: np.uint64,
     max_num_tokens: int,
     short_seq_prob: float,
@@ -78,6 +93,8 @@ def _plan_pairs(
     num_pairs = 0
     stream = np.zeros(2, np.uint64)
     for document in range(num_documents):
+        if not is_read[document]:
+            continue
         stream[0], stream[1] = derive_key(key, document_keys[document]), np.uint64(0)
         # Draw the document's target length, sometimes a short one.
         target_seq_length = np.int64(max_num_tokens)
@@ -100,8 +117,7 @@ def _plan_pairs(
             if wants_random and num_documents > 1:
                 is_random = 1
                 target_b_length = target_seq_length - (sentence_offsets[a_end] - sentence_offsets[chunk_start])
-                other = next_below(stream, num_documents - 1)
-                other += other >= document
+                other = _other_document(stream, times_before, document)
                 first, last = document_offsets[other], document_offsets[other + 1]
                 b_start = first + next_below(stream, last - first)
                 b_end = _end_of_segment(sentence_offsets, b_start, last, target_b_length)
@@ -125,6 +141,16 @@ def _plan_pairs(
                 number += 1
             chunk_start = sentence = next_sentence
     return pairs[:num_pairs].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _other_document(stream: NDArray[np.uint64], times_before: NDArray[np.int64], document: int) -> int:
+    """Draw another document, each in proportion to how often it is read."""
+    own = times_before[document + 1] - times_before[document]
+    drawn = next_below(stream, times_before[-1] - own)
+    if drawn >= times_before[document]:
+        drawn += own
+    return int(np.searchsorted(times_before, drawn, side="right")) - 1
 
 
 @numba.njit(cache=True, nogil=True)

@@ -8,7 +8,7 @@ not through the runner, so memory is bounded by one shard of documents and one f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -22,22 +22,21 @@ from pipelines import __version__
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest, StageKey, record_of, require_manifest, write_manifest
-from pipelines.contract.schemas import MASK, SPLITS, UNK, LengthBin, examples_schema, length_bins
-from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics
+from pipelines.contract.schemas import MASK, UNK, LengthBin, examples_schema, length_bins
 from pipelines.contract.workspace import (
     DOCUMENTS,
     EXAMPLES,
     FILES_GROUP,
     ROWS_GROUP,
+    TOKENS_GROUP,
     VOCABULARY,
     VOCABULARY_NAME,
     examples_name,
-    length_directory,
     shard_name,
 )
 from pipelines.examples.arrow_rows import EXAMPLES_PER_BATCH, examples_batch, examples_of
 from pipelines.examples.balancing import group_of, left_over_rows
-from pipelines.examples.losses import LOSSES, losses_of
+from pipelines.examples.losses import losses_of
 from pipelines.examples.masking import build_examples
 from pipelines.examples.planning import (
     ShardNumber,
@@ -48,49 +47,38 @@ from pipelines.examples.planning import (
     random_words,
     read_documents,
 )
-from pipelines.examples.statistics import COUNTS, counts_of, rows_per_length, summary_of
-from pipelines.examples.warnings import refusal_of, warnings_of
+from pipelines.examples.statistics import COUNTS, ShardRows, counts_of, rows_per_length, stage_statistics
+from pipelines.examples.warnings import refusal_of
 from pipelines.jobs.arrow_files import open_arrow, read_table
 from pipelines.jobs.runner import limit_worker_threads
+from pipelines.mixing.shares import Mixture
+from pipelines.mixing.transforms import tokens_name, write_tokens
 from pipelines.results.builds import install_build
 from pipelines.results.marks import building_directory, is_open
 from pipelines.results.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
-from pipelines.settings.examples import ExampleLengthConfig, ExamplesConfig
+from pipelines.settings.examples import ExamplesConfig, ExamplesPart
 from pipelines.settings.vocabulary import VocabularyConfig
-from pipelines.wordpiece.token_counts import TokenCounts, added, shares_of
+from pipelines.wordpiece.token_counts import TokenCounts
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 
 
-class ShardRows(NamedTuple):
-    """What `BuildShard` made of a shard: rows of each bin and `LOSSES`, by maximum length, and what tokenising lost."""
-
-    shard: ShardNumber
-    rows: dict[int, list[int]]
-    losses: dict[int, dict[str, int]]
-    documents: int
-    counts: TokenCounts
-
-
 class FilesToWrite(NamedTuple):
-    """The files of one maximum length and number, one per bin."""
+    """The files of one directory (a maximum length of a set) and number, one per bin."""
 
-    max_seq_length: int
+    directory: str
     shard: ShardNumber
 
 
 class WrittenFiles(NamedTuple):
     """What `BalanceShard` wrote, and how many of the rows have 0, 1, ... `max_seq_length` tokens."""
 
-    max_seq_length: int
+    directory: str
     files: list[FileRecord]
     rows_by_length: list[int]
 
 
-class BuildShard(beam.DoFn):
-    """`ShardNumber` -> `ShardRows`: make all rows of a documents shard and write them in portions.
-
-    A scratch file holds one record batch for each bin and file, and after a bin's files one with the rows left over.
-    """
+class _TokenizesShards(beam.DoFn):
+    """Reads and tokenises documents shards."""
 
     def __init__(self, directories: dict[str, str], config: ExamplesConfig, vocabulary: VocabularyConfig):
         self._directories = directories
@@ -103,33 +91,57 @@ class BuildShard(beam.DoFn):
         self._tokens = text.split("\n")[:-1]
         self._tokenizer = WordPieceTokenizer(self._tokens, self._vocabulary.lowercase, self._vocabulary.strip_accents)
 
-    def process(self, shard: ShardNumber) -> Iterator[ShardRows]:
+    def _read(self, shard: ShardNumber) -> ShardText:
+        name = storage.join(self._directories[DOCUMENTS], shard_name(*shard))
+        return read_documents(read_table(name), self._tokenizer)
+
+
+class CountTokens(_TokenizesShards):
+    """`ShardNumber` -> name of the shard: write the tokens of its documents, which mixtures depend on."""
+
+    def process(self, shard: ShardNumber) -> Iterator[str]:
+        directory, name = self._directories[EXAMPLES], shard_name(*shard)
+        unit = f"{TOKENS_GROUP}/{name}"
+        if finished_unit(directory, unit) is None:
+            write_tokens(directory, name, self._read(shard).tokens_of_sources(self._config.seed))
+            finish_unit(directory, unit, {}, [scratch_name(tokens_name(name))])
+        yield name
+
+
+class BuildShard(_TokenizesShards):
+    """`ShardNumber` -> `ShardRows`: make all rows of a documents shard and write them in portions.
+
+    A scratch file holds one record batch for each bin and file, and after a bin's files one with the rows left over.
+    """
+
+    def process(self, shard: ShardNumber, mixtures: list[dict[str, Mixture]] | None = None) -> Iterator[ShardRows]:
         directory, unit = self._directories[EXAMPLES], f"{ROWS_GROUP}/{shard_name(*shard)}"
-        record = finished_unit(directory, unit)
+        record, parts = finished_unit(directory, unit), self._config.parts()
         if record is None:
-            name = storage.join(self._directories[DOCUMENTS], shard_name(*shard))
-            text = read_documents(read_table(name), self._tokenizer)
+            text = self._read(shard)
+            mixture_of_set = mixtures[0] if mixtures else {}
             record = {
-                "lengths": [self._write_rows(text, shard, length) for length in self._config.lengths],
+                "lengths": [self._write_rows(text, shard, part, mixture_of_set.get(part.name or "")) for part in parts],
                 "documents": len(text.sources),
                 "counts": list(text.counts),
             }
-            names = [scratch_name(rows_name(length.max_seq_length, shard)) for length in self._config.lengths]
-            finish_unit(directory, unit, record, names)
-        lengths = [length.max_seq_length for length in self._config.lengths]
-        rows, losses = (dict(zip(lengths, column, strict=True)) for column in zip(*record["lengths"], strict=True))
+            finish_unit(directory, unit, record, [scratch_name(rows_name(part.directory, shard)) for part in parts])
+        names = [part.directory for part in parts]
+        rows, losses = (dict(zip(names, column, strict=True)) for column in zip(*record["lengths"], strict=True))
         yield ShardRows(shard, rows, losses, record["documents"], TokenCounts(*record["counts"]))
 
     def _write_rows(
-        self, text: ShardText, shard: ShardNumber, length: ExampleLengthConfig
+        self, text: ShardText, shard: ShardNumber, part: ExamplesPart, mixture: Mixture | None
     ) -> tuple[list[int], dict[str, int]]:
         """Write the rows of one length: how many each bin has, and what was lost."""
+        config, most = part.config, part.length.max_seq_length
+        text = text.mixed(shard.split, config, mixture)
         documents = text.documents
-        plan, dealt = deal_shard(documents, shard, self._config, length.max_seq_length)
-        losses = losses_of(documents, text.sources, plan, self._config.passes, length.max_seq_length)
-        rules = masking_rules(self._config, length, self._tokens)
+        plan, dealt = deal_shard(text, shard, config, most)
+        losses = losses_of(documents, text.sources, plan, config.passes, most, text.times)
+        rules = masking_rules(config, part.length, self._tokens)
         schema = examples_schema(len(self._tokens), {})
-        uri = scratch_uri(self._directories[EXAMPLES], rows_name(length.max_seq_length, shard))
+        uri = scratch_uri(self._directories[EXAMPLES], rows_name(part.directory, shard))
         with storage.atomic_output(uri) as stream, pa.ipc.new_file(stream, schema) as writer:
             for portions in dealt:
                 for rows in portions:
@@ -138,9 +150,9 @@ class BuildShard(beam.DoFn):
         return [sum(map(len, portions)) for portions in dealt], losses
 
 
-def rows_name(max_seq_length: int, shard: ShardNumber) -> str:
-    """Scratch file to which `BuildShard` writes the rows of a shard."""
-    return f"{ROWS_GROUP}/{length_directory(max_seq_length)}/{shard_name(*shard)}"
+def rows_name(directory: str, shard: ShardNumber) -> str:
+    """Scratch file to which `BuildShard` writes the rows of a shard that go to a directory."""
+    return f"{ROWS_GROUP}/{directory}/{shard_name(*shard)}"
 
 
 class BalanceShard(beam.DoFn):
@@ -150,7 +162,7 @@ class BalanceShard(beam.DoFn):
         self, directory: str, config: ExamplesConfig, vocabulary: VocabularyConfig, tokens: list[str], sha256: str
     ):
         self._directory = directory
-        self._config = config
+        self._parts = {part.directory: part for part in config.parts()}
         self._vocabulary = vocabulary
         self._vocabulary_size = len(tokens)
         self._mask_id, self._unk_id = tokens.index(MASK), tokens.index(UNK)
@@ -160,30 +172,32 @@ class BalanceShard(beam.DoFn):
         limit_worker_threads()
 
     def process(self, target: FilesToWrite, shards: list[ShardRows]) -> Iterator[WrittenFiles]:
-        max_seq_length, shard = target
-        unit = f"{FILES_GROUP}/{length_directory(max_seq_length)}/{shard_name(*shard)}"
+        directory, shard = target
+        unit = f"{FILES_GROUP}/{directory}/{shard_name(*shard)}"
         record = finished_unit(self._directory, unit)
         if record is None:
-            rows = {one.shard.number: one.rows[max_seq_length] for one in shards if one.shard.split == shard.split}
+            rows = {one.shard.number: one.rows[directory] for one in shards if one.shard.split == shard.split}
             written = self._write_files(target, [rows[number] for number in group_of(shard.number, shard.total)])
             record = [[file.model_dump(mode="json") for file in written.files], written.rows_by_length]
             finish_unit(self._directory, unit, record, [file.name for file in written.files])
         files, rows_by_length = record
-        yield WrittenFiles(max_seq_length, [FileRecord.model_validate(file) for file in files], rows_by_length)
+        yield WrittenFiles(directory, [FileRecord.model_validate(file) for file in files], rows_by_length)
 
     def _write_files(self, target: FilesToWrite, rows_of_group: list[list[int]]) -> WrittenFiles:
-        max_seq_length, shard = target
+        directory, shard = target
+        part = self._parts[directory]
+        max_seq_length = part.length.max_seq_length
         group = group_of(shard.number, shard.total)
         files: list[FileRecord] = []
         rows_by_length = np.zeros(max_seq_length + 1, np.int64)
         with ExitStack() as stack:
-            names = [rows_name(max_seq_length, shard._replace(number=number)) for number in group]
+            names = [rows_name(directory, shard._replace(number=number)) for number in group]
             sources = [stack.enter_context(open_arrow(scratch_uri(self._directory, name))) for name in names]
-            for bin_number, length_bin in enumerate(length_bins(max_seq_length, self._config.num_length_bins)):
+            for bin_number, length_bin in enumerate(length_bins(max_seq_length, part.config.num_length_bins)):
                 left_over = [rows[bin_number] % len(group) for rows in rows_of_group]
                 rows = _collect(sources, bin_number, group.index(shard.number), left_over)
                 files.append(self._write_file(target, bin_number, length_bin, rows, rows_by_length))
-        return WrittenFiles(max_seq_length, files, rows_by_length.tolist())
+        return WrittenFiles(directory, files, rows_by_length.tolist())
 
     def _write_file(
         self,
@@ -194,14 +208,15 @@ class BalanceShard(beam.DoFn):
         rows_by_length: NDArray[np.int64],
     ) -> FileRecord:
         """Write one file and add its rows to `rows_by_length`."""
-        max_seq_length, shard = target
-        length = next(one for one in self._config.lengths if one.max_seq_length == max_seq_length)
+        directory, shard = target
+        _, config, length = self._parts[directory]
+        max_seq_length = length.max_seq_length
         metadata = metadata_of(
-            self._config, length, length_bin, self._vocabulary, self._vocabulary_size, self._vocabulary_sha256
+            config, length, length_bin, self._vocabulary, self._vocabulary_size, self._vocabulary_sha256
         )
         schema = examples_schema(self._vocabulary_size, metadata)
-        name = examples_name(max_seq_length, length_bin, *shard)
-        order = np.argsort(random_words(len(rows), self._config.seed, max_seq_length, shard, bin_number), kind="stable")
+        name = examples_name(directory, length_bin, *shard)
+        order = np.argsort(random_words(len(rows), config.seed, max_seq_length, shard, bin_number), kind="stable")
         counts = Counter(dict.fromkeys(COUNTS, 0))
         uri = storage.join(self._directory, name)
         with storage.atomic_output(uri) as stream, pa.ipc.new_file(stream, schema) as writer:
@@ -236,47 +251,23 @@ class CompleteExamples(beam.DoFn):
         self._key = key
         self._config = config
 
-    def process(self, written: list[WrittenFiles], shards: list[ShardRows]) -> Iterator[Manifest]:
+    def process(
+        self, written: list[WrittenFiles], shards: list[ShardRows], mixtures: list[dict[str, Mixture]] | None = None
+    ) -> Iterator[Manifest]:
         # A runner may repeat this step after it succeeded, when the build is installed.
         if is_open(self._result_directory):
-            self._complete(written, shards)
+            self._complete(written, shards, mixtures[0] if mixtures else {})
         install_build(self._result_directory, self._key)
         yield require_manifest(self._result_directory, EXAMPLES, "pipelines.build_examples")
 
-    def _complete(self, written: list[WrittenFiles], shards: list[ShardRows]) -> None:
+    def _complete(self, written: list[WrittenFiles], shards: list[ShardRows], mixtures: Mapping[str, Mixture]) -> None:
         files = [file for one in written for file in one.files]
-        rows_by_length: dict[int, NDArray[np.int64]] = {}
+        rows_by_length: dict[str, NDArray[np.int64]] = {}
         for one in written:
             counted = np.array(one.rows_by_length)
-            rows_by_length[one.max_seq_length] = rows_by_length.get(one.max_seq_length, 0) + counted
-        statistics = stage_statistics(files, rows_by_length, shards, self._config)
+            rows_by_length[one.directory] = rows_by_length.get(one.directory, 0) + counted
+        sources = {name: mixture.statistics for name, mixture in mixtures.items()}
+        statistics = stage_statistics(files, rows_by_length, shards, self._config, sources)
         if refusal := refusal_of(statistics):
             raise InputError(refusal)
         write_manifest(self._directory, self._key.manifest(files, statistics, __version__))
-
-
-def stage_statistics(
-    files: list[FileRecord],
-    rows_by_length: dict[int, NDArray[np.int64]],
-    shards: list[ShardRows],
-    config: ExamplesConfig,
-) -> ExamplesStatistics:
-    """The statistics of the manifest.
-
-    Args:
-        files: all files of the stage.
-        rows_by_length: by maximum length: how many rows have 0, 1, ... tokens.
-        shards: what was made of each documents shard.
-    """
-    lengths: dict[str, LengthStatistics] = {}
-    for length in config.lengths:
-        most = length.max_seq_length
-        losses = {name: sum(shard.losses[most][name] for shard in shards) for name in LOSSES}
-        lengths[str(most)] = summary_of(files, rows_by_length[most], most, config.num_length_bins, losses)
-    documents = {split: sum(one.documents for one in shards if one.shard.split == split) for split in SPLITS}
-    text = ExamplesText(
-        train_documents=documents["train"],
-        heldout_documents=documents["heldout"],
-        **shares_of(added([TokenCounts(), *(shard.counts for shard in shards)])),
-    )
-    return ExamplesStatistics(lengths=lengths, text=text, warnings=warnings_of(lengths, text, config))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipelines.contract.schemas import WHOLE_WORDS
-from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics
+from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics, SourceStatistics
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, UNK_SHARE_WARNED
 
@@ -18,6 +18,9 @@ SAME_DOCUMENT_WARNED = 0.01
 """This share of wrong labels costs the next-sentence task about as much accuracy."""
 FEWEST_OF_A_LABEL = 0.1
 """A model that always gives the same answer is then right nine times in ten."""
+MANY_READS = 16.0
+"""Repeated text is worth as much as new text up to about 4 reads, and nothing after about 16 (Muennighoff et al., 2023,
+section 6)."""
 _OF_TOKENS = {"whole_word": "static", "dynamic_whole_word": "dynamic"}
 """The masking of single tokens that draws as one of whole words does."""
 
@@ -33,7 +36,7 @@ def refusal_of(statistics: ExamplesStatistics) -> str | None:
             f"examples: [UNK] is {text.unk_share:.1%} of all tokens, so there is nothing to learn: the vocabulary "
             "is not that of these documents; train it on them, or raise vocabulary.alphabet_size"
         )
-    for length, facts in statistics.lengths.items():
+    for length, facts in statistics.all_lengths().items():
         if not facts.splits["train"].examples:
             return (
                 f"examples: no training row of length {length} came of {text.train_documents:,} training documents "
@@ -74,6 +77,16 @@ def warnings_of(lengths: Mapping[str, LengthStatistics], text: ExamplesText, con
     for length, facts in lengths.items():
         warnings += [f"length {length}: {line}" for line in _of_length(facts, config, bool(text.heldout_documents))]
     return warnings
+
+
+def mixture_warnings(sources: Mapping[str, SourceStatistics]) -> list[str]:
+    """Warnings about a set's mixture."""
+    return [
+        f"each document of the source {name!r} is read {facts.reads_per_pass:.1f} times a pass to give it "
+        f"{facts.share:.1%} of the tokens; lower its weight, or add texts to it"
+        for name, facts in sources.items()
+        if facts.reads_per_pass > MANY_READS
+    ]
 
 
 def _of_length(facts: LengthStatistics, config: ExamplesConfig, has_heldout: bool) -> list[str]:

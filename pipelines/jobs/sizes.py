@@ -67,16 +67,16 @@ def disk_bytes_examples(
     text_bytes: float,
     shapes: Mapping[int, LengthShape] | None = None,
 ) -> float:
-    """Size of the examples, all passes and lengths.
+    """Size of the examples, all passes and lengths of all sets; a set counts as if it read all sources.
 
     Args:
         shapes: of rows by maximum length, if they were measured.
     """
     return sum(
         disk_bytes_length(
-            examples, length.max_seq_length, vocab_size, text_bytes, (shapes or {}).get(length.max_seq_length)
+            of_set, length.max_seq_length, vocab_size, text_bytes, (shapes or {}).get(length.max_seq_length)
         )
-        for length in examples.lengths
+        for _, of_set, length in examples.parts()
     )
 
 

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.statistics import ExamplesStatistics, LengthStatistics, TextFit, VocabularyStatistics
+from pipelines.contract.statistics import (
+    ExamplesStatistics,
+    LengthStatistics,
+    SourceStatistics,
+    TextFit,
+    VocabularyStatistics,
+)
 
 
 def vocabulary_summary(manifest: Manifest) -> list[str]:
@@ -22,8 +28,15 @@ def vocabulary_summary(manifest: Manifest) -> list[str]:
 def examples_summary(manifest: Manifest) -> list[str]:
     """Lines about examples: rows and what was cut of each length, pieces a word, [UNK]; then their warnings."""
     statistics = manifest.statistics_as(ExamplesStatistics)
-    parts = [_length_in_words(length, facts, manifest.config) for length, facts in statistics.lengths.items()]
+    parts = [_length_in_words(length, facts, manifest.config) for length, facts in statistics.all_lengths().items()]
+    for name, sources in statistics.all_sources().items():
+        shares = ", ".join(_share_in_words(*each) for each in sources.items())
+        parts.append(f"sources{'' if name is None else f' of {name}'}: {shares}")
     return [f"examples: {'; '.join([*parts, _in_words(statistics.text)])}", *_warnings(manifest, statistics.warnings)]
+
+
+def _share_in_words(name: str, facts: SourceStatistics) -> str:
+    return f"{name} {facts.share:.1%} of the tokens read ({facts.reads_per_pass:.2f} times a pass)"
 
 
 def _in_words(facts: TextFit) -> str:

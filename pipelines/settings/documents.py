@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.contract.bounds import Bounded, Count, Probability, Text, UserPath
+from pipelines.contract.bounds import NAME_PATTERN, Bounded, Count, Probability, Text, UserPath, Weight
 from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
 from pipelines.settings.formats import FORMATS, SETTINGS_OF_SOME_FORMATS, formats_with
 from pipelines.settings.languages import LANGUAGES
@@ -52,6 +52,15 @@ class SourceConfig(Section):
         Annotated[int, Bounded(1, 1 << 60, "it bounds a trial's text; leave it out to read all")] | None
     ) = None
     """Read the inputs in sorted order up to about this many bytes; for trials."""
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)] | None = Field(
+        default=None, json_schema_extra=ADDED
+    )
+    """Recorded with each document, so that `weight` and `examples.sets` can select by it; for all sources or none."""
+    weight: Weight | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Share of the tokens that examples take from this source, relative to the others; None takes texts as they are.
+
+    Only the examples depend on it, so a change does not read the texts again.
+    """
 
     @field_validator("encoding")
     @classmethod
@@ -153,6 +162,26 @@ class DocumentsConfig(Section):
         if unknown:
             raise ValueError(f"no such language code: {', '.join(unknown)}; known are {', '.join(sorted(LANGUAGES))}")
         return tuple(sorted({*languages}))
+
+    @model_validator(mode="after")
+    def _sources_are_named(self) -> DocumentsConfig:
+        names = [source.name for source in self.sources]
+        weights = [source.weight for source in self.sources]
+        if any(names) or any(weights):
+            for index, source in enumerate(self.sources):
+                if source.name is None:
+                    raise ValueError(f"sources.{index} has no name, but another has a name or weight; name each source")
+                if names.count(source.name) > 1:
+                    raise ValueError(f"two sources have name = {source.name!r}; give each its own")
+        if any(weights) and None in weights:
+            index = weights.index(None)
+            raise ValueError(f"sources.{index} ({names[index]!r}) has no weight, but another has; weight all or none")
+        return self
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources, in order; empty if they have none."""
+        return tuple(source.name for source in self.sources if source.name is not None)
 
     @model_validator(mode="after")
     def _some_document_remains(self) -> DocumentsConfig:

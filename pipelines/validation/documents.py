@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.schemas import DOCUMENTS_SCHEMA
+from pipelines.contract.schemas import documents_schema
 from pipelines.contract.workspace import REJECTS_NAME, shard_name
 from pipelines.documents.document import document_id, shard_number, shards_of
 from pipelines.settings.documents import DocumentsConfig
@@ -25,7 +25,7 @@ def validate_documents(directory: str, manifest: Manifest) -> None:
     compare_names(directory, list(manifest.files), [*names.values(), REJECTS_NAME])
     found: Counter[str] = Counter()
     for file in shards:
-        table = table_of(directory, file, DOCUMENTS_SCHEMA)
+        table = table_of(directory, file, documents_schema(config.source_names))
         previous = b""
         for row, (doc_id, sentences) in enumerate(
             zip(table["doc_id"].to_pylist(), table["sentences"].to_pylist(), strict=True)

@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.schemas import DOCUMENTS_SCHEMA, SPECIAL_TOKENS
+from pipelines.contract.schemas import SPECIAL_TOKENS, documents_schema
 from pipelines.contract.workspace import DOCUMENTS, TOKENIZER_NAME, VOCABULARY_NAME
+from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.validation.faults import FaultError, compare, config_of, table_of, tokens_of
 from pipelines.validation.manifests import sibling, stated
@@ -74,7 +75,8 @@ def _retrain(directory: str, manifest: Manifest, tokens: list[str], config: Voca
     documents = stated(source)
     if documents is None or documents.digest != manifest.inputs.get(DOCUMENTS):
         return
-    tables = (table_of(source, file, DOCUMENTS_SCHEMA) for file in documents.files_of("train"))
+    schema = documents_schema(config_of(source, documents, DocumentsConfig).source_names)
+    tables = (table_of(source, file, schema) for file in documents.files_of("train"))
     words = merge_counts(
         count_words(table["sentences"].combine_chunks().flatten(), *_casing(config)) for table in tables
     )

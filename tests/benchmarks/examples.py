@@ -94,8 +94,9 @@ def main() -> None:
         def work() -> None:
             nonlocal tokens
             for number, shard in enumerate(shards):
-                read = read_documents(shard, ours).documents
-                plan, dealt = deal_shard(read, ShardNumber("train", number, len(shards)), config, LENGTH)
+                text = read_documents(shard, ours)
+                read = text.documents
+                plan, dealt = deal_shard(text, ShardNumber("train", number, len(shards)), config, LENGTH)
                 for rows in itertools.chain.from_iterable(dealt):
                     batch = examples_batch(build_examples(read.input_ids, plan.take(rows), rules), schema)
                     tokens += len(batch["input_ids"].flatten())

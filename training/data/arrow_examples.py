@@ -19,16 +19,19 @@ _METADATA_OF_A_BIN = ("clozeworks.bin_above", "clozeworks.bin_up_to")
 class ArrowExamples:
     """All shards of one split and one maximum length, memory-mapped; rows are numbered across shards."""
 
-    def __init__(self, directory: str, manifest: Manifest, split: Split, max_seq_length: int) -> None:
-        """Map the shards listed in the manifest.
+    def __init__(
+        self, directory: str, manifest: Manifest, split: Split, max_seq_length: int, examples: str | None = None
+    ) -> None:
+        """Map the shards listed in the manifest; `examples` names one of `examples.sets`.
 
         Raises:
             InputError: no examples of this length, or a shard is damaged or inconsistent with the others.
         """
-        files = manifest.files_of(split, length_directory(max_seq_length))
+        files = manifest.files_of(split, length_directory(max_seq_length, examples))
         if not files:
+            of_set = "" if examples is None else f" in the set {examples!r}"
             raise InputError(
-                f"{directory}: no {split} examples of max_seq_length = {max_seq_length}; add that length to "
+                f"{directory}: no {split} examples of max_seq_length = {max_seq_length}{of_set}; add that length to "
                 "examples.lengths, or change pretraining.phases"
             )
         self._chunks: list[Rows] = []

@@ -12,7 +12,7 @@ from torch import nn
 from pipelines.contract import storage
 from pipelines.contract.schemas import WHOLE_WORDS
 from pipelines.contract.statistics import BERT_METRICS, MASKED_LM_METRICS, ExamplesStatistics
-from pipelines.contract.workspace import DOCUMENTS, length_directory, vocabulary_size
+from pipelines.contract.workspace import DOCUMENTS, vocabulary_size
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.losses import MLM_DENOMINATOR_EPS
@@ -137,11 +137,12 @@ class BertObjective(Objective):
 
     def _unigram_baseline(self) -> UnigramBaseline | None:
         """Held-out masked-LM scores of a model that knows only token frequencies."""
-        inputs, length = self.inputs, self.settings.phases[-1].max_seq_length
-        if not inputs.examples.files_of("heldout", length_directory(length)):
+        inputs, phase = self.inputs, self.settings.phases[-1]
+        if not inputs.examples.files_of("heldout", phase.examples_directory):
             return None
         train, heldout = (
-            ArrowExamples(inputs.examples_directory, inputs.examples, split, length) for split in ("train", "heldout")
+            ArrowExamples(inputs.examples_directory, inputs.examples, split, phase.max_seq_length, phase.examples)
+            for split in ("train", "heldout")
         )
         return unigram_baseline(train, heldout, self.settings.eval_examples)
 

@@ -9,7 +9,7 @@ import torch
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.schemas import Split
-from pipelines.contract.workspace import VOCABULARY_NAME, length_directory
+from pipelines.contract.workspace import VOCABULARY_NAME
 from training.bert.attention import flash_attention_applies
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch
@@ -66,8 +66,9 @@ class RowFeed:
         return Deal(processes.rank, processes.world_size, processes.device, self._with_plan, micro_batches)
 
     def examples(self, split: Split, phase: PhaseConfig) -> ArrowExamples:
-        """The rows of a phase's length."""
-        return ArrowExamples(self._inputs.examples_directory, self._inputs.examples, split, phase.max_seq_length)
+        """The rows of a phase's set and length."""
+        inputs = self._inputs
+        return ArrowExamples(inputs.examples_directory, inputs.examples, split, phase.max_seq_length, phase.examples)
 
     def masking(self, examples: ArrowExamples, phase: PhaseConfig) -> DynamicMasking | None:
         """How masks are drawn at reading; None uses the written ones."""
@@ -90,7 +91,7 @@ class RowFeed:
 
     def heldout(self, measure: Callable[[MicroBatch], Tally], phase: PhaseConfig) -> dict[str, float]:
         """Metrics of the first held-out rows, shared among the ranks; equal on every rank, empty without rows."""
-        files = self._inputs.examples.files_of("heldout", length_directory(phase.max_seq_length))
+        files = self._inputs.examples.files_of("heldout", phase.examples_directory)
         if not sum(file.rows for file in files):
             return {}
         examples, device = self.examples("heldout", phase), self._processes.device

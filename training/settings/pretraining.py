@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.bounds import Bounded, Count, CountOrNone, MaskedShare, SequenceLength
+from pipelines.contract.bounds import Bounded, Count, CountOrNone, MaskedShare, SequenceLength, Text
 from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
+from pipelines.contract.workspace import length_directory
 from training.settings.model import ModelConfig
 from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, LoopConfig, ScheduleKind
 
@@ -28,6 +29,8 @@ class PhaseConfig(Section):
     """Sequences per optimizer step, over all ranks and micro-batches."""
     global_batch_tokens: Annotated[int, Bounded(1, 1 << 34, _STEP_TOKENS)] | None = None
     """Fill each step with sequences up to this many tokens in total, instead of global_batch_size."""
+    examples: Text | None = Field(default=None, json_schema_extra=ADDED)
+    """The set of examples to read, one of `examples.sets`; None reads that of `[examples]` itself."""
     masked_lm_prob: MaskedShare | None = Field(default=None, json_schema_extra=ADDED)
     """Share of the tokens to predict where training draws the masks; None takes that of the examples.
 
@@ -50,6 +53,11 @@ class PhaseConfig(Section):
                 f"{self.max_seq_length}; raise it"
             )
         return self
+
+    @property
+    def examples_directory(self) -> str:
+        """Of the files that the phase reads, below the stage of the examples."""
+        return length_directory(self.max_seq_length, self.examples)
 
     @property
     def full_sequences(self) -> int:

@@ -15,7 +15,6 @@ from pipelines.contract.workspace import (
     PRETRAINING,
     VOCABULARY,
     VOCABULARY_NAME,
-    length_directory,
 )
 from pipelines.results.verification import verify_stage
 from training.settings.model import ModelConfig
@@ -60,8 +59,7 @@ class PretrainingInputs:
     @property
     def next_sentence(self) -> bool:
         """Whether the examples have next-sentence labels, read from their shards: there is no setting for it."""
-        length = self.pretraining.phases[0].max_seq_length
-        file = self.examples.files_of("train", length_directory(length))[0]
+        file = self.examples.files_of("train", self.pretraining.phases[0].examples_directory)[0]
         metadata = shard_metadata(storage.join(self.examples_directory, file.name))
         return metadata.get("clozeworks.next_sentence", "true") == "true"
 
@@ -107,19 +105,20 @@ def verify_inputs(inputs: PretrainingInputs) -> None:
     Raises:
         InputError: a file is missing or damaged.
     """
-    directories = {length_directory(phase.max_seq_length) for phase in inputs.pretraining.phases}
+    directories = {phase.examples_directory for phase in inputs.pretraining.phases}
     verify_stage(inputs.workspace, VOCABULARY, inputs.vocabulary)
-    verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] in directories)
+    verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.rpartition("/")[0] in directories)
 
 
 def _require_same_vocabulary(inputs: PretrainingInputs) -> None:
     expected = storage.sha256_of(storage.join(inputs.vocabulary_directory, VOCABULARY_NAME))
     for phase in inputs.pretraining.phases:
-        files = inputs.examples.files_of("train", length_directory(phase.max_seq_length))
+        files = inputs.examples.files_of("train", phase.examples_directory)
         if not files:
-            made = sorted({file.name.split("/")[0].removeprefix("length") for file in inputs.examples.files})
+            of_set = "" if phase.examples is None else f" of the set {phase.examples!r}"
+            made = sorted({file.name.rpartition("/")[0].removeprefix("length") for file in inputs.examples.files})
             raise InputError(
-                f"{inputs.recipe.path}: pretraining.phases needs max_seq_length = {phase.max_seq_length}, but "
+                f"{inputs.recipe.path}: pretraining.phases needs max_seq_length = {phase.max_seq_length}{of_set}, but "
                 f"{inputs.examples_directory} has lengths {', '.join(made)}; add it to examples.lengths and run "
                 "clozeworks examples again, or change the phase"
             )

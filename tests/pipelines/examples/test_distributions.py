@@ -172,3 +172,23 @@ def test_full_sentences_take_the_documents_in_any_order() -> None:
         orders[order] = orders.get(order, 0) + 1
     assert len(orders) == 24
     assert stats.chisquare(list(orders.values())).pvalue > LEAST_P
+
+
+def test_random_documents_are_drawn_as_often_as_they_are_read_and_never_from_another_read_of_the_same() -> None:
+    sentences, tokens = 6, 4
+    documents, times = regular_corpus(4, sentences, tokens), np.array([1, 2, 3, 6])
+    drawn, pairs_of_read = np.zeros((4, 4), np.int64), np.zeros((6, 4), np.int64)
+    for number in range(6):
+        for seed in range(400):
+            pairs = plan_pairs(documents, key_of(seed, number), 16, 0.0, times, number)
+            pairs_of_read[number] += np.bincount(pairs[:, DOCUMENT], minlength=4) > 0
+            is_random = pairs[:, IS_RANDOM_NEXT] == 1
+            others = pairs[is_random, B_START] // (sentences * tokens)
+            np.add.at(drawn, (pairs[is_random, DOCUMENT], others), 1)
+    # Read n cuts the documents that are read more than n times.
+    assert (pairs_of_read == 400 * (times > np.arange(6)[:, None])).all()
+    assert drawn.diagonal().sum() == 0
+    for document in range(4):
+        is_other = np.arange(4) != document
+        expected = times[is_other] / times[is_other].sum() * drawn[document].sum()
+        assert stats.chisquare(drawn[document][is_other], expected).pvalue > 1e-4
