@@ -14,6 +14,7 @@ from pipelines.contract.schemas import DOCUMENT_ID_BYTES, Split
 from pipelines.documents.cleaning import SENTENCES_CUT, clean_text
 from pipelines.documents.languages import LanguageIdentifier
 from pipelines.documents.sentences import paragraphs_of, pieces_of, sentences_of
+from pipelines.filtering.quality import LINES_DROPPED, QualityFilter
 from pipelines.inputs.stability import require_readable, require_unchanged
 from pipelines.reading.source import InputFile, Reject
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
@@ -104,6 +105,7 @@ class DocumentReader:
     def __init__(self, config: DocumentsConfig):
         self._config = config
         self._identifier = LanguageIdentifier() if config.languages else None
+        self._quality = QualityFilter(config.quality) if config.quality is not None else None
         self.cleaned: Counter[str] = Counter()
 
     def read(self, file: InputFile, source: SourceConfig) -> Iterator[Document | Reject]:
@@ -124,6 +126,12 @@ class DocumentReader:
             text, counts = clean_text(raw.text, self._config.cleaning)
             if counts:
                 self.cleaned.update(counts)
+            if self._quality is not None:
+                text, num_dropped, reason, detail = self._quality.judge(text)
+                self.cleaned[LINES_DROPPED] += num_dropped
+                if reason is not None:
+                    yield Reject(name, reason, detail)
+                    continue
             whole = paragraphs_of(text)
             # A text may be as long as max_record_bytes: free it before the next copy is made.
             del raw, text

@@ -14,6 +14,7 @@ from pipelines.contract.shown_text import shown
 from pipelines.contract.statistics import DocumentsStatistics
 from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME
 from pipelines.documents.rejects import REJECTS_SHOWN
+from pipelines.filtering.quality import QUALITY_PREFIX
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.sentence_languages import rules_of
 
@@ -124,13 +125,23 @@ def _first_rejects(statistics: DocumentsStatistics) -> Iterator[str]:
 
 
 def _remedies(statistics: DocumentsStatistics) -> str:
-    found = [_REMEDIES[reason] for reason, _ in _commonest(statistics)[:REJECTS_SHOWN] if reason in _REMEDIES]
+    found = [remedy for reason, _ in _commonest(statistics)[:REJECTS_SHOWN] if (remedy := _remedy(reason))]
     return "Remedy: " + "; ".join(dict.fromkeys(found)) if found else "Point documents.sources at other files"
+
+
+def _remedy(reason: str) -> str | None:
+    if reason.startswith(QUALITY_PREFIX):
+        return f"change documents.quality.limits.{reason.removeprefix(QUALITY_PREFIX)}, or choose other rules"
+    return _REMEDIES.get(reason)
+
+
+def _is_fault(reason: str) -> bool:
+    return reason not in _EXPECTED and not reason.startswith(QUALITY_PREFIX)
 
 
 def _warnings(manifest: Manifest, statistics: DocumentsStatistics, config: DocumentsConfig) -> Iterator[str]:
     read = statistics.documents_read
-    faults = sum(count for reason, count in _commonest(statistics) if reason not in _EXPECTED)
+    faults = sum(count for reason, count in _commonest(statistics) if _is_fault(reason))
     if faults > config.warn_rejected_share * read:
         yield (
             f"{faults:,} of {read:,} texts ({faults / read:.1%}) were rejected for a fault, more than "

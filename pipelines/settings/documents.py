@@ -11,6 +11,7 @@ from pipelines.contract.bounds import NAME_PATTERN, Bounded, Count, Probability,
 from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
 from pipelines.settings.formats import FORMATS, SETTINGS_OF_SOME_FORMATS, formats_with
 from pipelines.settings.languages import LANGUAGES
+from pipelines.settings.quality import QualityConfig
 from pipelines.settings.sentence_languages import SENTENCE_LANGUAGES, nearest_languages
 
 _ASCII_LINE = '<page title="{}">\r\n'
@@ -136,6 +137,8 @@ class DocumentsConfig(Section):
     cleaning: CleaningConfig = CleaningConfig()
     languages: tuple[Text, ...] = ()
     """Keep only documents in these languages, by ISO 639 code, as identified by py3langid; empty keeps all."""
+    quality: QualityConfig | None = Field(None, json_schema_extra=ADDED)
+    """None drops nothing."""
     near_duplicates: NearDuplicatesConfig | None = None
     """None removes exact duplicates only."""
     min_sentences: Count = 1
