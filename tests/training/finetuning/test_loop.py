@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tests.support.training.finetune_ranks import finetune_on_ranks
 from torch import nn
 
 from pipelines.contract.errors import InputError
@@ -214,23 +212,7 @@ def finetune(workspace: Path, glue: Path, encoder: Path, tasks: list[str], ranks
         f'glue_dir = "{glue}"\nbatch_size = 4\nlearning_rate = 1e-2\nnum_train_epochs = 2\nmax_seq_length = 16\n'
         "log_every_steps = 1\ndropout = 0.0\n"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "training.finetune", str(recipe), *more],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-            | {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * ranks, outputs
+    finetune_on_ranks(recipe, ranks, *more)
 
 
 def losses_of(trial: Path) -> list[float]:
