@@ -9,6 +9,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest
 from pipelines.results.limits import completed_at_ns
+from training.stages.origins import CONTINUED_FROM
 
 
 def size_bytes_of(directory: str) -> int:
@@ -35,4 +36,9 @@ def _differences(kept: Manifest, result_directory: str) -> list[str]:
         return []
     if result is None:
         return []
-    return list(StageKey(result.stage, result.stage_version, result.config, result.inputs).changes(kept))
+    inputs, earlier = ({**each.inputs} for each in (result, kept))
+    for each in (inputs, earlier):
+        # Shown as lineage.
+        each.pop(CONTINUED_FROM, None)
+    key = StageKey(result.stage, result.stage_version, result.config, inputs)
+    return list(key.changes(kept.model_copy(update={"inputs": earlier})))

@@ -29,8 +29,10 @@ from training.stages.pretraining import PRETRAINING_VERSION, PretrainingInputs
 
 _FREE_MODEL_SETTINGS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 """Settings of the model that a checkpoint of other weights does not depend on."""
-_FIXED_SETTINGS = ("optimizer", "zero_stage", "offload_optimizer", "precision", "initial_encoder")
-"""Settings of pre-training that decide what a checkpoint's files hold."""
+_FIXED_SETTINGS = ("optimizer", "offload_optimizer", "precision")
+"""Settings of pre-training that decide what a checkpoint's files hold; `zero_stage` is one more."""
+_ALIKE_ZERO_STAGES = (1, 2)
+"""ZeRO 1 and 2 partition the optimizer's state alike, so each reads the other's files."""
 _FIXED_INPUTS = (VOCABULARY, "initial_encoder")
 _FROM_WEIGHTS = "train from the finished encoder's weights instead, by pretraining.initial_encoder in another workspace"
 
@@ -250,6 +252,10 @@ def _fault(inputs: PretrainingInputs, finished: Manifest) -> str | None:
         wanted.changes(finished.model_copy(update={"config": had, "inputs": fixed_inputs(finished.inputs)})), None
     ):
         return change
+    stages = {finished.config["pretraining"]["zero_stage"], inputs.pretraining.zero_stage}
+    if len(stages) > 1 and not stages <= {*_ALIKE_ZERO_STAGES}:
+        was = finished.config["pretraining"]["zero_stage"]
+        return f"pretraining.zero_stage was {was}, is {inputs.pretraining.zero_stage}"
     parameters = finished.statistics_as(PretrainingStatistics).parameters
     vocab_size = vocabulary_size(inputs.vocabulary_directory)
     if parameters not in (None, num_parameters(inputs.model, vocab_size, inputs.next_sentence)):
