@@ -90,7 +90,7 @@ def continued_progress(continuation: Continuation) -> Progress:
         phase_step=place.phase_step,
         position=place.position,
         statistics={**kept, "lineage": lineage},
-        health=progress.health if continuation.is_same_order else progress.health.for_next_phase(),
+        health=progress.health.for_next_phase() if place.is_other_order else progress.health,
     )
 
 
@@ -102,10 +102,10 @@ def in_words(continuation: Continuation, new: PretrainingConfig) -> Iterator[str
         yield f"differs from it: {difference}"
     length = new.phases[place.phase].max_seq_length
     where = f"sample {place.position:,} of phase {place.phase} (length {length})"
-    if not place.phase_step or place.position:
-        yield f"continues with {where}"
-    else:
+    if place.is_other_order:
         yield f"continues with {where}: rows or their order differ, so the data starts from its beginning"
+    else:
+        yield f"continues with {where}"
     before, after = (Schedule.of(config).rate_at(place.step) for config in (continuation.old, new))
     if before == after:
         yield f"the learning rate continues at {after:.{_PLACES}g}"

@@ -46,6 +46,11 @@ class Place:
     phase_step: int
     position: int
 
+    @property
+    def is_other_order(self) -> bool:
+        """Whether the phase continues with the first sample of other rows, or of another order."""
+        return self.phase_step > 0 and not self.position
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -57,7 +62,6 @@ class Continuation:
         old: settings of the finished run.
         place: where the recipe continues.
         differences: of the recipe from the finished run, in words.
-        is_same_order: whether the recipe reads the same rows in the same order.
         is_same_heldout: whether the finished run's held-out scores are of the same rows.
     """
 
@@ -68,7 +72,6 @@ class Continuation:
     old: PretrainingConfig
     place: Place
     differences: tuple[str, ...]
-    is_same_order: bool
     is_same_heldout: bool
 
     @property
@@ -214,7 +217,7 @@ def continuation_of(inputs: PretrainingInputs, source: str, digest: str | None =
         if manifest is None or isinstance(place, str):
             problems.append(f"step {_step_of(checkpoint):,}: {place}")
         elif digest is None or manifest.digest == digest:
-            length = old.phases[-1].max_seq_length
+            rows = old.phases[-1].examples_directory
             plain = finished.model_copy(update={"inputs": {name: finished.inputs.get(name, "") for name in key.inputs}})
             return Continuation(
                 source,
@@ -224,8 +227,7 @@ def continuation_of(inputs: PretrainingInputs, source: str, digest: str | None =
                 old,
                 place,
                 tuple(key.changes(plain)),
-                is_same_order,
-                is_same_data and length == new.phases[-1].max_seq_length,
+                is_same_data and rows == new.phases[-1].examples_directory,
             )
     why = "; ".join(problems) or "it has none"
     raise InputError(f"{source}: none of its checkpoints can be shared by this recipe ({why}); {_FROM_WEIGHTS}")
@@ -275,7 +277,6 @@ def place_of_checkpoint(
         old: settings of the finished run.
         new: settings of the recipe.
         progress: a checkpoint's `Progress`, as JSON.
-        is_same_order: whether the recipe reads the same rows in the same order.
     """
     step, phase, phase_step = progress["step"], progress["phase"], progress["phase_step"]
     position: int | None = progress["position"]
@@ -295,7 +296,7 @@ def place_of_checkpoint(
             return f"phase {index} had {before.steps:,} steps, has {after.steps:,}"
     if phase_step == new.phases[phase].steps:
         return Place(step, phase + 1, 0, 0)
-    if not is_same_order:
+    if not is_same_order or old.phases[phase].examples_directory != new.phases[phase].examples_directory:
         return Place(step, phase, phase_step, 0)
     if position is None:
         return f"its position in the data of phase {phase} is not recorded"

@@ -71,6 +71,10 @@ def test_the_place_where_a_recipe_continues(
 
 def test_other_rows_start_from_their_beginning() -> None:
     new = config(20, 50)
+    phases = (new.phases[0], new.phases[1].model_copy(update={"examples": "domain"}))
+    other_set = new.model_copy(update={"phases": phases})
+    assert place_of_checkpoint(OLD, other_set, AT_30, is_same_order=True) == Place(30, 1, 10, 0)
+    assert place_of_checkpoint(OLD, other_set, AT_15, is_same_order=True) == Place(15, 0, 15, 120)
     assert place_of_checkpoint(OLD, new, AT_30, is_same_order=False) == Place(30, 1, 10, 0)
     assert place_of_checkpoint(OLD, new, AT_20, is_same_order=False) == Place(20, 1, 0, 0)
 
