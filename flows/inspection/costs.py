@@ -16,7 +16,14 @@ from flows.inspection.rates import (
 )
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract.schemas import UNMASKED
-from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
+from pipelines.contract.workspace import (
+    DOCUMENTS,
+    EXAMPLES,
+    FINETUNING,
+    PRETRAINING,
+    VOCABULARY,
+    directory_label,
+)
 from pipelines.jobs.sizes import (
     MEGABYTE,
     disk_bytes_documents,
@@ -74,7 +81,7 @@ class LengthCost:
     @property
     def label(self) -> str:
         """The length, after the name of its set: `128`, `NAME/128`."""
-        return self.directory.replace("length", "")
+        return directory_label(self.directory)
 
 
 @dataclass(frozen=True)
@@ -238,7 +245,7 @@ def _warnings(whole: WholeRecipe, phases: tuple[PhaseCost, ...], text_epochs: fl
         epochs = sum(phase.row_epochs for setting, phase in of_phases if setting.examples_directory == part.directory)
         if epochs < SMALL_USED_SHARE:
             warnings.append(
-                f"length {part.directory.replace('length', '')}: training reads {epochs:.0%} of the rows; lower "
+                f"length {directory_label(part.directory)}: training reads {epochs:.0%} of the rows; lower "
                 "examples.passes, or train longer"
             )
     return warnings

@@ -68,6 +68,12 @@ def length_directory(max_seq_length: int, examples: str | None = None) -> str:
     return directory if examples is None else f"{examples}/{directory}"
 
 
+def directory_label(directory: str) -> str:
+    """A `length_directory` for users: `128`, or `NAME/128` of a set."""
+    name, _, max_seq_length = directory.rpartition("length")
+    return name + max_seq_length
+
+
 def length_label(length: int, max_seq_length: int) -> str:
     """A length, zero-padded to the digits of the maximum, so that names sort by length."""
     return f"{length:0{len(str(max_seq_length))}d}"

@@ -7,7 +7,7 @@ batches, learning rate or precision: a small run can be faithful.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.settings.model import ModelConfig
@@ -51,12 +51,26 @@ def deviations(
         examples: settings that the examples were built with, from their manifest; missing ones count as BERT's.
     """
     sections = {"model": model.model_dump(), "pretraining": pretraining.model_dump(), "examples": examples}
-    return {
+    found = {
         f"{section}.{key}": (sections[section][key], value)
         for section, settings in FAITHFUL.items()
         for key, value in settings.items()
         if sections[section].get(key, value) != value
     }
+    return found | _of_phases(pretraining, examples.get("sets", ()))
+
+
+def _of_phases(pretraining: PretrainingConfig, sets: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Deviations of single phases: by their own settings, or by those of the sets of examples that they read."""
+    own = {one["name"]: one for one in sets}
+    found: dict[str, tuple[Any, Any]] = {}
+    for index, phase in enumerate(pretraining.phases):
+        of_set = own.get(phase.examples, {})
+        masked_lm_prob = phase.masked_lm_prob or of_set.get("masked_lm_prob")
+        for key, ours in (("masked_lm_prob", masked_lm_prob), ("masking", of_set.get("masking"))):
+            if ours is not None and ours != FAITHFUL["examples"][key]:
+                found[f"pretraining.phases.{index}.{key}"] = (ours, FAITHFUL["examples"][key])
+    return found
 
 
 def in_words(found: Mapping[str, tuple[Any, Any]]) -> str:

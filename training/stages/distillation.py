@@ -16,6 +16,7 @@ from pipelines.contract.workspace import (
     PRETRAINING,
     VOCABULARY,
     VOCABULARY_NAME,
+    directory_label,
     length_directory,
 )
 from pipelines.results.verification import require_stage, verify_stage
@@ -105,7 +106,7 @@ def _require_examples(inputs: DistillationInputs) -> None:
     length = inputs.config.max_seq_length
     files = inputs.examples.files_of("train", length_directory(length))
     if not sum(file.rows for file in files):
-        made = sorted({file.name.split("/")[0].removeprefix("length") for file in inputs.examples.files})
+        made = sorted({directory_label(file.name.rpartition("/")[0]) for file in inputs.examples.files})
         raise InputError(
             f"{inputs.recipe.path}: distillation.max_seq_length = {length}, but {inputs.examples_directory} has "
             f"examples of lengths {', '.join(made)} only; use one of these"

@@ -15,6 +15,7 @@ from pipelines.contract.workspace import (
     PRETRAINING,
     VOCABULARY,
     VOCABULARY_NAME,
+    directory_label,
 )
 from pipelines.results.verification import verify_stage
 from training.settings.model import ModelConfig
@@ -116,10 +117,11 @@ def _require_same_vocabulary(inputs: PretrainingInputs) -> None:
         files = inputs.examples.files_of("train", phase.examples_directory)
         if not files:
             of_set = "" if phase.examples is None else f" of the set {phase.examples!r}"
-            made = sorted({file.name.rpartition("/")[0].removeprefix("length") for file in inputs.examples.files})
+            section = "examples.lengths" if phase.examples is None else "examples.sets"
+            made = sorted({directory_label(file.name.rpartition("/")[0]) for file in inputs.examples.files})
             raise InputError(
                 f"{inputs.recipe.path}: pretraining.phases needs max_seq_length = {phase.max_seq_length}{of_set}, but "
-                f"{inputs.examples_directory} has lengths {', '.join(made)}; add it to examples.lengths and run "
+                f"{inputs.examples_directory} has lengths {', '.join(made)}; add it to {section} and run "
                 "clozeworks examples again, or change the phase"
             )
         uri = storage.join(inputs.examples_directory, files[0].name)
