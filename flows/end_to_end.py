@@ -6,6 +6,7 @@ from rich.console import Console
 
 from flows.finetune import finetune
 from flows.parameters.requests import RunRequest
+from flows.parameters.whole_recipe import WholeRecipe
 from flows.preprocess import preprocess
 from flows.pretrain import pretrain
 from flows.report.facts import gather
@@ -26,7 +27,7 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         InputError: the recipe, or an input that it names, is not valid.
         StageError: a stage's command failed.
     """
-    with running(request, check=stages.require_task_data) as run:
+    with running(request, check=_require_inputs) as run:
         nested = request.model_copy(update={"parent_run_id": run.run_id})
         outcome = preprocess(nested) + pretrain(nested) + finetune(nested)
         facts = gather(run.whole, outcome, run.tracker.uri, private_home())
@@ -35,6 +36,11 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         tell_report(run.whole, written[MARKDOWN_NAME], run.tracker.uri, run.tracker.experiment_id, run.run_id)
         show(facts, Console())
         return outcome
+
+
+def _require_inputs(whole: WholeRecipe) -> None:
+    stages.require_initial_encoder(whole)
+    stages.require_task_data(whole)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pipelines.contract.workspace import FINETUNING, PRETRAINING, VOCABULARY
 from pipelines.reading.unpacking import codec_of
 from pipelines.settings.formats import FORMATS
 from pipelines.sources.formats import find_inputs
+from training.stages.initial_encoder import model_at_hand
 
 UTILIZATION = 0.5
 """Assumed model FLOPs utilisation; a run prints its own (MFU) and stores it in metrics.jsonl."""
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     ranks = parsed.ranks or whole.pretraining.ranks or RANKS
     result = estimate(whole, rates, text_bytes, ranks)
     hours = _hours(result, rates, parsed)
-    warnings = [*notes, *result.warnings]
+    warnings = [*notes, *_unknown_model(whole), *result.warnings]
     if parsed.json:
         print(json.dumps(_as_json(result, rates, hours, ranks, warnings), indent=1))
     else:
@@ -145,6 +146,14 @@ def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:
                 "--corpus-bytes"
             )
     return float(sum(file.range_bytes for files in found for file in files)), notes
+
+
+def _unknown_model(whole: WholeRecipe) -> list[str]:
+    """A warning if the model's sizes are those of an encoder that is not on this machine."""
+    source = whole.pretraining.initial_encoder
+    if model_at_hand(whole.model, source, whole.recipe.path) is not None:
+        return []
+    return [f"pretraining.initial_encoder = {source} is not on this machine: sizes are those of [model]"]
 
 
 def _hours(result: Estimate, rates: Rates, parsed: argparse.Namespace) -> list[dict[str, Any]]:

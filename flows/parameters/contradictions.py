@@ -15,11 +15,14 @@ from training.settings.pretraining import PretrainingConfig, lengths_problem
 
 
 class Sections(NamedTuple):
-    """Valid sections of one recipe; `distillation` is None if the recipe has no such section."""
+    """Valid sections of one recipe; `distillation` is None if the recipe has no such section.
+
+    model: None if an initial encoder decides it that has not been fetched yet.
+    """
 
     documents: DocumentsConfig
     examples: ExamplesConfig
-    model: ModelConfig
+    model: ModelConfig | None
     pretraining: PretrainingConfig
     distillation: DistillationConfig | None
     finetuning: FinetuningConfig
@@ -33,7 +36,7 @@ def contradiction(sections: Sections) -> str | None:
 
 def _pretraining(sections: Sections) -> Iterator[str]:
     pretraining = sections.pretraining
-    if problem := lengths_problem(sections.model, pretraining):
+    if sections.model and (problem := lengths_problem(sections.model, pretraining)):
         yield problem
     for index, phase in enumerate(pretraining.phases):
         place = f"pretraining.phases.{index}"
@@ -93,7 +96,7 @@ def _distillation(sections: Sections) -> Iterator[str]:
     if distillation is None:
         return
     yield from _length_is_made(sections, "distillation", distillation.max_seq_length)
-    if distillation.teacher is not None:
+    if distillation.teacher is not None or model is None:
         return
     if distillation.max_seq_length > model.max_position_embeddings:
         yield _too_long("distillation.max_seq_length", distillation.max_seq_length, model)
@@ -111,7 +114,7 @@ def _finetuning(sections: Sections) -> Iterator[str]:
         key, fitting = finetuning.fitting_key(task), finetuning.fitting(task)
         # Another encoder has its own positions, but random weights always have this model's.
         is_own = finetuning.encoder is None or finetuning.compare_with_random
-        if is_own and fitting.max_seq_length > model.max_position_embeddings:
+        if is_own and model and fitting.max_seq_length > model.max_position_embeddings:
             yield _too_long(f"{key}.max_seq_length", fitting.max_seq_length, model)
         if fitting.batch_size < finetuning.ranks:
             yield (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from flows import TRACKING_SERVER
@@ -19,13 +19,15 @@ from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
+from training.stages.initial_encoder import model_at_hand
 
 
 @dataclass(frozen=True)
 class WholeRecipe:
     """All sections of one recipe, valid and consistent with one another.
 
-    Its fields are the one table of sections: their names in the file, and the models that check them.
+    Its fields are the one table of sections: their names in the file, and the models that check them. `model` is that
+    of the initial encoder of pre-training, if there is one on this machine.
     """
 
     recipe: Recipe
@@ -52,9 +54,10 @@ class WholeRecipe:
         sections["examples"] = with_weights(sections["examples"], sections["documents"])
         whole = cls(recipe, **sections)
         whole._check_workspace()
-        if problem := contradiction(whole._sections_to_compare()):
+        model = model_at_hand(whole.model, whole.pretraining.initial_encoder, recipe.path)
+        if problem := contradiction(whole._sections_to_compare(model)):
             raise RecipeError(f"{recipe.path}: {problem}")
-        return whole
+        return whole if model is None else replace(whole, model=model)
 
     @property
     def is_local(self) -> bool:
@@ -74,9 +77,9 @@ class WholeRecipe:
         """Every section by its name in the file."""
         return {name: getattr(self, name) for name in SECTION_MODELS}
 
-    def _sections_to_compare(self) -> Sections:
+    def _sections_to_compare(self, model: ModelConfig | None) -> Sections:
         distillation = self.distillation if "distillation" in self.recipe.tables else None
-        return Sections(self.documents, self.examples, self.model, self.pretraining, distillation, self.finetuning)
+        return Sections(self.documents, self.examples, model, self.pretraining, distillation, self.finetuning)
 
     def _check_workspace(self) -> None:
         if self.tracking_server is None and not self.is_local:

@@ -149,7 +149,10 @@ def _is_count(name: str) -> bool:
 def _score_rows(manifest: Manifest) -> list[tuple[str, Any]]:
     is_trial = manifest.stage == FINETUNING
     rows: list[tuple[str, Any]] = [("chosen by", manifest.statistics_as(TrialStatistics).metric)] if is_trial else []
-    scores = {name: value for name, value in manifest.statistics.items() if not _is_count(name) and name != "seconds"}
+    left_out = ("seconds", "lineage")
+    scores = {
+        name: value for name, value in manifest.statistics.items() if not _is_count(name) and name not in left_out
+    }
     return rows + [(_labelled(manifest, name), f"{value:.6g}") for name, value in sorted(numbers_of(scores).items())]
 
 

@@ -56,7 +56,7 @@ def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_
         "warnings": _warnings(manifests, left_out),
         "corpus": corpus.model_dump(),
         **_samples(directories, manifests, corpus),
-        "model": whole.model.identity(),
+        "model": _model(whole, manifests),
         "phases": [phase.identity() for phase in whole.pretraining.phases],
         "pretraining": dict(manifests[PRETRAINING].statistics) if PRETRAINING in manifests else {},
         "tasks": [task.to_json() for task in task_facts(whole, manifests)],
@@ -104,6 +104,12 @@ def versions() -> dict[str, str]:
 def _manifests(directories: Mapping[str, str]) -> dict[str, Manifest]:
     found = {name: read_manifest(directory) for name, directory in directories.items()}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _model(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> Facts:
+    """The trained architecture: an initial encoder may have decided it, and may not be on this machine."""
+    trained = manifests[PRETRAINING].config.get("model") if PRETRAINING in manifests else None
+    return trained or whole.model.identity()
 
 
 def _warnings(manifests: Mapping[str, Manifest], left_out: Mapping[str, str]) -> list[Facts]:

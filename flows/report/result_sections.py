@@ -60,6 +60,7 @@ def training(facts: Facts) -> str:
     ]
     return joined(
         _model_line(facts, found),
+        *(paragraph("Started from", foreign(record.in_words())) for record in found.lineage),
         f'<div class="figures">{"".join(charts)}</div>' if any(charts) else "",
         problem(series),
         _phase_table(facts["phases"]),

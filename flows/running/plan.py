@@ -33,6 +33,7 @@ from training.stages import finetuning
 from training.stages import pretraining as training
 from training.stages.continuing import Place, possible_continuation
 from training.stages.distillation import distillation_inputs
+from training.stages.initial_encoder import model_of
 from training.stages.origins import CONTINUED_FROM
 from training.stages.sections import DistillationSections, FinetuningSections, PretrainingSections
 
@@ -128,7 +129,12 @@ def pretraining_stage(whole: WholeRecipe, continue_finished: bool = False) -> St
     """
     sections = PretrainingSections(whole.recipe, _local_workspace(whole), whole.model, whole.pretraining)
     directory = storage.join(sections.workspace, PRETRAINING)
-    output = StageOutput(PRETRAINING, directory, lambda: training.pretraining_inputs(sections).key)
+
+    def key() -> StageKey:
+        with _registry_of(whole):
+            return training.pretraining_inputs(sections).key
+
+    output = StageOutput(PRETRAINING, directory, key)
     return Stage(
         PRETRAINING,
         (output,),
@@ -174,7 +180,8 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
 
     if not whole.finetuning.tasks:
         return []
-    sections = FinetuningSections(whole.recipe, _local_workspace(whole), whole.finetuning, whole.model)
+    initial = whole.pretraining.initial_encoder
+    sections = FinetuningSections(whole.recipe, _local_workspace(whole), whole.finetuning, whole.model, initial)
 
     def output(task: str, start: str) -> StageOutput:
         directory = finetuning.finetuning_directory(sections.workspace, task, start)
@@ -191,6 +198,16 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
         return [Stage(FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))]
     ranks = whole.finetuning.ranks
     return [Stage(FINETUNING, outputs, lambda: _deepspeed_module(whole, "training.finetune", ranks), _accelerator)]
+
+
+def require_initial_encoder(whole: WholeRecipe) -> None:
+    """Check that the initial encoder of pre-training exists and fits the recipe, before the hours of earlier stages.
+
+    Raises:
+        InputError: it does not.
+    """
+    with _registry_of(whole):
+        model_of(whole.model, whole.pretraining.initial_encoder, whole.recipe.path)
 
 
 def require_task_data(whole: WholeRecipe) -> None:

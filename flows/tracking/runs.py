@@ -18,6 +18,7 @@ from flows.tracking.stores import open_store, tracking_uri
 from pipelines.contract import storage
 from pipelines.contract.credentials import redacted
 from pipelines.contract.manifest import Manifest, digest_of
+from pipelines.contract.statistics import Lineage, TrainingStatistics
 from pipelines.contract.workspace import CORPUS_INPUT, code_version
 from training.tracking.flattening import NAME_LEFT_OUT, flatten, numbers_of
 from training.tracking.patience import first_line
@@ -33,6 +34,8 @@ STAGE_TAG = "clozeworks.stage"
 SKIPPED_TAG = "clozeworks.skipped"
 DIGEST_TAG = "clozeworks.manifest_digest"
 CODE_VERSION_TAG = "clozeworks.code_version"
+LINEAGE_TAG = "clozeworks.lineage"
+"""Where the initial weights of a training came from."""
 
 ItemT = TypeVar("ItemT")
 
@@ -111,7 +114,10 @@ class Tracker:
         tags = {SKIPPED_TAG: str(seconds is None).lower()}
         for name, manifest in manifests.items():
             prefix = "" if len(manifests) == 1 else f"{name}/"
-            metrics |= {f"{prefix}{key}": value for key, value in numbers_of(manifest.statistics).items()}
+            figures = {key: value for key, value in manifest.statistics.items() if key != "lineage"}
+            metrics |= {f"{prefix}{key}": value for key, value in numbers_of(figures).items()}
+            if lineage := _lineage_of(manifest):
+                tags[LINEAGE_TAG] = "; ".join(record.in_words() for record in lineage)
             # The stage's process may log parameters into the same run, and MLflow refuses a second value for a name.
             parameters |= flatten(manifest.config, f"manifest.{prefix}")
             tags[DIGEST_TAG if len(manifests) == 1 else f"{DIGEST_TAG}.{NAME_LEFT_OUT.sub('_', name)}"] = (
@@ -155,6 +161,9 @@ class Tracker:
         """Location of an input stage; for the corpus itself, the sources that the recipe names."""
         if name == CORPUS_INPUT:
             return consumer.config.get("sources")
+        for record in _lineage_of(consumer):
+            if record.relation == name:
+                return {"uri": record.source}
         return {"uri": storage.join(self._workspace, name)}
 
     def _log_recipe(self, run_id: str, whole: WholeRecipe) -> None:
@@ -217,6 +226,11 @@ def softly(consequence: str, call: Callable[[], None]) -> None:
         call()
     except Exception as error:  # noqa: BLE001 - object stores of artifacts raise errors of their own
         say(f"MLflow has failed ({textwrap.shorten(first_line(error), _REASON_CHARACTERS)}); {consequence}")
+
+
+def _lineage_of(manifest: Manifest) -> tuple[Lineage, ...]:
+    """Where the initial weights of a training came from; empty for other stages."""
+    return manifest.statistics_as(TrainingStatistics).lineage if "lineage" in manifest.statistics else ()
 
 
 def _settings_of(whole: WholeRecipe) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from pipelines.contract.errors import InputError
+from training.bert.config_file import read_config
 from training.bert.heads import BertForPreTraining
-from training.bert.huggingface import load_into, read_config, read_weights
+from training.bert.huggingface import load_into, read_weights
 from training.bert.packing import PackedSequences
 from training.data.batches import MicroBatch
 from training.distillation.losses import cosine_loss, soft_target_loss

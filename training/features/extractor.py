@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import torch
 
 from pipelines.contract.errors import InputError
-from training.bert.huggingface import load_into, read_config, read_weights
+from training.bert.config_file import read_config
+from training.bert.huggingface import load_into, read_weights
 from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences, pack
 from training.finetuning.text import TextEncoder

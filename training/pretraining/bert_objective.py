@@ -11,10 +11,11 @@ from torch import nn
 
 from pipelines.contract import storage
 from pipelines.contract.schemas import WHOLE_WORDS
-from pipelines.contract.statistics import BERT_METRICS, MASKED_LM_METRICS, ExamplesStatistics
+from pipelines.contract.statistics import BERT_METRICS, MASKED_LM_METRICS, ExamplesStatistics, Lineage
 from pipelines.contract.workspace import DOCUMENTS, vocabulary_size
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, write_model
+from training.bert.initial_weights import load_initial_weights
 from training.bert.losses import MLM_DENOMINATOR_EPS
 from training.bert.modeling import compile_layers, initialize_weights, parameter_count
 from training.data.arrow_examples import ArrowExamples
@@ -27,6 +28,7 @@ from training.resuming.progress import Progress
 from training.settings.fidelity import deviations, in_words
 from training.stages.pretraining import PretrainingInputs, verify_inputs
 from training.tokenizing.checks import require_same_tokenizer
+from training.tokenizing.extension import new_entries
 
 MASKED_LM_SUMS = ("mlm_loss", "mlm_correct", "masked")
 _SUMS = (*MASKED_LM_SUMS, "nsp_loss", "nsp_correct", "pairs")
@@ -39,6 +41,10 @@ class BertObjective(Objective):
         self.inputs: PretrainingInputs = inputs
         self.settings, self.model = inputs.pretraining, inputs.model
         self.vocab_size = vocabulary_size(inputs.vocabulary_directory)
+        if inputs.initial is not None:
+            # Rows of padding stay, so that the export has the shapes of its source.
+            self.vocab_size = max(self.vocab_size, inputs.initial.vocab_size)
+        self.lineage: tuple[Lineage, ...] = ()
         self.next_sentence = inputs.next_sentence
         self.sums = _SUMS
         self.metrics = BERT_METRICS if self.next_sentence else MASKED_LM_METRICS
@@ -50,14 +56,27 @@ class BertObjective(Objective):
     def check(self) -> None:
         verify_inputs(self.inputs)
         self._require_same_tokenizer(self.inputs.vocabulary_directory)
+        if self.inputs.initial is not None:
+            self._load_initial(BertForPreTraining(self.model, self.vocab_size, self.next_sentence))
 
     def build(self) -> BertForPreTraining:
         model = BertForPreTraining(self.model, self.vocab_size, self.next_sentence)
         initialize_weights(model, self.model.initializer_range, self.settings.seed)
+        self.lineage = self._load_initial(model)
         model.bert.encoder.activation_checkpointing = self.settings.activation_checkpointing
         if self.settings.compile:
             compile_layers(model.bert)
         return model
+
+    def _load_initial(self, model: BertForPreTraining) -> tuple[Lineage, ...]:
+        """Copy the initial encoder into a model, if there is one; a checkpoint is loaded over it."""
+        initial = self.inputs.initial
+        if initial is None:
+            return ()
+        added = new_entries(initial.directory, self.inputs.vocabulary_directory)
+        changes = load_initial_weights(model, initial.directory, added)
+        facts = {name: value for name, value in vars(changes).items() if value}
+        return (Lineage(relation="initial_encoder", source=initial.source, digest=initial.digest, **facts),)
 
     def learn(self, engine: Forward, batch: MicroBatch, step: StepBatch) -> tuple[torch.Tensor, Tally]:
         output = output_of(engine, batch)
@@ -89,20 +108,21 @@ class BertObjective(Objective):
         return BertAlarms(self.settings.num_warmup_steps)
 
     def introduction(self) -> str:
-        deviations = f"deviations from BERT: {self._deviations}"
-        if self.settings.masking not in WHOLE_WORDS:
-            return deviations
-        text = self.inputs.examples.statistics_as(ExamplesStatistics).text
-        if not text.has_only_single_pieces:
-            return deviations
-        return (
-            f"{deviations}\nWARNING: pretraining.masking = {self.settings.masking!r} has no effect on whole words: "
-            f"they have {text.pieces_per_word:.2f} pieces each, as in Chinese, where each character is a word; "
-            "'dynamic' gives the same"
-        )
+        lines = [f"deviations from BERT: {self._deviations}", *(record.in_words() for record in self.lineage)]
+        is_whole = self.settings.masking in WHOLE_WORDS
+        text = self.inputs.examples.statistics_as(ExamplesStatistics).text if is_whole else None
+        if text is not None and text.has_only_single_pieces:
+            lines.append(
+                f"WARNING: pretraining.masking = {self.settings.masking!r} has no effect on whole words: "
+                f"they have {text.pieces_per_word:.2f} pieces each, as in Chinese, where each character is a word; "
+                "'dynamic' gives the same"
+            )
+        return "\n".join(lines)
 
     def tracked(self) -> Mapping[str, str]:
-        return {"deviations_from_bert": self._deviations}
+        return {"deviations_from_bert": self._deviations} | {
+            record.relation: record.in_words() for record in self.lineage
+        }
 
     def watched(self, model: nn.Module) -> Mapping[str, torch.Tensor]:
         assert isinstance(model, BertForPreTraining)
@@ -111,7 +131,8 @@ class BertObjective(Objective):
 
     def export(self, directory: str, state: Mapping[str, torch.Tensor]) -> list[str]:
         config = huggingface_config(self.model, self.vocab_size, self._architecture)
-        names = write_model(directory, state, config, self.inputs.vocabulary_directory)
+        origin = [("started from", record.in_words()) for record in self.lineage]
+        names = write_model(directory, state, config, self.inputs.vocabulary_directory, origin)
         self._require_same_tokenizer(directory)
         return names
 
@@ -127,6 +148,7 @@ class BertObjective(Objective):
             "deviations": self._deviations,
             "unigram_baseline": baseline._asdict() if baseline else {},
             "warnings": [warning] if warning else [],
+            **({"lineage": [record.to_json() for record in self.lineage]} if self.lineage else {}),
         }
 
     def _require_same_tokenizer(self, directory: str) -> None:

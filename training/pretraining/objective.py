@@ -141,7 +141,7 @@ class Objective(Protocol):
         return Alarms(LOSS)
 
     def introduction(self) -> str:
-        """A line to print when a run starts; empty for none."""
+        """Lines to print when a run starts; empty for none."""
         return ""
 
     def tracked(self) -> Mapping[str, str]:

@@ -230,7 +230,7 @@ class TrainingRun:
             f"{objective.num_parameters:,} parameters, vocabulary {objective.vocab_size:,}, {processes.world_size} "
             f"ranks on {processes.device.type}, ZeRO stage {config.zero_stage}, {self._precision}"
         )
-        if line := objective.introduction():
+        for line in objective.introduction().splitlines():
             self._say(line)
         own_peak = measured_peak_flops(processes.device, TORCH_TYPES[self._precision])
         peak = float(processes.sum(torch.tensor(own_peak, dtype=torch.float64, device=processes.device)))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.bounds import Bounded, Count, CountOrNone, MaskedShare, SequenceLength, Text
+from pipelines.contract.bounds import Bounded, Count, CountOrNone, MaskedShare, SequenceLength, Text, UserPath
 from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
@@ -86,6 +86,12 @@ class PretrainingConfig(LoopConfig):
     offload_optimizer: bool = False
     """Keep and update master weights and moments in host memory (ZeRO-Offload)."""
 
+    # A path, not a setting: the encoder's files enter the stage key by their digest.
+    initial_encoder: UserPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Continue from this encoder instead of random weights: a Hugging Face directory, a workspace, `models:/...`.
+
+    `[model]` is then read from the encoder; only dropout and longer max_position_embeddings may be set there.
+    """
     ranks: Ranks = Field(default=0, json_schema_extra=OPERATIONAL)
     """Processes of one node; 0 means one per GPU, or two without GPUs."""
 

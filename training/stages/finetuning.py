@@ -16,9 +16,11 @@ from pipelines.contract.workspace import (
 )
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import MNLI
+from training.settings.model import ModelConfig
 from training.settings.optimization import FittingConfig, OptimizerConfig
 from training.settings.tasks import FAMILIES
 from training.stages.encoders import source_digest
+from training.stages.initial_encoder import model_of
 from training.stages.sections import FinetuningSections
 
 FINETUNING_VERSION = 2
@@ -59,7 +61,7 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
         inputs["data"] = digest_of(dict(zip(names, hashes, strict=True)))
     if start == RANDOM:
         inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
-        settings["model"] = sections.model.identity()
+        settings["model"] = random_model(sections).identity()
     elif config.begins_from_mnli(task):
         inputs[MNLI] = _digest(workspace, storage.join(FINETUNING, MNLI, PRETRAINED))
     elif config.encoder is not None:
@@ -75,6 +77,15 @@ _NOT_OF_A_TRIAL = (
     "tasks", "encoder", "glue_dir", "compare_with_random", "mnli_first", "sweep", "train_file", "dev_file", "test_file",
     *(family.section for family in FAMILIES),
 )  # fmt: skip
+
+
+def random_model(sections: FinetuningSections) -> ModelConfig:
+    """Architecture of the trials from random weights: that of pre-training.
+
+    Raises:
+        InputError: the initial encoder of pre-training, which decides it, is missing.
+    """
+    return model_of(sections.model, sections.initial_encoder, sections.recipe.path)
 
 
 def data_folder(workspace: str, config: FinetuningConfig, task: str) -> str | None:

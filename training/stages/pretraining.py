@@ -20,6 +20,7 @@ from pipelines.contract.workspace import (
 from pipelines.results.verification import verify_stage
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig, require_lengths_fit
+from training.stages.initial_encoder import INITIAL_ENCODER, InitialEncoder, continued_model, resolved_encoder
 from training.stages.origins import recorded_origin, with_origin
 from training.stages.sections import PretrainingSections
 
@@ -29,7 +30,7 @@ PRETRAINING_VERSION = 2
 
 @dataclass(frozen=True)
 class PretrainingInputs:
-    """Settings and manifests of a pre-training run."""
+    """Settings and manifests of a pre-training run; `model` is that of the initial encoder, if there is one."""
 
     recipe: Recipe
     workspace: str
@@ -37,6 +38,7 @@ class PretrainingInputs:
     pretraining: PretrainingConfig
     vocabulary: Manifest
     examples: Manifest
+    initial: InitialEncoder | None = None
     continued_from: str | None = None
     """Digest of the checkpoint of a finished run that the weights start from."""
 
@@ -66,19 +68,24 @@ class PretrainingInputs:
 
     @property
     def key(self) -> StageKey:
-        key = pretraining_key(self.model, self.pretraining, self.vocabulary, self.examples)
+        key = pretraining_key(self.model, self.pretraining, self.vocabulary, self.examples, self.initial)
         return with_origin(key, self.continued_from)
 
 
 def pretraining_key(
-    model: ModelConfig, pretraining: PretrainingConfig, vocabulary: Manifest, examples: Manifest
+    model: ModelConfig,
+    pretraining: PretrainingConfig,
+    vocabulary: Manifest,
+    examples: Manifest,
+    initial: InitialEncoder | None = None,
 ) -> StageKey:
-    """Key of pre-training: settings and the digests of vocabulary and examples."""
+    """Key of pre-training: settings and the digests of vocabulary, examples and initial encoder."""
     return StageKey(
         PRETRAINING,
         PRETRAINING_VERSION,
         {"model": model.identity(), "pretraining": pretraining.identity()},
-        {EXAMPLES: examples.digest, VOCABULARY: vocabulary.digest},
+        {EXAMPLES: examples.digest, VOCABULARY: vocabulary.digest}
+        | ({INITIAL_ENCODER: initial.digest} if initial else {}),
     )
 
 
@@ -86,16 +93,20 @@ def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
     """Check the stages that pre-training consumes; a run of these settings that was continued keeps its key.
 
     Raises:
-        InputError: the sections contradict each other, a stage is missing, or the examples were built with another
-            vocabulary.
+        InputError: the sections contradict each other or the initial encoder, a stage or that encoder is missing, or
+            the examples were built with another vocabulary.
     """
-    recipe, workspace = sections.recipe, sections.workspace
-    require_lengths_fit(sections.model, sections.pretraining, recipe.path)
+    recipe, workspace, model = sections.recipe, sections.workspace, sections.model
+    source = sections.pretraining.initial_encoder
+    initial = resolved_encoder(source) if source is not None else None
+    if initial is not None:
+        model = continued_model(model, initial.model, initial.source, recipe.path)
+    require_lengths_fit(model, sections.pretraining, recipe.path)
     vocabulary = require_manifest(
         storage.join(workspace, VOCABULARY), VOCABULARY, f"clozeworks vocabulary {recipe.path}"
     )
     examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
-    inputs = PretrainingInputs(recipe, workspace, sections.model, sections.pretraining, vocabulary, examples)
+    inputs = PretrainingInputs(recipe, workspace, model, sections.pretraining, vocabulary, examples, initial)
     _require_same_vocabulary(inputs)
     return replace(inputs, continued_from=recorded_origin(inputs.key, inputs.directory))
 

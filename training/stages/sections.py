@@ -56,13 +56,15 @@ class DistillationSections:
 class FinetuningSections:
     """The sections read by fine-tuning and sweeps; `workspace` is a local directory.
 
-    model: the architecture of trials that are initialized from random weights.
+    model: `[model]` of the recipe, for trials that are initialized from random weights. initial_encoder: of
+    pre-training, which decides their architecture where it is set.
     """
 
     recipe: Recipe
     workspace: str
     finetuning: FinetuningConfig
     model: ModelConfig
+    initial_encoder: str | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> FinetuningSections:
@@ -73,7 +75,10 @@ class FinetuningSections:
         """
         finetuning = recipe.section("finetuning", FinetuningConfig)
         model = recipe.section("model", ModelConfig)
-        return cls(recipe, _workspace_of(recipe), finetuning, model)
+        initial_encoder = None
+        if finetuning.compare_with_random:
+            initial_encoder = recipe.section("pretraining", PretrainingConfig).initial_encoder
+        return cls(recipe, _workspace_of(recipe), finetuning, model, initial_encoder)
 
 
 def _workspace_of(recipe: Recipe) -> str:

@@ -11,7 +11,8 @@ from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_version, vocabulary_size
 from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
 from pipelines.results.marks import building_directory
-from training.bert.huggingface import huggingface_config, read_config, write_model
+from training.bert.config_file import read_config
+from training.bert.huggingface import huggingface_config, write_model
 from training.engine.processes import Processes
 from training.finetuning.loop import Beginning, Fitted, Fitting
 from training.finetuning.problem import Problem, TaskInputs

@@ -18,7 +18,7 @@ from pipelines.results.verification import require_stage
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import MNLI
 from training.settings.tasks import load
-from training.stages.finetuning import data_folder, finetuning_directory, finetuning_key
+from training.stages.finetuning import data_folder, finetuning_directory, finetuning_key, random_model
 from training.stages.sections import FinetuningSections
 from training.trials.trial import Trial
 
@@ -74,7 +74,9 @@ def trial_of(sections: FinetuningSections, task: str, start: str) -> Trial:
     workspace, config = sections.workspace, sections.finetuning
     directory, key = finetuning_directory(workspace, task, start), finetuning_key(sections, task, start)
     if start == RANDOM:
-        return Trial(task, start, directory, config, key, None, storage.join(workspace, VOCABULARY), sections.model)
+        return Trial(
+            task, start, directory, config, key, None, storage.join(workspace, VOCABULARY), random_model(sections)
+        )
     if config.begins_from_mnli(task):
         source = storage.join(finetuning_directory(workspace, MNLI, PRETRAINED), MODEL_DIRECTORY)
     elif config.encoder is not None:

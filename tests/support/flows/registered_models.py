@@ -25,8 +25,9 @@ from pipelines.contract.manifest import Manifest, StageKey, record_of
 from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.contract.statistics import Statistics, TrialStatistics
 from pipelines.wordpiece.word_counts import tokenizer_files
+from training.bert.config_file import read_config
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
-from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model
+from training.bert.huggingface import huggingface_config, load_into, read_weights, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import pack
 from training.features.extractor import FeatureExtractor, load_encoder

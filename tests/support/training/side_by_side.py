@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from tests.support.training.plain_loop import PlainLoop, train
 
-from training.bert.huggingface import read_config
+from training.bert.config_file import read_config
 from training.bert.modeling import initialize_weights
 from training.data.ordering import keyed_permutation
 from training.engine.processes import Processes

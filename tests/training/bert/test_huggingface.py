@@ -18,8 +18,9 @@ from transformers import BertForPreTraining as ReferenceBert
 from transformers import BertForSequenceClassification as ReferenceClassifier
 
 from pipelines.contract.errors import InputError
+from training.bert.config_file import read_config
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
-from training.bert.huggingface import huggingface_config, load_into, read_config, read_weights, write_model
+from training.bert.huggingface import huggingface_config, load_into, read_weights, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import pack
 from training.settings.model import ModelConfig

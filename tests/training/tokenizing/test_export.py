@@ -212,7 +212,7 @@ def test_a_stage_without_its_tokenizer_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_a_real_encoder_keeps_its_tokenizer(tmp_path: Path, real_encoder: Path) -> None:
-    from training.bert.huggingface import read_config
+    from training.bert.config_file import read_config
     from training.tokenizing.export import write_tokenizer
 
     config, _ = read_config(str(real_encoder))
