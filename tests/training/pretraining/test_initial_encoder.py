@@ -161,6 +161,24 @@ def test_positions_are_tiled_and_padding_rows_stay(workspace: Any, tmp_path: Pat
     assert (exported.config.vocab_size, exported.config.max_position_embeddings) == (208, 100)
 
 
+def test_added_words_are_counted(workspace: Any, tmp_path: Path) -> None:
+    encoder, vocabulary = tmp_path / "bert", Path(workspace.path, "vocabulary")
+    words = Path(vocabulary, "vocab.txt").read_text().splitlines()
+    assert words[-2:] == ["w198", "w199"]
+    source = write_released(str(encoder), str(vocabulary), vocab_size=len(words) - 1)
+    Path(encoder, "vocab.txt").write_text("".join(f"{word}\n" for word in [*words[:-2], "[unused0]"]))
+    os.remove(encoder / "tokenizer.json")
+    objective = objective_of(workspace, str(encoder))
+    objective.check()
+    state = objective.build().state_dict()
+    assert objective.lineage[0].extended == {"vocabulary entries": 2}
+    assert "2 vocabulary entries added" in objective.introduction()
+    old = source.state_dict()["bert.embeddings.word_embeddings.weight"]
+    new = state["bert.embeddings.word_embeddings.weight"]
+    # Neither word has pieces there: both were [UNK], the entry 1.
+    assert torch.equal(new, torch.cat([old[:-1], old[1:2], old[1:2]]))
+
+
 def test_nothing_is_written_before_a_refusal(
     workspace: Any, released: str, single_process: Processes, tmp_path: Path
 ) -> None:
