@@ -43,11 +43,13 @@ document_separator = {separator}
 [vocabulary]
 size = 8_192
 [examples]
+next_sentence = false
+masking = "dynamic"
 passes = 1
-lengths = [{{ max_seq_length = 32, max_predictions_per_seq = 5 }}]
+lengths = [{{ max_seq_length = 64, max_predictions_per_seq = 10 }}]
 {model}
 [pretraining]
-phases = [{{ max_seq_length = 32, steps = {steps}, global_batch_size = 32 }}]
+phases = [{{ max_seq_length = 64, steps = {steps}, global_batch_size = 16 }}]
 learning_rate = {learning_rate}
 num_warmup_steps = {warmup_steps}
 adam_bias_correction = true
@@ -104,8 +106,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--novels", type=int, default=12, help="files of novels")
     parser.add_argument("--articles", type=int, default=10, help="files of Wikipedia extracts, 1 MB each")
-    parser.add_argument("--novel-steps", type=int, default=2_000)
-    parser.add_argument("--steps", type=int, default=500, help="on Wikipedia")
+    parser.add_argument("--novel-steps", type=int, default=1_800)
+    parser.add_argument("--steps", type=int, default=400, help="on Wikipedia")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="on Wikipedia; 2e-3 on novels")
     parsed = parser.parse_args()
     if not NOVELS.is_dir() or not WIKIPEDIA.is_dir():

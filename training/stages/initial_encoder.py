@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.workspace import CONFIG_NAME, ENCODER_DIRECTORY, PRETRAINING
 from training.bert.config_file import read_config
 from training.settings.model import ModelConfig
+from training.stages.checkpoint_source import CheckpointSource, checkpoint_of
 from training.stages.encoders import encoder_digest, encoder_directory
 
 INITIAL_ENCODER = "initial_encoder"
@@ -21,17 +23,21 @@ _POSITIONS = "max_position_embeddings"
 
 @dataclass(frozen=True)
 class InitialEncoder:
-    """A resolved `pretraining.initial_encoder`.
-
-    source: as the recipe names it. directory: where it was found. vocab_size: of its config.json, which may exceed its
-    vocabulary.
-    """
+    """A resolved `pretraining.initial_encoder`; `source` is as the recipe names it."""
 
     source: str
-    directory: str
     digest: str
     model: ModelConfig
-    vocab_size: int
+
+    @cached_property
+    def directory(self) -> str:
+        """Hugging Face directory; a checkpoint is exported for it."""
+        return encoder_directory(self.source)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows of its word embeddings, which may exceed its vocabulary."""
+        return read_config(self.directory)[1]
 
 
 def resolved_encoder(source: str) -> InitialEncoder:
@@ -40,8 +46,10 @@ def resolved_encoder(source: str) -> InitialEncoder:
     Raises:
         InputError: it does not exist, is damaged, or is not a BERT.
     """
+    if (checkpoint := checkpoint_of(source)) is not None:
+        return InitialEncoder(source, checkpoint.digest, _model_of_checkpoint(checkpoint))
     directory = encoder_directory(source)
-    return InitialEncoder(source, directory, encoder_digest(directory), *read_config(directory))
+    return InitialEncoder(source, encoder_digest(directory), read_config(directory)[0])
 
 
 def continued_model(own: ModelConfig, encoder: ModelConfig, source: str, recipe_path: str) -> ModelConfig:
@@ -84,6 +92,12 @@ def model_at_hand(own: ModelConfig, source: str | None, recipe_path: str) -> Mod
         return own
     if not storage.is_local(source):
         return None
+    try:
+        checkpoint = checkpoint_of(source)
+    except InputError:
+        return None  # no such checkpoint, which the stage will report
+    if checkpoint is not None:
+        return continued_model(own, _model_of_checkpoint(checkpoint), source, recipe_path)
     directory = storage.local_path(source)
     for place in (directory, storage.join(directory, PRETRAINING, ENCODER_DIRECTORY)):
         if os.path.isfile(storage.join(place, CONFIG_NAME)):
@@ -100,8 +114,12 @@ def model_of(own: ModelConfig, source: str | None, recipe_path: str) -> ModelCon
     known = model_at_hand(own, source, recipe_path)
     if known is None:
         assert source is not None
-        known = continued_model(own, read_config(encoder_directory(source))[0], source, recipe_path)
+        known = continued_model(own, resolved_encoder(source).model, source, recipe_path)
     return known
+
+
+def _model_of_checkpoint(checkpoint: CheckpointSource) -> ModelConfig:
+    return ModelConfig.model_validate(checkpoint.manifest.config["model"])
 
 
 def _shown(value: object) -> str:
