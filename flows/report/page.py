@@ -95,7 +95,7 @@ def _sentence(facts: Facts) -> str:
     found = PretrainingStatistics.model_validate(facts["pretraining"])
     shape = f"A BERT with {model['num_hidden_layers']} layers and {large(found.parameters)} parameters"
     amount = f"{large(found.tokens)} tokens in {count(found.steps)} steps"
-    return f"{shape}, pre-trained from raw text on {amount}."
+    return f"{shape}, {'continued' if found.lineage else 'pre-trained from raw text'} on {amount}."
 
 
 def _results(facts: Facts) -> list[Card]:

@@ -33,7 +33,7 @@ from training.stages import finetuning
 from training.stages import pretraining as training
 from training.stages.continuing import Place, possible_continuation
 from training.stages.distillation import distillation_inputs
-from training.stages.initial_encoder import model_of
+from training.stages.initial_encoder import continued_model, resolved_encoder
 from training.stages.origins import CONTINUED_FROM
 from training.stages.sections import DistillationSections, FinetuningSections, PretrainingSections
 
@@ -206,8 +206,12 @@ def require_initial_encoder(whole: WholeRecipe) -> None:
     Raises:
         InputError: it does not.
     """
+    source = whole.pretraining.initial_encoder
+    if source is None:
+        return
     with _registry_of(whole):
-        model_of(whole.model, whole.pretraining.initial_encoder, whole.recipe.path)
+        encoder = resolved_encoder(source)
+    continued_model(whole.model, encoder.model, source, whole.recipe.path)
 
 
 def require_task_data(whole: WholeRecipe) -> None:

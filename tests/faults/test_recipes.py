@@ -387,12 +387,14 @@ def test_what_people_write_is_understood(monkeypatch: pytest.MonkeyPatch) -> Non
         "finetuning.squad.train_file=~/train.json",
         "finetuning.tagging.train_file=~/train.conll",
         "distillation.teacher=~/bert",
+        "pretraining.initial_encoder=~/bert",
         "pretraining.learning_rate=1",
         "examples.seed=0x10",
     ]
     whole = WholeRecipe.check(read_recipe(str(RECIPES / "demo.toml"), overrides))
     assert whole.run.workspace == "/home/somebody/runs/x"
     assert whole.documents.sources[0].inputs == ("/home/somebody/texts/*.txt", "stdlib")
+    assert whole.pretraining.initial_encoder == "/home/somebody/bert"
     found = (whole.finetuning.glue_dir, whole.finetuning.encoder, whole.distillation.teacher)
     assert found == ("/home/somebody/glue", "/home/somebody/bert", "/home/somebody/bert")
     assert whole.finetuning.squad.train_file == "/home/somebody/train.json"
