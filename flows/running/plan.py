@@ -153,7 +153,8 @@ def possible_place(whole: WholeRecipe) -> Place | None:
         InputError: a stage that pre-training reads is missing.
     """
     sections = PretrainingSections(whole.recipe, _local_workspace(whole), whole.model, whole.pretraining)
-    found = possible_continuation(training.pretraining_inputs(sections))
+    with _registry_of(whole):
+        found = possible_continuation(training.pretraining_inputs(sections))
     return found.place if found is not None else None
 
 

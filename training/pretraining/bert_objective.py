@@ -141,6 +141,7 @@ class BertObjective(Objective):
         warning = baseline_warning(after["mlm_loss"], baseline.loss) if after and baseline else None
         if warning:
             say(f"WARNING: {warning}")
+        lineage = [*(record.to_json() for record in self.lineage), *progress.statistics.get("lineage", ())]
         return {
             **progress.statistics,
             "heldout_after": after,
@@ -148,7 +149,7 @@ class BertObjective(Objective):
             "deviations": self._deviations,
             "unigram_baseline": baseline._asdict() if baseline else {},
             "warnings": [warning] if warning else [],
-            **({"lineage": [record.to_json() for record in self.lineage]} if self.lineage else {}),
+            **({"lineage": lineage} if lineage else {}),
         }
 
     def _require_same_tokenizer(self, directory: str) -> None:

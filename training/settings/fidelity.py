@@ -2,7 +2,8 @@
 
 `faithful` is what the sections default to and flows/recipes/bert-base.toml spells out; `modern` is
 flows/recipes/bert-base-modern.toml. The comparison covers how the model is trained, not its size, number of steps,
-batches, learning rate or precision: a small run can be faithful.
+batches, learning rate or precision: a small run can be faithful. Neither does it cover the initial weights: a run from
+`pretraining.initial_encoder` continues some recipe by its own settings, and its manifest states the encoder as lineage.
 """
 
 from __future__ import annotations
