@@ -1,8 +1,9 @@
 """Log a Hugging Face directory as an MLflow model that loads with `mlflow` and `transformers` alone.
 
 The architecture in config.json decides how. Fill-mask and text classification use MLflow's transformers flavour. For
-tagging that flavour returns the labels only, and transformers 5 has no question-answering pipeline, so these two are
-models from code (tagging_model.py, answering_model.py) with the Hugging Face directory as an artifact.
+tagging that flavour returns the labels only, with several labels per text only the first one, and transformers 5 has no
+question-answering pipeline, so these three are models from code (tagging_model.py, labelling_model.py,
+answering_model.py) with the Hugging Face directory as an artifact.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipelines.contract.schemas import MASK
 from pipelines.contract.workspace import CONFIG_NAME
 from training.bert.model_readme import (
     FILL_MASK,
+    MULTI_LABEL,
     PIPELINE_TASKS,
     QUESTION_ANSWERING,
     TEXT_CLASSIFICATION,
@@ -43,6 +45,7 @@ _INPUT_EXAMPLES: dict[str, list[Any]] = {
     QUESTION_ANSWERING: [{"question": "What does it return?", "context": _TEXT}],
 }
 _CODE = {TOKEN_CLASSIFICATION: "tagging_model.py", QUESTION_ANSWERING: "answering_model.py"}
+_MULTI_LABEL_CODE = "labelling_model.py"
 _ANSWER_SETTINGS = ("max_seq_length", "doc_stride", "max_query_length", "max_answer_length")
 
 
@@ -68,7 +71,7 @@ class ModelFiles:
             InputError: this architecture cannot be registered.
         """
         path = storage.join(self.directory, CONFIG_NAME)
-        names = json.loads(storage.read_bytes(path)).get("architectures") or [""]
+        names = self._config().get("architectures") or [""]
         if names[0] not in PIPELINE_TASKS:
             raise InputError(
                 f"{path}: architectures = {names}: models of this kind cannot be registered; expected one of "
@@ -77,8 +80,25 @@ class ModelFiles:
         return PIPELINE_TASKS[names[0]]
 
     @property
+    def threshold(self) -> float | None:
+        """Probability from which a label is given, if a text may have several; None for other models."""
+        config = self._config()
+        return config.get("threshold", 0.5) if config.get("problem_type") == MULTI_LABEL else None
+
+    @property
     def input_example(self) -> list[Any]:
-        return _PAIR if self.takes_pairs else _INPUT_EXAMPLES[self.pipeline_task]
+        if self.takes_pairs:
+            return _PAIR
+        return [{"text": _TEXT}] if self.threshold is not None else _INPUT_EXAMPLES[self.pipeline_task]
+
+    @property
+    def code(self) -> str | None:
+        """The file that answers for it; None if MLflow's flavour does."""
+        return _MULTI_LABEL_CODE if self.threshold is not None else _CODE.get(self.pipeline_task)
+
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads(storage.read_bytes(storage.join(self.directory, CONFIG_NAME)))
+        return config
 
 
 def log_model(files: ModelFiles, card_text: str, metadata: Mapping[str, Any]) -> ModelInfo:
@@ -91,8 +111,8 @@ def log_model(files: ModelFiles, card_text: str, metadata: Mapping[str, Any]) ->
     """
     task = files.pipeline_task
     _hide_progress()
-    if task in _CODE:
-        return _log_code(files, _CODE[task], card_text, metadata)
+    if files.code is not None:
+        return _log_code(files, files.code, card_text, metadata)
     import mlflow
     from huggingface_hub import ModelCard
 
@@ -116,6 +136,8 @@ def _log_code(files: ModelFiles, code: str, card_text: str, metadata: Mapping[st
     import mlflow
 
     settings = {name: files.settings[name] for name in _ANSWER_SETTINGS if name in files.settings}
+    if files.threshold is not None:
+        settings["threshold"] = files.threshold
     if files.pipeline_task == QUESTION_ANSWERING:
         settings["null_threshold"] = files.null_threshold
     with tempfile.TemporaryDirectory() as scratch:

@@ -39,6 +39,7 @@ _CALLS = {
     TOKEN_CLASSIFICATION: 'mlflow.pyfunc.load_model(uri).predict(["words apart by spaces"])',
     QUESTION_ANSWERING: 'mlflow.pyfunc.load_model(uri).predict([{"question": "Who?", "context": "She did."}])',
 }
+_MULTI_LABEL_CALL = 'mlflow.pyfunc.load_model(uri).predict([{"text": "It returns a list."}])'
 _PAIR_CALL = 'mlflow.pyfunc.load_model(uri).predict([{"text": "One text.", "text_pair": "Another."}])'
 
 
@@ -47,7 +48,8 @@ class CardFacts:
     """Facts shown on a card.
 
     manifest: of the stage or trial that made the model. origin: manifests of the stages that its encoder came from, by
-    stage; empty if it came from elsewhere, which `begun_from` then names.
+    stage; empty if it came from elsewhere, which `begun_from` then names. threshold: of a model that gives a text
+    several labels.
     """
 
     name: str
@@ -58,6 +60,7 @@ class CardFacts:
     begun_from: str
     recipe_text: str
     overrides: Sequence[str]
+    threshold: float | None = None
 
 
 def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> CardFacts:
@@ -75,7 +78,7 @@ def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> Car
     with open(whole.recipe.path, encoding="utf-8") as stream:
         text = stream.read()
     kind, pairs, overrides = files.pipeline_task, files.takes_pairs, whole.recipe.overrides
-    return CardFacts(files.name, kind, pairs, manifest, origin, begun_from, text, overrides)
+    return CardFacts(files.name, kind, pairs, manifest, origin, begun_from, text, overrides, files.threshold)
 
 
 def card_text(facts: CardFacts) -> str:
@@ -109,7 +112,8 @@ def summary(facts: CardFacts) -> str:
 
 
 def _use(facts: CardFacts) -> str:
-    call = _PAIR_CALL if facts.takes_pairs else _CALLS[facts.pipeline_task]
+    of_one_text = _CALLS[facts.pipeline_task] if facts.threshold is None else _MULTI_LABEL_CALL
+    call = _PAIR_CALL if facts.takes_pairs else of_one_text
     return f'## Use\n\n```python\nimport mlflow\n\nuri = "models:/{facts.name}@champion"\n{call}\n```'
 
 
@@ -183,6 +187,12 @@ def _limits(facts: CardFacts) -> list[str]:
         TOKEN_CLASSIFICATION: ["Words are separated by white space; separate punctuation as in the training text."],
         QUESTION_ANSWERING: ["An answer is always a slice of the context."],
     }[facts.pipeline_task]
+    if facts.threshold is not None:
+        limits = [
+            f"It returns each label with a probability of at least {facts.threshold:g}, and the probability of every "
+            "label; `transformers.pipeline` does with `top_k=None`, and applies no threshold.",
+            *limits,
+        ]
     if facts.pipeline_task in (FILL_MASK, TEXT_CLASSIFICATION):
         limits = [*limits, "transformers reads a literal [MASK] or [SEP] in a text as that token; training did not."]
     return [

@@ -26,7 +26,7 @@ _UNKNOWN_WORD = "x" * 1_000
 
 
 class TaggedWords(BaseModel):
-    """The words of a text, and the label of each in IOB2."""
+    """The words of a text, and the label of each: in IOB2, or a plain one."""
 
     words: list[str]
     labels: list[str]

@@ -14,6 +14,9 @@ README_NAME = "README.md"
 FILL_MASK, TEXT_CLASSIFICATION = "fill-mask", "text-classification"
 TOKEN_CLASSIFICATION, QUESTION_ANSWERING = "token-classification", "question-answering"
 
+MULTI_LABEL = "multi_label_classification"
+"""`problem_type` of a text classifier that gives a text any number of labels."""
+
 PIPELINE_TASKS = {
     "BertForPreTraining": FILL_MASK,
     "BertForMaskedLM": FILL_MASK,
@@ -41,6 +44,9 @@ def readme(directory: str, origin: Sequence[tuple[str, str]] = ()) -> str:
     ]
     if "id2label" in config:
         rows.append(("labels", ", ".join(str(label) for label in config["id2label"].values())))
+    if config.get("problem_type") == MULTI_LABEL:
+        threshold = config.get("threshold", 0.5)
+        rows.append(("labels of a text", f"all with a probability (sigmoid) of at least {threshold:g}"))
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in (*rows, *origin))
     front_matter = f"---\nlibrary_name: transformers\n{tag}---\n"
     return f"{front_matter}\n# {architecture}\n\n| what | value |\n|---|---|\n{table}\n\n{_use(architecture)}"

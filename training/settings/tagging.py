@@ -27,8 +27,9 @@ class TaggingConfig(FittingConfig):
     token_column: Column = 0
     """Column of the word, from 0; -1 is the last."""
     label_column: Column = -1
-    scheme: Literal["auto", "iob1", "iob2", "bioes"] = "auto"
-    """Label scheme of the files; `auto` detects it for each file. The model always learns IOB2."""
+    scheme: Literal["auto", "iob1", "iob2", "bioes", "tokens"] = "auto"
+    """Label scheme of the files; `auto` detects it for each file. The model learns IOB2 or, from `tokens`, plain
+    labels such as parts of speech."""
     document_context: bool = False
     """Fill rows with surrounding sentences, as in the paper; the files need -DOCSTART- rows for it."""
     learning_rate: LearningRate = 5e-5

@@ -14,6 +14,7 @@ from torch.nn import functional
 from pipelines.contract import storage
 from pipelines.contract.statistics import FamilyStatistics
 from training.bert.heads import BertForSequenceClassification
+from training.bert.model_readme import MULTI_LABEL
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
 from training.finetuning.problem import Forward, TaskInputs
@@ -29,7 +30,7 @@ BY_LABEL_NAME = "dev_by_label.json"
 
 PROBLEM_TYPES = {
     "single": "single_label_classification",
-    "multi": "multi_label_classification",
+    "multi": MULTI_LABEL,
     "regression": "regression",
 }
 """`problem_type` of config.json by the kind of a table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,8 @@ from training.settings.model import ModelConfig
 from training.settings.tagging import TaggingConfig, data_files
 from training.tagging.encoding import TaggingRows, encode_words
 from training.tagging.reading import DOCUMENT_START, TaggedText, read_conll
-from training.tagging.schemes import OUTSIDE
-from training.tagging.scores import scores_by_type, span_scores
+from training.tagging.schemes import OUTSIDE, label_of
+from training.tagging.scores import scores_by_token_label, scores_by_type, span_scores, token_scores
 
 CLASSIFIER = "classifier."
 
@@ -57,16 +58,22 @@ class TaggedFile:
 
 
 class TaggingProblem:
-    """Tagging as a `Problem`; labels are IOB2, O first, then B- and I- of each type of the training file."""
+    """Tagging as a `Problem`.
 
-    metric = "f1"
+    Labels are IOB2, O first, then B- and I- of each type of the training file; or its plain labels, sorted, which are
+    scored by accuracy.
+    """
+
     head_prefixes: tuple[str, ...] = (CLASSIFIER,)
 
     def __init__(self, train: TaggedFile, dev: TaggedFile, test: TaggedFile | None) -> None:
         self._train, self._dev = train, dev
         self._files = {"train": train, "dev": dev} | ({"test": test} if test else {})
         self.train_text = train.rows.text
-        self.labels = (OUTSIDE, *(f"{prefix}-{name}" for name in train.text.types for prefix in "BI"))
+        self.metric = "accuracy" if train.text.is_plain else "f1"
+        self.labels = tuple(train.text.types)
+        if not train.text.is_plain:
+            self.labels = (OUTSIDE, *(label_of(prefix, name) for name in train.text.types for prefix in "BI"))
         ids = {label: index for index, label in enumerate(self.labels)}
         self._label_ids: IntArray = np.array(
             [ids[label] for sentence in train.text.sentences for label in sentence.labels], dtype=np.int64
@@ -87,7 +94,7 @@ class TaggingProblem:
         return self._train.rows.num_words(rows)
 
     def evaluate(self, forward: Forward) -> dict[str, float]:
-        return span_scores(self._dev.gold(), self._predicted(self._dev, forward))
+        return self._scores(self._dev.gold(), self._predicted(self._dev, forward))
 
     def finish(self, forward: Forward, directory: str) -> FamilyStatistics:
         """Write dev.conll and, with a test file, test.conll; scores by type, and those on the test file."""
@@ -97,15 +104,16 @@ class TaggingProblem:
             dev_sentences=len(self._dev.text.sentences),
             schemes={name: file.text.scheme for name, file in self._files.items()},
         )
-        results: dict[str, Any] = {}
+        results: dict[str, Any] = self._baselines()
         for name, file in self._files.items():
             if name == "train":
                 continue
             predicted = self._predicted(file, forward)
             gold = file.gold()
             if name == "test":
-                results["test"] = span_scores(gold, predicted)
-            results[f"{name}_by_type"] = scores_by_type(gold, predicted)
+                results["test"] = self._scores(gold, predicted)
+            by_type = scores_by_token_label if file.text.is_plain else scores_by_type
+            results[f"{name}_by_type"] = by_type(gold, predicted)
             storage.write_bytes(storage.join(directory, f"{name}.conll"), conll_of(file.text, predicted))
         return statistics.model_copy(update=results)
 
@@ -113,6 +121,20 @@ class TaggingProblem:
         return "BertForTokenClassification", {
             "id2label": {str(index): label for index, label in enumerate(self.labels)},
             "label2id": {label: index for index, label in enumerate(self.labels)},
+        }
+
+    def _scores(self, gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
+        return (token_scores if self._train.text.is_plain else span_scores)(gold, predicted)
+
+    def _baselines(self) -> dict[str, Any]:
+        """Accuracies of the most frequent label of the training and the development file; plain labels only."""
+        if not self._train.text.is_plain:
+            return {}
+        train, dev = (Counter(label for labels in file.gold() for label in labels) for file in (self._train, self._dev))
+        ((majority, _),) = train.most_common(1)
+        return {
+            "majority_baseline": dev[majority] / dev.total(),
+            "constant_baseline": max(dev.values()) / dev.total(),
         }
 
     def _predicted(self, file: TaggedFile, forward: Forward) -> list[list[str]]:
@@ -133,7 +155,7 @@ def _positions(own: TaggingRows, rows: IntArray, packed: PackedSequences) -> Int
 def conll_of(text: TaggedText, predicted: Sequence[Sequence[str]]) -> bytes:
     """Predictions in conlleval's format: word, gold and predicted label per row, an empty line after each sentence.
 
-    The separator is that of the input file, labels are IOB2, and -DOCSTART- rows are restored.
+    The separator is that of the input file, labels are IOB2 or plain, and -DOCSTART- rows are restored.
     """
     lines: list[str] = []
     document = 0
@@ -174,6 +196,12 @@ def open_tagging(config: TaggingConfig, encoder_directory: str) -> TaggingProble
     if not train.text.types:
         raise InputError(f"{train.text.path}: has no spans, all labels are {OUTSIDE}; is label_column right?")
     for file in files[1:]:
+        if file.text.is_plain != train.text.is_plain:
+            raise InputError(
+                f"{file.text.example} is one of {file.text.scheme}, and {train.text.example} one of "
+                f"{train.text.scheme}; give files with the same kind of labels, or set finetuning.tagging.scheme = "
+                "'tokens' if all are plain"
+            )
         if unseen := sorted(set(file.text.types) - set(train.text.types)):
             _say(f"{file.text.path}: has {', '.join(unseen)}, which the training file lacks: they count as missed")
     return TaggingProblem(train, dev, tests[0] if tests else None)

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from training.tagging.schemes import PREFIXES, Scheme, converted, departures, detected_scheme, is_label
+from training.tagging.schemes import (
+    OUTSIDE,
+    PREFIXES,
+    TOKENS,
+    Scheme,
+    converted,
+    departures,
+    detected_scheme,
+    is_label,
+)
 
 DOCUMENT_START = "-DOCSTART-"
 COMMENT = "#"
 
 _SPACES = re.compile(" +")
+_CONLL_U_COLUMNS, _CONLL_U_NO_WORD = 10, re.compile(r"\d+[-.]\d+")
 
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """Words with their labels in IOB2. document: number of its document in the file, counted from 0."""
+    """Words with their labels, in IOB2 or plain. document: number of its document in the file, counted from 0."""
 
     words: tuple[str, ...]
     labels: tuple[str, ...]
@@ -31,28 +41,40 @@ class TaggedText:
     """One file.
 
     scheme: of the file. irregular_labels: number of labels that deviate from that scheme.
-    has_documents: whether there are -DOCSTART- rows. separator: between its columns.
+    has_documents: whether there are -DOCSTART- rows. separator: between its columns. example: the first label other
+    than O, with file and line. left_out: rows of CoNLL-U that are not words.
     """
 
     path: str
     sentences: tuple[TaggedSentence, ...]
-    scheme: Scheme
+    scheme: Scheme | Literal["tokens"]
     irregular_labels: int
     has_documents: bool
     separator: str
+    example: str = ""
+    left_out: int = 0
 
     @property
     def num_words(self) -> int:
         return sum(len(sentence.words) for sentence in self.sentences)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether its labels mark no spans."""
+        return self.scheme == TOKENS
+
+    @property
     def types(self) -> list[str]:
-        """Types of its spans, sorted."""
-        return sorted({label[2:] for sentence in self.sentences for label in sentence.labels} - {""})
+        """Types of its spans, or its plain labels, sorted."""
+        labels = {label for sentence in self.sentences for label in sentence.labels}
+        return sorted(labels if self.is_plain else {label[2:] for label in labels - {OUTSIDE}})
 
     def in_words(self) -> str:
         """A summary line: counts, scheme, and irregular labels."""
-        line = f"{self.path}: {len(self.sentences):,} sentences, {self.num_words:,} words, labels in {self.scheme}"
+        labels = f"{len(self.types):,} plain labels" if self.is_plain else f"labels in {self.scheme}"
+        line = f"{self.path}: {len(self.sentences):,} sentences, {self.num_words:,} words, {labels}"
+        if self.left_out:
+            line += f"; {self.left_out:,} rows of CoNLL-U for several words or for none are left out"
         if self.irregular_labels:
             line += f" except {self.irregular_labels:,}, which are read as by conlleval"
         return line
@@ -65,18 +87,22 @@ class _Row:
     label: str
 
 
-def read_conll(path: str, token_column: int, label_column: int, scheme: Literal["auto"] | Scheme) -> TaggedText:
-    """Read a file and convert its labels to IOB2.
+def read_conll(
+    path: str, token_column: int, label_column: int, scheme: Literal["auto", "tokens"] | Scheme
+) -> TaggedText:
+    """Read a file and convert its labels to IOB2, unless they are plain.
 
     If the first word's row contains a tab, columns are separated by single tabs, otherwise by runs of spaces.
     -DOCSTART- rows start a document and are not sentences. A row that starts with # before a sentence's first word is
-    a comment unless it has all columns and a label in the label column: so "# NN I-NP O" is a word.
+    a comment unless it has all columns and, in the label column, a span label or one that other rows have: so
+    "# NN I-NP O" is a word. Rows of CoNLL-U for multiword tokens and empty nodes are left out and counted.
     Irregular labels, such as I- after O in IOB2, are counted and read as by conlleval.
 
     Args:
         path: UTF-8, with or without byte-order mark; lines end in LF, CR or CRLF.
         token_column, label_column: counted from 0, or from the end with -1, -2 ...
-        scheme: label scheme; `auto` detects it (training/tagging/schemes.py, detected_scheme).
+        scheme: label scheme; `auto` detects it (training/tagging/schemes.py, detected_scheme), and takes labels as
+            plain if none of the file is a span label or O.
 
     Raises:
         InputError: the file is missing, not UTF-8 or without a sentence, a row has another number of columns or an
@@ -96,6 +122,15 @@ def read_conll(path: str, token_column: int, label_column: int, scheme: Literal[
     if not sentences:
         raise InputError(f"{path}: has no sentences; expected rows with a word and its label, an empty line after each")
     labels = [[row.label for row in rows] for rows in sentences]
+    example = _example(path, sentences)
+    left_out = sum(_is_no_word(_columns(line, separator)) for line in lines)
+    if scheme == TOKENS or (scheme == "auto" and not any(is_label(label) for own in labels for label in own)):
+        plain = (
+            TaggedSentence(tuple(row.word for row in rows), tuple(own), number)
+            for rows, own, number in zip(sentences, labels, documents, strict=True)
+        )
+        return TaggedText(path, tuple(plain), TOKENS, 0, has_documents, separator, example, left_out)
+    _require_span_labels(path, sentences, label_column)
     found_scheme = detected_scheme(labels) if scheme == "auto" else scheme
     _require_prefixes(path, sentences, found_scheme)
     return TaggedText(
@@ -108,6 +143,8 @@ def read_conll(path: str, token_column: int, label_column: int, scheme: Literal[
         sum(len(departures(own, found_scheme)) for own in labels),
         has_documents,
         separator,
+        example,
+        left_out,
     )
 
 
@@ -128,6 +165,7 @@ def _sentences(
     """Sentences in order, and None where a document starts."""
     rows: list[_Row] = []
     width = _width(lines, separator)
+    known = _labels_of_words(lines, separator, width, label_column)
     for number, line in enumerate(lines, start=1):
         columns = _columns(line, separator)
         starts_document = bool(columns) and columns[0].startswith(DOCUMENT_START)
@@ -136,7 +174,9 @@ def _sentences(
             rows = []
         if starts_document:
             yield None
-        elif columns and not (not rows and _is_comment(columns, width, label_column)):
+        elif (
+            columns and not _is_no_word(columns) and not (not rows and _is_comment(columns, width, label_column, known))
+        ):
             rows.append(_row(path, number, columns, width, token_column, label_column))
     if rows:
         yield rows
@@ -164,10 +204,31 @@ def _width(lines: list[str], separator: str) -> int:
     return 0
 
 
-def _is_comment(columns: list[str], width: int, label_column: int) -> bool:
+def _is_no_word(columns: list[str]) -> bool:
+    """Whether it is a row of CoNLL-U for a multiword token ("1-2") or an empty node ("8.1")."""
+    return len(columns) == _CONLL_U_COLUMNS and _CONLL_U_NO_WORD.fullmatch(columns[0]) is not None
+
+
+def _example(path: str, sentences: list[list[_Row]]) -> str:
+    rows = [row for rows in sentences for row in rows]
+    row = next((row for row in rows if row.label != OUTSIDE), rows[0])
+    return f"{path}:{row.number}: label {row.label!r}"
+
+
+def _labels_of_words(lines: list[str], separator: str, width: int, label_column: int) -> set[str]:
+    """The labels of the rows that can only be words."""
+    if not -width <= label_column < width:
+        return set()
+    rows = (_columns(line, separator) for line in lines if not line.startswith((DOCUMENT_START, COMMENT)))
+    return {columns[label_column] for columns in rows if len(columns) == width}
+
+
+def _is_comment(columns: list[str], width: int, label_column: int, known: Collection[str]) -> bool:
     if not columns[0].startswith(COMMENT):
         return False
-    return len(columns) != width or not (-width <= label_column < width and is_label(columns[label_column]))
+    if len(columns) != width or not -width <= label_column < width:
+        return True
+    return not (is_label(columns[label_column]) or columns[label_column] in known)
 
 
 def _row(path: str, number: int, columns: list[str], width: int, token_column: int, label_column: int) -> _Row:
@@ -184,12 +245,19 @@ def _row(path: str, number: int, columns: list[str], width: int, token_column: i
     word, label = columns[token_column], columns[label_column]
     if not word:
         raise InputError(f"{path}:{number}: its word is empty; columns are separated by single tabs here")
-    if not is_label(label):
-        raise InputError(
-            f"{path}:{number}: label {label!r} is none of O, B-type, I-type, E-type, S-type; is label_column = "
-            f"{label_column} right?"
-        )
+    if not label:
+        raise InputError(f"{path}:{number}: its label is empty; columns are separated by single tabs here")
     return _Row(number, word, label)
+
+
+def _require_span_labels(path: str, sentences: list[list[_Row]], label_column: int) -> None:
+    for rows in sentences:
+        for row in rows:
+            if not is_label(row.label):
+                raise InputError(
+                    f"{path}:{row.number}: label {row.label!r} is none of O, B-type, I-type, E-type, S-type; is "
+                    f"label_column = {label_column} right? Set scheme = 'tokens' for plain labels"
+                )
 
 
 def _require_prefixes(path: str, sentences: list[list[_Row]], scheme: Scheme) -> None:

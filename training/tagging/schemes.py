@@ -1,4 +1,4 @@
-"""Span labels: IOB1, IOB2 and BIOES, read into spans and written from them.
+"""Span labels, IOB1, IOB2 and BIOES, read into spans and written from them; and plain labels, one for each word.
 
     words   Alex  Ann   went  to    New    York   Paris
     IOB1    I-PER I-PER O     O     I-LOC  I-LOC  B-LOC    B- only where a span follows one of its own type
@@ -8,6 +8,9 @@
 One rule, that of conlleval (CoNLL-2000's scorer) and of seqeval's default mode, reads all three, even irregular labels:
 a label continues a span if it is I- or E-, of the type of the label before it, and that one is B- or I-; any other
 label than O starts a span. Each set of spans has exactly one spelling in a scheme, which defines regular labels.
+
+A type may have any name, or none: B, I, E and S alone mark spans of one nameless type. Labels of the scheme `tokens`,
+such as parts of speech, mark no spans.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 Scheme = Literal["iob1", "iob2", "bioes"]
+
+TOKENS: Literal["tokens"] = "tokens"
+"""The scheme of plain labels."""
 
 OUTSIDE = "O"
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -31,8 +37,15 @@ class Span(NamedTuple):
 
 
 def is_label(text: str, prefixes: str = PREFIXES["bioes"]) -> bool:
-    """Whether it is `O`, or a prefix, a hyphen and a type."""
-    return text == OUTSIDE or (len(text) > 2 and text[0] in prefixes and text[1] == "-")
+    """Whether it is `O`, or a prefix alone, or a prefix, a hyphen and a type."""
+    if text == OUTSIDE:
+        return True
+    return text[:1] != "" and text[0] in prefixes and (len(text) == 1 or (len(text) > 2 and text[1] == "-"))
+
+
+def label_of(prefix: str, type_name: str) -> str:
+    """The label of a prefix and a type, which may be empty."""
+    return f"{prefix}-{type_name}" if type_name else prefix
 
 
 def spans_of(labels: Sequence[str]) -> list[Span]:
@@ -54,11 +67,11 @@ def spelled(spans: Iterable[Span], num_words: int, scheme: Scheme) -> list[str]:
     labels = [OUTSIDE] * num_words
     end_of_type: dict[str, int] = {}
     for type_name, first, last in spans:
-        labels[first:last] = [f"I-{type_name}"] * (last - first)
+        labels[first:last] = [label_of("I", type_name)] * (last - first)
         if scheme != "iob1" or end_of_type.get(type_name) == first:
-            labels[first] = f"B-{type_name}"
+            labels[first] = label_of("B", type_name)
         if scheme == "bioes":
-            labels[last - 1] = f"{'S' if last - first == 1 else 'E'}-{type_name}"
+            labels[last - 1] = label_of("S" if last - first == 1 else "E", type_name)
         end_of_type[type_name] = last
     return labels
 

@@ -163,6 +163,14 @@ def test_a_fresh_environment_answers_as_training_does(
     elif kind.startswith("squad"):
         check_answers(pyfunc, written.expected)
         assert plain == [[len(models.QUESTIONS), models.CONFIG.max_position_embeddings]] * 2
+    elif kind == "multi":
+        check_labels(pyfunc, written.expected)
+        # Both truncate at the model's positions, which the first two pairs do not reach.
+        own = models.own_probabilities(written.directory, models.CONFIG.max_position_embeddings)
+        for answers in plain:
+            for answer, expected in zip(answers[:2], own[:2], strict=True):
+                shares = {each["label"]: each["score"] for each in answer}
+                assert shares == pytest.approx(expected, rel=1e-4, abs=1e-5)
     else:
         check_classes(pyfunc, written.expected)
         check_classes(plain[0], written.expected)
@@ -177,6 +185,8 @@ def test_the_comparisons_could_have_failed(registry: Registry) -> None:
     assert len({answer["score"] for answer in expected["cased-single"]}) == len(models.SENTENCES)
     assert len(set(expected["cased-encoder"])) > 1
     assert 0 < expected["cased-squad-2"].count("") < len(models.QUESTIONS)
+    assert len({answer["label"] for answer in expected["cased-table"]}) > 1
+    assert len({len(answer["labels"]) for answer in expected["cased-multi"]}) > 1
     for variant in models.VARIANTS:
         if variant.kind == "encoder":
             expected[variant.key] = models.own_features(registry.written[variant.key].directory)
@@ -206,6 +216,12 @@ def check_classes(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -
     )
 
 
+def check_labels(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for answer, one in zip(found, expected, strict=True):
+        assert answer["labels"] == one["labels"]
+        assert answer["probabilities"] == pytest.approx(one["probabilities"], rel=1e-4, abs=1e-5)
+
+
 def check_answers(found: list[dict[str, Any]], expected: list[str]) -> None:
     assert [answer["answer"] for answer in found] == expected
     for answer, question in zip(found, models.QUESTIONS, strict=True):
@@ -220,6 +236,8 @@ Check = Callable[[list[dict[str, Any]], Any], None]
     [
         ("cased-pair", {"dataframe_records": models.PAIRS}, check_classes),
         ("cased-squad", {"inputs": models.QUESTIONS}, check_answers),
+        ("cased-table", {"inputs": models.SENTENCES}, check_classes),
+        ("cased-multi", {"inputs": models.PAIRS}, check_labels),
     ],
 )
 def test_a_server_answers_as_training_does(

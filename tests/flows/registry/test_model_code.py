@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from flows.registry import answering_model, tagging_model
+from flows.registry import answering_model, labelling_model, tagging_model
 from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.wordpiece.word_counts import tokenizer_files
-from training.finetuning.text import TextEncoder
+from training.finetuning.text import TextEncoder, truncated_lengths
 from training.squad.answers import best_spans
 from training.squad.windows import _with_dropped_characters
 from training.squad.windows import cut as training_cut
@@ -70,7 +70,12 @@ def test_a_sentence_is_laid_out_as_in_training(lengths: list[int], room: int) ->
     assert [word for first, last, _, _ in found for word in range(first, last)] == list(range(len(lengths)))
 
 
-@pytest.mark.parametrize("model_code", [answering_model, tagging_model])
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 60))
+def test_a_pair_is_truncated_as_in_training(length_a: int, length_b: int, room: int) -> None:
+    assert labelling_model.truncated_lengths(length_a, length_b, room) == truncated_lengths(length_a, length_b, room)
+
+
+@pytest.mark.parametrize("model_code", [answering_model, labelling_model, tagging_model])
 @pytest.mark.parametrize("splits", [True, False])
 def test_texts_are_tokenised_as_in_training(tmp_path: Path, model_code: Any, splits: bool) -> None:
     words = [*SPECIAL_TOKENS, "<ent>", "[", "]", "mask", "<", "ent", ">", "caf", "##é", "中文"]

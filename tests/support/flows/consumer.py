@@ -42,7 +42,8 @@ def answered(kind: str, model: str, tokenizer: str, inputs: list[Any], texts: li
         return tagged(parts, inputs)
     if kind.startswith("squad"):
         return logits_shape(model, tokenizer, inputs)
-    return transformers.pipeline("text-classification", **parts)(inputs, truncation=True)
+    more = {"top_k": None} if kind == "multi" else {}
+    return transformers.pipeline("text-classification", **parts, **more)(inputs, truncation=True)
 
 
 def words(parts: dict[str, str], texts: list[str]) -> list[str]:

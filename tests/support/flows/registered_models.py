@@ -37,9 +37,12 @@ from training.glue.problem import described_task
 from training.settings.glue import TASKS
 from training.settings.model import ModelConfig
 from training.settings.squad import SquadConfig
+from training.settings.tables import TableConfig
 from training.settings.tagging import TaggingConfig
 from training.squad.heads import BertForQuestionAnswering
 from training.squad.problem import open_squad
+from training.tables.problem import TableProblem
+from training.tables.reading import read_splits
 from training.tagging.problem import TaggingProblem, open_tagging
 
 MAX_SEQ_LENGTH = 16
@@ -125,7 +128,7 @@ class Variant:
         return f"trial-{self.key}"
 
 
-KINDS = ("encoder", "single", "pair", "regression", "squad", "squad-2", "tagging")
+KINDS = ("encoder", "single", "pair", "regression", "squad", "squad-2", "tagging", "table", "multi")
 VARIANTS = [
     *(Variant(kind, "cased") for kind in KINDS),
     *(Variant(kind, "uncased") for kind in ("encoder", "tagging", "squad")),
@@ -158,6 +161,12 @@ INPUTS: dict[str, list[Any]] = {
     "squad": QUESTIONS,
     "squad-2": QUESTIONS,
     "tagging": [" ".join(words) for words, _ in TAGGED],
+    "table": SENTENCES,
+    "multi": PAIRS,
+}
+_TABLE_LABELS: dict[str, list[Any]] = {
+    "table": ["very good", "bad", "none", "bad"],
+    "multi": [["to the point", "new"], [], ["new", "old"]],
 }
 
 
@@ -185,6 +194,8 @@ def write(variant: Variant, place: Path) -> Written:
         (vocabulary / name).write_bytes(content)
     if variant.kind == "tagging":
         return _write_tagger(directory, str(vocabulary), place)
+    if variant.kind in _TABLE_LABELS:
+        return _write_table(directory, str(vocabulary), place, variant.kind)
     architecture, more = _described(variant.kind)
     model = _model(variant.kind)
     # Weights of the usual 0.02 would give every text nearly the same answer.
@@ -240,6 +251,39 @@ def _write_tagger(directory: str, vocabulary: str, place: Path) -> Written:
     return Written(directory, expected, training_f1=f1)
 
 
+def _write_table(directory: str, vocabulary: str, place: Path, kind: str) -> Written:
+    """A model of the user's own labels with random weights; its answers are training's predictions of the rows."""
+    rows = [
+        {"label": label, **(each if isinstance(each, dict) else {"text": each})}
+        for each, label in zip(INPUTS[kind], _TABLE_LABELS[kind], strict=True)
+    ]
+    path = place / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    is_multi = kind == "multi"
+    table = TableConfig(
+        name=kind,
+        train_file=str(path),
+        dev_file=str(path),
+        text=("text", "text_pair") if is_multi else ("text",),
+        kind="multi" if is_multi else "single",
+        threshold=0.4,
+    )
+    problem = TableProblem(table, read_splits(table), TextEncoder(vocabulary), MAX_SEQ_LENGTH)
+    model = problem.build_model(CONFIG, len(WORDS))
+    initialize_weights(model, 0.8, seed=3)
+    architecture, more = problem.huggingface()
+    write_model(directory, model.state_dict(), huggingface_config(CONFIG, len(WORDS), architecture, **more), vocabulary)
+    problem.finish(forward_of(model.eval()), str(place))
+    lines = [json.loads(line) for line in (place / "dev.jsonl").read_text().splitlines()]
+    if is_multi:
+        return Written(directory, [{"labels": line["prediction"], **line} for line in lines])
+    scores = [line["probabilities"][line["prediction"]] for line in lines]
+    return Written(
+        directory,
+        [{"label": line["prediction"], "score": score} for line, score in zip(lines, scores, strict=True)],
+    )
+
+
 def _conll(words: list[str], labels: list[str]) -> str:
     return "\n".join(f"{word} {label}" for word, label in zip(words, labels, strict=True))
 
@@ -265,7 +309,7 @@ def register(tracker: Tracker, whole: WholeRecipe, run_id: str, variant: Variant
         variant.name,
         written.directory,
         {} if kind == "encoder" else settings,
-        takes_pairs=kind in ("pair", "regression"),
+        takes_pairs=kind in ("pair", "regression", "multi"),
         null_threshold=written.null_threshold,
     )
     statistics = statistics_with(TrialStatistics, metric="f1", score=0.5, dev={"accuracy": 0.75}, train_rows=7)
@@ -307,22 +351,37 @@ def own_words(directory: str) -> list[str]:
 
 def own_classes(directory: str, kind: str, length: int = MAX_SEQ_LENGTH) -> list[dict[str, Any]]:
     """Label and score of each text truncated to a length, by training's model."""
+    answers = []
+    for outputs in _own_outputs(directory, kind, length):
+        scores = outputs if kind == "regression" else dict(zip(outputs, _softmax(list(outputs.values())), strict=True))
+        best = max(scores, key=scores.__getitem__)
+        answers.append({"label": best, "score": scores[best]})
+    return answers
+
+
+def own_probabilities(directory: str, length: int) -> list[dict[str, float]]:
+    """The probability of each label of PAIRS truncated to a length, by training's model."""
+    outputs = _own_outputs(directory, "multi", length)
+    return [{name: float(torch.tensor(each).sigmoid()) for name, each in logits.items()} for logits in outputs]
+
+
+def _softmax(logits: list[float]) -> list[float]:
+    return torch.tensor(logits).softmax(0).tolist()  # type: ignore[no-any-return]  # torch leaves it untyped
+
+
+def _own_outputs(directory: str, kind: str, length: int) -> list[dict[str, float]]:
+    """The outputs for each text, by the name of the output."""
     config, vocab_size = read_config(directory)
     with open(os.path.join(directory, "config.json")) as stream:
         names = json.load(stream)["id2label"]
     model = BertForSequenceClassification(config, vocab_size, len(names)).eval()
     load_into(model, read_weights(directory), directory)
-    if kind == "single":
+    if kind in ("single", "table"):
         text = TextEncoder(directory).encode(SENTENCES, None, length)
     else:
         firsts, seconds = ([pair[key] for pair in PAIRS] for key in ("text", "text_pair"))
         text = TextEncoder(directory).encode(firsts, seconds, length)
-    answers = []
-    for _, _, logits in forward_of(model)(text):
-        scores = logits[0] if kind == "regression" else logits[0].softmax(0)
-        best = int(scores.argmax())
-        answers.append({"label": names[str(best)], "score": float(scores[best])})
-    return answers
+    return [dict(zip(names.values(), logits[0].tolist(), strict=True)) for _, _, logits in forward_of(model)(text)]
 
 
 def own_answers_2(directory: str, scratch: Path) -> tuple[list[str], float]:

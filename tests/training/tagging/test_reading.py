@@ -146,3 +146,35 @@ def test_data_files_are_named_and_there(tmp_path: Path) -> None:
         data_files(TaggingConfig(train_file=file, dev_file=file, test_file=file + "b"))
     with pytest.raises(ValueError, match="token_column and label_column are both -1"):
         TaggingConfig(token_column=-1)
+
+
+def test_labels_without_a_type_and_with_any(tmp_path: Path) -> None:
+    text = read(tmp_path, "a B\nb I\nc O\nd B\n")
+    assert (text.scheme, text.types, text.sentences[0].labels) == ("iob2", [""], ("B", "I", "O", "B"))
+    text = read(tmp_path, "a S\nb B\nc E\n")
+    assert (text.scheme, text.sentences[0].labels) == ("bioes", ("B", "B", "I"))
+    text = read(tmp_path, "a B-\u00e9v\u00e9nement.2-x\nb I-\u00e9v\u00e9nement.2-x\n")
+    assert text.types == ["\u00e9v\u00e9nement.2-x"]
+
+
+def test_plain_labels_are_found_or_named(tmp_path: Path) -> None:
+    text = read(tmp_path, "# newdoc NN\nthe DT\nEU NNP\n\n# NN\n# SYM\n# DT\n")
+    assert (text.scheme, text.types, text.is_plain) == ("tokens", ["DT", "NNP"], True)
+    assert [sentence.words for sentence in text.sentences] == [("the", "EU"), ("#",)]
+    assert text.sentences[0].labels == ("DT", "NNP")
+    assert "2 plain labels" in text.in_words()
+    text = read(tmp_path, "a O\nb COMMA\n", scheme="tokens")
+    assert (text.types, text.scheme) == (["COMMA", "O"], "tokens")
+    with pytest.raises(InputError, match=r"txt:2: label 'COMMA' is none of O, .* Set scheme = 'tokens' for plain"):
+        read(tmp_path, "a O\nb COMMA\n")
+    with pytest.raises(InputError, match=r"txt:1: label 'DT' is none of O, B-type"):
+        read(tmp_path, "a DT\nb NN\n", scheme="iob2")
+
+
+def test_multiword_tokens_and_empty_nodes_of_conll_u_are_no_words(tmp_path: Path) -> None:
+    rows = ["1-2\tdu\t_", "1\tde\tADP", "2\tle\tDET", "2.1\tx\t_", "3\tchat\tNOUN"]
+    content = "# text = du chat\n" + "".join(row + "\t_" * 7 + "\n" for row in rows)
+    text = read(tmp_path, content, token_column=1, label_column=2)
+    assert text.sentences[0].words == ("de", "le", "chat")
+    assert text.types == ["ADP", "DET", "NOUN"]
+    assert "2 rows of CoNLL-U for several words or for none are left out" in text.in_words()

@@ -110,3 +110,15 @@ def test_labels(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "o", "PER", "B-", "BPER", "B_PER", "L-PER", "_", "NN"])
 def test_no_labels(text: str) -> None:
     assert not is_label(text)
+
+
+@given(any_labels)
+def test_spans_without_a_type_are_read_as_by_seqeval(labels: list[str]) -> None:
+    bare = [label[:1] for label in labels]
+    assert all(map(is_label, bare))
+    assert [(span.first, span.last - 1) for span in spans_of(bare)] == [
+        (first, last) for _, first, last in get_entities(bare)
+    ]
+    for scheme in SCHEMES:
+        assert spans_of(converted(bare, scheme)) == spans_of(bare)
+        assert all(is_label(label) and len(label) == 1 for label in converted(bare, scheme))
