@@ -1,10 +1,11 @@
-"""Fine-tune an encoder: on GLUE, SQuAD, sequence tagging, and the word-order task made from held-out documents.
+"""Fine-tune an encoder: on your own tables, GLUE, SQuAD, sequence tagging, and a word-order task.
 
     clozeworks finetune recipe.toml [--tasks cola rte] [--encoder DIR | WORKSPACE[@step-N] | models:/NAME@ALIAS]
 
 One process, or several under DeepSpeed's launcher. Each trial writes <workspace>/finetuning/<task>/<start>: model/ (a
 Hugging Face directory), predictions/, metrics.jsonl and, last of all, manifest.json with the scores. Complete trials
-are skipped.
+are skipped. Tables with the user's own labels are sections [[finetuning.tables]] of the recipe, and are all trained where
+neither finetuning.tasks nor --tasks names some.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The fine-tuning loop and text encoding."""
+"""The fine-tuning loop, text encoding, and metrics."""
