@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 
 import apache_beam as beam
+import pyarrow as pa
 
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
@@ -20,9 +21,12 @@ from pipelines.contract.manifest import Manifest, StageKey
 from pipelines.contract.workspace import DOCUMENTS, PARTS_GROUP, SHARDS_GROUP
 from pipelines.documents.document import CorpusPart, PartSummary, plan_parts, shards_of
 from pipelines.documents.near_duplicates import ChooseDocuments, EmitBands, MeetInBands, num_buckets
-from pipelines.documents.parts import ReadPart
+from pipelines.documents.parts import EVALUATION_GRAMS_NAME, ReadPart
 from pipelines.documents.shards import CollectShard, CompleteDocuments, ShardSummary
 from pipelines.documents.summary import closing_lines
+from pipelines.filtering.decontamination import collect_grams
+from pipelines.filtering.evaluation_texts import evaluation_files_of
+from pipelines.jobs.arrow_files import write_table
 from pipelines.jobs.runner import Progress, parse_job, run_pipeline
 from pipelines.jobs.sizes import disk_bytes_documents
 from pipelines.reading.unpacking import codec_of
@@ -101,11 +105,14 @@ def run(argv: list[str] | None = None) -> None:
         plan = plan_parts(config, job.workspace)
         needed_bytes = _needed_bytes(config, job.workspace)
         storage.require_free_space(directory, needed_bytes, "the documents and their temporary files")
+        grams = _evaluation_grams(config)
         totals = {PARTS_GROUP: len(plan), SHARDS_GROUP: len(shards_of(config))}
         building = building_directory(directory)
         if open_build(directory, key, job.restart):
             finished = [f"{count_finished(building, group)} of {total} {group}" for group, total in totals.items()]
             print(f"{DOCUMENTS}: {' and '.join(finished)} were finished before and are kept")
+        if grams is not None:
+            write_table(scratch_uri(building, EVALUATION_GRAMS_NAME), grams, len(grams))
         progress = Progress(
             DOCUMENTS,
             [
@@ -125,6 +132,19 @@ def _needed_bytes(config: DocumentsConfig, workspace: str) -> float:
         for file in files
     )
     return 2 * disk_bytes_documents(text_bytes)
+
+
+def _evaluation_grams(config: DocumentsConfig) -> pa.Table | None:
+    """The n-grams of evaluation data, if documents must not have them; prints how many there are."""
+    if config.decontamination is None:
+        return None
+    files = evaluation_files_of(config)
+    facts, grams = collect_grams(files, config.decontamination.words_per_gram)
+    print(
+        f"{DOCUMENTS}: looking for {facts.grams:,} distinct {facts.words_per_gram}-grams of {facts.texts:,} texts in "
+        f"{len(files):,} evaluation files; {facts.short_texts:,} texts have fewer words and are not looked for"
+    )
+    return grams
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, digest_of, read_manifest
 from pipelines.contract.workspace import CORPUS_INPUT, DOCUMENTS, EXAMPLES, VOCABULARY
+from pipelines.filtering.evaluation_texts import evaluation_files_of
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
@@ -18,7 +19,7 @@ EXAMPLES_VERSION = 2
 
 
 def documents_key(config: DocumentsConfig, workspace: str) -> StageKey:
-    """Key of the documents stage: settings, and the names, sizes and times of the files to be read.
+    """Key of the documents stage: settings, the names, sizes and times of the files to be read, and evaluation data.
 
     Where the corpus is not here but its documents are, the key is that of the complete stage: nothing needs the texts.
 
@@ -27,6 +28,7 @@ def documents_key(config: DocumentsConfig, workspace: str) -> StageKey:
     """
     try:
         found = find_inputs(config, workspace)
+        evaluation_files = evaluation_files_of(config)
     except InputError:
         directory = storage.join(workspace, DOCUMENTS)
         manifest = read_manifest(directory)
@@ -37,7 +39,11 @@ def documents_key(config: DocumentsConfig, workspace: str) -> StageKey:
             raise
         return key
     files = [[[file.name, file.size_bytes, file.modified_ns] for file in of_source] for of_source in found]
-    return StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, {CORPUS_INPUT: digest_of(files)})
+    digest = digest_of(files)
+    if evaluation_files:
+        contents = [[file.name, storage.sha256_of(file.uri)] for file in evaluation_files]
+        digest = digest_of({"corpus": digest, "evaluation": contents})
+    return StageKey(DOCUMENTS, DOCUMENTS_VERSION, config, {CORPUS_INPUT: digest})
 
 
 def vocabulary_key(config: VocabularyConfig, workspace: str) -> StageKey:

@@ -47,6 +47,7 @@ LANGUAGES_SECONDS_PER_MEGABYTE = 1 / 14.5 - 1 / 18
 
 QUALITY_SECONDS_PER_MEGABYTE = {"c4": 0.05, "gopher": 0.044, "gopher-repetition": 0.081}
 """By set of rules that a chosen rule belongs to; pipelines/README.md."""
+DECONTAMINATION_SECONDS_PER_MEGABYTE = 0.09
 
 _DOCUMENT_OVERHEAD_BYTES = 24
 _SENTENCE_OVERHEAD_BYTES = 4
@@ -93,6 +94,7 @@ def default_rates(whole: WholeRecipe) -> Rates:
     seconds += NEAR_DUPLICATES_SECONDS_PER_MEGABYTE if documents.near_duplicates is not None else 0.0
     seconds += MOJIBAKE_SECONDS_PER_MEGABYTE if documents.cleaning.fix_mojibake else 0.0
     seconds += LANGUAGES_SECONDS_PER_MEGABYTE if documents.languages else 0.0
+    seconds += DECONTAMINATION_SECONDS_PER_MEGABYTE if documents.decontamination is not None else 0.0
     if documents.quality is not None:
         seconds += sum(QUALITY_SECONDS_PER_MEGABYTE[name] for name in documents.quality.sets)
     seconds += max(FORMATS[source.format].seconds_per_megabyte for source in documents.sources)

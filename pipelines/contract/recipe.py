@@ -56,6 +56,11 @@ class Section(BaseModel):
     def _lists_as_tuples(cls, values: Any) -> Any:
         return lists_as_tuples(values)
 
+    @classmethod
+    def completed(cls, table: dict[str, Any], _recipe: Recipe) -> dict[str, Any]:
+        """The section's table before it is validated; a section may add what another section of the recipe names."""
+        return table
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide the stage's output, as plain JSON values."""
         result: dict[str, Any] = {}
@@ -111,7 +116,7 @@ class Recipe:
         """
         assert name in SECTION_NAMES, name
         try:
-            return model.model_validate(self.tables.get(name, {}))
+            return model.model_validate(model.completed(self.tables.get(name, {}), self))
         except ValidationError as error:
             raise RecipeError(f"{self.path}: " + first_problem(name, model, error)) from error
 

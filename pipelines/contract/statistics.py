@@ -67,6 +67,18 @@ class StageWarnings(Statistics):
     warnings: list[str] = []
 
 
+class DecontaminationStatistics(Statistics):
+    """What was looked for in the documents, and where it was found."""
+
+    evaluation_texts: int
+    short_texts: int
+    """Of fewer words than an n-gram: these are not looked for."""
+    evaluation_grams: int
+    """Distinct n-grams."""
+    documents_by_file: dict[str, int]
+    """Documents dropped, by the evaluation file with the first n-gram that they share."""
+
+
 class DocumentsStatistics(Statistics):
     """What became of a corpus; characters and sentences are those of all documents that were kept."""
 
@@ -82,6 +94,8 @@ class DocumentsStatistics(Statistics):
     heldout_documents: int
     sentences: int
     characters: int
+    decontamination: DecontaminationStatistics | None = None
+    """Set if evaluation data were looked for."""
 
 
 class TextFit(Statistics):

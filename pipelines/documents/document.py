@@ -14,6 +14,7 @@ from pipelines.contract.schemas import DOCUMENT_ID_BYTES, Split
 from pipelines.documents.cleaning import SENTENCES_CUT, clean_text
 from pipelines.documents.languages import LanguageIdentifier
 from pipelines.documents.sentences import paragraphs_of, pieces_of, sentences_of
+from pipelines.filtering.decontamination import CONTAMINATED, EvaluationGrams
 from pipelines.filtering.quality import LINES_DROPPED, QualityFilter
 from pipelines.inputs.stability import require_readable, require_unchanged
 from pipelines.reading.source import InputFile, Reject
@@ -40,13 +41,15 @@ class CorpusPart(NamedTuple):
 
 
 class PartSummary(NamedTuple):
-    """Result of one part: its number, the texts read, rejects by reason, what cleaning did, and some rejects."""
+    """Result of one part: its number, the texts read, rejects by reason, what cleaning did, some rejects, and the
+    documents that share text with evaluation data, by file."""
 
     number: int
     documents_read: int
     rejected: dict[str, int]
     cleaned: dict[str, int]
     first_rejects: dict[str, list[list[str]]]
+    contaminated: dict[str, int] | None = None
 
 
 def document_id(sentences: list[str]) -> bytes:
@@ -102,11 +105,13 @@ def plan_parts(config: DocumentsConfig, workspace: str | None = None) -> list[Co
 class DocumentReader:
     """Reads files into documents of cleaned sentences, and counts what cleaning did to their texts."""
 
-    def __init__(self, config: DocumentsConfig):
+    def __init__(self, config: DocumentsConfig, evaluation_grams: EvaluationGrams | None = None):
         self._config = config
+        self._evaluation_grams = evaluation_grams
         self._identifier = LanguageIdentifier() if config.languages else None
         self._quality = QualityFilter(config.quality) if config.quality is not None else None
         self.cleaned: Counter[str] = Counter()
+        self.contaminated: Counter[str] = Counter()
 
     def read(self, file: InputFile, source: SourceConfig) -> Iterator[Document | Reject]:
         """Documents and rejects of one file or range.
@@ -159,4 +164,8 @@ class DocumentReader:
             language = self._identifier.identify(" ".join(sentences))
             if language.code not in config.languages:
                 return Reject(source, "language", f"{language.code} with probability {language.probability:.2f}")
+        hit = self._evaluation_grams.find(sentences) if self._evaluation_grams is not None else None
+        if hit is not None:
+            self.contaminated[hit.file] += 1
+            return Reject(source, CONTAMINATED, f"has the same words as {hit.file}: {hit.words}")
         return None

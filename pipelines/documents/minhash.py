@@ -8,25 +8,18 @@ with the smallest id stays. The result does not depend on the order of documents
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
+from pipelines.filtering.shingles import ODD, mix, shingle_hashes
 from pipelines.settings.documents import NearDuplicatesConfig
 
 _SEED = 1
-_LONG_TEXT_CHARACTERS = 1 << 20
-_WORDS_AT_ONCE = 100_000
 _MEETING_PROBABILITY = 0.95
-# Scripts that write no spaces between words: a character counts as one, as in BERT's own tokenizer.
-_IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
-_ODD = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
 class BandShape(NamedTuple):
@@ -49,29 +42,6 @@ def band_shape(config: NearDuplicatesConfig) -> BandShape:
     return BandShape(config.num_permutations, 1)
 
 
-def shingle_hashes(text: str, words_per_shingle: int) -> NDArray[np.uint64]:
-    """Hashes of a text's word n-grams, in lower case and without punctuation; a shorter text is one n-gram."""
-    parts = [np.array(RMinHash.hash_token_sets([words])[0], np.uint64) for words in _words_of(text.lower())]
-    if not parts:
-        return np.zeros(0, np.uint64)
-    hashes = _mix(np.concatenate(parts))
-    size = min(words_per_shingle, len(hashes))
-    found = np.zeros(len(hashes) - size + 1, np.uint64)
-    for place in range(size):
-        found = _mix(found * _ODD + hashes[place : place + len(found)])
-    return found
-
-
-def _words_of(text: str) -> Iterator[list[str]]:
-    """Words in groups, because all words of a long text would take ten times its size."""
-    if len(text) <= _LONG_TEXT_CHARACTERS:
-        groups = iter([_WORD.findall(text)])
-    else:
-        words = (match.group() for match in _WORD.finditer(text))
-        groups = iter(lambda: [*islice(words, _WORDS_AT_ONCE)], [])
-    return filter(None, groups)
-
-
 def signatures_of(texts: Iterable[str], config: NearDuplicatesConfig) -> NDArray[np.uint32]:
     """MinHash signatures of texts that have words, [texts, num_permutations]."""
     shingles = [shingle_hashes(text, config.words_per_shingle) for text in texts]
@@ -85,17 +55,13 @@ def signatures_of(texts: Iterable[str], config: NearDuplicatesConfig) -> NDArray
     return np.array(matrix.to_rows(), np.uint32)
 
 
-def has_words(text: str) -> bool:
-    return _WORD.search(text) is not None
-
-
 def band_keys(signatures: NDArray[np.uint32], shape: BandShape) -> NDArray[np.uint64]:
     """One key for each band of each signature, [documents, bands]; equal keys mean equal bands at one place."""
     num_values = shape.bands * shape.rows
     values = signatures[:, :num_values].reshape(-1, shape.bands, shape.rows).astype(np.uint64)
     keys = np.broadcast_to(np.arange(shape.bands, dtype=np.uint64), values.shape[:2])
     for row in range(shape.rows):
-        keys = _mix(keys * _ODD + values[:, :, row])
+        keys = mix(keys * ODD + values[:, :, row])
     return keys
 
 
@@ -149,10 +115,3 @@ def alike_components(
                 parent[max(one, two)] = min(one, two)
             left = others[~is_alike]
     return np.array([root(node) for node in range(len(signatures))], np.int64)
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, as in `seeding.mix`, over an array."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
-    return values ^ (values >> np.uint64(31))

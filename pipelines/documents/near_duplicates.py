@@ -26,11 +26,11 @@ from pipelines.documents.minhash import (
     alike_components,
     band_keys,
     band_shape,
-    has_words,
     meeting_groups,
     signatures_of,
     similarities,
 )
+from pipelines.filtering.shingles import has_words
 from pipelines.jobs.arrow_files import open_arrow, read_table, write_table
 from pipelines.reading.source import Reject
 from pipelines.results.unfinished import scratch_uri

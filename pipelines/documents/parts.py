@@ -24,6 +24,7 @@ from pipelines.contract.workspace import DOCUMENTS, PARTS_GROUP
 from pipelines.documents.document import CorpusPart, Document, DocumentReader, PartSummary, shard_number, shards_of
 from pipelines.documents.near_duplicates import SignatureFile, signatures_name, use_one_thread
 from pipelines.documents.rejects import first_of_each_reason, write_rejects
+from pipelines.filtering.decontamination import EvaluationGrams
 from pipelines.jobs.runner import limit_worker_threads
 from pipelines.reading.source import Reject
 from pipelines.reading.unpacking import StorageFaultError
@@ -33,6 +34,9 @@ from pipelines.settings.documents import DocumentsConfig
 ROUND_CHARACTERS = 32 << 20
 RETRY_PAUSES_SECONDS = (1.0, 4.0)
 """A network file system that recovers does so within seconds; otherwise it needs an operator."""
+
+EVALUATION_GRAMS_NAME = "evaluation-grams.arrow"
+"""Scratch file of the n-grams that no document may have."""
 
 PART_SCHEMA = pa.schema(
     [
@@ -109,8 +113,9 @@ class ReadPart(beam.DoFn):
 
     def _read(self, part: CorpusPart) -> PartSummary:
         # Loading the language model takes a second, which a worker without work must not spend.
-        reader = self._reader = self._reader or DocumentReader(self._config)
+        reader = self._reader = self._reader or DocumentReader(self._config, self._evaluation_grams())
         reader.cleaned.clear()
+        reader.contaminated.clear()
         portions: dict[tuple[Split, int], list[Document]] = {(split, index): [] for split, index, _ in self._shards}
         rejects: list[Reject] = []
         documents_read = held_characters = 0
@@ -130,8 +135,18 @@ class ReadPart(beam.DoFn):
         write_rejects(scratch_uri(self._directory, part_rejects_name(part.number)), rejects)
         rejected = Counter(reject.reason for reject in rejects)
         return PartSummary(
-            part.number, documents_read, dict(rejected), dict(+reader.cleaned), first_of_each_reason(rejects)
+            part.number,
+            documents_read,
+            dict(rejected),
+            dict(+reader.cleaned),
+            first_of_each_reason(rejects),
+            dict(reader.contaminated),
         )
+
+    def _evaluation_grams(self) -> EvaluationGrams | None:
+        if self._config.decontamination is None:
+            return None
+        return EvaluationGrams(scratch_uri(self._directory, EVALUATION_GRAMS_NAME))
 
     def _open_rounds(self, number: int, stack: ExitStack) -> _Rounds:
         stream = stack.enter_context(storage.atomic_output(scratch_uri(self._directory, part_name(number))))

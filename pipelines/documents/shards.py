@@ -23,14 +23,15 @@ from pipelines.contract.manifest import (
     write_manifest,
 )
 from pipelines.contract.schemas import DOCUMENTS_SCHEMA, documents_schema
-from pipelines.contract.statistics import DocumentsStatistics
+from pipelines.contract.statistics import DecontaminationStatistics, DocumentsStatistics
 from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME, SHARDS_GROUP, shard_name
 from pipelines.documents.cleaning import CLEANING_COUNTS
 from pipelines.documents.document import PartSummary, shards_of
 from pipelines.documents.near_duplicates import read_choices
-from pipelines.documents.parts import PART_SCHEMA, part_name, part_rejects_name
+from pipelines.documents.parts import EVALUATION_GRAMS_NAME, PART_SCHEMA, part_name, part_rejects_name
 from pipelines.documents.rejects import REJECTS_SHOWN, first_of_each_reason, write_rejects
 from pipelines.documents.summary import require_documents
+from pipelines.filtering.decontamination import read_facts
 from pipelines.jobs.arrow_files import DOCUMENTS_PER_BATCH, open_arrow, write_table
 from pipelines.jobs.runner import limit_worker_threads
 from pipelines.reading.source import Reject
@@ -176,10 +177,27 @@ class CompleteDocuments(beam.DoFn):
             sentences=sum(file.statistics["sentences"] for file in files),
             characters=sum(file.statistics["characters"] for file in files),
         )
+        if (decontamination := self._decontamination(parts)) is not None:
+            statistics = statistics.model_copy(update={"decontamination": decontamination})
         assert statistics.documents_read == statistics.documents_kept + num_rejected, statistics
         require_documents(statistics, self._key.config)
         rejects_file = record_of(self._directory, REJECTS_NAME, num_rejected)
         write_manifest(self._directory, self._key.manifest([*files, rejects_file], statistics, __version__))
+
+    def _decontamination(self, parts: list[PartSummary]) -> DecontaminationStatistics | None:
+        uri = scratch_uri(self._directory, EVALUATION_GRAMS_NAME)
+        if storage.file_size_bytes(uri) is None:
+            return None
+        facts = read_facts(uri)
+        dropped: Counter[str] = Counter()
+        for part in parts:
+            dropped.update(part.contaminated or {})
+        return DecontaminationStatistics(
+            evaluation_texts=facts.texts,
+            short_texts=facts.short_texts,
+            evaluation_grams=facts.grams,
+            documents_by_file=dict(sorted(dropped.items())),
+        )
 
 
 def _rejects_name(shard: str) -> str:

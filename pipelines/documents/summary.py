@@ -14,6 +14,7 @@ from pipelines.contract.shown_text import shown
 from pipelines.contract.statistics import DocumentsStatistics
 from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME
 from pipelines.documents.rejects import REJECTS_SHOWN
+from pipelines.filtering.decontamination import CONTAMINATED
 from pipelines.filtering.quality import QUALITY_PREFIX
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.sentence_languages import rules_of
@@ -25,7 +26,8 @@ _DOCUMENTS_PER_SHARD = 10
 
 # Rejected by design: neither the corpus nor the recipe is at fault.
 _EXPECTED = {"duplicate", "near-duplicate", "redirect", "not-an-article", "not-wikitext", "title-only", "empty"} | {
-    "no-docstrings"
+    "no-docstrings",
+    CONTAMINATED,
 }
 _REMEDIES = {
     "undecodable": "set the source's encoding, such as encoding = 'latin-1' or 'cp1251'",
@@ -42,6 +44,7 @@ _REMEDIES = {
     "too-short": "lower documents.min_characters",
     "too-few-sentences": "lower documents.min_sentences",
     "language": "add to documents.languages",
+    CONTAMINATED: "take evaluation data out of documents.sources, or raise documents.decontamination.words_per_gram",
     "truncated": "get the files again, they are cut off",
     "damaged": "get the files again, they are damaged",
     "outside-link": "add the targets of the links to inputs",
@@ -84,6 +87,7 @@ def closing_lines(manifest: Manifest, config: DocumentsConfig) -> list[str]:
     line = f"{DOCUMENTS}: {read:,} read, {kept:,} kept ({train:,} to train on, {heldout:,} held out)"
     return [
         f"{line}, {statistics.documents_rejected:,} rejected{_reasons(statistics)}",
+        *_decontamination(statistics),
         *(f"{DOCUMENTS}: warning: {text}" for text in _warnings(manifest, statistics, config)),
     ]
 
@@ -96,6 +100,17 @@ def _reasons(statistics: DocumentsStatistics) -> str:
     if left := counts[REJECTS_SHOWN:]:
         words.append(f"{sum(count for _, count in left):,} for {len(left)} other reasons")
     return f": {', '.join(words)}; all are in {REJECTS_NAME}"
+
+
+def _decontamination(statistics: DocumentsStatistics) -> Iterator[str]:
+    found = statistics.decontamination
+    if found is not None:
+        by_file = ", ".join(f"{count:,} for {shown(file)}" for file, count in found.documents_by_file.items())
+        total = sum(found.documents_by_file.values())
+        yield (
+            f"{DOCUMENTS}: {total:,} documents share words with evaluation data and were dropped"
+            f"{': ' if by_file else ''}{by_file}"
+        )
 
 
 def _example(statistics: DocumentsStatistics, reason: str) -> str:

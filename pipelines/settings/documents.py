@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.contract.bounds import NAME_PATTERN, Bounded, Count, Probability, Text, UserPath, Weight
-from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
+from pipelines.contract.recipe import ADDED, OPERATIONAL, Recipe, Section
+from pipelines.settings.decontamination import DecontaminationConfig, with_task_files
 from pipelines.settings.formats import FORMATS, SETTINGS_OF_SOME_FORMATS, formats_with
 from pipelines.settings.languages import LANGUAGES
 from pipelines.settings.quality import QualityConfig
@@ -40,14 +41,14 @@ class SourceConfig(Section):
     with one ready sentence per line, as create_pretraining_data.py reads it."""
     text_field: Text = "text"
     """For `jsonl`: the path of the text, with dots into nested objects; for tables: the column."""
-    quoting: Literal["minimal", "none"] = Field("minimal", json_schema_extra=ADDED)
+    quoting: Literal["minimal", "none"] = Field(default="minimal", json_schema_extra=ADDED)
     """For `csv` and `tsv`: fields that begin with a quotation mark end with one and may hold line ends (RFC 4180), or
     a quotation mark is a plain character, as in GLUE's files. Names and meaning are those of Python's csv module."""
     encoding: Text = "utf-8"
     """Encoding of text without a byte order mark, by Python's name for it; a mark in the file overrides this."""
     max_record_bytes: Annotated[int, Bounded(1 << 10, 1 << 36, _IN_MEMORY)] = 256 << 20
     """A longer record (a complete file if each file is a document) is rejected: it would have to fit in memory."""
-    language: str = Field("en", min_length=2)
+    language: str = Field(default="en", min_length=2)
     """Language code for sentence splitting, such as `en` or `de` (`pipelines.settings.sentence_languages`)."""
     max_input_bytes: (
         Annotated[int, Bounded(1, 1 << 60, "it bounds a trial's text; leave it out to read all")] | None
@@ -137,8 +138,10 @@ class DocumentsConfig(Section):
     cleaning: CleaningConfig = CleaningConfig()
     languages: tuple[Text, ...] = ()
     """Keep only documents in these languages, by ISO 639 code, as identified by py3langid; empty keeps all."""
-    quality: QualityConfig | None = Field(None, json_schema_extra=ADDED)
+    quality: QualityConfig | None = Field(default=None, json_schema_extra=ADDED)
     """None drops nothing."""
+    decontamination: DecontaminationConfig | None = Field(default=None, json_schema_extra=ADDED)
+    """None looks for no evaluation data."""
     near_duplicates: NearDuplicatesConfig | None = None
     """None removes exact duplicates only."""
     min_sentences: Count = 1
@@ -152,6 +155,10 @@ class DocumentsConfig(Section):
     """Share of documents, by hash, that is kept for evaluation only."""
     warn_rejected_share: Probability = Field(0.1, json_schema_extra=OPERATIONAL)
     """Warn if a larger share of the texts read is rejected for a fault; duplicates and redirects are not faults."""
+
+    @classmethod
+    def completed(cls, table: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+        return with_task_files(table, recipe)
 
     @field_validator("languages")
     @classmethod

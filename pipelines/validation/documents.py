@@ -14,6 +14,7 @@ from pipelines.contract.manifest import Manifest
 from pipelines.contract.schemas import documents_schema
 from pipelines.contract.workspace import REJECTS_NAME, shard_name
 from pipelines.documents.document import document_id, shard_number, shards_of
+from pipelines.filtering.decontamination import CONTAMINATED
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.validation.faults import FaultError, compare, compare_names, config_of, table_of
 
@@ -53,6 +54,9 @@ def validate_documents(directory: str, manifest: Manifest) -> None:
     stated = {"train_documents": 0, "heldout_documents": 0} | manifest.statistics
     for name in sorted(found):
         compare(directory, name, stated.get(name), found[name])
+    if (decontamination := manifest.statistics.get("decontamination")) is not None:
+        dropped = sum(decontamination["documents_by_file"].values())
+        compare(directory, "decontamination.documents_by_file, summed", dropped, rejected[CONTAMINATED])
     compare(directory, "rejected_by_reason", manifest.statistics.get("rejected_by_reason"), dict(rejected))
 
 

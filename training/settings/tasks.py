@@ -65,6 +65,8 @@ class Family:
     """Names by which `data_files` enter the key of a trial; None if these are their paths."""
     dev_choice: Callable[[TaskSettings, str], dict[str, Any]] = lambda _settings, _task: {}
     """Settings that, with `dev_files`, decide what a score is a score of."""
+    evaluation_files: Callable[[TaskSettings, str], list[str]] = lambda _settings, _task: []
+    """Files of texts that a model is scored on or predicts; empty for a generated task. They need not exist."""
     check: Callable[[TaskSettings, str], None] = lambda _settings, _task: None
     """Reads a task's files before a long training; raises InputError for the first bad row."""
 
@@ -89,6 +91,12 @@ def _glue_files(settings: TaskSettings, task: str) -> list[str]:
     return task_files(task, settings.glue_dir) + prediction_files(task, settings.glue_dir)
 
 
+def _glue_evaluation_files(settings: TaskSettings, task: str) -> list[str]:
+    assert settings.glue_dir is not None
+    dev_files = [storage.join(settings.glue_dir, TASKS[task].folder, file) for file in TASKS[task].dev_files]
+    return dev_files + prediction_files(task, settings.glue_dir)
+
+
 def _first_dev_file(_settings: TaskSettings, task: str, folder: str | None) -> list[str]:
     return [storage.join(folder, TASKS[task].folder, TASKS[task].dev_files[0])] if folder else []
 
@@ -108,6 +116,10 @@ def _files_problem(task: str, section: SquadConfig | TaggingConfig) -> str | Non
         f"tasks names {task} but {task}.train_file or {task}.dev_file is not set; add "
         f"--set finetuning.{task}.train_file=<file>, and dev_file likewise"
     )
+
+
+def _given(*paths: str | None) -> list[str]:
+    return [path for path in paths if path]
 
 
 def _dev_file(section: SquadConfig | TaggingConfig) -> list[str]:
@@ -135,6 +147,7 @@ FAMILIES: tuple[Family, ...] = (
         dev_files=_first_dev_file,
         is_small=_has_few_rows,
         takes_pairs=_has_second_sentence,
+        evaluation_files=_glue_evaluation_files,
     ),
     Family(
         names=lambda _: (WORD_ORDER,),
@@ -154,6 +167,7 @@ FAMILIES: tuple[Family, ...] = (
         problem=lambda settings, _: _files_problem("squad", settings.squad),
         data_files=lambda settings, _: squad.data_files(settings.squad),
         dev_files=lambda settings, _task, _folder: _dev_file(settings.squad),
+        evaluation_files=lambda settings, _: _dev_file(settings.squad),
         section="squad",
         own_settings=lambda settings, _: settings.squad,
     ),
@@ -163,6 +177,7 @@ FAMILIES: tuple[Family, ...] = (
         problem=lambda settings, _: _files_problem("tagging", settings.tagging),
         data_files=lambda settings, _: tagging.data_files(settings.tagging),
         dev_files=lambda settings, _task, _folder: _dev_file(settings.tagging),
+        evaluation_files=lambda settings, _: _given(settings.tagging.dev_file, settings.tagging.test_file),
         section="tagging",
         own_settings=lambda settings, _: settings.tagging,
     ),
@@ -172,6 +187,9 @@ FAMILIES: tuple[Family, ...] = (
         problem=lambda _settings, _tasks: None,
         data_files=lambda settings, task: list(tables.files_of(_table(settings, task)).values()),
         dev_files=lambda settings, task, _folder: tables.dev_files(_table(settings, task)),
+        evaluation_files=lambda settings, task: _given(
+            _table(settings, task).dev_file, _table(settings, task).test_file
+        ),
         section="tables",
         own_settings=_table,
         is_small=_has_few_table_rows,

@@ -25,9 +25,9 @@ from pipelines.documents.minhash import (
     band_keys,
     band_shape,
     meeting_groups,
-    shingle_hashes,
     signatures_of,
 )
+from pipelines.filtering.shingles import shingle_hashes
 from pipelines.jobs.arrow_files import read_table
 from pipelines.settings.documents import DocumentsConfig, NearDuplicatesConfig, SourceConfig
 
