@@ -44,7 +44,7 @@ GROUPS = {
         "vocabulary": Verb("pipelines.train_vocabulary", "train a WordPiece vocabulary on the documents", "pipelines"),
         "examples": Verb("pipelines.build_examples", "write masked next-sentence examples", "pipelines"),
         "pretrain": Verb("training.pretrain", "pre-train an encoder with DeepSpeed", "training"),
-        "finetune": Verb("training.finetune", "fine-tune an encoder: your own labels, GLUE, SQuAD, tagging", "training"),
+        "finetune": Verb("training.finetune", "fine-tune: your own labels, GLUE, SQuAD, tagging", "training"),
         "sweep": Verb("training.sweep", "fine-tune with several settings and seeds, and compare", "training"),
         "distill": Verb("training.distill", "distil an encoder into one of half its depth", "training"),
     },

@@ -4,8 +4,8 @@
 
 One process, or several under DeepSpeed's launcher. Each trial writes <workspace>/finetuning/<task>/<start>: model/ (a
 Hugging Face directory), predictions/, metrics.jsonl and, last of all, manifest.json with the scores. Complete trials
-are skipped. Tables with the user's own labels are sections [[finetuning.tables]] of the recipe, and are all trained where
-neither finetuning.tasks nor --tasks names some.
+are skipped. Tables with the user's own labels are sections [[finetuning.tables]] of the recipe; all of them are trained
+if neither finetuning.tasks nor --tasks names some.
 """
 
 from __future__ import annotations

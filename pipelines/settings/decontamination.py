@@ -13,7 +13,7 @@ from pipelines.contract.recipe import Section
 if TYPE_CHECKING:
     from pipelines.contract.recipe import Recipe
 
-_TASK_FILES = "training.settings.evaluation_files:evaluation_files"
+_TASK_FILES = "training.stages.evaluation_files:evaluation_files"
 """A function of a recipe, imported only if it is needed: this package does not depend on training."""
 
 _SHINGLES = "fewer words are shared by chance, and no evaluation text has more"
