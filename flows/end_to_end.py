@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rich.console import Console
 
 from flows.finetune import finetune
@@ -27,7 +29,7 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         InputError: the recipe, or an input that it names, is not valid.
         StageError: a stage's command failed.
     """
-    with running(request, check=_require_inputs) as run:
+    with running(request, check=partial(_require_inputs, request)) as run:
         nested = request.model_copy(update={"parent_run_id": run.run_id})
         outcome = preprocess(nested) + pretrain(nested) + finetune(nested)
         facts = gather(run.whole, outcome, run.tracker.uri, private_home())
@@ -38,9 +40,11 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         return outcome
 
 
-def _require_inputs(whole: WholeRecipe) -> None:
+def _require_inputs(request: RunRequest, whole: WholeRecipe) -> None:
     stages.require_initial_encoder(whole)
     stages.require_task_data(whole)
+    if request.continue_finished:
+        stages.require_finished_pretraining(whole)
 
 
 if __name__ == "__main__":

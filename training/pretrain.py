@@ -2,10 +2,12 @@
 
     deepspeed --num_accelerators 2 --module training.pretrain recipe.toml
     clozeworks pretrain recipe.toml
+    clozeworks pretrain recipe.toml --set pretraining.phases.0.steps=200000 --continue
 
 Reads <workspace>/vocabulary and <workspace>/examples, writes <workspace>/pretraining: encoder/ (a Hugging Face
 directory), checkpoints/, metrics.jsonl, deepspeed.json and, last of all, manifest.json. The manifest marks success, as
 launchers lose exit codes. Run again, it resumes from the newest checkpoint, or exits at once if it is complete.
+With other settings, `--continue` starts from a checkpoint of the finished run.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.tracking.stores import tracking_uri
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, digest_of, read_manifest
 from pipelines.contract.workspace import (
     DISTILLATION,
@@ -28,6 +29,7 @@ from pipelines.contract.workspace import (
     VOCABULARY,
     local_workspace,
 )
+from pipelines.results.marks import is_open
 from pipelines.stage_keys import documents_key, examples_key, vocabulary_key
 from training.stages import finetuning
 from training.stages import pretraining as training
@@ -222,6 +224,17 @@ def require_task_data(whole: WholeRecipe) -> None:
         InputError: a file of a task is missing.
     """
     finetuning.require_task_data(whole.finetuning)
+
+
+def require_finished_pretraining(whole: WholeRecipe) -> None:
+    """Check that there is a pre-training to continue, before the hours of earlier stages.
+
+    Raises:
+        InputError: there is none, neither finished nor under way.
+    """
+    directory = storage.join(_local_workspace(whole), PRETRAINING)
+    if read_manifest(directory) is None and not is_open(directory):
+        raise InputError(f"{directory}: no finished run to continue; run without --continue")
 
 
 def _local_workspace(whole: WholeRecipe) -> str:

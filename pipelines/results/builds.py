@@ -2,7 +2,7 @@
 
     documents/            the result: its manifest names every file
     documents.building/   the build that will replace it; `scratch/key.json` marks it as this project's from the start
-    pretraining.1/        a replaced result that is kept; only a command that names it removes it
+    pretraining.1/        a replaced result that is kept, until a command names it or `keep_finished` is exceeded
 
 Until the exchange the earlier result stays valid, whatever happens to the new one. A directory with neither such a
 mark nor a manifest of this project is never emptied or replaced.
