@@ -39,10 +39,14 @@ def full_precision_weights(checkpoint: str, model: nn.Module) -> dict[str, torch
     return weights
 
 
-def stored_names(checkpoint: str) -> set[str]:
-    """Names of the entries of the trained model's state, without reading the weights."""
+def stored_shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the trained parameters by name, without reading the weights."""
     path = sorted(glob.glob(os.path.join(glob.escape(checkpoint), f"*{_MODEL_STATES_NAME}")))[0]
-    return set(_unpickled(path)["module"])
+    stored = _unpickled(path)
+    # Under ZeRO stage 3 the module holds placeholders; the shapes are given by group of the optimizer.
+    partitioned = {name: shape for group in stored["param_shapes"] or () for name, shape in group.items()}
+    shapes = partitioned or {name: tensor.shape for name, tensor in stored["module"].items()}
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _merged(checkpoint: str) -> dict[str, torch.Tensor]:

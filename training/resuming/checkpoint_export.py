@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, verify_file
-from pipelines.contract.workspace import ENCODER_DIRECTORY, VOCABULARY, vocabulary_size
+from pipelines.contract.workspace import ENCODER_DIRECTORY, VOCABULARY
 from pipelines.results.locks import workspace_lock
 from pipelines.results.verification import require_stage
 from training.resuming.progress import Progress
@@ -17,6 +17,7 @@ from training.settings.model import ModelConfig
 from training.stages.checkpoint_source import CheckpointSource, require_unchanged
 
 _WAIT_SECONDS = 3600.0
+_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 _NEXT_SENTENCE_HEAD = "cls.seq_relationship.weight"
 
 
@@ -90,15 +91,15 @@ def _write(checkpoint: CheckpointSource, vocabulary: str, directory: str) -> int
 
     from training.bert.heads import BertForPreTraining
     from training.bert.huggingface import huggingface_config, write_model
-    from training.engine.checkpoint_weights import full_precision_weights, stored_names
+    from training.engine.checkpoint_weights import full_precision_weights, stored_shapes
     from training.resuming.result_checks import require_finite
 
     try:
         for file in checkpoint.manifest.files:
             verify_file(checkpoint.directory, file)
         config = ModelConfig.model_validate(checkpoint.manifest.config["model"])
-        next_sentence = _NEXT_SENTENCE_HEAD in stored_names(checkpoint.directory)
-        vocab_size = vocabulary_size(vocabulary)
+        shapes = stored_shapes(checkpoint.directory)
+        vocab_size, next_sentence = shapes[_EMBEDDINGS][0], _NEXT_SENTENCE_HEAD in shapes
         with torch.device("meta"):
             model = BertForPreTraining(config, vocab_size, next_sentence)
         weights = full_precision_weights(checkpoint.directory, model)
