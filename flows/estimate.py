@@ -124,9 +124,10 @@ def _continued(whole: WholeRecipe) -> tuple[WholeRecipe, str]:
             "that this recipe would continue from; leave --continue out"
         )
     first, *others = whole.pretraining.phases[place.phase :]
+    assert first.steps is not None, "only phases by steps are continued"
     phases = (first.model_copy(update={"steps": first.steps - place.phase_step}), *others)
     left = replace(whole, pretraining=whole.pretraining.model_copy(update={"phases": phases}))
-    steps = whole.pretraining.num_train_steps - place.step
+    steps = left.pretraining.num_train_steps or 0
     return left, f"pre-training continues from step {place.step:,} of the finished run: {steps:,} steps are left"
 
 
@@ -238,10 +239,11 @@ def _show(
     rows.append(["together", "", size_in_words(sum(disk.values())), in_words(result.cpu_seconds)])
     print_table(["stage", "what", "disk", "time of a core"], rows)
     print(f"while a job runs, documents and examples need twice their disk{_free_disk(whole)}\n")
+    about = "" if whole.pretraining.measure == "steps" else "about "
     rows = [
         [
             str(phase.max_seq_length),
-            f"{phase.steps:,}",
+            f"{about}{phase.steps:,}" if phase.steps else "?",
             _large(phase.sequences),
             _large(phase.tokens),
             f"{phase.row_epochs:.2f}",
@@ -249,7 +251,9 @@ def _show(
         ]
         for phase in result.phases
     ]
-    rows.append(["all", f"{whole.pretraining.num_train_steps:,}", "", _large(result.tokens), "", f"{result.flops:.2e}"])
+    num_steps = sum(phase.steps for phase in result.phases)
+    all_steps = f"{about}{num_steps:,}" if num_steps else "?"
+    rows.append(["all", all_steps, "", _large(result.tokens), "", f"{result.flops:.2e}"])
     print_table(["length", "steps", "sequences", "tokens", "epochs of rows", "FLOPs"], rows, title="pre-training")
     print(f"the text itself is read {result.text_epochs:.1f} times\n")
     print_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from pipelines.settings.examples import ExamplesPart
 from training.bert.flops import ModelStates, model_states, num_parameters, step_flops
 from training.bert.sizes import disk_bytes_checkpoints, disk_bytes_finetuning, disk_bytes_model, disk_bytes_pretraining
 from training.settings.pretraining import PhaseConfig
+from training.stages.budgets import amount_in_words, sequences_of, steps_of_sequences
 
 
 class Gpu(NamedTuple):
@@ -86,7 +88,10 @@ class LengthCost:
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """One phase of pre-training; `row_epochs`: how often it reads each row that was written."""
+    """One phase of pre-training; `row_epochs`: how often it reads each row that was written.
+
+    A phase by hours has zeros: what it reads depends on the device.
+    """
 
     max_seq_length: int
     steps: int
@@ -151,12 +156,12 @@ def estimate(whole: WholeRecipe, rates: Rates, text_bytes: float, ranks: int) ->
     parameters = num_parameters(whole.model, whole.vocabulary.size, whole.examples.next_sentence)
     precision = "bf16" if whole.pretraining.precision == "auto" else whole.pretraining.precision
     examples_bytes = disk_bytes_examples(whole.examples, whole.vocabulary.size, text_bytes, rates.shapes)
-    models = 1 + len(whole.finetuning.tasks)
+    models, num_steps = 1 + len(whole.finetuning.tasks), sum(phase.steps for phase in phases)
     disk_bytes = {
         DOCUMENTS: disk_bytes_documents(text_bytes),
         VOCABULARY: disk_bytes_vocabulary(whole.vocabulary.size),
         EXAMPLES: examples_bytes,
-        PRETRAINING: disk_bytes_pretraining(whole.pretraining, parameters),
+        PRETRAINING: disk_bytes_pretraining(whole.pretraining, parameters, num_steps),
         FINETUNING: disk_bytes_finetuning(
             parameters, len(whole.finetuning.tasks) * (1 + whole.finetuning.compare_with_random)
         ),
@@ -178,7 +183,7 @@ def estimate(whole: WholeRecipe, rates: Rates, text_bytes: float, ranks: int) ->
         phases=phases,
         parameters=parameters,
         text_epochs=text_epochs,
-        checkpoints_bytes=disk_bytes_checkpoints(whole.pretraining, parameters),
+        checkpoints_bytes=disk_bytes_checkpoints(whole.pretraining, parameters, num_steps),
         disk_bytes=disk_bytes,
         memory={stage: model_states(parameters, precision, stage, ranks) for stage in range(4)},
         warnings=tuple(_warnings(whole, phases, text_epochs)),
@@ -202,11 +207,9 @@ def _length_cost(whole: WholeRecipe, rates: Rates, part: ExamplesPart, megabytes
 
 
 def _phase_cost(whole: WholeRecipe, rates: Rates, phase: PhaseConfig, lengths: Mapping[str, LengthCost]) -> PhaseCost:
-    shape = rates.shapes[phase.max_seq_length]
-    if phase.global_batch_tokens is None:
-        sequences = float(phase.steps * phase.global_batch_size)
-    else:
-        sequences = phase.steps * phase.global_batch_tokens / shape.mean_length
+    shape, rows = rates.shapes[phase.max_seq_length], lengths[phase.examples_directory].train_rows
+    sequences = sequences_of(phase, rows, shape.mean_length) or 0.0
+    steps = math.ceil(steps_of_sequences(phase, sequences, shape.mean_length)) if phase.steps is None else phase.steps
     tokens = sequences * shape.mean_length
     masked = sequences * masked_per_row(whole.examples.of_set(phase.examples), phase.max_seq_length, shape.mean_length)
     if phase.masked_lm_prob is not None:
@@ -214,10 +217,9 @@ def _phase_cost(whole: WholeRecipe, rates: Rates, phase: PhaseConfig, lengths: M
     pairs = sequences if whole.examples.next_sentence else 0.0
     squared = sequences * shape.mean_squared_length
     flops = step_flops(whole.model, whole.vocabulary.size, tokens, squared, masked, pairs)
-    rows = lengths[phase.examples_directory].train_rows
     return PhaseCost(
         phase.max_seq_length,
-        phase.steps,
+        steps,
         sequences,
         tokens,
         masked,
@@ -240,6 +242,12 @@ def _warnings(whole: WholeRecipe, phases: tuple[PhaseCost, ...], text_epochs: fl
                 f"length {phase.max_seq_length}: each row is read {phase.row_epochs:,.0f} times with the same masks "
                 "(BERT: 4); raise examples.passes, or set examples.masking = 'dynamic'"
             )
+    if whole.pretraining.measure == "hours":
+        amount = amount_in_words(sum(phase.amount for phase in whole.pretraining.phases), "hours")
+        return [
+            f"pretraining.phases are by hours, {amount}: steps, tokens and operations depend on the device and are "
+            "not counted here"
+        ]
     for part in whole.examples.parts():
         of_phases = zip(whole.pretraining.phases, phases, strict=True)
         epochs = sum(phase.row_epochs for setting, phase in of_phases if setting.examples_directory == part.directory)

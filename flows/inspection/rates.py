@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from pydantic import ValidationError
 
@@ -30,6 +30,7 @@ from pipelines.settings.vocabulary import VocabularyConfig
 from training.bert.flops import step_flops
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
+from training.stages.budgets import about_steps
 
 START_SECONDS = 4.0
 """CPU time of a job before its first byte: imports, and the runner."""
@@ -194,7 +195,7 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
         return None
     try:
         model = ModelConfig.model_validate(manifest.config["model"])
-        phases = PretrainingConfig.model_validate(manifest.config["pretraining"]).phases
+        pretraining = PretrainingConfig.model_validate(manifest.config["pretraining"])
         vocab_size = VocabularyConfig.model_validate(vocabulary.config).size
     except ValidationError:
         return None
@@ -202,10 +203,10 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
         lines = [line for line in map(json.loads, stream) if "tokens_per_second" in line]
     made = examples.statistics_as(ExamplesStatistics)
     tokens = seconds = flops = 0.0
-    ends, end = [], 0
-    for phase in phases:
-        end += phase.steps
-        ends.append(end)
+    phases, steps = pretraining.phases, about_steps(pretraining, examples)
+    if steps is None and len(phases) > 1:
+        return None  # by hours: nothing records which lines are of which phase
+    ends = list(accumulate(steps or [0]))
     for line in lines:
         phase = next((phase for phase, end in zip(phases, ends, strict=True) if line["step"] <= end), phases[-1])
         statistics = made.of_length(phase.max_seq_length, phase.examples)

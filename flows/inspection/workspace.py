@@ -7,6 +7,7 @@ Must not import Beam or torch: `status` calls this. Writes nothing, so it can be
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -51,6 +52,7 @@ from pipelines.results.kept import kept_directories
 from pipelines.results.marks import building_directory, is_open
 from pipelines.results.unfinished import count_finished
 from training.settings.pretraining import PhaseConfig, PretrainingConfig
+from training.stages.budgets import about_steps, amount_in_words
 
 State = Literal["complete", "stale", "unfinished", "missing", "kept"]
 
@@ -126,7 +128,7 @@ def _with_continuation(status: StageStatus, whole: WholeRecipe) -> StageStatus:
         place = possible_place(whole)
     except InputError:
         return status
-    if place is None:
+    if place is None or whole.pretraining.num_train_steps is None:
         return status
     left = whole.pretraining.num_train_steps - place.step
     detail = f"with --continue {left:,} steps after step {place.step:,}: {status.detail}"
@@ -289,13 +291,17 @@ def _unfinished_pretraining(directory: str, whole: WholeRecipe | None) -> StageS
     saved_step = _step_of(checkpoint) if checkpoint else 0
     step = int(lines[-1]["step"]) if lines else saved_step
     numbers = {"step": float(step), "checkpoint_step": float(saved_step)}
-    words = [f"step {step:,}" + (f" of {config.num_train_steps:,}" if config else "")]
-    if config:
-        numbers["total_steps"] = float(config.num_train_steps)
+    steps = _steps_of_phases(config, directory) if config else None
+    words = [f"step {step:,}"]
+    if config and steps:
+        numbers["total_steps"] = float(sum(steps))
+        words = [f"step {step:,} of {'' if config.measure == 'steps' else 'about '}{sum(steps):,}"]
+    elif config:
+        words.append(f"of {amount_in_words(sum(phase.amount for phase in config.phases), config.measure)}")
     if lines:
         numbers["tokens_per_second"] = lines[-1]["tokens_per_second"]
         words.append(f"{lines[-1]['tokens_per_second']:,.0f} tokens/s")
-    if config and (seconds := _seconds_left(config, lines)) is not None:
+    if config and steps and (seconds := _seconds_left(config, steps, lines)) is not None:
         numbers["seconds_left"] = seconds
         words.append(f"{in_words(seconds)} left")
     words.append(f"checkpoint of step {saved_step:,}" if checkpoint else "no checkpoint yet")
@@ -332,23 +338,28 @@ def _config_of(checkpoint: str | None) -> PretrainingConfig | None:
         return None
 
 
-def _seconds_left(config: PretrainingConfig, lines: list[dict[str, Any]]) -> float | None:
+def _steps_of_phases(config: PretrainingConfig, directory: str) -> list[int] | None:
+    """Steps of each phase, by epochs and tokens about; None if they depend on the machine or there are no examples."""
+    try:
+        return about_steps(config, read_manifest(storage.join(directory.rpartition("/")[0], EXAMPLES)))
+    except InputError:
+        return None
+
+
+def _seconds_left(config: PretrainingConfig, steps_of: list[int], lines: list[dict[str, Any]]) -> float | None:
     """From the last two lines: current tokens per step, scaled to later phases by the tokens of their full steps."""
     if len(lines) < 2:
         return None
     before, last = lines[-2:]
     step, steps = int(last["step"]), last["step"] - before["step"]
-    ends, total = [], 0
-    for phase in config.phases:
-        total += phase.steps
-        ends.append(total)
+    ends, total = list(itertools.accumulate(steps_of)), sum(steps_of)
     if steps <= 0 or last["tokens_per_second"] <= 0 or step > total:
         return None
     now = next(phase for phase, end in zip(config.phases, ends, strict=True) if step <= end)
     tokens_per_full_token = (last["tokens"] - before["tokens"]) / steps / _full_tokens(now)
     left = sum(
-        min(phase.steps, max(0, end - step)) * _full_tokens(phase)
-        for phase, end in zip(config.phases, ends, strict=True)
+        min(of_phase, max(0, end - step)) * _full_tokens(phase)
+        for phase, of_phase, end in zip(config.phases, steps_of, ends, strict=True)
     )
     return float(left * tokens_per_full_token / last["tokens_per_second"])
 

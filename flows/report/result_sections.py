@@ -25,6 +25,8 @@ from flows.report.html import (
 from flows.report.manifest_facts import TaskFacts
 from flows.running.outcomes import shown_seconds
 from pipelines.contract.statistics import HELDOUT_PREFIX, LOSS, Metric, PretrainingStatistics
+from training.settings.pretraining import MEASURES
+from training.stages.budgets import amount_in_words
 
 Facts = dict[str, Any]
 
@@ -115,9 +117,14 @@ def _phase_table(phases: Sequence[Facts]) -> str:
         batch = f"{count(phase['global_batch_size'])} examples"
         if phase.get("global_batch_tokens") is not None:
             batch = f"{count(phase['global_batch_tokens'])} tokens"
-        rows.append((f"phase {number}", text(phase["max_seq_length"]), count(phase["steps"]), batch))
+        rows.append((f"phase {number}", text(phase["max_seq_length"]), _length_of(phase), batch))
     header = ("", "maximum length", "steps", "a step")
     return table("Phases of pre-training", header, rows, numbers=(1, 2, 3)) if rows else ""
+
+
+def _length_of(phase: Facts) -> str:
+    measure = next(name for name in MEASURES if phase.get(name) is not None)
+    return count(phase[measure]) if measure == "steps" else text(amount_in_words(phase[measure], measure))
 
 
 def _heldout_table(found: PretrainingStatistics) -> str:

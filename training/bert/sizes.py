@@ -9,11 +9,11 @@ from training.bert.flops import SINGLE_BYTES, checkpoint_bytes
 from training.settings.pretraining import PretrainingConfig
 
 
-def disk_bytes_checkpoints(pretraining: PretrainingConfig, parameters: int) -> float:
+def disk_bytes_checkpoints(pretraining: PretrainingConfig, parameters: int, num_steps: float) -> float:
     """Peak size of the checkpoints: a new one is complete before the oldest is removed; that before a decay stays."""
     num_checkpoints = pretraining.keep_checkpoints + 1 + (pretraining.decay_start_step is not None)
     if every := pretraining.keep_every_n_steps:
-        num_checkpoints += pretraining.num_train_steps // every
+        num_checkpoints += int(num_steps) // every
     precision = "bf16" if pretraining.precision == "auto" else pretraining.precision
     return checkpoint_bytes(parameters, precision, pretraining.zero_stage) * num_checkpoints
 
@@ -23,9 +23,9 @@ def disk_bytes_model(parameters: int) -> float:
     return float(SINGLE_BYTES * parameters)
 
 
-def disk_bytes_pretraining(pretraining: PretrainingConfig, parameters: int) -> float:
-    """Checkpoints and the encoder."""
-    return disk_bytes_checkpoints(pretraining, parameters) + disk_bytes_model(parameters)
+def disk_bytes_pretraining(pretraining: PretrainingConfig, parameters: int, num_steps: float) -> float:
+    """Checkpoints and the encoder; `num_steps` may be an estimate, 0 if it depends on the machine."""
+    return disk_bytes_checkpoints(pretraining, parameters, num_steps) + disk_bytes_model(parameters)
 
 
 def disk_bytes_finetuning(parameters: int, trials: int) -> float:

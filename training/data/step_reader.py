@@ -7,8 +7,8 @@ the set of samples of a step does not depend on the number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -165,6 +165,7 @@ class StepReader:
         *,
         global_batch_tokens: int | None = None,
         masking: DynamicMasking | None = None,
+        batch_at: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
         """Read steps of a fixed number of sequences, or up to a number of tokens.
 
@@ -176,30 +177,39 @@ class StepReader:
             global_batch_tokens: maximum tokens of a step over all ranks; enough for each part to get a row of the
                 maximum length.
             masking: how masks are drawn, new in each epoch; None uses the written ones.
+            batch_at: sequences of a step and micro-batches of each rank, by the number of steps before it, where they
+                differ from `global_batch_size` and `deal`.
         """
         assert (global_batch_size is None) != (global_batch_tokens is None), "sequences or tokens, one of both"
         assert masking is not None or not examples.is_unmasked, "nothing is masked"
         self._examples, self._order, self._deal = examples, order, deal or Deal()
         self._global_batch_size, self._global_batch_tokens = global_batch_size, global_batch_tokens
-        self._masking = masking
+        self._masking, self._batch_at = masking, batch_at
         assert global_batch_size is None or global_batch_size >= self._deal.parts
         self._loaded: _LoadedWindow | None = None
 
-    def steps(self, position: int, count: int) -> Generator[StepBatch, None, None]:
-        """Batches of `count` steps, starting at global sample `position`; close it when stopping early."""
-        return prefetched(self._steps(position, count), PREFETCHED_STEPS)
+    def steps(self, position: int, count: int, first_step: int = 0) -> Generator[StepBatch, None, None]:
+        """Batches of `count` steps, starting at global sample `position`; close it when stopping early.
 
-    def _steps(self, position: int, count: int) -> Iterator[StepBatch]:
-        for _ in range(count):
-            step = self.step_at(position)
+        `first_step` is the number of steps before them, which only `batch_at` depends on.
+        """
+        return prefetched(self._steps(position, count, first_step), PREFETCHED_STEPS)
+
+    def _steps(self, position: int, count: int, first_step: int) -> Iterator[StepBatch]:
+        for index in range(first_step, first_step + count):
+            step = self.step_at(position, index)
             position = step.next_position
             yield step
 
-    def step_at(self, position: int) -> StepBatch:
-        """This rank's part of the step whose global batch starts at sample `position`."""
-        pieces = self._pieces(position)
+    def step_at(self, position: int, index: int = 0) -> StepBatch:
+        """This rank's part of the step whose global batch starts at sample `position`, after `index` other steps."""
+        size, deal = self._global_batch_size, self._deal
+        if self._batch_at is not None:
+            size, micro_batches = self._batch_at(index)
+            deal = replace(deal, micro_batches=micro_batches)
+        pieces = self._pieces(position, size)
         lengths = np.concatenate([piece.lengths for piece in pieces])
-        parts, own = self._deal.parts, self._deal.own
+        parts, own = deal.parts, deal.own
         assert len(lengths) >= parts, "a micro-batch is empty: global_batch_tokens is too small"
         return StepBatch(
             micro_batches=tuple(self._micro_batch(pieces, dealt_rows(lengths, part, parts)) for part in own),
@@ -224,10 +234,10 @@ class StepReader:
             places = np.arange(len(samples.num_predictions))
         return samples.micro_batch(places, self._masking, self._deal)
 
-    def _pieces(self, position: int) -> list[_Piece]:
+    def _pieces(self, position: int, rows_left: int | None) -> list[_Piece]:
         """The complete global batch: the next samples that fit in the step, window by window."""
         pieces: list[_Piece] = []
-        rows_left, tokens_left = self._global_batch_size, self._global_batch_tokens
+        tokens_left = self._global_batch_tokens
         while True:
             source = self._load(position)
             first = position % self._order.num_rows - source.window.first_position

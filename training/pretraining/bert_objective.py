@@ -21,11 +21,13 @@ from training.bert.modeling import compile_layers, initialize_weights, parameter
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
+from training.engine.schedule import Schedule
 from training.pretraining.bert_alarms import POOLER_GRADIENT, BertAlarms
 from training.pretraining.objective import Forward, Objective, Say, Tally
 from training.pretraining.unigram_baseline import UnigramBaseline, baseline_warning, unigram_baseline
 from training.resuming.progress import Progress
 from training.settings.fidelity import deviations, in_words
+from training.stages.budgets import about_steps
 from training.stages.pretraining import PretrainingInputs, verify_inputs
 from training.tokenizing.checks import require_same_tokenizer
 from training.tokenizing.extension import new_entries
@@ -105,7 +107,8 @@ class BertObjective(Objective):
         return metrics
 
     def alarms(self) -> BertAlarms:
-        return BertAlarms(self.settings.num_warmup_steps)
+        steps = about_steps(self.settings, self.inputs.examples)
+        return BertAlarms(round(sum(steps or ()) * Schedule.of(self.settings).warmup_share))
 
     def introduction(self) -> str:
         lines = [f"deviations from BERT: {self._deviations}", *(record.in_words() for record in self.lineage)]

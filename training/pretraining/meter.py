@@ -10,19 +10,30 @@ from training.data.batches import StepBatch
 from training.pretraining.objective import Objective, Say, Tally
 from training.pretraining.run_state import RunState, StepResult
 from training.resuming.progress import Progress
+from training.stages.budgets import Budget
 from training.tracking.tracker import Tracker
 
 
 class Meter:
     """Averages between two progress lines, and their alarms."""
 
-    def __init__(self, objective: Objective, state: RunState, tracker: Tracker, say: Say) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        state: RunState,
+        tracker: Tracker,
+        say: Say,
+        budget: Budget,
+        progress: Progress,
+    ) -> None:
         self._objective, self._state, self._tracker, self._say = objective, state, tracker, say
+        self._budget = budget
         self._alarms = objective.alarms()
-        self._start_line()
+        self._start_line(progress)
         self._clock = time.monotonic()
 
-    def _start_line(self) -> None:
+    def _start_line(self, progress: Progress) -> None:
+        self._done = self._budget.done(progress)
         self._tally = Tally.of(self._objective.sums)
         self._tokens, self._seconds, self._steps, self._flops = 0, 0.0, 0, 0.0
 
@@ -44,11 +55,12 @@ class Meter:
         self._tokens += batch.global_tokens
         self._flops += self._objective.flops(batch)
         self._steps += 1
-        if progress.step % settings.log_every_steps and progress.step != settings.num_train_steps:
+        if progress.step % settings.log_every_steps and progress.phase < len(settings.phases):
             return
         means = self._objective.means(self._tally)
         seconds = max(self._seconds, 1e-9)
-        left_seconds = (settings.num_train_steps - progress.step) * self._seconds / self._steps
+        done = self._budget.done(progress)
+        left_seconds = max(0.0, self._budget.total - done) * self._seconds / max(done - self._done, 1e-9)
         metrics = {
             **means,
             "learning_rate": result.rate,
@@ -61,13 +73,13 @@ class Meter:
         gradients = {name: gradient.value() for name, gradient in self._state.gradients.items()}
         metrics |= {name: value for name, value in gradients.items() if value is not None}
         self._say(
-            f"step {progress.step}/{settings.num_train_steps}: {self._objective.in_words(means)}, "
+            f"{self._budget.in_words(progress)}: {self._objective.in_words(means)}, "
             f"{metrics['tokens_per_second']:,.0f} tokens/s, MFU {metrics['model_flops_utilization']:.0%}, "
             f"{left_seconds:.0f} s left"
         )
         self._tracker.log(progress.step, metrics)
         self._warn(progress.step, self._alarms.observe(progress.step, metrics))
-        self._start_line()
+        self._start_line(progress)
 
     def add_heldout(self, step: int, metrics: Mapping[str, float]) -> None:
         """Check an evaluation during training; empty without held-out rows."""

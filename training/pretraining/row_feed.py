@@ -20,6 +20,7 @@ from training.engine.precision import TORCH_TYPES, resolved_precision
 from training.engine.processes import Processes
 from training.pretraining.objective import Objective, Tally
 from training.settings.pretraining import PhaseConfig
+from training.stages.budgets import Budget
 
 
 class RowFeed:
@@ -46,6 +47,30 @@ class RowFeed:
                     "add more text to the documents stage"
                 )
             self.masking(examples, phase)
+
+    def budget(self) -> Budget:
+        """How much each phase trains; by epochs, of all its training rows."""
+        phases = self._config.phases if self._config.measure == "epochs" else ()
+        return Budget.of(self._config, [self.examples("train", phase).num_rows for phase in phases])
+
+    def require_rows_for_ranks(self, phase: PhaseConfig) -> None:
+        """Check that every step of a phase has rows for all ranks.
+
+        Raises:
+            InputError: a step, or the first one of a growing batch, is too small.
+        """
+        self.share(phase)
+        if phase.batch_warmup is not None and phase.batch_warmup.start < self._processes.world_size:
+            raise InputError(
+                f"{self._inputs.recipe.path}: {self._inputs.key.stage}: batch_warmup.start = "
+                f"{phase.batch_warmup.start} is too small for {self._processes.world_size} ranks; raise it, or use "
+                "fewer ranks"
+            )
+
+    def _micro_batches(self, sequences: int) -> int:
+        """Micro-batches of a rank in a step of this many sequences; the smaller steps of a batch warm-up have fewer."""
+        own = -(-sequences // self._processes.world_size)
+        return max(1, min(-(-own // (self._config.micro_batch_size or own)), sequences // self._processes.world_size))
 
     def share(self, phase: PhaseConfig) -> tuple[int, int]:
         """Sequences of the largest micro-batch of a rank, and the number of micro-batches per step."""
@@ -80,6 +105,11 @@ class RowFeed:
         """The training rows of a phase, in their order."""
         phase = self._config.phases[phase_number]
         examples = self.examples("train", phase)
+
+        def batch_at(phase_step: int) -> tuple[int, int]:
+            sequences = phase.batch_size_at(phase_step)
+            return sequences, self._micro_batches(sequences)
+
         return StepReader(
             examples,
             GlobalOrder(examples.num_rows, self._config.seed, self._objective.order_stream(phase_number)),
@@ -87,6 +117,7 @@ class RowFeed:
             self.deal(self.share(phase)[1]),
             global_batch_tokens=phase.global_batch_tokens,
             masking=self.masking(examples, phase),
+            batch_at=None if phase.batch_warmup is None else batch_at,
         )
 
     def heldout(self, measure: Callable[[MicroBatch], Tally], phase: PhaseConfig) -> dict[str, float]:

@@ -7,6 +7,7 @@ import enum
 import gc
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -48,6 +49,7 @@ from training.resuming.progress import Progress
 from training.resuming.recovery import Limits, Verdict, judge
 from training.resuming.result_checks import require_finite
 from training.settings.pretraining import PhaseConfig
+from training.stages.budgets import about_steps
 from training.stages.continuing import Continuation
 from training.stages.origins import CONTINUED_FROM
 from training.tracking.tracker import Tracker
@@ -73,6 +75,7 @@ class TrainingRun:
         self._processes, self._stop = processes, stop
         self._stage = inputs.key.stage
         self._schedule, self._feed = Schedule.of(config), RowFeed(objective, processes)
+        self._budget, self._clock = self._feed.budget(), time.monotonic
         self._directory = building_directory(inputs.directory)
         self._checkpoints = CheckpointStore(
             storage.join(self._directory, CHECKPOINTS_DIRECTORY),
@@ -197,11 +200,12 @@ class TrainingRun:
             InputError: on all ranks.
         """
         for phase in self._config.phases:
-            self._feed.share(phase)
+            self._feed.require_rows_for_ranks(phase)
         on_first(self._processes, self._objective.check)
         self._feed.require_rows()
         if not os.path.isdir(self._directory):
-            needed_bytes = disk_bytes_pretraining(self._config, self._objective.num_parameters)
+            steps = about_steps(self._config, self._inputs.examples)
+            needed_bytes = disk_bytes_pretraining(self._config, self._objective.num_parameters, sum(steps or ()))
             on_first(
                 self._processes,
                 lambda: storage.require_free_space(
@@ -266,9 +270,10 @@ class TrainingRun:
     def _train_phase(self, state: RunState, progress: Progress, tracker: Tracker) -> tuple[Progress, Ending | None]:
         phase = self._config.phases[progress.phase]
         reader = self._feed.reader(progress.phase)
-        meter = Meter(self._objective, state, tracker, self._say)
+        meter = Meter(self._objective, state, tracker, self._say, self._budget, progress)
         state.engine.train()
-        batches = reader.steps(progress.position, phase.steps - progress.phase_step)
+        count = sys.maxsize if phase.steps is None else phase.steps - progress.phase_step
+        batches = reader.steps(progress.position, count, progress.phase_step)
         with contextlib.closing(batches):
             return self._train_on(state.engine, progress, batches, meter, tracker)
 
@@ -280,10 +285,15 @@ class TrainingRun:
         meter: Meter,
         tracker: Tracker,
     ) -> tuple[Progress, Ending | None]:
-        phase = self._config.phases[progress.phase]
+        phase, budget = self._config.phases[progress.phase], self._budget
+        by_hours = budget.measure == "hours"
+        ended = self._clock()
         for batch in batches:
-            started = time.monotonic()
-            result = self._step(engine, batch, progress.step)
+            # Hours are also spent between steps.
+            started = ended if by_hours else self._clock()
+            result = self._step(engine, batch, progress)
+            ended = self._clock()
+            seconds = ended - started
             progress = replace(
                 progress,
                 step=progress.step + 1,
@@ -291,7 +301,8 @@ class TrainingRun:
                 position=batch.next_position,
                 tokens=progress.tokens + batch.global_tokens,
                 sequences=progress.sequences + batch.global_sequences,
-                seconds=progress.seconds + time.monotonic() - started,
+                # All ranks must see the same hours.
+                seconds=progress.seconds + (self._processes.from_first(seconds) if by_hours else seconds),
             )
             self._processes.reached(progress.step)
             loss = self._objective.means(result.tally)["loss"]
@@ -301,7 +312,7 @@ class TrainingRun:
                 self._report(verdict, progress, tracker)
                 if verdict is Verdict.ROLL_BACK:
                     return progress, Ending.ROLL_BACK
-            if progress.phase_step == phase.steps:
+            if budget.ends_phase(progress):
                 health = health.for_next_phase()
                 end = progress.position
                 progress = replace(
@@ -309,7 +320,7 @@ class TrainingRun:
                 )
             if verdict is not Verdict.SKIP:
                 meter.add(progress, result, batch)
-            is_last = progress.step == self._config.num_train_steps
+            is_last = progress.phase == len(self._config.phases)
             # A return needs a checkpoint of the same phase from before the bad steps.
             is_due = not progress.phase_step or progress.step % self._config.checkpoint_every_steps == 0
             # A longer run continues from there.
@@ -324,6 +335,8 @@ class TrainingRun:
             if progress.step % self._config.eval_every_steps == 0 and not is_last:
                 meter.add_heldout(progress.step, self._evaluate(engine, phase, progress, tracker))
             meter.restart_clock()
+            if not progress.phase_step:
+                break
         return progress, None
 
     def _report(self, verdict: Verdict, progress: Progress, tracker: Tracker) -> None:
@@ -339,16 +352,16 @@ class TrainingRun:
             f"{health.skipped_steps} skipped, {health.loss_spikes} spikes, {health.rollbacks} returns)"
         )
 
-    def _step(self, engine: TrainingEngine, batch: StepBatch, step: int) -> StepResult:
-        """One optimizer step."""
-        processes, seed = self._processes, self._config.seed
+    def _step(self, engine: TrainingEngine, batch: StepBatch, progress: Progress) -> StepResult:
+        """One optimizer step, after the ones in `progress`."""
+        processes, seed, step = self._processes, self._config.seed, progress.step
         tally = Tally.of(self._objective.sums, device=processes.device)
         for index, micro_batch in enumerate(batch.micro_batches):
             seed_dropout(keyed_seed(seed, "dropout", step, processes.rank, index))
             loss, part = self._objective.learn(engine, micro_batch.to(processes.device), batch)
             engine.backward(loss, is_last=index == len(batch.micro_batches) - 1)
             tally += part
-        rate = self._schedule.rate_at(step)
+        rate = self._schedule.rate_at(self._budget.done(progress))
         norm = engine.step(rate)
         tally, (stops, updates) = tally.reduced(processes, self._stop.received, engine.was_updated)
         assert updates in (0, processes.world_size), "some ranks have taken a step that others have not"

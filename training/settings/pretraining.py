@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
 from pipelines.contract.workspace import length_directory
 from training.settings.model import ModelConfig
-from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, LoopConfig, ScheduleKind
+from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, LoopConfig, Rate, ScheduleKind
 
 WSD_DECAY_SHARE = 0.1
 """Share of the steps in which warm-up-stable-decay decays the rate (Hu et al., 2024, section 4.3)."""
@@ -20,11 +20,43 @@ WSD_DECAY_SHARE = 0.1
 _STEP_TOKENS = "gradients of this many tokens are summed in one step"
 
 
+Measure = Literal["steps", "epochs", "tokens", "hours"]
+"""What a run's length and its learning-rate schedule are counted in; each is a setting of a phase."""
+MEASURES: tuple[Measure, ...] = ("steps", "epochs", "tokens", "hours")
+
+DEFAULT_WARMUP_PROPORTION = 0.01
+"""BERT's own: 10,000 of 1,000,000 steps (paper, appendix A.2)."""
+
+
+class BatchWarmup(Section):
+    """`batch_warmup`: start with a smaller global batch; the learning rate does not depend on it.
+
+    The batch grows linearly in whole sequences, as GPT-3's (Brown et al., 2020, appendix B).
+    """
+
+    start: BatchSize
+    """Sequences of the phase's first step."""
+    steps: Count
+    """Step of the phase from which on the batch is global_batch_size."""
+
+
 class PhaseConfig(Section):
-    """`[[pretraining.phases]]`: one phase of pre-training at one maximum length."""
+    """`[[pretraining.phases]]`: one phase of pre-training at one maximum length; its length is one of MEASURES."""
 
     max_seq_length: SequenceLength
-    steps: Count
+    steps: Count | None = Field(default=None, json_schema_extra=ADDED)
+    epochs: Annotated[float, Bounded(0, 10_000, "each epoch reads all training rows once", above_low=True)] | None = (
+        Field(default=None, json_schema_extra=ADDED)
+    )
+    """Readings of all training rows of this length; the last step may read a few rows more."""
+    tokens: Annotated[int, Bounded(1, 1 << 53, "it counts tokens of all steps, without padding")] | None = Field(
+        default=None, json_schema_extra=ADDED
+    )
+    """Tokens without padding; the phase ends with the step in which the run has had those of all phases so far."""
+    hours: Annotated[float, Bounded(0, 100_000, "100,000 hours are eleven years", above_low=True)] | None = Field(
+        default=None, json_schema_extra=ADDED
+    )
+    """Hours of training with evaluations and checkpoints, without the start of processes, over all resumes."""
     global_batch_size: BatchSize = 256
     """Sequences per optimizer step, over all ranks and micro-batches."""
     global_batch_tokens: Annotated[int, Bounded(1, 1 << 34, _STEP_TOKENS)] | None = None
@@ -36,6 +68,39 @@ class PhaseConfig(Section):
 
     The examples' max_predictions_per_seq does not limit this one.
     """
+    batch_warmup: BatchWarmup | None = Field(default=None, json_schema_extra=ADDED)
+    """Raise the batch from `start` sequences to global_batch_size in the phase's first `steps` steps."""
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> PhaseConfig:
+        given = [name for name in MEASURES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a phase is as long as one of {', '.join(MEASURES)} says; this one has "
+                f"{' and '.join(given) or 'none of them'}; give exactly one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_grows(self) -> PhaseConfig:
+        warmup = self.batch_warmup
+        if warmup is None:
+            return self
+        if self.global_batch_tokens is not None:
+            raise ValueError(
+                f"batch_warmup with global_batch_tokens = {self.global_batch_tokens}: it raises global_batch_size; set "
+                "that instead, or remove batch_warmup"
+            )
+        if warmup.start >= self.global_batch_size:
+            raise ValueError(
+                f"batch_warmup.start = {warmup.start} is not below global_batch_size = {self.global_batch_size}; lower "
+                "it, or remove batch_warmup"
+            )
+        if self.steps is not None and warmup.steps >= self.steps:
+            raise ValueError(
+                f"batch_warmup.steps = {warmup.steps} is not below the phase's steps = {self.steps}; lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> PhaseConfig:
@@ -60,6 +125,24 @@ class PhaseConfig(Section):
         return length_directory(self.max_seq_length, self.examples)
 
     @property
+    def measure(self) -> Measure:
+        """What the phase's length is counted in."""
+        return next(name for name in MEASURES if getattr(self, name) is not None)
+
+    @property
+    def amount(self) -> float:
+        """The phase's length in its measure."""
+        amount: float = getattr(self, self.measure)
+        return amount
+
+    def batch_size_at(self, phase_step: int) -> int:
+        """Sequences of the step after `phase_step` finished ones of this phase, unless batches are by tokens."""
+        warmup = self.batch_warmup
+        if warmup is None or phase_step >= warmup.steps:
+            return self.global_batch_size
+        return warmup.start + (self.global_batch_size - warmup.start) * phase_step // warmup.steps
+
+    @property
     def full_sequences(self) -> int:
         """Sequences of a step if all have the maximum length."""
         return (
@@ -82,6 +165,12 @@ class PretrainingConfig(LoopConfig):
     """The decay after warm-up, one over all phases; formulas in training/engine/schedule.py."""
     num_decay_steps: Count | None = None
     """Number of final steps in which `warmup_stable_decay` decays the rate to 0; None is a tenth of all steps."""
+    warmup_proportion: Rate | None = Field(default=None, json_schema_extra=ADDED)
+    """Warm-up where phases are by epochs, tokens or hours: this share of them; None is BERT's, 0.01."""
+    decay_proportion: Annotated[float, Bounded(0.0, 1.0, "it is a share of the run", above_low=True)] | None = Field(
+        default=None, json_schema_extra=ADDED
+    )
+    """Decay of `warmup_stable_decay` where phases are by epochs, tokens or hours; None is a tenth of them."""
     zero_stage: Annotated[int, Bounded(0, 3, "ZeRO has the stages 1, 2 and 3; 0 disables it")] = 2
     offload_optimizer: bool = False
     """Keep and update master weights and moments in host memory (ZeRO-Offload)."""
@@ -99,7 +188,14 @@ class PretrainingConfig(LoopConfig):
     def _phases_fit(self) -> PretrainingConfig:
         if not self.phases:
             raise ValueError("phases is empty; give at least one phase with max_seq_length and steps")
-        if self.num_warmup_steps >= self.num_train_steps:
+        measures = {phase.measure: index for index, phase in reversed(list(enumerate(self.phases)))}
+        if len(measures) > 1:
+            (one, first), (other, second), *_ = sorted(measures.items(), key=lambda item: item[1])
+            raise ValueError(
+                f"phases.{first} is by {one} and phases.{second} by {other}; one schedule runs over all phases, so "
+                "give all of them by the same measure"
+            )
+        if self.num_train_steps is not None and self.num_warmup_steps >= self.num_train_steps:
             raise ValueError(
                 f"num_warmup_steps = {self.num_warmup_steps} is not below the {self.num_train_steps} steps of all "
                 "phases; lower it, or train longer"
@@ -127,8 +223,34 @@ class PretrainingConfig(LoopConfig):
         return self
 
     @model_validator(mode="after")
+    def _schedule_is_by_the_measure(self) -> PretrainingConfig:
+        measure, fields = self.measure, type(self).model_fields
+        settings = {"steps": ("warmup_proportion", "decay_proportion")}.get(
+            measure, ("num_warmup_steps", "num_decay_steps")
+        )
+        for name, instead in zip(settings, ("num_warmup_steps", "num_decay_steps"), strict=True):
+            # Manifests record every setting, so reject a value only if it differs from the default.
+            if (value := getattr(self, name)) == fields[name].default:
+                continue
+            if measure == "steps":
+                raise ValueError(f"{name} = {value}, but the phases are by steps; set {instead} instead")
+            share = instead.removeprefix("num_").replace("_steps", "_proportion")
+            raise ValueError(f"{name} = {value} counts steps, but the phases are by {measure}; set {share} instead")
+        if self.decay_proportion is not None and self.schedule != "warmup_stable_decay":
+            raise ValueError(
+                f"decay_proportion = {self.decay_proportion} with schedule = {self.schedule!r}, which decays all the "
+                "time; remove it, or use schedule = 'warmup_stable_decay'"
+            )
+        if (self.warmup_proportion or 0.0) + (self.decay_proportion or 0.0) > 1.0:
+            raise ValueError(
+                f"warmup_proportion = {self.warmup_proportion} and decay_proportion = {self.decay_proportion} exceed "
+                "the run; lower one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _decay_fits(self) -> PretrainingConfig:
-        if self.num_decay_steps is None:
+        if self.num_decay_steps is None or self.num_train_steps is None:
             return self
         if self.schedule != "warmup_stable_decay":
             raise ValueError(
@@ -143,14 +265,20 @@ class PretrainingConfig(LoopConfig):
         return self
 
     @property
-    def num_train_steps(self) -> int:
-        """Optimizer steps of all phases together."""
-        return sum(phase.steps for phase in self.phases)
+    def measure(self) -> Measure:
+        """What the phases' lengths and the schedule are counted in."""
+        return self.phases[0].measure
+
+    @property
+    def num_train_steps(self) -> int | None:
+        """Optimizer steps of all phases together; None if the phases are by another measure."""
+        steps = [phase.steps for phase in self.phases if phase.steps is not None]
+        return sum(steps) if len(steps) == len(self.phases) else None
 
     @property
     def decay_start_step(self) -> int | None:
-        """Finished steps after which `warmup_stable_decay` lowers the rate; None for the other schedules."""
-        if self.schedule != "warmup_stable_decay":
+        """Finished steps after which `warmup_stable_decay` lowers the rate; None for other schedules and measures."""
+        if self.schedule != "warmup_stable_decay" or self.num_train_steps is None:
             return None
         return self.num_train_steps - wsd_decay_steps(self.num_train_steps, self.num_decay_steps)
 

@@ -208,7 +208,13 @@ def continuation_of(inputs: PretrainingInputs, source: str, digest: str | None =
         old = PretrainingConfig.model_validate(finished.config["pretraining"])
     except ValidationError as error:
         raise InputError(f"{source}: its settings are of another release, so it cannot be continued") from error
-    new, is_same_data = inputs.pretraining, finished.inputs.get(EXAMPLES) == inputs.examples.digest
+    new = inputs.pretraining
+    if old.num_train_steps is None or new.num_train_steps is None:
+        raise InputError(
+            f"{source}: its phases are by {old.measure}, those of the recipe by {new.measure}; --continue shares the "
+            f"schedule of phases by steps only; {_FROM_WEIGHTS}"
+        )
+    is_same_data = finished.inputs.get(EXAMPLES) == inputs.examples.digest
     is_same_order = is_same_data and old.seed == new.seed
     problems = []
     for checkpoint in reversed(_checkpoints(source)):
@@ -280,8 +286,8 @@ def place_of_checkpoint(
     """
     step, phase, phase_step = progress["step"], progress["phase"], progress["phase_step"]
     position: int | None = progress["position"]
-    if step >= new.num_train_steps:
-        return f"the recipe has {new.num_train_steps:,} steps, so nothing is left to train"
+    if step >= _steps_of(new):
+        return f"the recipe has {_steps_of(new):,} steps, so nothing is left to train"
     start = old.decay_start_step
     if start is not None and step > max(start, steps_of_equal_rate(old, new)):
         return f"the rate decays from step {start:,}"
@@ -309,7 +315,7 @@ def _position_at_end(old: PretrainingConfig, phase: int, progress: Mapping[str, 
         return int(recorded)
     if old.phases[phase].global_batch_tokens is not None or progress["health"]["rollbacks"]:
         return None
-    return old.phases[phase].steps * old.phases[phase].global_batch_size
+    return (old.phases[phase].steps or 0) * old.phases[phase].global_batch_size
 
 
 def steps_of_equal_rate(old: PretrainingConfig, new: PretrainingConfig) -> int:
@@ -318,11 +324,16 @@ def steps_of_equal_rate(old: PretrainingConfig, new: PretrainingConfig) -> int:
         return 0
     if old.num_warmup_steps != new.num_warmup_steps:
         return 0
-    both = min(old.num_train_steps, new.num_train_steps)
+    both = min(_steps_of(old), _steps_of(new))
     if old.decay_start_step is None or new.decay_start_step is None:
         return both if old.num_train_steps == new.num_train_steps else min(both, old.num_warmup_steps)
     is_equal = (old.num_train_steps, old.decay_start_step) == (new.num_train_steps, new.decay_start_step)
     return both if is_equal else min(old.decay_start_step, new.decay_start_step)
+
+
+def _steps_of(config: PretrainingConfig) -> int:
+    assert config.num_train_steps is not None, "phases by another measure are refused before"
+    return config.num_train_steps
 
 
 def _checkpoints(directory: str) -> list[str]:

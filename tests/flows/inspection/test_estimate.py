@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows import estimate as command
-from flows.inspection.costs import estimate
+from flows.inspection.costs import Estimate, estimate
 from flows.inspection.rates import default_rates, measured_rates, text_bytes
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract.errors import InputError, exit_code_of
@@ -34,6 +37,7 @@ from training.bert.modeling import parameter_count
 from training.bert.packing import pack
 from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import SHAPES, ModelConfig
+from training.settings.pretraining import PretrainingConfig
 
 TRAINING = """
 [model]
@@ -124,6 +128,29 @@ def test_rates_of_a_workspace_give_that_workspace_back(built: WholeRecipe) -> No
     assert text_bytes(documents) == pytest.approx(documents.statistics["characters"], rel=0.05)
     assert result.phases[0].sequences == 80
     assert result.phases[0].row_epochs == pytest.approx(80 / result.lengths[0].train_rows)
+
+
+def test_phases_by_other_measures_are_estimated_in_steps(built: WholeRecipe) -> None:
+    """With the data's own rates: 2 epochs read all training rows twice, tokens as many rows as they fill."""
+    rates = measured_rates(built, built.run.workspace)
+    documents = read_manifest(f"{built.run.workspace}/documents")
+    assert documents is not None
+
+    def cost(**phase: Any) -> Estimate:
+        phases = ({"max_seq_length": 32, "global_batch_size": 8, **phase},)
+        whole = replace(built, pretraining=PretrainingConfig.model_validate({"phases": phases}))
+        return estimate(whole, rates, text_bytes(documents), ranks=1)
+
+    rows, mean_length = cost(epochs=2).lengths[0].train_rows, rates.shapes[32].mean_length
+    assert cost(epochs=2).phases[0].row_epochs == pytest.approx(2.0)
+    assert cost(epochs=2).phases[0].steps == math.ceil(2 * rows / 8)
+    assert cost(tokens=9_000).phases[0].tokens == pytest.approx(9_000)
+    assert cost(tokens=9_000).phases[0].steps == math.ceil(9_000 / mean_length / 8)
+    grown = cost(tokens=9_000, batch_warmup={"start": 4, "steps": 10})
+    assert grown.phases[0].steps > cost(tokens=9_000).phases[0].steps
+    by_hours = cost(hours=3)
+    assert (by_hours.tokens, by_hours.phases[0].steps) == (0.0, 0)
+    assert by_hours.warnings[0].startswith("pretraining.phases are by hours, 3 hours: steps, tokens and operations")
 
 
 def test_bert_base_costs_what_is_known(repository: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from flows import status
 from flows.inspection.workspace import StageStatus, in_words, statuses_of_recipe, statuses_of_workspace
@@ -20,6 +21,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
 from pipelines.contract.recipe import Section, read_recipe
+from pipelines.contract.statistics import ExamplesStatistics, LengthStatistics
 from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory, write_mark
 from pipelines.results.unfinished import finish_unit
@@ -38,6 +40,17 @@ def complete(directory: str, key: StageKey) -> str:
     manifest = key.manifest([record_of(directory, "data.txt", rows=1)], {}, "0")
     write_manifest(directory, manifest)
     return manifest.digest
+
+
+def zeros(model: type[BaseModel]) -> dict[str, Any]:
+    """Statistics of nothing."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if field.is_required():
+            kind: Any = field.annotation
+            is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+            found[name] = zeros(kind) if is_model else {} if "dict" in str(kind) or "Mapping" in str(kind) else 0
+    return found
 
 
 def states(statuses: list[StageStatus]) -> dict[str, str]:
@@ -106,8 +119,8 @@ def test_units_of_an_unfinished_job_are_counted(whole: WholeRecipe) -> None:
     assert (told.state, told.detail) == ("unfinished", "1 of 1 parts, 3 of 17 shards")
 
 
-def write_pretraining(directory: str, checkpoint_step: int, last_step: int) -> StageKey:
-    config = PretrainingConfig.model_validate({"phases": PHASES, "num_warmup_steps": 1})
+def write_pretraining(directory: str, checkpoint_step: int, last_step: int, **settings: Any) -> StageKey:
+    config = PretrainingConfig.model_validate(settings or {"phases": PHASES, "num_warmup_steps": 1})
     key = StageKey("pretraining", 2, {"model": {}, "pretraining": config.identity()}, {})
     complete(f"{directory}/checkpoints/step-{checkpoint_step:010d}", key)
     lines = [
@@ -130,6 +143,30 @@ def test_progress_of_pretraining_is_told_without_a_recipe(tmp_path: Path) -> Non
     # 40 steps of 8 rows of 32 and 50 of 4 rows of 64, all of 256 tokens, at two steps a second.
     assert told.numbers["seconds_left"] == pytest.approx(45.0)
     assert told.detail.startswith("step 60 of 150, 512 tokens/s, 45 s left, checkpoint of step 50, last update")
+
+
+@pytest.mark.parametrize(
+    ("measure", "amount", "detail"),
+    [
+        # 60 rows of 20 tokens: 2 epochs are 15 steps of 8 rows; 3,000 tokens are 150 rows.
+        ("epochs", 2, "step 12 of about 15, 512 tokens/s, "),
+        ("tokens", 3_000, "step 12 of about 19, 512 tokens/s, "),
+        ("hours", 1.5, "step 12, of 1.5 hours, 512 tokens/s, checkpoint of step 10"),
+    ],
+)
+def test_the_length_of_a_run_by_another_measure_is_derived_from_its_examples(
+    tmp_path: Path, measure: str, amount: float, detail: str
+) -> None:
+    phases = ({"max_seq_length": 32, measure: amount, "global_batch_size": 8},)
+    key = write_pretraining(f"{tmp_path}/pretraining.building", checkpoint_step=10, last_step=12, phases=phases)
+    write_mark(f"{tmp_path}/pretraining", key)
+    storage.write_bytes(f"{tmp_path}/examples/length32/train-00000-of-00001.arrow", b"rows")
+    record = record_of(f"{tmp_path}/examples", "length32/train-00000-of-00001.arrow", rows=60)
+    of_length = zeros(LengthStatistics) | {"mean_length": 20.0}
+    statistics = zeros(ExamplesStatistics) | {"lengths": {"32": of_length}}
+    write_manifest(f"{tmp_path}/examples", StageKey("examples", 2, {}, {}).manifest([record], statistics, "0"))
+    shown = named(statuses_of_workspace(str(tmp_path)), "pretraining").detail
+    assert shown.startswith(detail)
 
 
 def test_checkpoints_of_another_run_are_told(whole: WholeRecipe) -> None:

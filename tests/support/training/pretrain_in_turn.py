@@ -24,6 +24,7 @@ from training.engine.training_engine import TrainingEngine
 from training.pretraining.bert_objective import BertObjective
 from training.pretraining.run import TrainingRun
 from training.resuming.process_end import StopRequest
+from training.resuming.progress import Progress
 from training.stages.pretraining import pretraining_inputs
 from training.stages.sections import PretrainingSections
 
@@ -33,9 +34,9 @@ poisoned = range(0)
 class WatchedRun(TrainingRun):
     """Poisons steps, and records whether a step without an update left all weights unchanged."""
 
-    def _step(self, engine: TrainingEngine, batch: StepBatch, step: int) -> Any:
+    def _step(self, engine: TrainingEngine, batch: StepBatch, progress: Progress) -> Any:
         if not poisoned:
-            return super()._step(engine, batch, step)
+            return super()._step(engine, batch, progress)
         first, rank = batch.next_position - batch.global_sequences, self._processes.rank
         if rank == self._processes.world_size - 1 and max(first, poisoned.start) < min(
             batch.next_position, poisoned.stop
@@ -43,7 +44,7 @@ class WatchedRun(TrainingRun):
             # What the sums are divided by, on this rank alone.
             batch = dataclasses.replace(batch, global_masked_tokens=float("nan"))  # type: ignore[arg-type]
         before = engine.full_precision_state()
-        result = super()._step(engine, batch, step)
+        result = super()._step(engine, batch, progress)
         if not engine.was_updated:
             after = engine.full_precision_state()
             same = all(torch.equal(before[name], after[name]) for name in before)
