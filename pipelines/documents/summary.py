@@ -27,6 +27,8 @@ _DOCUMENTS_PER_SHARD = 10
 # Rejected by design: neither the corpus nor the recipe is at fault.
 _EXPECTED = {"duplicate", "near-duplicate", "redirect", "not-an-article", "not-wikitext", "title-only", "empty"} | {
     "no-docstrings",
+    "not-a-page",
+    "no-success",
     CONTAMINATED,
 }
 _REMEDIES = {

@@ -28,6 +28,7 @@ FORMATS = {
     "hf-dataset": Format("hf_dataset:HfDataset", ("text_field",), is_splittable=False),
     "csv": Format("delimited:Csv", ("text_field", "encoding", "quoting"), is_plain=True),
     "tsv": Format("delimited:Tsv", ("text_field", "encoding", "quoting"), is_plain=True),
+    "warc": Format("warc:Warc", is_splittable=False, seconds_per_megabyte=1 / 4.2),
     "wikiextractor": Format("wikiextractor:WikiExtractor", ("encoding",), seconds_per_megabyte=1 / 57),
     "mediawiki": Format("mediawiki:MediaWiki", ("encoding",), seconds_per_megabyte=1 / 4.5),
     "python-docstrings": Format(
