@@ -357,6 +357,26 @@ CONTRADICTIONS = [
     (["examples.masking=whole_word", "pretraining.masking=dynamic"], "pretraining.masking = 'dynamic' masks single"),
     (["examples.masking=whole_word", "distillation.masking=dynamic"], "distillation.masking = 'dynamic' masks single"),
     (["pretraining.phases.0.masked_lm_prob=0.3"], "pretraining.phases.0.masked_lm_prob = 0.3, but the examples are"),
+    (
+        ["pretraining.phases.0.examples=law"],
+        "pretraining.phases.0.examples = 'law': examples.sets is empty; add the set",
+    ),
+    (
+        [
+            "examples.sets=[{name='law', lengths=[{max_seq_length=64, max_predictions_per_seq=9}]}]",
+            "pretraining.phases.0.examples=law",
+        ],
+        "pretraining.phases.0.max_seq_length = 32: the set 'law' of examples.sets makes only 64",
+    ),
+    (
+        [
+            "examples.sets=[{name='law', masking='whole_word'}]",
+            "pretraining.phases.1.examples=law",
+            "pretraining.masking=dynamic",
+        ],
+        "pretraining.masking = 'dynamic' masks single tokens, but examples.masking = 'whole_word'",
+    ),
+    (["examples.sources=[{name='law'}]"], "examples.sources.0.name = 'law': no source of documents.sources has a name"),
     (["pretraining.phases.1.global_batch_size=1", "pretraining.ranks=2"], "pretraining.phases.1: a step of 1 full"),
     (
         ["pretraining.ranks=3", "pretraining.micro_batch_size=1", "pretraining.phases.1.global_batch_size=16"],

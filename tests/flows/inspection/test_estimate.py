@@ -31,13 +31,14 @@ from pipelines.jobs.sizes import (
     masked_per_row,
     row_bytes,
 )
+from pipelines.settings.examples import ExampleLengthConfig, ExampleSetConfig
 from training.bert.flops import checkpoint_bytes, model_states, num_parameters, step_flops
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import parameter_count
 from training.bert.packing import pack
 from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import SHAPES, ModelConfig
-from training.settings.pretraining import PretrainingConfig
+from training.settings.pretraining import PhaseConfig, PretrainingConfig
 
 TRAINING = """
 [model]
@@ -242,3 +243,23 @@ def test_a_recipe_without_the_files_of_its_tasks_is_estimated_too(
 )
 def test_durations_are_never_none(seconds: float, words: str) -> None:
     assert command.duration_in_words(seconds) == words
+
+
+def test_sets_of_examples_cost_their_passes_and_are_read_by_their_phases(built: WholeRecipe) -> None:
+    short = ExampleLengthConfig(max_seq_length=32, max_predictions_per_seq=5)
+    one = ExampleSetConfig(name="law", passes=6, lengths=(short,), masking="dynamic")
+    phase = PhaseConfig(max_seq_length=32, steps=10, global_batch_size=8, examples="law", masked_lm_prob=0.3)
+    whole = replace(
+        built,
+        examples=built.examples.model_copy(update={"sets": (one,)}),
+        pretraining=built.pretraining.model_copy(update={"phases": (phase,)}),
+    )
+    before, after = (estimate(each, default_rates(each), 10e6, ranks=1) for each in (built, whole))
+    own, of_set = after.lengths[0], after.lengths[-1]
+    assert [cost.label for cost in after.lengths] == ["32", "64", "law/32"]
+    assert of_set.rows == pytest.approx(own.rows * 6 / built.examples.passes)
+    assert of_set.size_bytes < own.size_bytes * 6 / built.examples.passes
+    assert after.examples_bytes == pytest.approx(before.examples_bytes + of_set.size_bytes)
+    assert after.phases[0].row_epochs == pytest.approx(80 / of_set.train_rows)
+    assert after.phases[0].masked_tokens == pytest.approx(0.3 * after.phases[0].tokens)
+    assert any("length 32: training reads 0%" in line for line in after.warnings)

@@ -14,8 +14,10 @@ from tests.support.statistics import statistics_with
 
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.report import data_sections
 from flows.report import files as report_files
 from flows.report.facts import gather
+from flows.report.manifest_facts import corpus_facts
 from flows.running import timings
 from flows.running.outcomes import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
 from pipelines.contract import storage
@@ -24,6 +26,8 @@ from pipelines.contract.statistics import (
     DocumentsStatistics,
     ExamplesStatistics,
     LengthStatistics,
+    SetStatistics,
+    SourceStatistics,
     Statistics,
     TrialStatistics,
     VocabularyStatistics,
@@ -155,3 +159,24 @@ def test_seconds_belong_to_what_was_built(whole: WholeRecipe) -> None:
 def test_durations_for_people() -> None:
     shown = [shown_seconds(seconds) for seconds in (4.21, 41.4, 723, 18_720)]
     assert shown == ["4.2 s", "41 s", "12 min 3 s", "5 h 12 min"]
+
+
+def test_sources_and_sets_of_examples_are_shown() -> None:
+    facts = {"train_documents": 40, "tokens_read": 900, "asked_share": 0.5, "share": 0.4957}
+    length = statistics_with(LengthStatistics, examples=70, tokens=900)
+    sources = {
+        "wiki": SourceStatistics(train_tokens=1_800, reads_per_pass=0.5, **facts),
+        "law": SourceStatistics(train_tokens=90, reads_per_pass=10.17, **facts),
+    }
+    statistics = statistics_with(
+        ExamplesStatistics,
+        lengths={"512": length, "128": length},
+        sources=sources,
+        sets={"expert": statistics_with(SetStatistics, lengths={"64": length}, sources={"law": sources["law"]})},
+    )
+    found, problems = corpus_facts({"examples": StageKey("examples", 1, {}, {}).manifest([], statistics, "test")})
+    assert not problems
+    section = data_sections.examples({"corpus": found.model_dump(), "examples": {}})
+    shown = " ".join(re.sub("<[^>]*>", " ", section).split())
+    assert "examples law 40 90 10.17 50.0 % 49.6 % expert law 40 90 10.17" in shown
+    assert re.findall(r"(\S+) 70 900 ", shown) == ["128", "512", "expert/64"]
