@@ -44,15 +44,16 @@ def plan_pairs(
         int64 [pairs, 7]: ranges of A and B in `input_ids`, `is_random_next`, the document's index, and the pair's
         number within its document.
     """
-    if times is None or not len(times) or (times == times[0]).all():
-        times = np.ones(len(documents.document_keys), np.int64)
-        number = 0
+    num_documents = len(documents.document_keys)
+    is_read, times_before = np.ones(num_documents, np.bool_), np.empty(0, np.int64)
+    if times is not None and (times != times[:1]).any():
+        is_read, times_before = times > number, np.concatenate(([0], np.cumsum(times)))
     return _plan_pairs(
         documents.sentence_offsets,
         documents.document_offsets,
         documents.document_keys,
-        times > number,
-        np.concatenate((np.zeros(1, np.int64), np.cumsum(times))),
+        is_read,
+        times_before,
         np.uint64(key),
         max_seq_length - NUM_SPECIAL_TOKENS,
         short_seq_prob,
@@ -117,7 +118,7 @@ def _plan_pairs(
             if wants_random and num_documents > 1:
                 is_random = 1
                 target_b_length = target_seq_length - (sentence_offsets[a_end] - sentence_offsets[chunk_start])
-                other = _other_document(stream, times_before, document)
+                other = _other_document(stream, times_before, document, num_documents)
                 first, last = document_offsets[other], document_offsets[other + 1]
                 b_start = first + next_below(stream, last - first)
                 b_end = _end_of_segment(sentence_offsets, b_start, last, target_b_length)
@@ -144,8 +145,13 @@ def _plan_pairs(
 
 
 @numba.njit(cache=True, nogil=True)
-def _other_document(stream: NDArray[np.uint64], times_before: NDArray[np.int64], document: int) -> int:
-    """Draw another document, each in proportion to how often it is read."""
+def _other_document(
+    stream: NDArray[np.uint64], times_before: NDArray[np.int64], document: int, num_documents: int
+) -> int:
+    """Draw another document, each in proportion to how often it is read; no `times_before` if all are equally often."""
+    if len(times_before) == 0:
+        other = next_below(stream, num_documents - 1)
+        return int(other + (other >= document))
     own = times_before[document + 1] - times_before[document]
     drawn = next_below(stream, times_before[-1] - own)
     if drawn >= times_before[document]:

@@ -21,6 +21,8 @@ FEWEST_OF_A_LABEL = 0.1
 MANY_READS = 16.0
 """Repeated text is worth as much as new text up to about 4 reads, and nothing after about 16 (Muennighoff et al., 2023,
 section 6)."""
+SHARE_MISSED_WARNED = 0.01
+"""A share is realised by complete documents, so only few or long ones miss it by so much."""
 _OF_TOKENS = {"whole_word": "static", "dynamic_whole_word": "dynamic"}
 """The masking of single tokens that draws as one of whole words does."""
 
@@ -81,7 +83,14 @@ def warnings_of(lengths: Mapping[str, LengthStatistics], text: ExamplesText, con
 
 def mixture_warnings(sources: Mapping[str, SourceStatistics]) -> list[str]:
     """Warnings about a set's mixture."""
-    return [
+    missed = [
+        f"the source {name!r} gives {facts.share:.1%} of the tokens instead of {facts.asked_share:.1%}: its documents, "
+        f"of {facts.train_tokens // facts.train_documents:,} tokens on average, are too long to come nearer; set "
+        "documents.max_characters, add texts, or raise examples.passes"
+        for name, facts in sources.items()
+        if abs(facts.share - facts.asked_share) > SHARE_MISSED_WARNED
+    ]
+    return missed + [
         f"each document of the source {name!r} is read {facts.reads_per_pass:.1f} times a pass to give it "
         f"{facts.share:.1%} of the tokens; lower its weight, or add texts to it"
         for name, facts in sources.items()

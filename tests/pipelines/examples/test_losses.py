@@ -18,11 +18,17 @@ from tokenizers import pre_tokenizers
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.schemas import SPECIAL_TOKENS
-from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics, SplitRows
+from pipelines.contract.statistics import (
+    ExamplesStatistics,
+    ExamplesText,
+    LengthStatistics,
+    SourceStatistics,
+    SplitRows,
+)
 from pipelines.examples.losses import losses_of
 from pipelines.examples.planned_rows import TokenizedDocuments
 from pipelines.examples.planning import plan_examples
-from pipelines.examples.warnings import refusal_of, warnings_of
+from pipelines.examples.warnings import mixture_warnings, refusal_of, warnings_of
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.reference_tokenizer import build_normalizer, build_tokenizer
@@ -269,3 +275,17 @@ def test_examples_of_no_use_are_refused() -> None:
     line = refusal_of(statistics(unk_share=0.97))
     assert line is not None
     assert "[UNK] is 97.0% of all tokens" in line
+
+
+def test_sources_that_are_read_often_or_miss_their_share_are_warned_of() -> None:
+    facts = {"train_documents": 9, "train_tokens": 900_000, "tokens_read": 1, "asked_share": 0.3}
+    sources = {
+        "novels": SourceStatistics(share=0.32, reads_per_pass=0.5, **facts),
+        "wiki": SourceStatistics(share=0.305, reads_per_pass=1.0, **facts),
+        "law": SourceStatistics(share=0.3, reads_per_pass=17.2, **facts),
+    }
+    missed, often = mixture_warnings(sources)
+    assert missed.startswith(
+        "the source 'novels' gives 32.0% of the tokens instead of 30.0%: its documents, of 100,000"
+    )
+    assert often.startswith("each document of the source 'law' is read 17.2 times a pass")
