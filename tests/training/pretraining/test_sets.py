@@ -15,11 +15,14 @@ import pytest
 import torch
 from tests.support.preprocessing.mixed_corpus import LETTERS, RECIPE, write_sources
 from tests.support.preprocessing.small_run import run_all
+from tests.support.statistics import statistics_with
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import read_manifest
+from pipelines.contract.manifest import StageKey, read_manifest
 from pipelines.contract.recipe import read_recipe
+from pipelines.contract.statistics import ExamplesStatistics, ExamplesText
 from training.engine.processes import Processes
+from training.pretraining.bert_objective import BertObjective
 from training.pretraining.row_feed import RowFeed
 from training.stages.pretraining import pretraining_inputs
 from training.stages.sections import PretrainingSections
@@ -106,3 +109,17 @@ def _check_batches(path: str) -> None:
     again = feed.reader(1).step_at(0).micro_batches[0].masked_lm_positions_M.numpy()
     next_epoch = feed.reader(1).step_at(feed.examples("train", inputs.pretraining.phases[1]).num_rows)
     assert again.tolist() == masked.tolist() != next_epoch.micro_batches[0].masked_lm_positions_M.tolist()
+
+
+@pytest.mark.parametrize(
+    ("pieces_per_word", "masking", "is_warned"),
+    [(1.001, "dynamic_whole_word", True), (1.001, "dynamic", False), (1.3, "dynamic_whole_word", False)],
+)
+def test_whole_words_of_single_pieces_are_warned_of(pieces_per_word: float, masking: str, is_warned: bool) -> None:
+    text = statistics_with(ExamplesText, pieces_per_word=pieces_per_word)
+    statistics = statistics_with(ExamplesStatistics, text=text)
+    inputs = SimpleNamespace(examples=StageKey("examples", 1, {}, {}).manifest([], statistics, "test"))
+    values: Any = {"inputs": inputs, "settings": SimpleNamespace(masking=masking), "_deviations": "none", "lineage": ()}
+    introduction = BertObjective.introduction(SimpleNamespace(**values))  # type: ignore[arg-type]
+    warning = "WARNING: pretraining.masking = 'dynamic_whole_word' has no effect on whole words: they have 1.00 pieces"
+    assert (warning in introduction) == is_warned
