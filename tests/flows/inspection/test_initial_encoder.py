@@ -101,6 +101,21 @@ def test_a_run_refuses_it_before_the_first_stage(recipe: str, encoder: str, tmp_
     assert not os.path.exists(tmp_path / "ws")
 
 
+def test_a_key_resolves_aliases_in_the_registry_of_the_run(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    seen: list[str] = []
+
+    def inputs(_sections: object) -> Any:
+        seen.append(os.environ["MLFLOW_TRACKING_URI"])
+        return SimpleNamespace(key=StageKey("pretraining", 2, {}, {}))
+
+    monkeypatch.setattr(plan.training, "pretraining_inputs", inputs)
+    whole = RunRequest(recipe=recipe, overrides=chosen("models:/bert/1")).read()
+    plan.pretraining_stage(whole).key_digest()
+    assert seen == [f"sqlite:///{whole.run.workspace}/mlflow.db"]
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
 def finished(recipe: str, encoder: str) -> tuple[WholeRecipe, Any]:
     whole = RunRequest(recipe=recipe, overrides=chosen(encoder)).read()
     outcome = write_workspace(whole)

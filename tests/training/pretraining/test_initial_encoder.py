@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from tests.support.training.released_encoder import write_in_old_form, write_released
+from tests.support.training.trainer import Trainer
 from transformers import BertForPreTraining as ReferenceBert
 from transformers import BertModel as ReferenceEncoder
 
@@ -204,6 +205,23 @@ def test_nothing_is_written_before_a_refusal(
     state["bert.encoder.layer.1.output.dense.bias"][3] = float("nan")
     safetensors.torch.save_file(state, f"{damaged}/model.safetensors", metadata={"format": "pt"})
     refused(str(damaged), r"layer\.1\.output\.dense\.bias has 1 of 32 numbers that are not finite")
+
+
+@pytest.mark.slow
+def test_a_continued_run_states_both_origins(
+    make_workspace: Callable[[str], Any], released: str, single_process: Processes
+) -> None:
+    train = Trainer(make_workspace("origins"), single_process)
+    source = f"pretraining.initial_encoder={json.dumps(released)}"
+    assert train(source) == 0
+    longer = "pretraining.phases=[{max_seq_length=32, steps=6, global_batch_size=8}]"
+    assert train(source, longer, continued="") == 0
+    manifest = read_manifest(train.directory)
+    assert manifest is not None
+    assert {"initial_encoder", "continued_from"} <= manifest.inputs.keys()
+    lineage = manifest.statistics_as(PretrainingStatistics).lineage
+    assert [record.relation for record in lineage] == ["initial_encoder", "checkpoint"]
+    assert lineage[0].digest == manifest.inputs["initial_encoder"]
 
 
 def said_by_two_ranks(workspace: Any, settings: tuple[str, ...]) -> str:
