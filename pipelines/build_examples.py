@@ -50,8 +50,8 @@ from pipelines.results.verification import verify_stage
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.mixtures import mixture_problem, with_weights
-from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.stage_keys import examples_key
+from pipelines.wordpiece.tokenizer_settings import stage_settings
 
 
 def build(
@@ -153,9 +153,9 @@ def _run(
         )
     vocabulary_uri = storage.join(directories[VOCABULARY], VOCABULARY_NAME)
     tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
-    # Take the casing from the vocabulary in the workspace: the recipe may have changed since.
-    casing = VocabularyConfig.model_validate(vocabulary.config)
-    balance_shard = BalanceShard(building, config, casing, tokens, storage.sha256_of(vocabulary_uri))
+    # Take the settings from the vocabulary in the workspace: the recipe may have changed since.
+    settings = stage_settings(directories[VOCABULARY])
+    balance_shard = BalanceShard(building, config, settings, tokens, storage.sha256_of(vocabulary_uri))
     # A shard's rows of the last length are written last.
     rows_directory = scratch_uri(building, f"{ROWS_GROUP}/{parts[-1].directory}")
     num_files = len(shards) * config.num_length_bins
@@ -167,7 +167,7 @@ def _run(
         ],
     )
     build_shard, count_tokens = (
-        transform({**directories, EXAMPLES: building}, config, casing) for transform in (BuildShard, CountTokens)
+        transform({**directories, EXAMPLES: building}, config, settings) for transform in (BuildShard, CountTokens)
     )
     choose_reads = ChooseReads(building, mixed_sets(config))
     complete_stage = CompleteExamples(directory, key, config)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, digest_of, read_manifest
-from pipelines.contract.workspace import CORPUS_INPUT, DOCUMENTS, EXAMPLES, VOCABULARY
+from pipelines.contract.workspace import BROUGHT_INPUT, CORPUS_INPUT, DOCUMENTS, EXAMPLES, VOCABULARY
 from pipelines.filtering.evaluation_texts import evaluation_files_of
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
-from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.settings.vocabulary import VocabularyAdoption, VocabularyConfig
 from pipelines.sources.formats import find_inputs
+from pipelines.vocabularies.locating import AbsentVocabularyError
+from pipelines.vocabularies.reading import read_vocabulary
 
 # To be raised whenever the same settings and inputs would give other bytes than before.
 DOCUMENTS_VERSION = 3
@@ -47,8 +49,30 @@ def documents_key(config: DocumentsConfig, workspace: str) -> StageKey:
 
 
 def vocabulary_key(config: VocabularyConfig, workspace: str) -> StageKey:
-    """Key of the vocabulary stage: settings and the documents' digest (empty while there are none)."""
-    return StageKey(VOCABULARY, VOCABULARY_VERSION, config, _digests(workspace, DOCUMENTS))
+    """Key of the vocabulary stage: settings and the documents' digest (empty while there are none).
+
+    That of a vocabulary that is brought has the digest of what was found instead of its place and casing.
+
+    Raises:
+        InputError: as `read_vocabulary`.
+    """
+    inputs = _digests(workspace, DOCUMENTS)
+    if config.origin is None:
+        return StageKey(VOCABULARY, VOCABULARY_VERSION, config, inputs)
+    adoption = VocabularyAdoption(extend=config.extend)
+    digest = _brought_digest(config, storage.join(workspace, VOCABULARY))
+    return StageKey(VOCABULARY, VOCABULARY_VERSION, adoption, {**inputs, BROUGHT_INPUT: digest})
+
+
+def _brought_digest(config: VocabularyConfig, directory: str) -> str:
+    """Digest of the vocabulary that is brought; where it cannot be reached, of that which the stage adopted from it."""
+    try:
+        return read_vocabulary(config).digest
+    except AbsentVocabularyError:
+        manifest = read_manifest(directory)
+        if manifest is None or manifest.statistics.get("origin") != config.origin:
+            raise
+        return manifest.inputs[BROUGHT_INPUT]
 
 
 def examples_key(config: ExamplesConfig, workspace: str) -> StageKey:

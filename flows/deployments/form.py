@@ -15,6 +15,7 @@ from flows.parameters.forms import nested_section, toml_value
 from flows.parameters.whole_recipe import SECTION_MODELS
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import SECTION_NAMES, Section, read_recipe
+from pipelines.contract.recipe_problems import fields_by_key
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -110,7 +111,7 @@ def _describe_settings(
     for key, each in schema["definitions"][_name_of(field)]["properties"].items():
         each.setdefault("title", key.replace("_", " ").capitalize())
         of_recipe = table.get(key)
-        nested = nested_section(section.model_fields[key].annotation)
+        nested = nested_section(fields_by_key(section)[key].annotation)
         if nested and _name_of(each):
             inner = of_recipe if isinstance(of_recipe, Mapping) else {}
             default = values.get(key)

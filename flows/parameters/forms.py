@@ -19,7 +19,7 @@ from pipelines.contract.recipe import Section, lists_as_tuples
 class SectionForm(BaseModel):
     """Base class of all forms: settings of one section; None keeps the recipe's value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, serialize_by_alias=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -29,12 +29,12 @@ class SectionForm(BaseModel):
     def overrides(self, section: str) -> list[str]:
         """The settings that are filled in, as `section.key=value` with TOML values."""
         found: list[str] = []
-        for name in type(self).model_fields:
+        for key, name in _names_by_key(type(self)).items():
             value = getattr(self, name)
             if isinstance(value, SectionForm):
-                found += value.overrides(f"{section}.{name}")
+                found += value.overrides(f"{section}.{key}")
             elif value is not None:
-                found.append(f"{section}.{name}={toml_value(value)}")
+                found.append(f"{section}.{key}={toml_value(value)}")
         return found
 
 
@@ -49,7 +49,7 @@ def form_of(section: type[Section]) -> type[SectionForm]:
         if field.metadata and not nested:
             # The bounds stay on the value, so that they do not apply to None.
             kept = Annotated[(annotation, *field.metadata)]
-        fields[name] = (kept | None, Field(default=None, description=field.description))
+        fields[name] = (kept | None, Field(default=None, alias=field.alias, description=field.description))
     return create_model(
         f"{section.__name__.removesuffix('Config')}Form", __base__=SectionForm, __doc__=section.__doc__, **fields
     )
@@ -66,6 +66,10 @@ def toml_value(value: Any) -> str:
         return "[" + ", ".join(map(toml_value, value)) + "]"
     # Of JSON's escapes TOML lacks only surrogate pairs; of the characters that TOML forbids, JSON leaves only DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _names_by_key(form: type[SectionForm]) -> dict[str, str]:
+    return {field.alias or name: name for name, field in form.model_fields.items()}
 
 
 def nested_section(annotation: Any) -> type[Section] | None:

@@ -40,7 +40,7 @@ class BaseRequest(BaseModel):
     be omitted: the request is then merged into the deployment's request, key by key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, serialize_by_alias=True)
 
     recipe: str = Field(min_length=1, description="path of the recipe file (TOML), such as flows/recipes/demo.toml")
     workspace: str | None = Field(

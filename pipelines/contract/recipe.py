@@ -44,11 +44,17 @@ class Section(BaseModel):
     """Base of every recipe section: frozen, without unknown keys, no conversion except of lists to tuples.
 
     A field declared with `json_schema_extra=OPERATIONAL` is left out of `identity()`; changing it rebuilds nothing. One
-    with `json_schema_extra=ADDED` is left out while it has its default.
+    with `json_schema_extra=ADDED` is left out while it has its default. A key that is a keyword of Python, such as
+    `from`, is the alias of a field: recipes, messages, forms and manifests have the alias.
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, strict=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        strict=True,
+        serialize_by_alias=True,
     )
 
     @model_validator(mode="before")
@@ -69,7 +75,7 @@ class Section(BaseModel):
             value = getattr(self, name)
             if extra.get("operational") or (extra.get("added") and value == field.get_default()):
                 continue
-            result[name] = _identity_of(value)
+            result[field.alias or name] = _identity_of(value)
         return result
 
 

@@ -38,7 +38,7 @@ def first_problem(section: str, model: type[BaseModel], error: ValidationError) 
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = _model_at(model, problem["loc"][:-1])
-        close = nearest(str(problem["loc"][-1]), list(known.model_fields)) if known else ""
+        close = nearest(str(problem["loc"][-1]), list(fields_by_key(known))) if known else ""
         return f"{key} = {_shown(problem['input'])}: unknown key{close}{more}"
     if problem["type"] == "missing":
         return f"{key}: is required and missing; add it under [{section}]{more}"
@@ -82,13 +82,18 @@ def nearest(name: str, valid: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; valid names: {', '.join(sorted(valid))}"
 
 
+def fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by their keys in a recipe."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
     """The section model that a validation error's location is in."""
     current: type[BaseModel] | None = model
     for part in location:
         if isinstance(part, int):
             continue
-        field = current.model_fields.get(part) if current else None
+        field = fields_by_key(current).get(part) if current else None
         current = _nested_model(field.annotation) if field else None
     return current
 
@@ -99,7 +104,7 @@ def _field_at(model: type[BaseModel], location: Sequence[int | str]) -> FieldInf
     if not names:
         return None
     owner = _model_at(model, location[: names[-1]])
-    return owner.model_fields.get(str(location[names[-1]])) if owner else None
+    return fields_by_key(owner).get(str(location[names[-1]])) if owner else None
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:

@@ -117,8 +117,22 @@ class TextFit(Statistics):
         return self.pieces_per_word < _PIECES_PER_WORD_OF_SINGLE_PIECES
 
 
+class VocabularyExtension(Statistics):
+    """Words of the corpus that were added to a vocabulary."""
+
+    words_added: int
+    into_unused: int
+    appended: int
+    pieces_per_word_before: float
+    unk_share_before: float
+    examples: list[str]
+    """The most useful of them."""
+    replaced: dict[str, str]
+    """The word that replaces each `[unusedN]` entry."""
+
+
 class VocabularyStatistics(TextFit, StageWarnings):
-    """A vocabulary, and how well it fits the documents that it was trained on."""
+    """A vocabulary, and how well it fits the training documents."""
 
     size: int
     distinct_words: int
@@ -129,6 +143,9 @@ class VocabularyStatistics(TextFit, StageWarnings):
     marks_stripped: int
     """Accents and vowel signs that lower-casing takes away."""
     marks_stripped_share: float
+    origin: str | None = None
+    """Where it was brought from, as the recipe has it; None if it was trained."""
+    extension: VocabularyExtension | None = None
 
 
 class SplitRows(Statistics):

@@ -23,6 +23,10 @@ DOCUMENTS, VOCABULARY, EXAMPLES = "documents", "vocabulary", "examples"
 PRETRAINING, FINETUNING, DISTILLATION = "pretraining", "finetuning", "distillation"
 CORPUS_INPUT = "corpus"
 """Name of the documents stage's input in its key."""
+BROUGHT_INPUT = "brought"
+"""Name of a vocabulary that is brought in the key of the vocabulary stage."""
+OUTSIDE_INPUTS = (CORPUS_INPUT, BROUGHT_INPUT)
+"""Inputs that are no stages of the workspace."""
 
 MANIFEST_NAME = "manifest.json"
 REJECTS_NAME = "rejected.jsonl.gz"

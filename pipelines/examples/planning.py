@@ -17,9 +17,9 @@ from pipelines.examples.sentence_pairs import plan_pairs, rows_of_pairs
 from pipelines.mixing.shares import Mixture, SourceTokens, times_read, times_read_heldout
 from pipelines.seeding import PURPOSE_MASKS, PURPOSE_MIXTURE, PURPOSE_PAIRS, PURPOSE_ROW_ORDER, derive_keys, key_of
 from pipelines.settings.examples import ExampleLengthConfig, ExamplesConfig
-from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.token_counts import TokenCounts
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+from pipelines.wordpiece.tokenizer_settings import TokenizerSettings
 
 
 class ShardNumber(NamedTuple):
@@ -132,7 +132,7 @@ def metadata_of(
     config: ExamplesConfig,
     length: ExampleLengthConfig,
     length_bin: LengthBin,
-    vocabulary: VocabularyConfig,
+    settings: TokenizerSettings,
     vocabulary_size: int,
     vocabulary_sha256: str,
 ) -> dict[str, str]:
@@ -140,7 +140,7 @@ def metadata_of(
     return {
         "vocabulary_sha256": vocabulary_sha256,
         "vocabulary_size": str(vocabulary_size),
-        "lowercase": str(vocabulary.lowercase).lower(),
+        "lowercase": str(settings.lowercase).lower(),
         "max_seq_length": str(length.max_seq_length),
         "max_predictions_per_seq": str(length.max_predictions_per_seq),
         "masked_lm_prob": str(config.masked_lm_prob),

@@ -57,9 +57,9 @@ from pipelines.results.builds import install_build
 from pipelines.results.marks import building_directory, is_open
 from pipelines.results.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.settings.examples import ExamplesConfig, ExamplesPart
-from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.token_counts import TokenCounts
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+from pipelines.wordpiece.tokenizer_settings import TokenizerSettings
 
 
 class FilesToWrite(NamedTuple):
@@ -80,16 +80,16 @@ class WrittenFiles(NamedTuple):
 class _TokenizesShards(beam.DoFn):
     """Reads and tokenises documents shards."""
 
-    def __init__(self, directories: dict[str, str], config: ExamplesConfig, vocabulary: VocabularyConfig):
+    def __init__(self, directories: dict[str, str], config: ExamplesConfig, settings: TokenizerSettings):
         self._directories = directories
         self._config = config
-        self._vocabulary = vocabulary
+        self._settings = settings
 
     def setup(self) -> None:
         limit_worker_threads()
         text = storage.read_bytes(storage.join(self._directories[VOCABULARY], VOCABULARY_NAME)).decode()
         self._tokens = text.split("\n")[:-1]
-        self._tokenizer = WordPieceTokenizer(self._tokens, self._vocabulary.lowercase, self._vocabulary.strip_accents)
+        self._tokenizer = WordPieceTokenizer(self._tokens, *self._settings)
 
     def _read(self, shard: ShardNumber) -> ShardText:
         name = storage.join(self._directories[DOCUMENTS], shard_name(*shard))
@@ -159,11 +159,11 @@ class BalanceShard(beam.DoFn):
     """`FilesToWrite` -> `WrittenFiles`: collect a file's portions from all shards of its group, in random order."""
 
     def __init__(
-        self, directory: str, config: ExamplesConfig, vocabulary: VocabularyConfig, tokens: list[str], sha256: str
+        self, directory: str, config: ExamplesConfig, settings: TokenizerSettings, tokens: list[str], sha256: str
     ):
         self._directory = directory
         self._parts = {part.directory: part for part in config.parts()}
-        self._vocabulary = vocabulary
+        self._settings = settings
         self._vocabulary_size = len(tokens)
         self._mask_id, self._unk_id = tokens.index(MASK), tokens.index(UNK)
         self._vocabulary_sha256 = sha256
@@ -212,7 +212,7 @@ class BalanceShard(beam.DoFn):
         _, config, length = self._parts[directory]
         max_seq_length = length.max_seq_length
         metadata = metadata_of(
-            config, length, length_bin, self._vocabulary, self._vocabulary_size, self._vocabulary_sha256
+            config, length, length_bin, self._settings, self._vocabulary_size, self._vocabulary_sha256
         )
         schema = examples_schema(self._vocabulary_size, metadata)
         name = examples_name(directory, length_bin, *shard)

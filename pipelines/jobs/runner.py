@@ -25,7 +25,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest
 from pipelines.contract.recipe import Recipe, RunConfig
-from pipelines.contract.workspace import CORPUS_INPUT
+from pipelines.contract.workspace import OUTSIDE_INPUTS
 from pipelines.jobs.beam_errors import first_cause, shown_of
 from pipelines.jobs.scratch import scratch_directory
 from pipelines.jobs.worker_processes import Crew, WorkerDiedError, environment_of
@@ -75,7 +75,7 @@ class Job(NamedTuple):
         if not has_leftovers(directory) and self._is_done(key, directory):
             yield False
             return
-        stages = [name for name in key.inputs if name != CORPUS_INPUT]
+        stages = [name for name in key.inputs if name not in OUTSIDE_INPUTS]
         with workspace_lock(self.workspace, key.stage), consumed(self.workspace, stages):
             finish_exchange(directory)
             if self._is_done(key, directory):

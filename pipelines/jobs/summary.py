@@ -18,11 +18,18 @@ from pipelines.contract.statistics import (
 def vocabulary_summary(manifest: Manifest) -> list[str]:
     """Lines about a vocabulary: entries, words, pieces a word, [UNK]; then its warnings."""
     facts = manifest.statistics_as(VocabularyStatistics)
-    line = (
-        f"vocabulary: {facts.size:,} entries from {facts.words:,} words ({facts.distinct_words:,} different); "
+    source = "from" if facts.origin is None else f"of {facts.origin}, on"
+    lines = [
+        f"vocabulary: {facts.size:,} entries {source} {facts.words:,} words ({facts.distinct_words:,} different); "
         f"{_in_words(facts)}"
-    )
-    return [line, *_warnings(manifest, facts.warnings)]
+    ]
+    if added := facts.extension:
+        lines.append(
+            f"vocabulary: {added.words_added:,} words added, {added.into_unused:,} into [unused] entries and "
+            f"{added.appended:,} at the end ({', '.join(added.examples[:5])}, ...): {added.pieces_per_word_before:.2f} "
+            f"pieces a word and [UNK] {added.unk_share_before:.2%} before"
+        )
+    return [*lines, *_warnings(manifest, facts.warnings)]
 
 
 def examples_summary(manifest: Manifest) -> list[str]:

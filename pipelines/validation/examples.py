@@ -34,11 +34,11 @@ from pipelines.examples.statistics import COUNTS, ShardRows, counts_of, rows_per
 from pipelines.mixing.shares import Mixture, SourceTokens, mixed_sets, mixture_of
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
-from pipelines.settings.vocabulary import VocabularyConfig
-from pipelines.validation.faults import FaultError, compare, compare_names, config_of, table_of, tokens_of
+from pipelines.validation.faults import FaultError, compare, compare_names, config_of, settings_of, table_of, tokens_of
 from pipelines.validation.manifests import sibling, stated
 from pipelines.wordpiece.token_counts import TokenCounts
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+from pipelines.wordpiece.tokenizer_settings import TokenizerSettings
 
 
 def validate_examples(directory: str, manifest: Manifest) -> None:
@@ -50,14 +50,14 @@ def validate_examples(directory: str, manifest: Manifest) -> None:
     """
     config = config_of(directory, manifest, ExamplesConfig)
     vocabulary_directory = sibling(directory, VOCABULARY)
-    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
-    casing = config_of(vocabulary_directory, vocabulary, VocabularyConfig)
+    require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
+    settings = settings_of(vocabulary_directory)
     tokens = tokens_of(vocabulary_directory)
     for token in SPECIAL_TOKENS:
         if token not in tokens:
             raise FaultError(f"{vocabulary_directory}/{VOCABULARY_NAME}: has no {token}")
-    rows_by_length = _check_files(directory, manifest, config, casing, tokens)
-    planned = _planned_shards(directory, manifest, config, casing, tokens)
+    rows_by_length = _check_files(directory, manifest, config, settings, tokens)
+    planned = _planned_shards(directory, manifest, config, settings, tokens)
     if planned is None:
         _compare_without_documents(directory, manifest, config, rows_by_length)
         return
@@ -69,7 +69,7 @@ def validate_examples(directory: str, manifest: Manifest) -> None:
 
 
 def _check_files(
-    directory: str, manifest: Manifest, config: ExamplesConfig, casing: VocabularyConfig, tokens: list[str]
+    directory: str, manifest: Manifest, config: ExamplesConfig, settings: TokenizerSettings, tokens: list[str]
 ) -> dict[str, NDArray[np.int64]]:
     """Check the files; returns, by directory, how many rows have 0, 1, ... tokens."""
     sha256 = storage.sha256_of(storage.join(sibling(directory, VOCABULARY), VOCABULARY_NAME))
@@ -81,7 +81,7 @@ def _check_files(
         most = part.length.max_seq_length
         by_length[part.directory] = np.zeros(most + 1, np.int64)
         for length_bin in length_bins(most, part.config.num_length_bins):
-            metadata = metadata_of(part.config, part.length, length_bin, casing, len(tokens), sha256)
+            metadata = metadata_of(part.config, part.length, length_bin, settings, len(tokens), sha256)
             schema = examples_schema(len(tokens), metadata)
             for split, total in totals.items():
                 names = [examples_name(part.directory, length_bin, split, number, total) for number in range(total)]
@@ -136,14 +136,14 @@ def _check_balance(directory: str, files: list[FileRecord]) -> None:
 
 
 def _planned_shards(
-    directory: str, manifest: Manifest, config: ExamplesConfig, casing: VocabularyConfig, tokens: list[str]
+    directory: str, manifest: Manifest, config: ExamplesConfig, settings: TokenizerSettings, tokens: list[str]
 ) -> tuple[list[ShardRows], dict[str, Mixture]] | None:
     """Cut the documents next to the examples into rows again; None if they are absent or not the inputs."""
     source = sibling(directory, DOCUMENTS)
     documents = stated(source)
     if documents is None or documents.digest != manifest.inputs.get(DOCUMENTS):
         return None
-    tokenizer = WordPieceTokenizer(tokens, casing.lowercase, casing.strip_accents)
+    tokenizer = WordPieceTokenizer(tokens, *settings)
     schema = documents_schema(config_of(source, documents, DocumentsConfig).source_names)
 
     def training_tokens() -> Iterator[SourceTokens]:

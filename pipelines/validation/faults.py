@@ -13,6 +13,7 @@ from pipelines.contract.manifest import FileRecord, Manifest
 from pipelines.contract.recipe import Section
 from pipelines.contract.workspace import MANIFEST_NAME, VOCABULARY_NAME
 from pipelines.jobs.arrow_files import read_table
+from pipelines.wordpiece.tokenizer_settings import TokenizerSettings, stage_settings
 
 Config = TypeVar("Config", bound=Section)
 
@@ -74,6 +75,18 @@ def tokens_of(vocabulary_directory: str) -> list[str]:
     if lines[-1]:
         raise FaultError(f"{uri}, row {len(lines) - 1}: no line end")
     return lines[:-1]
+
+
+def settings_of(vocabulary_directory: str) -> TokenizerSettings:
+    """The settings that tokenizer.json states.
+
+    Raises:
+        FaultError: it is missing, or not that of a BERT tokenizer.
+    """
+    try:
+        return stage_settings(vocabulary_directory)
+    except InputError as error:
+        raise FaultError(str(error)) from error
 
 
 def table_of(directory: str, file: FileRecord, schema: pa.Schema) -> pa.Table:

@@ -8,11 +8,13 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import SCHEMA_VERSION, FileRecord, Manifest, read_manifest
 from pipelines.contract.workspace import (
+    BROUGHT_INPUT,
     BUILDING_SUFFIX,
     CORPUS_INPUT,
     DOCUMENTS,
     EXAMPLES,
     MANIFEST_NAME,
+    OUTSIDE_INPUTS,
     SCRATCH_DIRECTORY,
     VOCABULARY,
 )
@@ -113,6 +115,8 @@ def check_inputs(directory: str, manifest: Manifest) -> None:
     """
     where = f"{directory}/{MANIFEST_NAME}"
     expected = _INPUTS[manifest.stage]
+    if manifest.stage == VOCABULARY and BROUGHT_INPUT in manifest.inputs:
+        expected = (*expected, BROUGHT_INPUT)
     if sorted(manifest.inputs) != sorted(expected):
         raise FaultError(
             f"{where}: names the inputs {', '.join(sorted(manifest.inputs)) or 'none'}; {manifest.stage} is made from "
@@ -122,7 +126,7 @@ def check_inputs(directory: str, manifest: Manifest) -> None:
         digest = manifest.inputs[name]
         if not _SHA256.fullmatch(digest) or not digest.strip("0"):
             raise FaultError(f"{where}: inputs.{name} = {digest!r} is not a digest")
-        if name == CORPUS_INPUT:
+        if name in OUTSIDE_INPUTS:
             continue
         source = sibling(directory, name)
         found = stated(source)

@@ -1,4 +1,4 @@
-"""Check the vocabulary stage: its files, and the vocabulary trained again."""
+"""Check the vocabulary stage: its files, and the vocabulary made again."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.schemas import SPECIAL_TOKENS, documents_schema
-from pipelines.contract.workspace import DOCUMENTS, TOKENIZER_NAME, VOCABULARY_NAME
+from pipelines.contract.statistics import VocabularyStatistics
+from pipelines.contract.workspace import BROUGHT_INPUT, DOCUMENTS, TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.settings.documents import DocumentsConfig
-from pipelines.settings.vocabulary import VocabularyConfig
-from pipelines.validation.faults import FaultError, compare, config_of, table_of, tokens_of
+from pipelines.settings.vocabulary import VocabularyAdoption, VocabularyConfig
+from pipelines.validation.faults import FaultError, compare, config_of, settings_of, table_of, tokens_of
 from pipelines.validation.manifests import sibling, stated
+from pipelines.vocabularies.extension import restored
+from pipelines.vocabularies.making import Adoption, Training, VocabularyMaker
+from pipelines.vocabularies.reading import BroughtVocabulary, vocabulary_digest
 from pipelines.wordpiece.reference_tokenizer import build_tokenizer
-from pipelines.wordpiece.statistics import statistics_of
-from pipelines.wordpiece.trainer import reserved_tokens, train
-from pipelines.wordpiece.word_counts import count_words, marks_stripped, merge_counts
+from pipelines.wordpiece.tokenizer_settings import TokenizerSettings
+from pipelines.wordpiece.trainer import reserved_tokens
+from pipelines.wordpiece.word_counts import count_words, merge_counts
 
 
 def validate_vocabulary(directory: str, manifest: Manifest) -> None:
     where = f"{directory}/{VOCABULARY_NAME}"
-    config = config_of(directory, manifest, VocabularyConfig)
     records = {file.name: file for file in manifest.files}
     tokens = tokens_of(directory)
     seen: dict[str, int] = {}
@@ -40,15 +43,45 @@ def validate_vocabulary(directory: str, manifest: Manifest) -> None:
             raise FaultError(f"{directory}/{name}: is missing from the manifest")
         compare(f"{directory}/{name}", "rows", records[name].rows, len(tokens))
     compare(directory, "size", manifest.statistics.get("size"), len(tokens))
+    settings = settings_of(directory)
+    maker = _maker(directory, manifest, tokens, settings)
+    for name, found, expected in zip(settings._fields, settings, maker.settings, strict=True):
+        compare(f"{directory}/{TOKENIZER_NAME}", name, expected, found)
+    _validate_tokenizer(directory, tokens, settings)
+    _make_again(directory, manifest, tokens, maker)
+
+
+def _maker(directory: str, manifest: Manifest, tokens: list[str], settings: TokenizerSettings) -> VocabularyMaker:
+    """How the manifest states that the vocabulary was made."""
+    if BROUGHT_INPUT in manifest.inputs:
+        adoption = config_of(directory, manifest, VocabularyAdoption)
+        return _adoption(directory, manifest, adoption.extend, tokens, settings)
+    config = config_of(directory, manifest, VocabularyConfig)
     compare(directory, "config.size", config.size, len(tokens))
     for row, token in enumerate(reserved_tokens(config.layout)):
         if tokens[row] != token:
+            where = f"{directory}/{VOCABULARY_NAME}"
             raise FaultError(f"{where}, row {row}: {tokens[row]!r}, where layout = {config.layout!r} has {token!r}")
-    _validate_tokenizer(directory, tokens, config)
-    _retrain(directory, manifest, tokens, config)
+    return Training(config)
 
 
-def _validate_tokenizer(directory: str, tokens: list[str], config: VocabularyConfig) -> None:
+def _adoption(
+    directory: str, manifest: Manifest, extend: int, tokens: list[str], settings: TokenizerSettings
+) -> Adoption:
+    """Restore the vocabulary that was brought, and compare its digest."""
+    try:
+        facts = manifest.statistics_as(VocabularyStatistics)
+    except InputError as error:
+        raise FaultError(str(error)) from error
+    added = facts.extension
+    before = restored(tokens, added.replaced, added.appended) if added else tokens
+    found = vocabulary_digest(before, settings)
+    compare(directory, f"inputs.{BROUGHT_INPUT}", manifest.inputs[BROUGHT_INPUT], found)
+    compare(directory, "config.extend", extend, added.words_added if added else 0)
+    return Adoption(BroughtVocabulary(facts.origin or "", tuple(before), settings, None), extend)
+
+
+def _validate_tokenizer(directory: str, tokens: list[str], settings: TokenizerSettings) -> None:
     where = f"{directory}/{TOKENIZER_NAME}"
     try:
         tokenizer = Tokenizer.from_str(storage.read_bytes(storage.join(directory, TOKENIZER_NAME)).decode())
@@ -59,18 +92,14 @@ def _validate_tokenizer(directory: str, tokens: list[str], config: VocabularyCon
         if ids.get(token) != row:
             raise FaultError(f"{where}: {token!r} has the id {ids.get(token)}, in {VOCABULARY_NAME} it is row {row}")
     compare(where, "tokens", len(tokens), len(ids))
-    found, expected = (json.loads(one.to_str()) for one in (tokenizer, build_tokenizer(tokens, *_casing(config))))
+    found, expected = (json.loads(one.to_str()) for one in (tokenizer, build_tokenizer(tokens, *settings)))
     for name in sorted({*found, *expected}):
         if found.get(name) != expected.get(name):
             raise FaultError(f"{where}: its {name} is not what the settings of the vocabulary give")
 
 
-def _casing(config: VocabularyConfig) -> tuple[bool, bool | None]:
-    return config.lowercase, config.strip_accents
-
-
-def _retrain(directory: str, manifest: Manifest, tokens: list[str], config: VocabularyConfig) -> None:
-    """Count and train again from the documents next to the vocabulary; without them nothing is compared."""
+def _make_again(directory: str, manifest: Manifest, tokens: list[str], maker: VocabularyMaker) -> None:
+    """Count and make the vocabulary again from the documents next to it; without them nothing is compared."""
     source = sibling(directory, DOCUMENTS)
     documents = stated(source)
     if documents is None or documents.digest != manifest.inputs.get(DOCUMENTS):
@@ -78,20 +107,19 @@ def _retrain(directory: str, manifest: Manifest, tokens: list[str], config: Voca
     schema = documents_schema(config_of(source, documents, DocumentsConfig).source_names)
     tables = (table_of(source, file, schema) for file in documents.files_of("train"))
     words = merge_counts(
-        count_words(table["sentences"].combine_chunks().flatten(), *_casing(config)) for table in tables
+        count_words(table["sentences"].combine_chunks().flatten(), *maker.settings[:3]) for table in tables
     )
-    distinct, counts = words["word"].combine_chunks(), words["count"].to_numpy()
     where = f"{directory}/{VOCABULARY_NAME}"
     try:
-        again = train(distinct, counts, config.size, config.min_count, config.alphabet_size, config.layout)
+        again, statistics = maker.make(words)
     except InputError as error:
         raise FaultError(f"{where}: cannot come from {source} with the settings of its manifest: {error}") from error
     for row, (token, expected) in enumerate(zip(tokens, again, strict=True)):
         if token != expected:
             raise FaultError(
-                f"{where}, row {row}: {token!r}, where training on {source} with the settings of the manifest gives "
-                f"{expected!r}"
+                f"{where}, row {row}: {token!r}, where making it from {source} with the settings of the manifest "
+                f"gives {expected!r}"
             )
-    statistics = statistics_of(words, marks_stripped(words), tokens, config).to_json()
-    for name in sorted({*statistics, *manifest.statistics}):
-        compare(directory, name, manifest.statistics.get(name), statistics.get(name))
+    facts = statistics.to_json()
+    for name in sorted({*facts, *manifest.statistics}):
+        compare(directory, name, manifest.statistics.get(name), facts.get(name))

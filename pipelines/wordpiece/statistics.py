@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.contract.statistics import VocabularyStatistics
-from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.reference_tokenizer import MAX_CHARACTERS_PER_WORD
 from pipelines.wordpiece.token_counts import TokenCounts, added, ratio, shares_of
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+from pipelines.wordpiece.tokenizer_settings import TokenizerSettings
 
 UNK_SHARE_WARNED = 0.01
 """From about one token in a hundred on, [UNK] is among the ten most frequent tokens."""
@@ -26,8 +26,12 @@ UNK_SHARE_REFUSED = 0.5
 _WORDS_PER_BATCH = 1 << 18
 
 
+Remedy = Callable[[VocabularyStatistics], str]
+"""What to change where characters have no entry, which depends on how the vocabulary is made."""
+
+
 def statistics_of(
-    words: pa.Table, marks_stripped: int, tokens: Sequence[str], config: VocabularyConfig
+    words: pa.Table, marks_stripped: int, tokens: Sequence[str], settings: TokenizerSettings, remedy: Remedy
 ) -> VocabularyStatistics:
     """Counts of the training corpus with a vocabulary: what `pipelines.validate` recomputes from the documents.
 
@@ -39,7 +43,7 @@ def statistics_of(
     counts = words["count"].to_numpy()
     distinct = words["word"].combine_chunks()
     lengths = pc.utf8_length(distinct).to_numpy(zero_copy_only=False).astype(np.int64)
-    total = _count_pieces(distinct, counts, tokens, config)
+    total = count_pieces(distinct, counts, tokens, settings)
     characters = int(np.dot(lengths, counts))
     is_long = lengths > MAX_CHARACTERS_PER_WORD
     statistics = VocabularyStatistics(
@@ -53,25 +57,26 @@ def statistics_of(
         marks_stripped_share=ratio(marks_stripped, characters + marks_stripped),
         warnings=[],
     )
-    return statistics.model_copy(update={"warnings": warnings_of(statistics, config)})
+    return statistics.model_copy(update={"warnings": warnings_of(statistics, remedy)})
 
 
-def _count_pieces(
-    words: pa.Array, counts: NDArray[np.int64], tokens: Sequence[str], config: VocabularyConfig
+def count_pieces(
+    words: pa.Array, counts: NDArray[np.int64], tokens: Sequence[str], settings: TokenizerSettings
 ) -> TokenCounts:
-    tokenizer = WordPieceTokenizer(tokens, config.lowercase, config.strip_accents)
+    """What a vocabulary makes of words, each as often as it occurs."""
+    tokenizer = WordPieceTokenizer(tokens, *settings)
     starts = range(0, len(words), _WORDS_PER_BATCH)
     batches = [slice(start, start + _WORDS_PER_BATCH) for start in starts]
     return added([TokenCounts(), *(tokenizer.count(words[batch], counts[batch]) for batch in batches)])
 
 
-def warnings_of(statistics: VocabularyStatistics, config: VocabularyConfig) -> list[str]:
+def warnings_of(statistics: VocabularyStatistics, remedy: Remedy) -> list[str]:
     """Warnings before training with this vocabulary, each with the setting that changes it."""
     warnings = []
     if statistics.unk_share > UNK_SHARE_WARNED:
         warnings.append(
             f"[UNK] is {statistics.unk_share:.1%} of all tokens and stands for "
-            f"{statistics.unk_characters_share:.1%} of the characters: {unk_remedy(statistics, config)}"
+            f"{statistics.unk_characters_share:.1%} of the characters: {unk_remedy(statistics, remedy)}"
         )
     if statistics.marks_stripped_share > MARKS_SHARE_WARNED:
         warnings.append(
@@ -81,7 +86,7 @@ def warnings_of(statistics: VocabularyStatistics, config: VocabularyConfig) -> l
     return warnings
 
 
-def unk_remedy(statistics: VocabularyStatistics, config: VocabularyConfig) -> str:
+def unk_remedy(statistics: VocabularyStatistics, remedy: Remedy) -> str:
     """Why words are [UNK], and what changes it."""
     if 2 * statistics.long_words_characters_share > statistics.unk_characters_share:
         return (
@@ -89,7 +94,4 @@ def unk_remedy(statistics: VocabularyStatistics, config: VocabularyConfig) -> st
             "with any vocabulary, as in a language written without spaces; put spaces between the words of "
             "documents.sources.inputs"
         )
-    return (
-        f"the corpus has {statistics.distinct_characters:,} different characters, of which "
-        f"vocabulary.alphabet_size = {config.alphabet_size:,} get an entry; raise it, and vocabulary.size by as much"
-    )
+    return remedy(statistics)

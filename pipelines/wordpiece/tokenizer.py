@@ -18,9 +18,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.contract.schemas import UNK
+from pipelines.wordpiece.added_tokens import TextsWithAddedTokens
 from pipelines.wordpiece.chunk_table import ChunkTable
-from pipelines.wordpiece.reference_tokenizer import CONTINUATION, MAX_CHARACTERS_PER_WORD, build_tokenizer
-from pipelines.wordpiece.token_counts import ChunkCounts, TokenCounts
+from pipelines.wordpiece.reference_tokenizer import CONTINUATION, MAX_CHARACTERS_PER_WORD, build_text_tokenizer
+from pipelines.wordpiece.token_counts import ChunkCounts, TokenCounts, added
+from pipelines.wordpiece.tokenizer_settings import AddedToken
 
 _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 _NOT_ONE = -1
@@ -37,17 +39,27 @@ class TokenizedTexts:
 class WordPieceTokenizer:
     """Tokenise Arrow string arrays; keeps its table of chunks from call to call.
 
-    A literal "[MASK]" in a text is text, as in the released code (tokenization.py).
+    A literal "[MASK]" in a text is text, as in the released code (tokenization.py). The arguments are the entries and
+    added tokens by id, and the fields of `TokenizerSettings`.
     """
 
-    def __init__(self, vocabulary: Sequence[str], lowercase: bool, strip_accents: bool | None = None):
-        self._pieces = _PieceTable(vocabulary)
-        self._judge = build_tokenizer(vocabulary, lowercase, strip_accents)
-        self._judge.encode_special_tokens = True
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        lowercase: bool,
+        strip_accents: bool | None = None,
+        tokenize_chinese_chars: bool = True,
+        added_tokens: Sequence[AddedToken] = (),
+    ):
+        outside = {token.id for token in added_tokens if not token.is_entry}
+        entries = ["" if index in outside else token for index, token in enumerate(vocabulary)]
+        self._pieces = _PieceTable(entries)
+        self._judge = build_text_tokenizer(vocabulary, lowercase, strip_accents, tokenize_chinese_chars, added_tokens)
         self._table = ChunkTable(lowercase)
         self._learned = _IdLists()
-        is_continuation = np.array([token.startswith(CONTINUATION) for token in vocabulary])
+        is_continuation = np.array([token.startswith(CONTINUATION) for token in entries])
         self._counts = ChunkCounts(vocabulary.index(UNK), is_continuation)
+        self._added = TextsWithAddedTokens(added_tokens, self._judge, vocabulary.index(UNK), is_continuation)
 
     def tokenize(self, texts: pa.Array) -> TokenizedTexts:
         """Ids of each text without [CLS] and [SEP].
@@ -55,18 +67,17 @@ class WordPieceTokenizer:
         Args:
             texts: Arrow `string` array without nulls, [texts].
         """
-        chunks, chunk_offsets = self._chunks_of(texts)
-        input_ids, offsets = self._learned.gather(chunks, chunk_offsets)
-        return TokenizedTexts(input_ids, offsets)
+        return self.tokenize_and_count(texts)[0]
 
     def tokenize_and_count(self, texts: pa.Array) -> tuple[TokenizedTexts, TokenCounts]:
         """As `tokenize`, with counts of what was kept and lost."""
-        chunks, chunk_offsets = self._chunks_of(texts)
-        input_ids, offsets = self._learned.gather(chunks, chunk_offsets)
-        return TokenizedTexts(input_ids, offsets), self._counts.of(chunks)
+        apart = self._added.take(texts)
+        chunks, chunk_offsets = self._chunks_of(apart.others)
+        input_ids, offsets = apart.put_back(*self._learned.gather(chunks, chunk_offsets))
+        return TokenizedTexts(input_ids, offsets), added([self._counts.of(chunks), *apart.counts])
 
     def count(self, texts: pa.Array, occurrences: NDArray[np.int64]) -> TokenCounts:
-        """Counts over texts, weighted by how often each occurs.
+        """Counts over texts without added tokens, weighted by how often each occurs.
 
         Args:
             texts: Arrow `string` array without nulls, [texts].

@@ -11,21 +11,14 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import pre_tokenizers
 
-from pipelines import __version__
 from pipelines.contract import storage
-from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import Manifest, StageKey, record_of, require_manifest, write_manifest
-from pipelines.contract.workspace import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, VOCABULARY, VOCABULARY_NAME
+from pipelines.contract.workspace import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.jobs.arrow_files import read_table
 from pipelines.jobs.runner import limit_worker_threads
-from pipelines.results.builds import install_build
-from pipelines.results.marks import building_directory, is_open
-from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.wordpiece.chunk_table import ChunkTable
 from pipelines.wordpiece.reference_tokenizer import build_normalizer, build_tokenizer
-from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, statistics_of, unk_remedy
 from pipelines.wordpiece.tokenizer_config import BERT_TOKENIZER, ROLES, as_file, bert_settings, tokenizer_config
-from pipelines.wordpiece.trainer import train
+from pipelines.wordpiece.tokenizer_settings import AddedToken, TokenizerSettings
 
 _SCHEMA = pa.schema([("word", pa.string()), ("count", pa.int64())])
 _MARKS_KEY = b"marks_stripped"
@@ -39,7 +32,9 @@ class _Marks(dict[str, int]):
         return self.setdefault(character, sum(unicodedata.category(part) == "Mn" for part in parts))
 
 
-def count_words(texts: pa.Array, lowercase: bool, strip_accents: bool | None) -> pa.Table:
+def count_words(
+    texts: pa.Array, lowercase: bool, strip_accents: bool | None, tokenize_chinese_chars: bool = True
+) -> pa.Table:
     """Words from BERT's normaliser and pre-tokeniser, with their counts, in word order.
 
     Each distinct chunk of text is normalised once; most are words already. The table also holds its `marks_stripped`.
@@ -47,7 +42,8 @@ def count_words(texts: pa.Array, lowercase: bool, strip_accents: bool | None) ->
     table = ChunkTable(lowercase)
     chunks, _ = table.chunk_numbers(texts)
     counts = np.bincount(chunks, minlength=table.size)
-    normalizer, splitter = build_normalizer(lowercase, strip_accents), pre_tokenizers.BertPreTokenizer()
+    normalizer = build_normalizer(lowercase, strip_accents, tokenize_chinese_chars)
+    splitter = pre_tokenizers.BertPreTokenizer()
     strips = lowercase if strip_accents is None else strip_accents
     words: dict[str, int] = {}
     marks_of, marks = _Marks(), 0
@@ -82,18 +78,18 @@ def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 class CountShard(beam.DoFn):
-    """File name of a documents shard -> table of word counts."""
+    """File name of a documents shard -> table of word counts; added tokens are not looked for in the texts."""
 
-    def __init__(self, documents_directory: str, config: VocabularyConfig):
+    def __init__(self, documents_directory: str, settings: TokenizerSettings):
         self._documents_directory = documents_directory
-        self._config = config
+        self._casing = settings[:3]
 
     def setup(self) -> None:
         limit_worker_threads()
 
     def process(self, name: str) -> Iterator[pa.Table]:
         texts = read_table(storage.join(self._documents_directory, name))["sentences"].combine_chunks().flatten()
-        yield count_words(texts, self._config.lowercase, self._config.strip_accents)
+        yield count_words(texts, *self._casing)
 
 
 class SumCounts(beam.CombineFn):
@@ -118,10 +114,20 @@ class SumCounts(beam.CombineFn):
         return merge_counts(accumulator)
 
 
-def tokenizer_files(tokens: Sequence[str], lowercase: bool, strip_accents: bool | None) -> dict[str, bytes]:
+def tokenizer_files(
+    tokens: Sequence[str],
+    lowercase: bool,
+    strip_accents: bool | None,
+    tokenize_chinese_chars: bool = True,
+    added_tokens: Sequence[AddedToken] = (),
+) -> dict[str, bytes]:
     """The files of a vocabulary by name, which `transformers` loads as a BertTokenizer with these settings."""
-    tokenizer: str = build_tokenizer(tokens, lowercase, strip_accents).to_str(pretty=True)
-    settings, added = bert_settings(lowercase, strip_accents), json.loads(tokenizer)["added_tokens"]
+    built = build_tokenizer(tokens, lowercase, strip_accents, tokenize_chinese_chars, added_tokens)
+    tokenizer: str = built.to_str(pretty=True)
+    settings, added = (
+        bert_settings(lowercase, strip_accents, tokenize_chinese_chars),
+        json.loads(tokenizer)["added_tokens"],
+    )
     # The maximum length depends on the model.
     config = tokenizer_config(BERT_TOKENIZER, settings, ROLES, added, model_max_length=None)
     return {
@@ -129,37 +135,3 @@ def tokenizer_files(tokens: Sequence[str], lowercase: bool, strip_accents: bool 
         TOKENIZER_NAME: tokenizer.encode(),
         TOKENIZER_CONFIG_NAME: as_file(config),
     }
-
-
-class TrainVocabulary(beam.DoFn):
-    """Table of all word counts -> `Manifest`: train, write the tokenizer's files, complete the stage."""
-
-    def __init__(self, directory: str, key: StageKey, config: VocabularyConfig):
-        self._result_directory = directory
-        self._directory = building_directory(directory)
-        self._key = key
-        self._config = config
-
-    def process(self, words: pa.Table) -> Iterator[Manifest]:
-        # A runner may repeat this step after it succeeded, when the build is installed.
-        if is_open(self._result_directory):
-            self._train(words)
-        install_build(self._result_directory, self._key)
-        yield require_manifest(self._result_directory, VOCABULARY, "pipelines.train_vocabulary")
-
-    def _train(self, words: pa.Table) -> None:
-        config = self._config
-        counts = words["count"].to_numpy()
-        distinct = words["word"].combine_chunks()
-        tokens = train(distinct, counts, config.size, config.min_count, config.alphabet_size, config.layout)
-        statistics = statistics_of(words, marks_stripped(words), tokens, config)
-        if statistics.unk_share > UNK_SHARE_REFUSED:
-            raise InputError(
-                f"vocabulary: [UNK] would be {statistics.unk_share:.1%} of all tokens, and a model would learn "
-                f"nothing else: {unk_remedy(statistics, config)}"
-            )
-        contents = tokenizer_files(tokens, config.lowercase, config.strip_accents)
-        for name, content in contents.items():
-            storage.write_bytes(storage.join(self._directory, name), content)
-        files = [record_of(self._directory, name, len(tokens)) for name in contents]
-        write_manifest(self._directory, self._key.manifest(files, statistics, __version__))

@@ -315,7 +315,7 @@ def test_every_text_has_a_shortest_and_a_longest_form(section: type[Section]) ->
     """An empty path is the current directory to some libraries and the root to others."""
     for name, field in section.model_fields.items():
         if str in _types_in(field.annotation) and "Literal" not in str(field.annotation):
-            schema = str(section.model_json_schema()["properties"][name])
+            schema = str(section.model_json_schema()["properties"][field.alias or name])
             assert "minLength" in schema or "pattern" in schema, f"{section.__name__}.{name}"
             assert "maxLength" in schema, f"{section.__name__}.{name}"
 

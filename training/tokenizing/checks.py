@@ -14,7 +14,8 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest
 from pipelines.contract.schemas import CLS, SEP, SPLITS, UNK
 from pipelines.contract.workspace import EXAMPLES, TOKENIZER_CONFIG_NAME, VOCABULARY, VOCABULARY_NAME
-from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.wordpiece.reference_tokenizer import build_text_tokenizer
+from pipelines.wordpiece.tokenizer_settings import TokenizerSettings, stage_settings
 from training.tokenizing.loading import load_tokenizer
 
 SAMPLE_ROWS, SAMPLE_TEXTS = 256, 1024
@@ -30,7 +31,7 @@ def require_same_tokenizer(
 
     Args:
         directory: of the tokenizer to check: an exported encoder, a teacher, or the vocabulary stage itself.
-        vocabulary_directory: the stage that the examples were built with, which records the casing.
+        vocabulary_directory: the stage that the examples were built with, whose tokenizer.json states the casing.
         examples_directory: the stage whose rows, converted back to words, must give the same ids.
         documents_directory: the stage whose sentences must give the same ids; skipped if it is None or does not
             exist.
@@ -39,9 +40,9 @@ def require_same_tokenizer(
         InputError: some text gives different ids, or a stage cannot be read.
     """
     tokenizer = load_tokenizer(directory).for_texts()
-    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
+    require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
     tokens = _tokens_of(vocabulary_directory)
-    reference = _reference(tokens, VocabularyConfig.model_validate(vocabulary.config))
+    reference = _reference(tokens, stage_settings(vocabulary_directory))
     pair = _Pair(directory, tokenizer, reference)
     _compare_examples(pair, tokens, examples_directory)
     documents = None if documents_directory is None else read_manifest(documents_directory)
@@ -152,13 +153,9 @@ def _tokens_of(vocabulary_directory: str) -> list[str]:
     return storage.read_bytes(storage.join(vocabulary_directory, VOCABULARY_NAME)).decode().split("\n")[:-1]
 
 
-def _reference(tokens: Sequence[str], casing: VocabularyConfig) -> Any:
+def _reference(tokens: Sequence[str], settings: TokenizerSettings) -> Any:
     """The tokenizer that built the examples."""
-    from pipelines.wordpiece.reference_tokenizer import build_tokenizer  # compiles loops; only preprocessing needs them
-
-    tokenizer = build_tokenizer(tokens, casing.lowercase, casing.strip_accents)
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    return build_text_tokenizer(tokens, *settings)
 
 
 def _difference(directory: str, text: str, found: list[int], expected: list[int], source: str) -> str:

@@ -31,10 +31,12 @@ from pipelines.examples.planning import plan_examples
 from pipelines.examples.warnings import mixture_warnings, refusal_of, warnings_of
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.vocabularies.making import Training
 from pipelines.wordpiece.reference_tokenizer import build_normalizer, build_tokenizer
 from pipelines.wordpiece.statistics import statistics_of
 from pipelines.wordpiece.token_counts import TokenCounts
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
+from pipelines.wordpiece.tokenizer_settings import TokenizerSettings
 from pipelines.wordpiece.trainer import train
 from pipelines.wordpiece.word_counts import count_words, marks_stripped, merge_counts
 
@@ -112,7 +114,7 @@ def test_vocabulary_statistics_equal_slow_ones(texts: list[str], alphabet_size: 
     distinct, counts = words["word"].combine_chunks(), words["count"].to_numpy()
     config = VocabularyConfig(alphabet_size=alphabet_size)
     tokens = train(distinct, counts, _possible_size(distinct, counts, alphabet_size), 2, alphabet_size)
-    facts = statistics_of(words, 0, tokens, config)
+    facts = statistics_of(words, 0, tokens, TokenizerSettings(True), Training(config).unk_remedy)
     judge, normalizer = build_tokenizer(tokens, True, None), build_normalizer(True, None)
     pieces = unk = lost = total = number = 0
     for text in texts:

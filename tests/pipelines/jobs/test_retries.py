@@ -88,5 +88,5 @@ def test_steps_that_die_and_are_tried_again_write_the_same_bytes(
         monkeypatch.setattr(kind, "process", worker.tried_again_and_again(kind.process))
     run_all(str(recipe), "--workspace", str(tmp_path / "tried-again"), *overrides)
     assert files_below(tmp_path / "tried-again") == files_below(tmp_path / "expected")
-    writers = {"ReadPart", "CollectShard", "CompleteDocuments", "TrainVocabulary", "BuildShard", "CompleteExamples"}
+    writers = {"ReadPart", "CollectShard", "CompleteDocuments", "CompleteVocabulary", "BuildShard", "CompleteExamples"}
     assert writers <= set(worker.deaths), worker.deaths

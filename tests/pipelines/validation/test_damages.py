@@ -430,7 +430,9 @@ def test_documents_of_another_run_are_found_though_the_digests_fit(
     shutil.rmtree(workspace / "documents")
     shutil.copytree(other / "documents", workspace / "documents")
     restate(workspace, "documents")
-    with pytest.raises(InputError, match=r"vocab\.txt, row \d+: .* where training on|statistics|the manifest states"):
+    with pytest.raises(
+        InputError, match=r"vocab\.txt, row \d+: .* where making it from|statistics|the manifest states"
+    ):
         validate(str(workspace))
     with pytest.raises(InputError, match=r"length32: [\d,]+ examples in the files of train, where the documents give"):
         validate(str(workspace / "examples"))

@@ -19,10 +19,11 @@ from pipelines.contract.manifest import Manifest, StageKey, verify_file
 from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.results.builds import open_build
 from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.vocabularies.making import CompleteVocabulary, Training
 from pipelines.wordpiece.reference_tokenizer import build_tokenizer
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.trainer import Layout, reserved_tokens, train
-from pipelines.wordpiece.word_counts import TrainVocabulary, count_words, merge_counts
+from pipelines.wordpiece.word_counts import count_words, merge_counts
 
 LAYOUTS: list[Layout] = ["compact", "bert"]
 
@@ -43,7 +44,7 @@ def written(directory: Path, words: pa.Table, config: VocabularyConfig) -> Manif
     """Output of job 2 for word counts: `vocab.txt` and `tokenizer.json` in `directory`."""
     key = StageKey("vocabulary", 1, config, {})
     open_build(str(directory), key)
-    (manifest,) = TrainVocabulary(str(directory), key, config).process(words)
+    (manifest,) = CompleteVocabulary(str(directory), key, Training(config)).process(words)
     return manifest
 
 

@@ -1,0 +1,1 @@
+"""Where a vocabulary comes from: trained on the documents, or brought, checked and extended."""
