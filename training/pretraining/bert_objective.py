@@ -12,7 +12,7 @@ from torch import nn
 from pipelines.contract import storage
 from pipelines.contract.schemas import WHOLE_WORDS
 from pipelines.contract.statistics import BERT_METRICS, MASKED_LM_METRICS, ExamplesStatistics, Lineage
-from pipelines.contract.workspace import DOCUMENTS, vocabulary_size
+from pipelines.contract.workspace import DOCUMENTS
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.initial_weights import load_initial_weights
@@ -42,10 +42,7 @@ class BertObjective(Objective):
     def __init__(self, inputs: PretrainingInputs) -> None:
         self.inputs: PretrainingInputs = inputs
         self.settings, self.model = inputs.pretraining, inputs.model
-        self.vocab_size = vocabulary_size(inputs.vocabulary_directory)
-        if inputs.initial is not None:
-            # Rows of padding stay, so that the export has the shapes of its source.
-            self.vocab_size = max(self.vocab_size, inputs.initial.vocab_size)
+        self.vocab_size = inputs.vocab_size
         self.lineage: tuple[Lineage, ...] = ()
         self.next_sentence = inputs.next_sentence
         self.sums = _SUMS

@@ -18,13 +18,13 @@ from pipelines.contract.workspace import (
     EXAMPLES,
     PRETRAINING,
     VOCABULARY,
-    vocabulary_size,
 )
 from pipelines.results.kept import kept_directories, kept_result
 from pipelines.results.marks import building_directory, read_mark
 from training.bert.flops import num_parameters
 from training.settings.pretraining import PretrainingConfig
 from training.stages.checkpoint_source import checkpoint_names
+from training.stages.initial_encoder import INITIAL_ENCODER
 from training.stages.pretraining import PRETRAINING_VERSION, PretrainingInputs
 
 _FREE_MODEL_SETTINGS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
@@ -33,7 +33,7 @@ _FIXED_SETTINGS = ("optimizer", "offload_optimizer", "precision")
 """Settings of pre-training that decide what a checkpoint's files hold; `zero_stage` is one more."""
 _ALIKE_ZERO_STAGES = (1, 2)
 """ZeRO 1 and 2 partition the optimizer's state alike, so each reads the other's files."""
-_FIXED_INPUTS = (VOCABULARY, "initial_encoder")
+_FIXED_INPUTS = (VOCABULARY, INITIAL_ENCODER)
 _FROM_WEIGHTS = "train from the finished encoder's weights instead, by pretraining.initial_encoder in another workspace"
 
 
@@ -265,8 +265,7 @@ def _fault(inputs: PretrainingInputs, finished: Manifest) -> str | None:
         was = finished.config["pretraining"]["zero_stage"]
         return f"pretraining.zero_stage was {was}, is {inputs.pretraining.zero_stage}"
     parameters = finished.statistics_as(PretrainingStatistics).parameters
-    vocab_size = vocabulary_size(inputs.vocabulary_directory)
-    if parameters not in (None, num_parameters(inputs.model, vocab_size, inputs.next_sentence)):
+    if parameters not in (None, num_parameters(inputs.model, inputs.vocab_size, inputs.next_sentence)):
         return "its examples and those of the recipe do not agree in whether rows are sentence pairs"
     return None
 

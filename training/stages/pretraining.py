@@ -16,6 +16,7 @@ from pipelines.contract.workspace import (
     VOCABULARY,
     VOCABULARY_NAME,
     directory_label,
+    vocabulary_size,
 )
 from pipelines.results.verification import verify_stage
 from training.settings.model import ModelConfig
@@ -49,6 +50,12 @@ class PretrainingInputs:
     @property
     def vocabulary_directory(self) -> str:
         return storage.join(self.workspace, VOCABULARY)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the word embeddings; rows of padding of an initial encoder stay, so that its shapes do."""
+        size = vocabulary_size(self.vocabulary_directory)
+        return size if self.initial is None else max(size, self.initial.vocab_size)
 
     @property
     def tokenizer_directory(self) -> str:
