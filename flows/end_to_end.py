@@ -29,7 +29,7 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         InputError: the recipe, or an input that it names, is not valid.
         StageError: a stage's command failed.
     """
-    with running(request, check=partial(_require_inputs, request)) as run:
+    with running(request, check=partial(_require_inputs, continue_finished=request.continue_finished)) as run:
         nested = request.model_copy(update={"parent_run_id": run.run_id})
         outcome = preprocess(nested) + pretrain(nested) + finetune(nested)
         facts = gather(run.whole, outcome, run.tracker.uri, private_home())
@@ -40,10 +40,10 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         return outcome
 
 
-def _require_inputs(request: RunRequest, whole: WholeRecipe) -> None:
+def _require_inputs(whole: WholeRecipe, continue_finished: bool = False) -> None:
     stages.require_initial_encoder(whole)
     stages.require_task_data(whole)
-    if request.continue_finished:
+    if continue_finished:
         stages.require_finished_pretraining(whole)
 
 
