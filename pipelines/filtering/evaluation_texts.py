@@ -39,9 +39,9 @@ def evaluation_files_of(config: DocumentsConfig) -> list[InputFile]:
     try:
         files = find_files(config.decontamination.files)
     except InputError as error:
-        raise InputError(
-            str(error).replace("documents.sources: inputs", "documents.decontamination.files", 1)
-        ) from error
+        text = str(error).replace("documents.sources: inputs", "documents.decontamination.files", 1)
+        # Without `from None` the first cause would be shown instead of this line.
+        raise InputError(text) from None
     for file in files:
         if file.problem is not None:
             raise InputError(f"documents.decontamination: {file.uri}: {file.problem.detail}; remove the file")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines import shard_corpus
-from pipelines.contract.errors import InputError
+from pipelines.contract.errors import InputError, failure_line
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import read_recipe
 from pipelines.documents.summary import closing_lines
@@ -110,8 +110,9 @@ def test_every_format_of_evaluation_data(tmp_path: Path, name: str) -> None:
 
 
 def test_bad_evaluation_data_are_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^documents\.decontamination\.files = '.*gone' matches no file"):
+    with pytest.raises(InputError, match=r"^documents\.decontamination\.files = '.*gone' matches no file") as caught:
         evaluation_files_of(config_of(tmp_path / "gone"))
+    assert str(failure_line(caught.value)).removeprefix("error: ").startswith("documents.decontamination.files = ")
     for name, content in (("a.json", b"{"), ("a.parquet", b"x"), ("a.tsv", b"caf\xe9"), ("a.jsonl", b"[" * 100_000)):
         (tmp_path / name).write_bytes(content)
         (file,) = evaluation_files_of(config_of(tmp_path / name))
