@@ -212,6 +212,12 @@ def require_initial_encoder(whole: WholeRecipe) -> None:
     source = whole.pretraining.initial_encoder
     if source is None:
         return
+    vocabulary = storage.join(whole.run.workspace, VOCABULARY)
+    if whole.vocabulary.origin is None and read_manifest(vocabulary) is None:
+        raise InputError(
+            f"{whole.recipe.path}: pretraining.initial_encoder = {source!r} needs examples with the encoder's "
+            f"vocabulary, but [vocabulary] trains another one; set vocabulary.from = {source!r}"
+        )
     with _registry_of(whole):
         encoder = resolved_encoder(source)
     continued_model(whole.model, encoder.model, source, whole.recipe.path)

@@ -92,12 +92,17 @@ def test_an_estimate_has_its_sizes(recipe: str, encoder: str, capsys: pytest.Cap
 
 
 def test_a_run_refuses_it_before_the_first_stage(recipe: str, encoder: str, tmp_path: Path) -> None:
+    whole = RunRequest(recipe=recipe, overrides=chosen(encoder)).read()
+    with pytest.raises(InputError, match=r"\[vocabulary\] trains another one; set vocabulary\.from = "):
+        plan.require_initial_encoder(whole)
+    brought = f"vocabulary.from={json.dumps(encoder)}"
     for source, message in ((f"{tmp_path}/absent", "no such directory"), (encoder, "no weights")):
-        whole = RunRequest(recipe=recipe, overrides=chosen(source)).read()
+        request = RunRequest(recipe=recipe, overrides=(*chosen(source), brought))
+        whole = request.read()
         with pytest.raises(InputError, match=message):
             plan.require_initial_encoder(whole)
         with pytest.raises(InputError, match=message):
-            end_to_end._require_inputs(whole)
+            end_to_end._require_inputs(request, whole)
     assert not os.path.exists(tmp_path / "ws")
 
 
