@@ -42,6 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     sections = FinetuningSections.of(recipe_from_arguments(parsed))
     if not sections.finetuning.tasks:
         raise InputError(f"{sections.recipe.path}: finetuning.tasks is empty; name tasks there or with --tasks")
+    left_out = [table.name for table in sections.finetuning.tables if table.name not in sections.finetuning.tasks]
+    if left_out:
+        print(
+            f"finetuning: tables that tasks does not name, and that are not trained: {', '.join(left_out)}", flush=True
+        )
     require_inputs(sections)
     restart = parsed.restart is not None
     planned = planned_trials(sections.finetuning)

@@ -50,6 +50,13 @@ Weight = Annotated[float, Bounded(1e-6, 1e6, "it multiplies the loss of a label'
 Delimiter = Annotated[str, StringConstraints(min_length=1, max_length=1)]
 
 
+class LabelWeight(Section):
+    """A label, and the weight of its loss."""
+
+    label: Text
+    weight: Weight
+
+
 class TableConfig(Section):
     """`[[finetuning.tables]]`: rows of one or two texts with a label, several labels or a number each."""
 
@@ -84,8 +91,8 @@ class TableConfig(Section):
     """kind = "multi": a label is predicted if its probability is at least this."""
     balance_labels: bool = False
     """Weight the loss against the frequency of the labels in the training rows."""
-    class_weights: dict[Text, Weight] = Field(default_factory=dict)
-    """Weights of the loss by label, 1 for a label that is not named; instead of balance_labels."""
+    class_weights: tuple[LabelWeight, ...] = ()
+    """Weights of the loss of single labels, 1 for a label that is not named; instead of balance_labels."""
 
     @property
     def judged_by(self) -> str:
@@ -99,10 +106,8 @@ class TableConfig(Section):
         return tuple(sorted(known, key=lambda name: name != self.judged_by))
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result: without paths, whose contents do, and with weights as a list."""
-        weights = [list(pair) for pair in sorted(self.class_weights.items())]
-        kept = {name: value for name, value in super().identity().items() if name not in ROLES}
-        return {**kept, "class_weights": weights}
+        """The settings that decide the result: without paths, whose contents do."""
+        return {name: value for name, value in super().identity().items() if name not in ROLES}
 
     @model_validator(mode="after")
     def _dev_rows_are_named_once(self) -> TableConfig:
@@ -128,6 +133,8 @@ class TableConfig(Section):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> TableConfig:
+        if len({each.label for each in self.class_weights}) < len(self.class_weights):
+            raise ValueError(f"table {self.name!r}: class_weights names a label twice; give each once")
         if self.balance_labels and self.class_weights:
             raise ValueError(f"table {self.name!r}: both balance_labels and class_weights; give one of them")
         if self.kind == "regression" and (self.balance_labels or self.class_weights):

@@ -96,7 +96,8 @@ def label_weights(table: TableConfig, names: Names, targets: Targets) -> Targets
     BCEWithLogitsLoss. A label without training rows gets 1.
     """
     if table.class_weights:
-        return np.array([table.class_weights.get(name, 1.0) for name in names])
+        weights = {each.label: each.weight for each in table.class_weights}
+        return np.array([weights.get(name, 1.0) for name in names])
     if not table.balance_labels:
         return None
     if table.kind == "multi":
@@ -125,7 +126,7 @@ def _require_classes(names: Names, num_rows: int, where: str) -> None:
 def _require_known(table: TableConfig, names: Names, where: str) -> None:
     """Check the labels that the settings name."""
     named = {"positive_label": [table.positive_label] if table.positive_label is not None else []}
-    named["class_weights"] = list(table.class_weights)
+    named["class_weights"] = [each.label for each in table.class_weights]
     for key, labels in named.items():
         for label in labels:
             if label not in names:

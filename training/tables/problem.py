@@ -139,7 +139,7 @@ class TableProblem:
             rows.targets.sum(axis=0) if is_multi else np.bincount(rows.targets.astype(int), minlength=len(self.names))
         )
         common = np.argsort(-counts, kind="stable")[:_LABELS_SHOWN]
-        listed = ", ".join(f"{self.names[number]} {int(counts[number]):,}" for number in common)
+        listed = ", ".join(f"{self.names[number]!r} {int(counts[number]):,}" for number in common)
         more = f" and {len(counts) - len(common)} more labels" if len(counts) > len(common) else ""
         unlabelled = int((rows.targets.sum(axis=1) == 0).sum()) if is_multi else 0
         return f", {listed}{more}" + (f", {unlabelled:,} rows without a label" if unlabelled else "")

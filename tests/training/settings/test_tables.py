@@ -49,7 +49,10 @@ def test_tables_are_tasks() -> None:
         ({"metric": "micro_f1"}, r"metric = 'micro_f1' is none of kind = 'single'; valid names: accuracy, macro_f1"),
         ({"metric": "f1"}, "metric = 'f1' is the F1 of one label; name it as positive_label"),
         ({"positive_label": "a", "kind": "multi"}, "positive_label is for kind = 'single'"),
-        ({"balance_labels": True, "class_weights": {"a": 2.0}}, "both balance_labels and class_weights"),
+        (
+            {"balance_labels": True, "class_weights": ({"label": "a", "weight": 2.0},)},
+            "both balance_labels and class_weights",
+        ),
         ({"balance_labels": True, "kind": "regression"}, "weights are of labels, and kind = 'regression' has none"),
     ],
 )
@@ -97,7 +100,8 @@ def test_a_key_has_contents_and_no_paths(tmp_path: Path) -> None:
     assert (first.config, first.inputs) == (moved.config, moved.inputs)
     assert str(tmp_path) not in str(first.config)
     assert first.config["tables"]["class_weights"] == []
-    assert key_of(tmp_path / "here", "class_weights = { a = 2.0 }").config["tables"]["class_weights"] == [["a", 2.0]]
+    weighted = key_of(tmp_path / "here", 'class_weights = [{ label = "a", weight = 2.0 }]')
+    assert weighted.config["tables"]["class_weights"] == [{"label": "a", "weight": 2.0}]
     assert key_of(tmp_path / "here", "threshold = 0.4").config != first.config
     (tmp_path / "here" / "mail.csv").write_text(rows + "new,a\n")
     assert key_of(tmp_path / "here").inputs != first.inputs
@@ -116,3 +120,10 @@ def test_rows_are_checked_before_a_long_training(tmp_path: Path) -> None:
         require_task_data(config)
     (tmp_path / "mail.csv").write_text("text,label\nx,a\ny,b\n")
     require_task_data(config)
+
+
+def test_sections_with_tables_can_be_keys() -> None:
+    """Trials are members of sets, with their settings."""
+    table = {**TABLE, "class_weights": ({"label": "a", "weight": 2.0},)}
+    first, second = (FinetuningConfig.model_validate({"tables": (table,)}) for _ in range(2))
+    assert hash(first) == hash(second)

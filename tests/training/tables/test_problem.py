@@ -36,6 +36,7 @@ LABELS: dict[Kind, list[Any]] = {
     "multi": [["a"], [], ["c", "b"], ["b"], ["a", "b", "c"], ["b"]],
     "regression": [0.5, 1, 2.25, -3, 4, 0],
 }
+WEIGHTS = ({"label": "a", "weight": 3.0}, {"label": "c", "weight": 0.5})
 TEXTS = ["it returns the list", "a list", "the number of items in the list.", "first", "items, items", "returns a"]
 
 
@@ -111,7 +112,7 @@ def test_losses_and_gradients_equal_transformers(tmp_path: Path, kind: Kind) -> 
 @pytest.mark.parametrize("kind", ["single", "multi"])
 @pytest.mark.parametrize("balanced", [True, False])
 def test_weights_are_those_of_torch_over_any_parts_of_a_batch(tmp_path: Path, kind: Kind, balanced: bool) -> None:
-    weights: dict[str, Any] = {"balance_labels": True} if balanced else {"class_weights": {"a": 3.0, "c": 0.5}}
+    weights: dict[str, Any] = {"balance_labels": True} if balanced else {"class_weights": WEIGHTS}
     problem = problem_of(tmp_path, kind, **weights)
     expected_weights = torch.tensor([3.0, 1.0, 0.5])
     if balanced and kind == "single":
@@ -169,7 +170,7 @@ precision = "fp32"
 name = "own"
 train_file = "{tmp_path}/train.jsonl"
 dev_file = "{tmp_path}/train.jsonl"
-class_weights = {{ a = 5.0, c = 0.25 }}
+class_weights = [{{ label = "a", weight = 5.0 }}, {{ label = "c", weight = 0.25 }}]
 """)
         finetune_on_ranks(recipe, ranks)
         trial = workspace / "finetuning" / "own" / "pretrained"

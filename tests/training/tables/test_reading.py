@@ -225,7 +225,7 @@ def test_a_bad_row_is_one_line(tmp_path: Path, dev: str, settings: dict[str, Any
             r"numbers with a fraction, '1\.5', '2\.25'; set kind = 'regression'",
         ),
         (GOOD, {"metric": "f1", "positive_label": "c"}, r"no label 'c', which positive_label names; it has 'a', 'b'"),
-        (GOOD, {"class_weights": {"A": 2.0}}, r"no label 'A', which class_weights names"),
+        (GOOD, {"class_weights": ({"label": "A", "weight": 2.0},)}, r"no label 'A', which class_weights names"),
     ],
 )
 def test_wrong_labels_are_refused(tmp_path: Path, train: str, settings: dict[str, Any], message: str) -> None:
