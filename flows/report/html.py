@@ -14,7 +14,7 @@ _STACKED_COLUMNS = 3
 _IN_BLOCKS = "\n\t"
 _CONTROL = ("Cc", "Cs")
 _SPACE = "\N{NO-BREAK SPACE}"
-_PERCENT_METRICS = ("accuracy", "f1", "exact_match", "span_f1")
+_PERCENT_METRICS = ("accuracy", "f1", "micro_f1", "macro_f1", "exact_match", "span_f1")
 
 
 def text(value: object) -> str:

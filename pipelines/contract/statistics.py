@@ -300,7 +300,7 @@ class FamilyStatistics(Statistics):
     dev_windows: int | None = None
 
     labels: list[str] | None = None
-    """Of tagging, by id."""
+    """Of tagging and of tables, by id."""
     schemes: dict[str, str] | None = None
     """How each file spells its spans."""
     train_sentences: int | None = None

@@ -23,6 +23,7 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
+from training.settings.tables import TableConfig
 
 with open(PREFECT_FILE) as stream:
     DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(stream)["deployments"]
@@ -121,6 +122,29 @@ def test_overrides_go_before_forms_and_forms_before_the_recipe(repository: Path)
     assert (whole.pretraining.seed, whole.pretraining.zero_stage, whole.run.workspace) == (3, 1, 'a "b"')
     assert whole.pretraining.learning_rate == 2e-3
     assert (whole.finetuning.word_order.max_train_examples, whole.finetuning.word_order.min_words) == (10, 8)
+
+
+def test_a_form_takes_tables(repository: Path) -> None:
+    demo = os.path.join(repository, "flows", "recipes", "demo.toml")
+    tables = [
+        {"name": "mail", "train_file": "mail.csv", "dev_share": 0.1, "class_weights": [{"label": "a", "weight": 2.0}]},
+        {"name": "posts", "train_file": "posts", "dev_file": "dev", "text": ["title", "body"], "kind": "multi"},
+    ]
+    request = RunRequest(recipe=demo, finetuning={"tasks": ["word-order", "mail", "posts"], "tables": tables})
+    found = request.read().finetuning
+    assert [table.name for table in found.tables] == ["mail", "posts"]
+    assert found.tables[0].class_weights[0].weight == 2.0
+    assert found.tables[1].text == ("title", "body")
+
+    def flow(request: RunRequest) -> None: ...
+
+    definitions = parameter_schema(flow).model_dump()["definitions"]
+    properties = definitions["TableConfig"]["properties"]
+    assert set(properties) == set(TableConfig.model_fields)
+    assert definitions["TableConfig"]["required"] == ["name", "train_file"]
+    assert properties["threshold"]["description"].startswith('kind = "multi": a label is predicted')
+    with pytest.raises(ValidationError, match="neither of dev_file and dev_share"):
+        RunRequest(recipe=demo, finetuning={"tables": [{"name": "mail", "train_file": "mail.csv"}]})
 
 
 def test_a_value_that_only_the_sections_together_refuse_gives_one_line(repository: Path) -> None:

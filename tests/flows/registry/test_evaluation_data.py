@@ -81,6 +81,28 @@ def test_an_encoder_that_always_answers_the_commonest_token_does_not_pass(whole:
         assert passes_floor(evaluation) == passes
 
 
+def test_the_data_of_a_table_is_its_rows_and_how_they_are_read(
+    write_recipe: Callable[..., str], tmp_path: object
+) -> None:
+    """The same file with another dev_share or label column is other data; in another folder it is the same."""
+    manifest = manifest_of("finetuning", statistics_with(TrialStatistics, metric="accuracy", score=0.7))
+
+    def data_of(folder: str, **settings: Any) -> str:
+        path = f"{tmp_path}/{folder}/rows.csv"
+        storage.write_bytes(path, b"text,label\nx,a\ny,b\n")
+        table = {"name": "own", "train_file": path, "dev_share": 0.5, **settings}
+        finetuning = {"tasks": ("own",), "tables": (table,)}
+        whole = RunRequest(recipe=write_recipe(), finetuning=finetuning).read()
+        evaluation = finetuned_evaluation(whole, "own", manifest)
+        assert evaluation is not None
+        return evaluation.data
+
+    first = data_of("here")
+    assert data_of("there") == first == data_of("here", threshold=0.3, format="csv")
+    others = [{"dev_share": 0.4}, {"label": "other"}, {"kind": "multi"}, {"text": ("a", "b")}]
+    assert len({first, *(data_of("here", **other) for other in others)}) == 5
+
+
 def test_a_score_in_words(whole: WholeRecipe) -> None:
     statistics = statistics_with(TrialStatistics, metric="accuracy", score=0.577, constant_baseline=0.5, dev_rows=1000)
     manifest = manifest_of("finetuning", statistics, seed=42)
