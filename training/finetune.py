@@ -17,6 +17,7 @@ from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
 from pipelines.contract.errors import InputError
 from training.resuming.process_end import exit_code_of_rank, run_and_leave
+from training.stages.finetuning import require_task_data
 from training.stages.sections import FinetuningSections
 from training.trials.trial import Trial
 from training.trials.trial_plan import data_directory, planned_trials, require_inputs, trial_of
@@ -53,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     if all(_difference(trial_of(sections, *each), restart) is None for each in planned):
         print("finetuning: all trials are complete and up to date", flush=True)
         return 0
+    # Of all tasks, before the first one is trained.
+    require_task_data(sections.finetuning)
     _run(sections, restart)
     return 0
 
