@@ -28,6 +28,7 @@ from pipelines.contract.workspace import FINETUNING, PRETRAINING, VOCABULARY
 from pipelines.reading.unpacking import codec_of
 from pipelines.settings.formats import FORMATS
 from pipelines.sources.formats import find_inputs
+from pipelines.vocabularies.reading import size_of
 from training.stages.initial_encoder import model_at_hand
 
 UTILIZATION = 0.5
@@ -74,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     _require_positive(parsed)
     whole = WholeRecipe.check(_without_missing_files(recipe_from_arguments(parsed)))
+    # A vocabulary that is brought decides its size.
+    sized = whole.vocabulary.model_copy(update={"size": size_of(whole.vocabulary)})
+    whole = replace(whole, vocabulary=sized)
     text_bytes, notes = (parsed.corpus_bytes, []) if parsed.corpus_bytes else _size_of_sources(whole)
     if parsed.continued:
         whole, note = _continued(whole)

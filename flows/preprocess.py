@@ -8,6 +8,7 @@ from flows.running import plan as stages
 from flows.running.command import run_as_command
 from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
+from pipelines.stage_keys import vocabulary_key
 
 
 @clozeworks_flow("preprocess")
@@ -19,6 +20,8 @@ def preprocess(request: PreprocessRequest) -> FlowOutcome:
         StageError: a stage's command failed.
     """
     with running(request) as run:
+        # A vocabulary that is brought and cannot be adopted is refused before the documents are made.
+        vocabulary_key(run.whole.vocabulary, run.whole.run.workspace)
         outcome = FlowOutcome(stages=tuple(run.build(stage) for stage in stages.preprocessing_stages(run.whole)))
         tell_corpus(run.whole, outcome)
         return outcome

@@ -38,6 +38,7 @@ from pipelines.examples.transforms import (
     FilesToWrite,
     WrittenFiles,
 )
+from pipelines.examples.warnings import unk_remedy
 from pipelines.jobs.runner import Job, Progress, parse_job, run_pipeline
 from pipelines.jobs.sizes import DOCUMENTS_BYTES_A_TEXT_BYTE, disk_bytes_examples
 from pipelines.jobs.summary import examples_summary
@@ -170,7 +171,7 @@ def _run(
         transform({**directories, EXAMPLES: building}, config, settings) for transform in (BuildShard, CountTokens)
     )
     choose_reads = ChooseReads(building, mixed_sets(config))
-    complete_stage = CompleteExamples(directory, key, config)
+    complete_stage = CompleteExamples(directory, key, config, unk_remedy(vocabulary))
     run_pipeline(
         job,
         lambda pipeline: build(

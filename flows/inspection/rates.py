@@ -21,12 +21,16 @@ from flows.running.timings import earlier_seconds
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import DocumentsStatistics, ExamplesStatistics, LengthStatistics
+from pipelines.contract.statistics import (
+    DocumentsStatistics,
+    ExamplesStatistics,
+    LengthStatistics,
+    VocabularyStatistics,
+)
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, METRICS_NAME, PRETRAINING, VOCABULARY
 from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.formats import FORMATS
-from pipelines.settings.vocabulary import VocabularyConfig
 from training.bert.flops import step_flops
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
@@ -196,7 +200,7 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
     try:
         model = ModelConfig.model_validate(manifest.config["model"])
         pretraining = PretrainingConfig.model_validate(manifest.config["pretraining"])
-        vocab_size = VocabularyConfig.model_validate(vocabulary.config).size
+        vocab_size = vocabulary.statistics_as(VocabularyStatistics).size
     except ValidationError:
         return None
     with open(path, encoding="utf-8") as stream:

@@ -32,7 +32,13 @@ def _documents(manifest: Manifest) -> list[str]:
 
 
 def _vocabulary(manifest: Manifest) -> list[str]:
-    return [f"{manifest.statistics_as(VocabularyStatistics).size:,} entries"]
+    facts = manifest.statistics_as(VocabularyStatistics)
+    parts = [f"{facts.size:,} entries"]
+    if facts.origin is not None:
+        parts.append(f"from {facts.origin}")
+    if facts.extension is not None:
+        parts.append(f"{facts.extension.words_added:,} words added")
+    return parts
 
 
 def _examples(manifest: Manifest) -> list[str]:

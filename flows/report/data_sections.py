@@ -30,6 +30,7 @@ Facts = dict[str, Any]
 _LABELS = {0: "B continues A (IsNext)", 1: "B is from another document (NotNext)"}
 _FIGURES = {
     "unk_share": "[UNK] among all tokens",
+    "unk_characters_share": "characters lost in [UNK]",
     "pieces_per_word": "pieces a word",
 }
 _KINDS = {"mask": "shown as [MASK]", "random": "shown as a random token", "kept": "unchanged"}
@@ -105,10 +106,8 @@ def vocabulary(facts: Facts) -> str:
         return ""
     if "problem" in sample:
         return problem(sample)
-    distinct = found.distinct_words
     lead = paragraph(
-        f"{count(sample['entries'])} entries"
-        + (f" learnt from {count(distinct)} distinct words:" if distinct is not None else ":"),
+        f"{count(sample['entries'])} entries" + _origin(found),
         f"{count(sample['words'])} words and beginnings of words, {count(sample['pieces'])} pieces that continue a "
         f"word ({code(CONTINUES)}), {count(sample['characters'])} single characters, {count(sample['special'])} "
         "special or unused.",
@@ -129,6 +128,14 @@ def vocabulary(facts: Facts) -> str:
     if rows := examples.get("rows_counted"):
         parts.append(paragraph(f"Frequencies are those of {count(rows)} training examples.", css="small"))
     return joined(lead, *parts)
+
+
+def _origin(found: CorpusFacts) -> str:
+    """Where the entries come from."""
+    if found.vocabulary_origin is not None:
+        added = f", with {count(found.words_added)} words of the corpus added" if found.words_added else ""
+        return f" brought from {foreign(found.vocabulary_origin)}{added}:"
+    return ":" if found.distinct_words is None else f" learnt from {count(found.distinct_words)} distinct words:"
 
 
 def _text_figures(figures: Sequence[TextFigure]) -> str:

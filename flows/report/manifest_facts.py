@@ -17,6 +17,7 @@ from pipelines.contract.statistics import (
     LengthStatistics,
     SourceStatistics,
     StatisticsT,
+    TextFit,
     TrialStatistics,
     VocabularyStatistics,
 )
@@ -58,12 +59,19 @@ class CorpusFacts(_Facts):
     characters: int | None = None
     cleaning: dict[str, int] = {}
     vocabulary_size: int | None = None
+    vocabulary_origin: str | None = None
+    words_added: int | None = None
     distinct_words: int | None = None
     examples: int | None = None
     example_tokens: int | None = None
     lengths: dict[str, LengthStatistics] = {}
     mixtures: dict[str, dict[str, SourceStatistics]] = {}
     text_figures: list[TextFigure] = []
+
+
+def _figures(stage: str, fit: TextFit | None) -> list[TextFigure]:
+    names = ("unk_share", "unk_characters_share", "pieces_per_word") if fit else ()
+    return [TextFigure(stage=stage, figure=name, value=getattr(fit, name)) for name in names]
 
 
 class TaskFacts(_Facts):
@@ -110,11 +118,15 @@ def corpus_facts(manifests: Mapping[str, Manifest]) -> tuple[CorpusFacts, dict[s
     if documents:
         found |= documents.to_json()
     if vocabulary:
-        figures = {"unk_share": vocabulary.unk_share, "pieces_per_word": vocabulary.pieces_per_word}
         found |= {
             "vocabulary_size": vocabulary.size,
+            "vocabulary_origin": vocabulary.origin,
+            "words_added": vocabulary.extension.words_added if vocabulary.extension else None,
             "distinct_words": vocabulary.distinct_words,
-            "text_figures": [TextFigure(stage=VOCABULARY, figure=name, value=value) for name, value in figures.items()],
+            "text_figures": [
+                *_figures(VOCABULARY, vocabulary),
+                *_figures(EXAMPLES, examples.text if examples else None),
+            ],
         }
     if examples and examples.lengths:
         lengths = examples.all_lengths().values()

@@ -19,7 +19,7 @@ from pipelines.contract import storage
 from pipelines.contract.credentials import redacted
 from pipelines.contract.manifest import Manifest, digest_of
 from pipelines.contract.statistics import Lineage, TrainingStatistics
-from pipelines.contract.workspace import CORPUS_INPUT, code_version
+from pipelines.contract.workspace import BROUGHT_INPUT, CORPUS_INPUT, code_version
 from training.tracking.flattening import NAME_LEFT_OUT, flatten, numbers_of
 from training.tracking.patience import first_line
 
@@ -164,6 +164,8 @@ class Tracker:
         for record in _lineage_of(consumer):
             if record.relation == name:
                 return {"uri": record.source}
+        if name == BROUGHT_INPUT:
+            return {"uri": consumer.statistics.get("origin")}
         return {"uri": storage.join(self._workspace, name)}
 
     def _log_recipe(self, run_id: str, whole: WholeRecipe) -> None:

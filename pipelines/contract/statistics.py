@@ -323,6 +323,8 @@ class TrialStatistics(FamilyStatistics):
     """All metrics of that epoch on the development rows."""
     best_epoch: int
     seconds: float
+    text: TextFit | None = None
+    """Of the training and development texts; manifests of earlier releases do not state it."""
 
     @property
     def num_dev_rows(self) -> int | None:

@@ -27,8 +27,9 @@ from pipelines.examples.losses import LOSSES
 from pipelines.examples.masking import MaskedExamples
 from pipelines.examples.planning import ShardNumber
 from pipelines.examples.warnings import mixture_warnings, warnings_of
+from pipelines.results.coverage import ratio
 from pipelines.settings.examples import ExamplesConfig
-from pipelines.wordpiece.token_counts import TokenCounts, added, ratio, shares_of
+from pipelines.wordpiece.token_counts import TokenCounts, added, shares_of
 
 _HISTOGRAM_BARS = 16
 
@@ -158,6 +159,7 @@ def stage_statistics(
     shards: Sequence[ShardRows],
     config: ExamplesConfig,
     sources: Mapping[str, Mapping[str, SourceStatistics]],
+    remedy: str,
 ) -> ExamplesStatistics:
     """The statistics of the manifest.
 
@@ -166,6 +168,7 @@ def stage_statistics(
         rows_by_length: by directory: how many rows have 0, 1, ... tokens.
         shards: what was made of each documents shard.
         sources: by the name of each set that has a mixture, "" for the section's own.
+        remedy: `unk_remedy` of the vocabulary.
     """
     lengths: dict[str | None, dict[str, LengthStatistics]] = {}
     for part in config.parts():
@@ -184,7 +187,7 @@ def stage_statistics(
     for name, facts_of_set in lengths.items():
         of_set = sources.get(name or "", {})
         # A set repeats the warnings about the text.
-        found = warnings_of(facts_of_set, text, config.of_set(name)) + mixture_warnings(of_set)
+        found = warnings_of(facts_of_set, text, config.of_set(name), remedy) + mixture_warnings(of_set)
         warnings += found if name is None else [f"set {name}: {line}" for line in found if line not in warnings]
         sets[name] = {"lengths": facts_of_set} | ({"sources": dict(of_set)} if of_set else {})
     own = sets.pop(None) | {"text": text, "warnings": warnings}

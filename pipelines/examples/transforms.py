@@ -245,11 +245,12 @@ def _collect(sources: list[pa.RecordBatchFileReader], bin_number: int, file: int
 class CompleteExamples(beam.DoFn):
     """All `WrittenFiles` -> `Manifest`: add up the statistics of each length and complete the stage."""
 
-    def __init__(self, directory: str, key: StageKey, config: ExamplesConfig):
+    def __init__(self, directory: str, key: StageKey, config: ExamplesConfig, remedy: str):
         self._result_directory = directory
         self._directory = building_directory(directory)
         self._key = key
         self._config = config
+        self._remedy = remedy
 
     def process(
         self, written: list[WrittenFiles], shards: list[ShardRows], mixtures: list[dict[str, Mixture]] | None = None
@@ -267,7 +268,7 @@ class CompleteExamples(beam.DoFn):
             counted = np.array(one.rows_by_length)
             rows_by_length[one.directory] = rows_by_length.get(one.directory, 0) + counted
         sources = {name: mixture.statistics for name, mixture in mixtures.items()}
-        statistics = stage_statistics(files, rows_by_length, shards, self._config, sources)
+        statistics = stage_statistics(files, rows_by_length, shards, self._config, sources, self._remedy)
         if refusal := refusal_of(statistics):
             raise InputError(refusal)
         write_manifest(self._directory, self._key.manifest(files, statistics, __version__))

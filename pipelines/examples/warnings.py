@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipelines.contract.manifest import Manifest
 from pipelines.contract.schemas import WHOLE_WORDS
 from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics, SourceStatistics
+from pipelines.contract.workspace import BROUGHT_INPUT
+from pipelines.results.coverage import UNK_SHARE_WARNED
 from pipelines.settings.examples import ExamplesConfig
-from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, UNK_SHARE_WARNED
+from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED
 
 TOKENS_CUT_WARNED = 0.25
 """The released algorithm itself cuts 12 % of the tokens of English novels at length 128, and 3 % at 512."""
@@ -28,6 +31,21 @@ _OF_TOKENS = {"whole_word": "static", "dynamic_whole_word": "dynamic"}
 
 FEWEST_HELDOUT_DOCUMENTS = 20
 """The word-order task takes its dev sentences from a fifth of them, by hash: with fewer, it may get none."""
+
+
+TRAINED = "raise vocabulary.alphabet_size and vocabulary.size"
+"""What to change where a vocabulary that was trained makes [UNK] of words."""
+
+
+def unk_remedy(vocabulary: Manifest) -> str:
+    """What to change where this vocabulary makes [UNK] of words."""
+    if BROUGHT_INPUT not in vocabulary.inputs:
+        return TRAINED
+    origin, added = vocabulary.statistics.get("origin"), vocabulary.config.get("extend")
+    return (
+        f"the vocabulary of vocabulary.from = {origin} does not fit these texts: raise vocabulary.extend = {added}, or "
+        "train a vocabulary"
+    )
 
 
 def refusal_of(statistics: ExamplesStatistics) -> str | None:
@@ -48,18 +66,21 @@ def refusal_of(statistics: ExamplesStatistics) -> str | None:
     return None
 
 
-def warnings_of(lengths: Mapping[str, LengthStatistics], text: ExamplesText, config: ExamplesConfig) -> list[str]:
+def warnings_of(
+    lengths: Mapping[str, LengthStatistics], text: ExamplesText, config: ExamplesConfig, remedy: str = TRAINED
+) -> list[str]:
     """Warnings, each with the setting that changes it.
 
     Args:
         lengths: the statistics of each maximum length, as in the manifest.
         text: those of the documents' text.
+        remedy: `unk_remedy` of the vocabulary.
     """
     warnings = []
     if text.unk_share > UNK_SHARE_WARNED:
         warnings.append(
             f"[UNK] is {text.unk_share:.1%} of all tokens and stands for {text.unk_characters_share:.1%} of the "
-            "characters; raise vocabulary.alphabet_size and vocabulary.size, and see the warnings of the vocabulary"
+            f"characters; {remedy}, and see the warnings of the vocabulary"
         )
     if config.masking in WHOLE_WORDS and text.has_only_single_pieces:
         warnings.append(

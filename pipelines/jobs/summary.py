@@ -10,9 +10,9 @@ from pipelines.contract.statistics import (
     ExamplesStatistics,
     LengthStatistics,
     SourceStatistics,
-    TextFit,
     VocabularyStatistics,
 )
+from pipelines.results.coverage import fit_in_words
 
 
 def vocabulary_summary(manifest: Manifest) -> list[str]:
@@ -21,7 +21,7 @@ def vocabulary_summary(manifest: Manifest) -> list[str]:
     source = "from" if facts.origin is None else f"of {facts.origin}, on"
     lines = [
         f"vocabulary: {facts.size:,} entries {source} {facts.words:,} words ({facts.distinct_words:,} different); "
-        f"{_in_words(facts)}"
+        f"{fit_in_words(facts)}"
     ]
     if added := facts.extension:
         lines.append(
@@ -39,18 +39,14 @@ def examples_summary(manifest: Manifest) -> list[str]:
     for name, sources in statistics.all_sources().items():
         shares = ", ".join(_share_in_words(*each) for each in sources.items())
         parts.append(f"sources{'' if name is None else f' of {name}'}: {shares}")
-    return [f"examples: {'; '.join([*parts, _in_words(statistics.text)])}", *_warnings(manifest, statistics.warnings)]
+    return [
+        f"examples: {'; '.join([*parts, fit_in_words(statistics.text)])}",
+        *_warnings(manifest, statistics.warnings),
+    ]
 
 
 def _share_in_words(name: str, facts: SourceStatistics) -> str:
     return f"{name} {facts.share:.1%} of the tokens read ({facts.reads_per_pass:.2f} times a pass)"
-
-
-def _in_words(facts: TextFit) -> str:
-    return (
-        f"{facts.pieces_per_word:.2f} pieces a word, [UNK] {facts.unk_share:.2%} of the tokens and "
-        f"{facts.unk_characters_share:.2%} of the characters"
-    )
 
 
 def _length_in_words(length: str, facts: LengthStatistics, config: Mapping[str, Any]) -> str:

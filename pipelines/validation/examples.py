@@ -31,6 +31,7 @@ from pipelines.examples.checks import first_fault
 from pipelines.examples.losses import LOSSES, losses_of
 from pipelines.examples.planning import ShardNumber, metadata_of, plan_examples, read_documents
 from pipelines.examples.statistics import COUNTS, ShardRows, counts_of, rows_per_length, stage_statistics
+from pipelines.examples.warnings import unk_remedy
 from pipelines.mixing.shares import Mixture, SourceTokens, mixed_sets, mixture_of
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
@@ -50,7 +51,7 @@ def validate_examples(directory: str, manifest: Manifest) -> None:
     """
     config = config_of(directory, manifest, ExamplesConfig)
     vocabulary_directory = sibling(directory, VOCABULARY)
-    require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
+    vocabulary = require_manifest(vocabulary_directory, VOCABULARY, "clozeworks vocabulary")
     settings = settings_of(vocabulary_directory)
     tokens = tokens_of(vocabulary_directory)
     for token in SPECIAL_TOKENS:
@@ -59,12 +60,14 @@ def validate_examples(directory: str, manifest: Manifest) -> None:
     rows_by_length = _check_files(directory, manifest, config, settings, tokens)
     planned = _planned_shards(directory, manifest, config, settings, tokens)
     if planned is None:
-        _compare_without_documents(directory, manifest, config, rows_by_length)
+        _compare_without_documents(directory, manifest, config, rows_by_length, unk_remedy(vocabulary))
         return
     shards, mixtures = planned
     _compare_totals(directory, manifest, config, shards)
     sources = {name: mixture.statistics for name, mixture in mixtures.items()}
-    found = stage_statistics(list(manifest.files), rows_by_length, shards, config, sources).to_json()
+    found = stage_statistics(
+        list(manifest.files), rows_by_length, shards, config, sources, unk_remedy(vocabulary)
+    ).to_json()
     _compare_statistics(directory, manifest.statistics, found)
 
 
@@ -186,7 +189,11 @@ def _compare_totals(directory: str, manifest: Manifest, config: ExamplesConfig, 
 
 
 def _compare_without_documents(
-    directory: str, manifest: Manifest, config: ExamplesConfig, rows_by_length: dict[str, NDArray[np.int64]]
+    directory: str,
+    manifest: Manifest,
+    config: ExamplesConfig,
+    rows_by_length: dict[str, NDArray[np.int64]],
+    remedy: str,
 ) -> None:
     """Check what the rows alone give, with the manifest's figures about the documents."""
     text = _mapping(directory, manifest.statistics, "text")
@@ -207,7 +214,7 @@ def _compare_without_documents(
         )
     # Shares cannot be computed without the documents.
     sources = {name: _sources(directory, manifest.statistics, name or None) for name in mixed_sets(config)}
-    found = stage_statistics(list(manifest.files), rows_by_length, shards, config, sources).to_json()
+    found = stage_statistics(list(manifest.files), rows_by_length, shards, config, sources, remedy).to_json()
     _compare_statistics(directory, manifest.statistics, found)
 
 

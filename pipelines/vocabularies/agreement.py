@@ -48,7 +48,7 @@ class Refusal(Exception):  # noqa: N818 - a reason, which the caller completes t
 
 
 def check_settings(files: VocabularyFiles) -> None:
-    """Check what the files beside tokenizer.json and vocab.txt state on their own.
+    """Check what the files next to tokenizer.json and vocab.txt state on their own.
 
     Raises:
         Refusal: a setting is not one of BERT's tokenizer.

@@ -36,14 +36,14 @@ class AbsentVocabularyError(InputError):
 class VocabularyFiles:
     """The files that decide a tokenizer.
 
-    origin: as in the recipe. contents: bytes by name. is_own: a stage of this project wrote them. casing_beside: a
+    origin: as in the recipe. contents: bytes by name. is_own: a stage of this project wrote them. casing_next_to: a
     file next to a named vocab.txt that states a casing, which the user did not name.
     """
 
     origin: str
     contents: Mapping[str, bytes]
     is_own: bool = False
-    casing_beside: str | None = None
+    casing_next_to: str | None = None
 
     def has(self, name: str) -> bool:
         return name in self.contents
@@ -112,9 +112,9 @@ def _from_file(path: str) -> VocabularyFiles:
             return _in_directory(directory, path)
         return VocabularyFiles(path, {TOKENIZER_NAME: storage.read_bytes(path)})
     if path.endswith(".txt"):
-        beside = _present(directory, (TOKENIZER_CONFIG_NAME, TOKENIZER_NAME))
+        stating = _present(directory, (TOKENIZER_CONFIG_NAME, TOKENIZER_NAME))
         return VocabularyFiles(
-            path, {VOCABULARY_NAME: storage.read_bytes(path)}, casing_beside=beside[0] if beside else None
+            path, {VOCABULARY_NAME: storage.read_bytes(path)}, casing_next_to=stating[0] if stating else None
         )
     raise InputError(f"vocabulary.from = {path}: neither a .txt nor a .json file; {ACCEPTED}")
 

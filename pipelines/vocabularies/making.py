@@ -16,12 +16,12 @@ from pipelines.contract.manifest import Manifest, StageKey, record_of, require_m
 from pipelines.contract.statistics import VocabularyExtension, VocabularyStatistics
 from pipelines.contract.workspace import VOCABULARY
 from pipelines.results.builds import install_build
+from pipelines.results.coverage import ratio
 from pipelines.results.marks import building_directory, is_open
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.vocabularies.extension import extend
 from pipelines.vocabularies.reading import BroughtVocabulary
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, count_pieces, statistics_of, unk_remedy
-from pipelines.wordpiece.token_counts import ratio
 from pipelines.wordpiece.tokenizer_settings import TokenizerSettings
 from pipelines.wordpiece.trainer import train
 from pipelines.wordpiece.word_counts import marks_stripped, tokenizer_files

@@ -84,9 +84,9 @@ def _read(files: VocabularyFiles, config: VocabularyConfig) -> tuple[list[str], 
         raise Refusal(f"{TOKENIZER_NAME} is missing, and tokenizer_class = {kind!r} is made from it; add that file")
     if files.has(TOKENIZER_CONFIG_NAME):
         return (*_with_added(files, tokens, settings_in_config(files)), None)
-    if files.casing_beside and not {"lowercase", "strip_accents"} & config.model_fields_set:
+    if files.casing_next_to and not {"lowercase", "strip_accents"} & config.model_fields_set:
         raise Refusal(
-            f"{files.casing_beside} next to it states the casing; name the directory, or set vocabulary.lowercase"
+            f"{files.casing_next_to} next to it states the casing; name the directory, or set vocabulary.lowercase"
         )
     settings = TokenizerSettings(config.lowercase, config.strip_accents)
     said = f"{str(config.lowercase).lower()}{'' if 'lowercase' in config.model_fields_set else ', the default'}"

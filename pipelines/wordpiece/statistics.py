@@ -10,13 +10,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.contract.statistics import VocabularyStatistics
+from pipelines.results.coverage import UNK_SHARE_WARNED, ratio
 from pipelines.wordpiece.reference_tokenizer import MAX_CHARACTERS_PER_WORD
-from pipelines.wordpiece.token_counts import TokenCounts, added, ratio, shares_of
+from pipelines.wordpiece.token_counts import TokenCounts, added, shares_of
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.tokenizer_settings import TokenizerSettings
 
-UNK_SHARE_WARNED = 0.01
-"""From about one token in a hundred on, [UNK] is among the ten most frequent tokens."""
 MARKS_SHARE_WARNED = 0.08
 """English loses 0.0 %, French 3.6, Swedish 5.3; Hungarian 9.8, Czech 13.6, Thai 19.9, Vietnamese 28.6, Burmese 33.6 of
 the characters of the Universal Declaration of Human Rights: in the second group different words become equal."""

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from pipelines.results.coverage import fit_of
+
 
 class TokenCounts(NamedTuple):
     """Counts over texts. Characters are those of words, without white space."""
@@ -114,14 +116,4 @@ def added(counts: Sequence[TokenCounts]) -> TokenCounts:
 
 def shares_of(counts: TokenCounts) -> dict[str, Any]:
     """The fields of `TextFit`: the counts, and the shares of interest."""
-    return {
-        **counts._asdict(),
-        "pieces_per_word": ratio(counts.tokens, counts.words),
-        "unk_share": ratio(counts.unk, counts.tokens),
-        "unk_characters_share": ratio(counts.unk_characters, counts.characters),
-    }
-
-
-def ratio(part: int, whole: int) -> float:
-    """`part / whole` to six places; 0 if `whole` is 0."""
-    return round(part / whole, 6) if whole else 0.0
+    return fit_of(**counts._asdict()).to_json()

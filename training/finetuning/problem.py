@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from pipelines.contract.statistics import FamilyStatistics
+from pipelines.contract.statistics import FamilyStatistics, TextFit
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
 from training.finetuning.text import EncodedText
@@ -42,6 +42,8 @@ class Problem(Protocol):
     metric: str
     """The result of `evaluate` that chooses the best epoch; higher is better."""
     train_text: EncodedText
+    coverage: TextFit
+    """How well the vocabulary fits the training and development texts."""
     head_prefixes: tuple[str, ...]
     """Prefixes of parameters with fresh initial values."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.contract.statistics import TextFit
 from training.bert.packing import IntArray
+from training.finetuning.coverage import coverage_of
 from training.tokenizing.loading import load_tokenizer
 
 
@@ -50,6 +53,10 @@ class TextEncoder:
             rows.append(row)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         return EncodedText(rows, lengths, np.array(starts, dtype=np.int64))
+
+    def coverage(self, texts: Iterable[str]) -> TextFit:
+        """How well the vocabulary fits texts."""
+        return coverage_of(self._tokenizer, texts)
 
     def _ids(self, sentences: list[str]) -> list[npt.NDArray[np.uint32]]:
         encodings = self._tokenizer.encode_batch_fast(sentences, add_special_tokens=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ class GlueProblem:
         train, *dev = (read_examples(task, path) for path in task_files(task.name, glue_dir))
         self.train_text, self._train_labels = self._encoded(train), _labels_of(train)
         self._dev = [(self._encoded(examples), _labels_of(examples)) for examples in dev]
+        sentences = (each for one in (train, *dev) for each in (one.sentences_a, one.sentences_b or []))
+        self.coverage = encoder.coverage(chain.from_iterable(sentences))
 
     def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
         return BertForSequenceClassification(model, vocab_size, self.task.num_labels)

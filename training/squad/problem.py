@@ -59,6 +59,9 @@ class SquadProblem:
         self.train_text = windows.text
         self._targets = make_targets(train, windows)
         self._dev_windows = make_windows(dev, encoder, config)
+        self.coverage = encoder.coverage(
+            text for file in (train, dev) for text in (*file.contexts, *(each.text for each in file.questions))
+        )
 
     def in_words(self) -> str:
         """Counts of questions and windows, in one line."""

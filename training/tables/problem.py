@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,8 @@ class TableProblem:
         self._table, self._splits = table, splits
         self._encoder, self._max_seq_length = encoder, max_seq_length
         self.train_text, self._dev_text = self._encoded(splits.train), self._encoded(splits.dev)
+        columns = (column for rows in (splits.train, splits.dev) for column in rows.texts)
+        self.coverage = encoder.coverage(chain.from_iterable(columns))
         targets, dev_targets = splits.train.targets, splits.dev.targets
         assert targets is not None
         assert dev_targets is not None

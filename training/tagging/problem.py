@@ -66,7 +66,7 @@ class TaggingProblem:
 
     head_prefixes: tuple[str, ...] = (CLASSIFIER,)
 
-    def __init__(self, train: TaggedFile, dev: TaggedFile, test: TaggedFile | None) -> None:
+    def __init__(self, train: TaggedFile, dev: TaggedFile, test: TaggedFile | None, encoder: TextEncoder) -> None:
         self._train, self._dev = train, dev
         self._files = {"train": train, "dev": dev} | ({"test": test} if test else {})
         self.train_text = train.rows.text
@@ -74,6 +74,9 @@ class TaggingProblem:
         self.labels = tuple(train.text.types)
         if not train.text.is_plain:
             self.labels = (OUTSIDE, *(label_of(prefix, name) for name in train.text.types for prefix in "BI"))
+        self.coverage = encoder.coverage(
+            word for file in (train, dev) for sentence in file.text.sentences for word in sentence.words
+        )
         ids = {label: index for index, label in enumerate(self.labels)}
         self._label_ids: IntArray = np.array(
             [ids[label] for sentence in train.text.sentences for label in sentence.labels], dtype=np.int64
@@ -204,7 +207,7 @@ def open_tagging(config: TaggingConfig, encoder_directory: str) -> TaggingProble
             )
         if unseen := sorted(set(file.text.types) - set(train.text.types)):
             _say(f"{file.text.path}: has {', '.join(unseen)}, which the training file lacks: they count as missed")
-    return TaggingProblem(train, dev, tests[0] if tests else None)
+    return TaggingProblem(train, dev, tests[0] if tests else None, encoder)
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,7 @@ from pipelines.results.marks import building_directory
 from training.bert.config_file import read_config
 from training.bert.huggingface import huggingface_config, write_model
 from training.engine.processes import Processes
+from training.finetuning.coverage import coverage_lines
 from training.finetuning.loop import Beginning, Fitted, Fitting
 from training.finetuning.problem import Problem, TaskInputs
 from training.resuming.checkpointed_stage import lock_of_ranks, on_first
@@ -88,6 +89,8 @@ def _run_locked(
         open_build(trial.directory, trial.key)
 
     on_first(processes, begin)
+    for line in coverage_lines(problem.coverage, config):
+        say(line)
     fitting = Fitting(problem, beginning, config.fitting(trial.task), config, processes, say)
     started = time.monotonic()
     prefix = f"{trial.task}.{trial.start}." if run_id is None else ""
@@ -101,6 +104,7 @@ def _run_locked(
         dev=fitted.metrics,
         best_epoch=fitted.epoch,
         seconds=round(time.monotonic() - started, 1),
+        text=problem.coverage,
         **fitted.more.to_json(),
     )
 

@@ -263,3 +263,18 @@ def test_sets_of_examples_cost_their_passes_and_are_read_by_their_phases(built: 
     assert after.phases[0].row_epochs == pytest.approx(80 / of_set.train_rows)
     assert after.phases[0].masked_tokens == pytest.approx(0.3 * after.phases[0].tokens)
     assert any("length 32: training reads 0%" in line for line in after.warnings)
+
+
+def test_a_vocabulary_that_is_brought_decides_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", *(f"##{number}" for number in range(500))]
+    (tmp_path / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries))
+    lines = f'[run]\nworkspace = "{tmp_path}"\n[documents]\nsources = [{{ inputs = ["x"] }}]\n[vocabulary]\n'
+    printed = []
+    for name, text in (("trained", "size = 508"), ("brought", f'from = "{tmp_path}/vocab.txt"\nextend = 3')):
+        recipe = tmp_path / f"{name}.toml"
+        recipe.write_text(lines + text + "\n")
+        assert command.main([str(recipe), "--corpus-bytes", "1e6", "--json"]) == 0
+        printed.append(json.loads(capsys.readouterr().out))
+    assert printed[0] == printed[1]
+    with pytest.raises(InputError, match=r"its size is 508, the recipe has vocabulary\.size = 400"):
+        command.main([str(recipe), "--corpus-bytes", "1e6", "--set", "vocabulary.size=400"])

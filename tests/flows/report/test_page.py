@@ -22,6 +22,7 @@ from tests.support.flows.finished_workspace import FORGED_NAME, PICTURE, PLAIN, 
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import charts as report_charts
+from flows.report import data_sections
 from flows.report import files as report_files
 from flows.report import page as report_page
 from flows.report import result_sections as report_results
@@ -417,3 +418,21 @@ def test_a_chart_without_values_is_no_chart() -> None:
     assert report_charts.line_chart("none", "step", [report_charts.Line("none", [], "s1")]) == ""
     assert report_charts.histogram("none", "tokens", []) == ""
     assert report_charts.horizontal_bars("none", []) == ""
+
+
+def test_a_vocabulary_that_was_brought_names_its_origin() -> None:
+    corpus = {"vocabulary_origin": "models:/bert@champion", "words_added": 12}
+    sample = {
+        "entries": 30_522,
+        "words": 9,
+        "pieces": 8,
+        "characters": 7,
+        "special": 6,
+        "longest": [],
+        "learnt_last": [],
+    }
+    facts = {"corpus": corpus, "vocabulary": {**sample, "pieces_learnt_first": []}, "examples": {}}
+    lead = Outline(data_sections.vocabulary(facts)).text
+    assert lead.startswith(
+        "30,522 entries brought from models:/bert@champion , with 12 words of the corpus added: 9 words"
+    )

@@ -20,6 +20,7 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.statistics import FamilyStatistics, TrialStatistics
 from pipelines.contract.workspace import METRICS_NAME
+from pipelines.results.coverage import fit_of
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
@@ -50,6 +51,7 @@ class Scripted:
 
     metric = "accuracy"
     head_prefixes: tuple[str, ...] = ("classifier.",)
+    coverage = fit_of(words=6, tokens=6, unk=0, characters=6, unk_characters=0)
 
     def __init__(self, scores: list[float]) -> None:
         rows = [np.array([2, 5 + row, 3], dtype=np.uint32) for row in range(6)]

@@ -15,6 +15,7 @@ from pipelines.contract import storage
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import Recipe, read_recipe
 from pipelines.contract.statistics import FamilyStatistics
+from pipelines.results.coverage import fit_of
 from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import IntArray, PackedSequences
 from training.engine.processes import Processes
@@ -36,6 +37,7 @@ class FirstHalf:
 
     metric = "accuracy"
     head_prefixes: tuple[str, ...] = ("classifier.",)
+    coverage = fit_of(words=6, tokens=6, unk=0, characters=6, unk_characters=0)
 
     def __init__(self, words: list[str]) -> None:
         rows = [np.array([2, WORDS.index(word), 3], dtype=np.uint32) for word in words]
@@ -112,6 +114,7 @@ def test_a_new_family_trains(recipe: Recipe, single_process: Processes) -> None:
     assert trial.difference() == "not built yet"
     statistics = run_trial(trial, beginning_of(trial), open_problem(trial, None), single_process)
     assert (statistics.train_rows, statistics.score) == (ROWS, 1.0)
+    assert statistics.text == FirstHalf.coverage == trial.statistics().text
     assert trial_of(sections, task, start).difference() is None
     manifest = read_manifest(trial.directory)
     assert manifest is not None
