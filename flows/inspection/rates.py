@@ -21,16 +21,16 @@ from flows.running.timings import earlier_seconds
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import (
+from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, METRICS_NAME, PRETRAINING, VOCABULARY
+from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.formats import FORMATS
+from pipelines.statistics.preprocessing import (
     DocumentsStatistics,
     ExamplesStatistics,
     LengthStatistics,
     VocabularyStatistics,
 )
-from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, METRICS_NAME, PRETRAINING, VOCABULARY
-from pipelines.jobs.sizes import MEGABYTE, SHAPES_BASIS, LengthShape, default_shape
-from pipelines.settings.examples import ExamplesConfig
-from pipelines.settings.formats import FORMATS
 from training.bert.flops import step_flops
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig

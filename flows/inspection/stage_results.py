@@ -6,16 +6,14 @@ from collections.abc import Callable
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.statistics import (
+from pipelines.contract.workspace import DISTILLATION, DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
+from pipelines.statistics.preprocessing import DocumentsStatistics, ExamplesStatistics, VocabularyStatistics
+from pipelines.statistics.training import (
     DistillationStatistics,
-    DocumentsStatistics,
-    ExamplesStatistics,
     PretrainingStatistics,
     TrainingStatistics,
     TrialStatistics,
-    VocabularyStatistics,
 )
-from pipelines.contract.workspace import DISTILLATION, DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
 
 
 def result_in_words(stage: str, manifest: Manifest) -> str:

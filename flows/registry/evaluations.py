@@ -9,13 +9,13 @@ from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.criteria import Evaluation
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, digest_of, read_manifest
-from pipelines.contract.statistics import (
+from pipelines.contract.workspace import EXAMPLES, FINETUNING, VOCABULARY, length_directory
+from pipelines.statistics.training import (
     DistillationStatistics,
     PretrainingStatistics,
     TrainingStatistics,
     TrialStatistics,
 )
-from pipelines.contract.workspace import EXAMPLES, FINETUNING, VOCABULARY, length_directory
 from training.stages.finetuning import data_folder
 
 

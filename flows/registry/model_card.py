@@ -11,14 +11,6 @@ from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.logged_models import ModelFiles
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import (
-    DocumentsStatistics,
-    Metric,
-    PretrainingStatistics,
-    TrainingStatistics,
-    TrialStatistics,
-    VocabularyStatistics,
-)
 from pipelines.contract.workspace import (
     DISTILLATION,
     DOCUMENTS,
@@ -28,6 +20,9 @@ from pipelines.contract.workspace import (
     PRETRAINING,
     VOCABULARY,
 )
+from pipelines.statistics.metrics import Metric
+from pipelines.statistics.preprocessing import DocumentsStatistics, VocabularyStatistics
+from pipelines.statistics.training import PretrainingStatistics, TrainingStatistics, TrialStatistics
 from training.bert.model_readme import FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from training.settings.glue import MNLI
 from training.tracking.flattening import numbers_of

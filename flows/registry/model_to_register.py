@@ -15,8 +15,8 @@ from flows.registry.model_card import CardFacts, card_facts
 from flows.running.outcomes import StageOutcome
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
-from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
+from pipelines.statistics.training import TrialStatistics
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from flows.report.html import (
 from flows.report.manifest_facts import CorpusFacts, TextFigure, length_order
 from flows.report.samples import CONTINUES, mask_kind
 from pipelines.contract.schemas import SPECIAL_TOKENS, UNMASKED
-from pipelines.contract.statistics import LengthStatistics, SourceStatistics
+from pipelines.statistics.preprocessing import LengthStatistics, SourceStatistics
 
 Facts = dict[str, Any]
 

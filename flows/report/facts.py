@@ -19,8 +19,10 @@ from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import LOOPBACK
 from pipelines.contract.credentials import redacted
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import LOSS, PretrainingStatistics, StageWarnings
+from pipelines.contract.statistics import StageWarnings
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
+from pipelines.statistics.metrics import LOSS
+from pipelines.statistics.training import PretrainingStatistics
 from training.tracking.flattening import flatten
 
 WARNING_CHARACTERS = 600

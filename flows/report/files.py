@@ -18,7 +18,7 @@ from flows.report.manifest_facts import CorpusFacts, TaskFacts
 from flows.report.page import html_page
 from flows.running.outcomes import shown_seconds
 from pipelines.contract import storage
-from pipelines.contract.statistics import PretrainingStatistics
+from pipelines.statistics.training import PretrainingStatistics
 
 JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipelines.contract.statistics import Metric
+from pipelines.statistics.metrics import Metric
 
 UNKNOWN = "-"
 _STACKED_COLUMNS = 3

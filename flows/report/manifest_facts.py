@@ -11,16 +11,7 @@ from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import (
-    DocumentsStatistics,
-    ExamplesStatistics,
-    LengthStatistics,
-    SourceStatistics,
-    StatisticsT,
-    TextFit,
-    TrialStatistics,
-    VocabularyStatistics,
-)
+from pipelines.contract.statistics import StatisticsT
 from pipelines.contract.workspace import (
     DOCUMENTS,
     EXAMPLES,
@@ -30,6 +21,15 @@ from pipelines.contract.workspace import (
     RANDOM,
     VOCABULARY,
 )
+from pipelines.statistics.preprocessing import (
+    DocumentsStatistics,
+    ExamplesStatistics,
+    LengthStatistics,
+    SourceStatistics,
+    TextFit,
+    VocabularyStatistics,
+)
+from pipelines.statistics.training import TrialStatistics
 
 
 class _Facts(BaseModel):

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from flows.report import data_sections, origin_sections, result_sections
 from flows.report.html import UNKNOWN, count, foreign, large, metric_value, score, text
 from flows.report.manifest_facts import TaskFacts
-from pipelines.contract.statistics import PretrainingStatistics
+from pipelines.statistics.training import PretrainingStatistics
 
 Facts = dict[str, Any]
 

@@ -24,8 +24,9 @@ from flows.servers.artifact_calls import told_to_prefect
 from flows.tracking.mlflow_pages import run_page
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import PretrainingStatistics, StageWarnings, TrialStatistics
+from pipelines.contract.statistics import StageWarnings
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
+from pipelines.statistics.training import PretrainingStatistics, TrialStatistics
 
 
 @told_to_prefect

@@ -24,7 +24,8 @@ from flows.report.html import (
 )
 from flows.report.manifest_facts import TaskFacts
 from flows.running.outcomes import shown_seconds
-from pipelines.contract.statistics import HELDOUT_PREFIX, LOSS, Metric, PretrainingStatistics
+from pipelines.statistics.metrics import HELDOUT_PREFIX, LOSS, Metric
+from pipelines.statistics.training import PretrainingStatistics
 from training.settings.pretraining import MEASURES
 from training.stages.budgets import amount_in_words
 

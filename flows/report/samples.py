@@ -22,8 +22,8 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.schemas import MASK, SPECIAL_TOKENS
-from pipelines.contract.statistics import HELDOUT_PREFIX
 from pipelines.contract.workspace import METRICS_NAME, REJECTS_NAME, VOCABULARY_NAME, length_directory
+from pipelines.statistics.metrics import HELDOUT_PREFIX
 
 Facts = dict[str, Any]
 ItemT = TypeVar("ItemT")

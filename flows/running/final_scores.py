@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import DistillationStatistics, PretrainingStatistics, TrialStatistics
 from pipelines.contract.workspace import DISTILLATION, FINETUNING, PRETRAINING
+from pipelines.statistics.training import DistillationStatistics, PretrainingStatistics, TrialStatistics
 from training.tracking.flattening import numbers_of
 
 

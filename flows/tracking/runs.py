@@ -18,8 +18,8 @@ from flows.tracking.stores import open_store, tracking_uri
 from pipelines.contract import storage
 from pipelines.contract.credentials import redacted
 from pipelines.contract.manifest import Manifest, digest_of
-from pipelines.contract.statistics import Lineage, TrainingStatistics
 from pipelines.contract.workspace import BROUGHT_INPUT, CORPUS_INPUT, code_version
+from pipelines.statistics.training import Lineage, TrainingStatistics
 from training.tracking.flattening import NAME_LEFT_OUT, flatten, numbers_of
 from training.tracking.patience import first_line
 

@@ -56,7 +56,7 @@ class Manifest(_Record):
         return isinstance(other, Manifest) and self.model_dump() == other.model_dump()
 
     def statistics_as(self, model: type[StatisticsT]) -> StatisticsT:
-        """The statistics as a stage's model has them (`pipelines.contract.statistics`); unknown ones are left out.
+        """The statistics as a stage's model has them (`pipelines.statistics`); unknown ones are left out.
 
         Raises:
             InputError: one that the model requires is missing or of another type.

@@ -23,7 +23,6 @@ from pipelines.contract.manifest import (
     write_manifest,
 )
 from pipelines.contract.schemas import DOCUMENTS_SCHEMA, documents_schema
-from pipelines.contract.statistics import DecontaminationStatistics, DocumentsStatistics
 from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME, SHARDS_GROUP, shard_name
 from pipelines.documents.cleaning import CLEANING_COUNTS
 from pipelines.documents.document import PartSummary, shards_of
@@ -39,6 +38,7 @@ from pipelines.results.builds import install_build
 from pipelines.results.marks import building_directory, is_open
 from pipelines.results.unfinished import finish_unit, finished_unit, scratch_name, scratch_uri
 from pipelines.settings.documents import DocumentsConfig
+from pipelines.statistics.preprocessing import DecontaminationStatistics, DocumentsStatistics
 
 _SOURCE_NUMBER = "source_number"
 

@@ -11,13 +11,13 @@ from typing import Any
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.shown_text import shown
-from pipelines.contract.statistics import DocumentsStatistics
 from pipelines.contract.workspace import DOCUMENTS, REJECTS_NAME
 from pipelines.documents.rejects import REJECTS_SHOWN
 from pipelines.filtering.decontamination import CONTAMINATED
 from pipelines.filtering.quality import QUALITY_PREFIX
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.sentence_languages import rules_of
+from pipelines.statistics.preprocessing import DocumentsStatistics
 
 _DETAIL_CHARACTERS = 120
 _SOURCE_CHARACTERS = 80

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.contract.statistics import TokenLosses
 from pipelines.examples.planned_rows import PlannedRows, TokenizedDocuments
+from pipelines.statistics.preprocessing import TokenLosses
 
 LOSSES = tuple(TokenLosses.model_fields)
 

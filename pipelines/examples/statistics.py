@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from pipelines.contract.manifest import FileRecord
 from pipelines.contract.schemas import SPLITS, LengthBin, length_bins
-from pipelines.contract.statistics import (
+from pipelines.contract.statistics import StatisticsT
+from pipelines.contract.workspace import examples_prefix, length_label
+from pipelines.examples.losses import LOSSES
+from pipelines.examples.masking import MaskedExamples
+from pipelines.examples.planning import ShardNumber
+from pipelines.examples.warnings import mixture_warnings, warnings_of
+from pipelines.results.coverage import ratio
+from pipelines.settings.examples import ExamplesConfig
+from pipelines.statistics.preprocessing import (
     BinBalance,
     ExamplesStatistics,
     ExamplesText,
@@ -19,16 +27,8 @@ from pipelines.contract.statistics import (
     SetStatistics,
     SourceStatistics,
     SplitRows,
-    StatisticsT,
     TokenLosses,
 )
-from pipelines.contract.workspace import examples_prefix, length_label
-from pipelines.examples.losses import LOSSES
-from pipelines.examples.masking import MaskedExamples
-from pipelines.examples.planning import ShardNumber
-from pipelines.examples.warnings import mixture_warnings, warnings_of
-from pipelines.results.coverage import ratio
-from pipelines.settings.examples import ExamplesConfig
 from pipelines.wordpiece.token_counts import TokenCounts, added, shares_of
 
 _HISTOGRAM_BARS = 16

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.schemas import WHOLE_WORDS
-from pipelines.contract.statistics import ExamplesStatistics, ExamplesText, LengthStatistics, SourceStatistics
 from pipelines.contract.workspace import BROUGHT_INPUT
 from pipelines.results.coverage import UNK_SHARE_WARNED
 from pipelines.settings.examples import ExamplesConfig
+from pipelines.statistics.preprocessing import ExamplesStatistics, ExamplesText, LengthStatistics, SourceStatistics
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED
 
 TOKENS_CUT_WARNED = 0.25

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.statistics import (
+from pipelines.results.coverage import fit_in_words
+from pipelines.statistics.preprocessing import (
     ExamplesStatistics,
     LengthStatistics,
     SourceStatistics,
     VocabularyStatistics,
 )
-from pipelines.results.coverage import fit_in_words
 
 
 def vocabulary_summary(manifest: Manifest) -> list[str]:

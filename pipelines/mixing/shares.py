@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.statistics import SourceStatistics
 from pipelines.settings.examples import ExamplesConfig
+from pipelines.statistics.preprocessing import SourceStatistics
 
 _RANGE_BITS = 16
 _RANGE_SHIFT = np.uint64(64 - _RANGE_BITS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.contract.statistics import TextFit
+from pipelines.statistics.preprocessing import TextFit
 
 UNK_SHARE_WARNED = 0.01
 """From about one token in a hundred on, [UNK] is among the ten most frequent tokens."""

@@ -23,7 +23,6 @@ from pipelines.contract.schemas import (
     examples_schema,
     length_bins,
 )
-from pipelines.contract.statistics import SourceStatistics
 from pipelines.contract.workspace import DOCUMENTS, MANIFEST_NAME, VOCABULARY, VOCABULARY_NAME, examples_name
 from pipelines.examples.arrow_rows import EXAMPLES_PER_BATCH, examples_of
 from pipelines.examples.balancing import group_of
@@ -35,6 +34,7 @@ from pipelines.examples.warnings import unk_remedy
 from pipelines.mixing.shares import Mixture, SourceTokens, mixed_sets, mixture_of
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
+from pipelines.statistics.preprocessing import SourceStatistics
 from pipelines.validation.faults import FaultError, compare, compare_names, config_of, settings_of, table_of, tokens_of
 from pipelines.validation.manifests import sibling, stated
 from pipelines.wordpiece.token_counts import TokenCounts

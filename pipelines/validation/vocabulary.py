@@ -10,10 +10,10 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.schemas import SPECIAL_TOKENS, documents_schema
-from pipelines.contract.statistics import VocabularyStatistics
 from pipelines.contract.workspace import BROUGHT_INPUT, DOCUMENTS, TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.vocabulary import VocabularyAdoption, VocabularyConfig
+from pipelines.statistics.preprocessing import VocabularyStatistics
 from pipelines.validation.faults import FaultError, compare, config_of, settings_of, table_of, tokens_of
 from pipelines.validation.manifests import sibling, stated
 from pipelines.vocabularies.extension import restored

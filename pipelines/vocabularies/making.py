@@ -13,12 +13,12 @@ from pipelines import __version__
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, record_of, require_manifest, write_manifest
-from pipelines.contract.statistics import VocabularyExtension, VocabularyStatistics
 from pipelines.contract.workspace import VOCABULARY
 from pipelines.results.builds import install_build
 from pipelines.results.coverage import ratio
 from pipelines.results.marks import building_directory, is_open
 from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.statistics.preprocessing import VocabularyExtension, VocabularyStatistics
 from pipelines.vocabularies.extension import extend
 from pipelines.vocabularies.reading import BroughtVocabulary
 from pipelines.wordpiece.statistics import UNK_SHARE_REFUSED, count_pieces, statistics_of, unk_remedy

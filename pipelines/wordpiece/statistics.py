@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.contract.statistics import VocabularyStatistics
 from pipelines.results.coverage import UNK_SHARE_WARNED, ratio
+from pipelines.statistics.preprocessing import VocabularyStatistics
 from pipelines.wordpiece.reference_tokenizer import MAX_CHARACTERS_PER_WORD
 from pipelines.wordpiece.token_counts import TokenCounts, added, shares_of
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer

@@ -24,7 +24,7 @@ from tests.support import REPOSITORY
 from tests.support.measuring import NOVELS, report
 
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.statistics import PretrainingStatistics
+from pipelines.statistics.training import PretrainingStatistics
 
 WIKIPEDIA = REPOSITORY.parent / "shared" / "data" / "corpora" / "enwiki_extract" / "vibhas_AA"
 

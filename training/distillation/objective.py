@@ -12,9 +12,9 @@ import torch
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.statistics import MASKED_LM_METRICS, MLM_LOSS, Metric
 from pipelines.contract.workspace import ENCODER_DIRECTORY, VOCABULARY
 from pipelines.results.marks import building_directory
+from pipelines.statistics.metrics import MASKED_LM_METRICS, MLM_LOSS, Metric
 from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, load_into, write_model

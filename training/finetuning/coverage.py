@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipelines.contract.schemas import UNK
-from pipelines.contract.statistics import TextFit
 from pipelines.results.coverage import UNK_SHARE_WARNED, fit_in_words, fit_of
+from pipelines.statistics.preprocessing import TextFit
 from training.settings.finetuning import FinetuningConfig
 
 _CONTINUATION = "##"

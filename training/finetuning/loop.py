@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.statistics import FamilyStatistics
+from pipelines.statistics.training import FamilyStatistics
 from training.bert.attention import flash_attention_applies
 from training.bert.huggingface import load_into, read_weights
 from training.bert.modeling import initialize_weights

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from pipelines.contract.statistics import FamilyStatistics, TextFit
+from pipelines.statistics.preprocessing import TextFit
+from pipelines.statistics.training import FamilyStatistics
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
 from training.finetuning.text import EncodedText

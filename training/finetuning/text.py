@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.contract.statistics import TextFit
+from pipelines.statistics.preprocessing import TextFit
 from training.bert.packing import IntArray
 from training.finetuning.coverage import coverage_of
 from training.tokenizing.loading import load_tokenizer

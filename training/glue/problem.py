@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.contract import storage
-from pipelines.contract.statistics import FamilyStatistics
+from pipelines.statistics.training import FamilyStatistics
 from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray

@@ -22,7 +22,7 @@ from pipelines.commands.lifeline import follow_lifeline
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.statistics import TrialStatistics
+from pipelines.statistics.training import TrialStatistics
 from training.glue.submission_checks import HEADER, SUBMITTED, archive_problems, rows_of, table_problems
 from training.settings.glue import GLUE_TASKS, MAX_SCORE, Task
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from statistics import median
 
-from pipelines.contract.statistics import Metric
+from pipelines.statistics.metrics import Metric
 
 HELDOUT_OBSERVATIONS = 3
 HELDOUT_RISE = 1.02

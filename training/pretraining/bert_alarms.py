@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pipelines.contract.statistics import MLM_LOSS
+from pipelines.statistics.metrics import MLM_LOSS
 from training.pretraining.alarms import Alarms
 
 NSP_STEPS = 2_000

@@ -11,8 +11,10 @@ from torch import nn
 
 from pipelines.contract import storage
 from pipelines.contract.schemas import WHOLE_WORDS
-from pipelines.contract.statistics import BERT_METRICS, MASKED_LM_METRICS, ExamplesStatistics, Lineage
 from pipelines.contract.workspace import DOCUMENTS
+from pipelines.statistics.metrics import BERT_METRICS, MASKED_LM_METRICS
+from pipelines.statistics.preprocessing import ExamplesStatistics
+from pipelines.statistics.training import Lineage
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.initial_weights import load_initial_weights

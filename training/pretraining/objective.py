@@ -10,7 +10,7 @@ from torch import nn
 
 from pipelines.contract.manifest import Manifest, StageKey
 from pipelines.contract.recipe import Recipe
-from pipelines.contract.statistics import LOSS, Metric
+from pipelines.statistics.metrics import LOSS, Metric
 from training.bert.flops import step_flops
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes

@@ -18,7 +18,6 @@ import torch
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import record_of, write_manifest
-from pipelines.contract.statistics import HELDOUT_PREFIX
 from pipelines.contract.workspace import (
     CHECKPOINTS_DIRECTORY,
     ENCODER_DIRECTORY,
@@ -28,6 +27,7 @@ from pipelines.contract.workspace import (
     code_version,
 )
 from pipelines.results.marks import building_directory
+from pipelines.statistics.metrics import HELDOUT_PREFIX
 from training.bert.sizes import disk_bytes_pretraining
 from training.data.batches import StepBatch
 from training.data.ordering import keyed_seed

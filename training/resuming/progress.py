@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipelines.contract.statistics import Lineage
+from pipelines.statistics.training import Lineage
 from training.resuming.recovery import Health
 
 if TYPE_CHECKING:

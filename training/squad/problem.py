@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipelines.contract import storage
-from pipelines.contract.statistics import FamilyStatistics
+from pipelines.statistics.training import FamilyStatistics
 from training.bert.packing import IntArray, PackedSequences
 from training.finetuning.problem import Forward, TaskInputs
 from training.settings.model import ModelConfig

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.statistics import ExamplesStatistics
+from pipelines.statistics.preprocessing import ExamplesStatistics
 from training.settings.pretraining import Measure, PhaseConfig, PretrainingConfig
 
 SECONDS_PER_HOUR = 3600.0

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest
-from pipelines.contract.statistics import Lineage, PretrainingStatistics
 from pipelines.contract.workspace import (
     CHECKPOINT_PREFIX,
     CHECKPOINTS_DIRECTORY,
@@ -21,6 +20,7 @@ from pipelines.contract.workspace import (
 )
 from pipelines.results.kept import kept_directories, kept_result
 from pipelines.results.marks import building_directory, read_mark
+from pipelines.statistics.training import Lineage, PretrainingStatistics
 from training.bert.flops import num_parameters
 from training.settings.pretraining import PretrainingConfig
 from training.stages.checkpoint_source import checkpoint_names

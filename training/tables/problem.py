@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipelines.contract import storage
-from pipelines.contract.statistics import FamilyStatistics
+from pipelines.statistics.training import FamilyStatistics
 from training.bert.heads import BertForSequenceClassification
 from training.bert.model_readme import MULTI_LABEL
 from training.bert.packing import PackedSequences

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.statistics import FamilyStatistics
+from pipelines.statistics.training import FamilyStatistics
 from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences
 from training.finetuning.problem import Forward, TaskInputs

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import record_of, write_manifest
-from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_version, vocabulary_size
 from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
 from pipelines.results.marks import building_directory
+from pipelines.statistics.training import TrialStatistics
 from training.bert.config_file import read_config
 from training.bert.huggingface import huggingface_config, write_model
 from training.engine.processes import Processes

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, read_manifest, write_manifest
-from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import MODEL_DIRECTORY
+from pipelines.statistics.training import TrialStatistics
 from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
 from training.settings.sweep import Cell

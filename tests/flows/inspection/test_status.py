@@ -21,11 +21,11 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
 from pipelines.contract.recipe import Section, read_recipe
-from pipelines.contract.statistics import ExamplesStatistics, LengthStatistics
 from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory, write_mark
 from pipelines.results.unfinished import finish_unit
 from pipelines.stage_keys import documents_key, vocabulary_key
+from pipelines.statistics.preprocessing import ExamplesStatistics, LengthStatistics
 from training.settings.pretraining import PretrainingConfig
 
 PHASES = (

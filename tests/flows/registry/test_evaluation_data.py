@@ -16,7 +16,8 @@ from flows.registry.criteria import Contest, Evaluation, judge
 from flows.registry.evaluations import encoder_evaluation, finetuned_evaluation, score_in_words
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, record_of, write_manifest
-from pipelines.contract.statistics import Statistics, TrialStatistics
+from pipelines.contract.statistics import Statistics
+from pipelines.statistics.training import TrialStatistics
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from flows.servers.mlflow_database import ARTIFACTS_NAME, DATABASE_NAME, set_up_
 from flows.servers.moved_workspace import KEPT_SUFFIX, relocate
 from flows.tracking.runs import Tracker
 from pipelines.contract.errors import InputError
-from pipelines.contract.statistics import TrialStatistics
+from pipelines.statistics.training import TrialStatistics
 
 NAME = "trial-cola"
 SENTENCES = ["It returns the number of items."]

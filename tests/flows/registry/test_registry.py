@@ -28,7 +28,7 @@ from flows.registry.registration import log_version, registered_version
 from flows.tracking.runs import DIGEST_TAG, Tracker
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.statistics import TrialStatistics
+from pipelines.statistics.training import TrialStatistics
 
 SENTENCES = ["It returns the number of items.", "items the of number returns it"]
 

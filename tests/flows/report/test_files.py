@@ -22,16 +22,16 @@ from flows.running import timings
 from flows.running.outcomes import FlowOutcome, RegisteredModel, StageOutcome, shown_seconds
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, write_manifest
-from pipelines.contract.statistics import (
+from pipelines.contract.statistics import Statistics
+from pipelines.statistics.preprocessing import (
     DocumentsStatistics,
     ExamplesStatistics,
     LengthStatistics,
     SetStatistics,
     SourceStatistics,
-    Statistics,
-    TrialStatistics,
     VocabularyStatistics,
 )
+from pipelines.statistics.training import TrialStatistics
 
 STATISTICS: dict[str, Statistics | dict[str, Any]] = {
     "documents": statistics_with(DocumentsStatistics, documents_read=1200, documents_kept=1100, heldout_documents=90),

@@ -17,9 +17,9 @@ from tests.support.preprocessing.small_run import RECIPE, write_corpus
 from pipelines import shard_corpus
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest, read_manifest
-from pipelines.contract.statistics import DocumentsStatistics
 from pipelines.documents.summary import closing_lines, require_documents
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
+from pipelines.statistics.preprocessing import DocumentsStatistics
 
 PROSE = "A text that is long enough to be kept. It has two sentences."
 

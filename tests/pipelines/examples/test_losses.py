@@ -18,19 +18,19 @@ from tokenizers import pre_tokenizers
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.schemas import SPECIAL_TOKENS
-from pipelines.contract.statistics import (
-    ExamplesStatistics,
-    ExamplesText,
-    LengthStatistics,
-    SourceStatistics,
-    SplitRows,
-)
 from pipelines.examples.losses import losses_of
 from pipelines.examples.planned_rows import TokenizedDocuments
 from pipelines.examples.planning import plan_examples
 from pipelines.examples.warnings import mixture_warnings, refusal_of, warnings_of
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.statistics.preprocessing import (
+    ExamplesStatistics,
+    ExamplesText,
+    LengthStatistics,
+    SourceStatistics,
+    SplitRows,
+)
 from pipelines.vocabularies.making import Training
 from pipelines.wordpiece.reference_tokenizer import build_normalizer, build_tokenizer
 from pipelines.wordpiece.statistics import statistics_of

@@ -13,8 +13,8 @@ from tests.support.preprocessing.small_run import run_all
 from pipelines import build_examples, shard_corpus
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest
-from pipelines.contract.statistics import ExamplesStatistics
 from pipelines.jobs.arrow_files import read_table
+from pipelines.statistics.preprocessing import ExamplesStatistics
 from pipelines.validation.workspace import validate
 
 

@@ -16,10 +16,10 @@ from pipelines import train_vocabulary
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, require_manifest
 from pipelines.contract.recipe import read_recipe
-from pipelines.contract.statistics import ExamplesStatistics, VocabularyStatistics
 from pipelines.contract.workspace import EXAMPLES, VOCABULARY
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.stage_keys import vocabulary_key
+from pipelines.statistics.preprocessing import ExamplesStatistics, VocabularyStatistics
 from pipelines.validation.workspace import validate
 from training.tokenizing.checks import require_same_tokenizer
 

@@ -15,14 +15,14 @@ from flows.running.outcomes import FlowOutcome, RegisteredModel, StageOutcome
 from pipelines.contract import storage
 from pipelines.contract.manifest import FileRecord, StageKey, record_of, write_manifest
 from pipelines.contract.schemas import SPECIAL_TOKENS, examples_schema
-from pipelines.contract.statistics import (
+from pipelines.contract.statistics import Statistics
+from pipelines.statistics.preprocessing import (
     DocumentsStatistics,
     ExamplesStatistics,
     LengthStatistics,
-    Statistics,
-    TrialStatistics,
     VocabularyStatistics,
 )
+from pipelines.statistics.training import TrialStatistics
 
 SCRIPT = "</script></td><script>alert(1)</script>"
 PICTURE = "<img src='http://127.0.0.1:9/leak.png' onerror=alert(1)>"

@@ -23,7 +23,8 @@ from flows.tracking.runs import Tracker
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, record_of
 from pipelines.contract.schemas import SPECIAL_TOKENS
-from pipelines.contract.statistics import Statistics, TrialStatistics
+from pipelines.contract.statistics import Statistics
+from pipelines.statistics.training import TrialStatistics
 from pipelines.wordpiece.word_counts import tokenizer_files
 from training.bert.config_file import read_config
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification

@@ -20,16 +20,16 @@ from pipelines.contract import storage
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
 from pipelines.contract.recipe import Recipe
-from pipelines.contract.statistics import (
+from pipelines.contract.statistics import Statistics
+from pipelines.results.builds import discard_build, install_build, open_build
+from pipelines.results.marks import building_directory
+from pipelines.statistics.preprocessing import (
     DocumentsStatistics,
     ExamplesStatistics,
     LengthStatistics,
-    Statistics,
-    TrialStatistics,
     VocabularyStatistics,
 )
-from pipelines.results.builds import discard_build, install_build, open_build
-from pipelines.results.marks import building_directory
+from pipelines.statistics.training import TrialStatistics
 
 ORDER = ("documents", "vocabulary", "examples", "pretraining", "cola/pretrained", "cola/random")
 SECTIONS = ("documents", "vocabulary", "examples", "pretraining", "finetuning", "finetuning")

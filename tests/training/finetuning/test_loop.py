@@ -18,9 +18,9 @@ from torch import nn
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.statistics import FamilyStatistics, TrialStatistics
 from pipelines.contract.workspace import METRICS_NAME
 from pipelines.results.coverage import fit_of
+from pipelines.statistics.training import FamilyStatistics, TrialStatistics
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.statistics import TrialStatistics
+from pipelines.statistics.training import TrialStatistics
 from training import finetune
 from training.finetuning.text import TextEncoder, truncated_lengths
 from training.glue.metrics import majority_baseline, scores

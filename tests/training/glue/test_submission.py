@@ -13,7 +13,7 @@ from tests.support.statistics import statistics_with
 
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import StageKey, write_manifest
-from pipelines.contract.statistics import TrialStatistics
+from pipelines.statistics.training import TrialStatistics
 from training.glue import submission
 from training.glue.reading import read_test
 from training.glue.submission import table_of, write_predictions, zip_of

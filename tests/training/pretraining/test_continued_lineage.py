@@ -11,7 +11,7 @@ from tests.support.training.trainer import Trainer
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.statistics import PretrainingStatistics
+from pipelines.statistics.training import PretrainingStatistics
 from training.engine.processes import Processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -22,7 +22,7 @@ from transformers import BertModel as ReferenceEncoder
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import read_recipe
-from pipelines.contract.statistics import PretrainingStatistics
+from pipelines.statistics.training import PretrainingStatistics
 from training.data.batches import MicroBatch
 from training.engine.optimizer import build_optimizer
 from training.engine.processes import Processes

@@ -15,8 +15,9 @@ from torch.nn import functional
 from pipelines.contract import storage
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import read_recipe
-from pipelines.contract.statistics import LOSS, Metric, TrainingStatistics
 from pipelines.contract.workspace import vocabulary_size
+from pipelines.statistics.metrics import LOSS, Metric
+from pipelines.statistics.training import TrainingStatistics
 from training.bert.packing import PackedSequences
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes

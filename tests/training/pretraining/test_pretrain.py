@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.statistics import BERT_METRICS
+from pipelines.statistics.metrics import BERT_METRICS
 from training import pretrain
 from training.resuming.process_end import StopRequest
 

@@ -20,7 +20,7 @@ from tests.support.statistics import statistics_with
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest
 from pipelines.contract.recipe import read_recipe
-from pipelines.contract.statistics import ExamplesStatistics, ExamplesText
+from pipelines.statistics.preprocessing import ExamplesStatistics, ExamplesText
 from training.engine.processes import Processes
 from training.pretraining.bert_objective import BertObjective
 from training.pretraining.row_feed import RowFeed

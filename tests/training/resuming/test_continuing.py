@@ -25,9 +25,9 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import read_recipe
-from pipelines.contract.statistics import PretrainingStatistics
 from pipelines.results.kept import kept_directories
 from pipelines.results.marks import building_directory
+from pipelines.statistics.training import PretrainingStatistics
 from training.engine.processes import Processes
 from training.pretraining.run import EXIT_INTERRUPTED
 from training.resuming.adoption import in_words

@@ -20,7 +20,7 @@ import safetensors.torch
 
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import read_recipe
-from pipelines.contract.statistics import TrialStatistics
+from pipelines.statistics.training import TrialStatistics
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.statistics import TrialStatistics
+from pipelines.statistics.training import TrialStatistics
 from training.engine.processes import Processes
 from training.finetuning.loop import Beginning, Fitted, Fitting
 from training.settings.model import ModelConfig

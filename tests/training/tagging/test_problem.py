@@ -16,7 +16,7 @@ from transformers import AutoModelForTokenClassification, BertConfig
 from transformers import BertForTokenClassification as ReferenceBert
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.statistics import FamilyStatistics
+from pipelines.statistics.training import FamilyStatistics
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import IntArray, PackedSequences, pack

@@ -14,8 +14,8 @@ from torch import nn
 from pipelines.contract import storage
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import Recipe, read_recipe
-from pipelines.contract.statistics import FamilyStatistics
 from pipelines.results.coverage import fit_of
+from pipelines.statistics.training import FamilyStatistics
 from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import IntArray, PackedSequences
 from training.engine.processes import Processes

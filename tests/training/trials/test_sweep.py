@@ -27,8 +27,8 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, read_manifest, record_of, write_manifest
 from pipelines.contract.recipe import Recipe, read_recipe
 from pipelines.contract.recipe_text import RecipeError
-from pipelines.contract.statistics import TrialStatistics
 from pipelines.contract.workspace import METRICS_NAME, MODEL_DIRECTORY, PRETRAINED
+from pipelines.statistics.training import TrialStatistics
 from training.engine.processes import Processes
 from training.settings.finetuning import FinetuningConfig
 from training.settings.optimization import FittingConfig

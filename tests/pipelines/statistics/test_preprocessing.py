@@ -11,16 +11,16 @@ from tests.support.statistics import statistics_with
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, read_manifest, write_manifest
-from pipelines.contract.statistics import (
+from pipelines.contract.statistics import Statistics
+from pipelines.examples.losses import LOSSES
+from pipelines.examples.statistics import COUNTS
+from pipelines.statistics.preprocessing import (
     DocumentsStatistics,
     ExamplesStatistics,
     LengthStatistics,
-    Statistics,
-    TrialStatistics,
     VocabularyStatistics,
 )
-from pipelines.examples.losses import LOSSES
-from pipelines.examples.statistics import COUNTS
+from pipelines.statistics.training import TrialStatistics
 
 MODELS: dict[str, type[Statistics]] = {
     "documents": DocumentsStatistics,

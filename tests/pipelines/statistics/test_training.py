@@ -10,14 +10,8 @@ import pytest
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey
-from pipelines.contract.statistics import (
-    BERT_METRICS,
-    MASKED_LM_METRICS,
-    DistillationStatistics,
-    Lineage,
-    Metric,
-    PretrainingStatistics,
-)
+from pipelines.statistics.metrics import BERT_METRICS, MASKED_LM_METRICS, Metric
+from pipelines.statistics.training import DistillationStatistics, Lineage, PretrainingStatistics
 
 
 def manifest_of(statistics: dict[str, Any]) -> Manifest:

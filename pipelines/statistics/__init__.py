@@ -1,0 +1,1 @@
+"""What the manifests of the stages state about their results: one typed model per stage, and the metrics."""
