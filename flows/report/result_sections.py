@@ -119,7 +119,8 @@ def _phase_table(phases: Sequence[Facts]) -> str:
         if phase.get("global_batch_tokens") is not None:
             batch = f"{count(phase['global_batch_tokens'])} tokens"
         rows.append((f"phase {number}", text(phase["max_seq_length"]), _length_of(phase), batch))
-    header = ("", "maximum length", "steps", "a step")
+    is_by_steps = all(phase.get("steps") is not None for phase in phases)
+    header = ("", "maximum length", "steps" if is_by_steps else "trained for", "a step")
     return table("Phases of pre-training", header, rows, numbers=(1, 2, 3)) if rows else ""
 
 

@@ -71,6 +71,8 @@ def test_a_run_by_tokens_ends_where_they_are_reached_and_resumes_there(
     assert parts(*BY_TOKENS) == 0
     assert parts.weights() == whole.weights()
     assert of_step(parts)[-1]["tokens"] == states[-1]["tokens"]
+    with pytest.raises(InputError, match=r"by tokens, those of the recipe by steps; --continue shares the schedule of"):
+        whole(continued="")
 
 
 def test_a_run_by_epochs_reads_that_many_rows(
