@@ -105,8 +105,8 @@ def test_a_batch_grows_linearly_in_whole_sequences(start: int, more: int, steps:
     )
     sizes = [phase.batch_size_at(step) for step in range(count)]
     assert sizes == sorted(sizes)
-    exact = [start + min(1.0, step / steps) * more for step in range(count)]
-    assert all(0 <= wanted - size < 1 + 1e-9 for size, wanted in zip(sizes, exact, strict=True))
+    exact = [start + min(Fraction(1), Fraction(step, steps)) * more for step in range(count)]
+    assert all(0 <= wanted - size < 1 for size, wanted in zip(sizes, exact, strict=True))
     assert phase.batch_size_at(0) == start
     assert phase.batch_size_at(steps) == start + more
     assert sequences_of_steps(phase, count, 20.0) == sum(sizes)
