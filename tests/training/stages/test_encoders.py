@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import transformers
 from huggingface_hub import ModelCard
+from tests.support.tokenizer_directories import WORDS
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, record_of, write_manifest
 from pipelines.inputs import registered_models
 from pipelines.inputs.registered_models import CACHE_VARIABLE
+from pipelines.settings.vocabulary import VocabularyConfig
+from pipelines.vocabularies.reading import read_vocabulary
 from training.bert.heads import BertForPreTraining, BertForSequenceClassification
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
@@ -82,7 +85,16 @@ def vocabulary(make_workspace: Callable[[str], Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def registry(vocabulary: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with a vocabulary that has pieces of words."""
+    directory = tmp_path_factory.mktemp("pieces")
+    (directory / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def registry(vocabulary: str, pieces: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A store with version 1 of `cola`, versions 1 and 2 of `encoder` and the alias champion on 1; (uri, originals)."""
     folder = str(tmp_path_factory.mktemp("registry"))
     address = os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -94,7 +106,7 @@ def registry(vocabulary: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
         experiment = mlflow.create_experiment("encoders", artifact_location=f"file://{folder}/artifacts")
         for name, seed in (("encoder", 1), ("cola", 2), ("encoder", 3)):
             originals[name, seed] = f"{folder}/{name}-{seed}"
-            write_directory(originals[name, seed], name, vocabulary, seed)
+            write_directory(originals[name, seed], name, pieces if name == "cola" else vocabulary, seed)
             register(originals[name, seed], name, experiment)
         mlflow.MlflowClient().set_registered_model_alias("encoder", "champion", "1")
     finally:
@@ -124,6 +136,13 @@ def test_a_registered_encoder_is_the_one_that_was_registered(registry: Any, cach
     np.testing.assert_array_equal(vectors(classifier), vectors(originals["cola", 2]))
     assert classifier != directory
     transformers.AutoTokenizer.from_pretrained(directory)
+    # The same URI brings its vocabulary.
+    registered, original = (
+        read_vocabulary(VocabularyConfig.model_validate({"from": origin}))
+        for origin in ("models:/cola/1", originals["cola", 2])
+    )
+    assert registered.tokens == tuple(WORDS)
+    assert registered.digest == original.digest
 
 
 @pytest.mark.slow
