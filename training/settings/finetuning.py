@@ -74,8 +74,11 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
     def _tables_are_tasks(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "tasks" in values or not isinstance(values.get("tables"), (list, tuple)):
             return values
-        named = [getattr(table, "name", None) or dict(table).get("name") for table in values["tables"]]
-        return {**values, "tasks": tuple(named)}
+        named = [
+            table.get("name") if isinstance(table, dict) else getattr(table, "name", None) for table in values["tables"]
+        ]
+        # A table without a name is refused where it is checked, not as a task.
+        return {**values, "tasks": tuple(name for name in named if isinstance(name, str))}
 
     @model_validator(mode="after")
     def _tables_have_names_of_their_own(self) -> FinetuningConfig:

@@ -42,12 +42,18 @@ def _is_file_name(name: str) -> str:
     return name
 
 
+def _is_between_cells(delimiter: str) -> str:
+    if delimiter in '"\r\n\0':
+        raise ValueError("it is between the cells of a row: use another character, such as ; or |")
+    return delimiter
+
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1_024), AfterValidator(_is_file_name)]
 Share = Annotated[
     float, Bounded(0.0, 1.0, "it is a share of the rows, and both parts need some", above_low=True, below_high=True)
 ]
 Weight = Annotated[float, Bounded(1e-6, 1e6, "it multiplies the loss of a label's rows")]
-Delimiter = Annotated[str, StringConstraints(min_length=1, max_length=1)]
+Delimiter = Annotated[str, StringConstraints(min_length=1, max_length=1), AfterValidator(_is_between_cells)]
 
 
 class LabelWeight(Section):

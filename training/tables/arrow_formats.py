@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from training.settings.tables import TableConfig
-from training.tables.rows import Columns
+from training.tables.rows import Cell, Columns
 
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 _METADATA = b"huggingface"
@@ -33,11 +33,11 @@ def read_parquet(path: str, _table: TableConfig, wanted: Sequence[str]) -> Colum
         with filesystem.open_input_file(inner_path) as stream:
             parquet = pq.ParquetFile(stream)
             schema = parquet.schema_arrow
+            _require_once(path, schema.names, wanted)
             found = parquet.read(columns=[name for name in wanted if name in schema.names])
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as Parquet ({_first_line(error)}); check the file") from error
-    stated = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
-    return _columns(path, found, schema.names, stated.get("info", {}).get("features", {}), wanted)
+    return _columns(path, found, schema.names, _stated_features(schema.metadata or {}), wanted)
 
 
 def read_directory(path: str, _table: TableConfig, wanted: Sequence[str]) -> Columns:
@@ -63,13 +63,40 @@ def read_directory(path: str, _table: TableConfig, wanted: Sequence[str]) -> Col
             f"{path}: its rows are chosen by indices, in the layout of datasets below 2.0; load it with datasets and "
             "write it with save_to_disk again"
         )
-    tables = [_stream(storage.join(path, str(each["filename"])), wanted) for each in described["_data_files"]]
+    tables = [_stream(storage.join(path, name), wanted) for name in _listed_files(described)]
     if not tables:
         raise InputError(f"{path}: {_STATE} lists no files; write the data set with rows")
     info = storage.join(path, _INFO)
     features = _json(info).get("features") if storage.file_size_bytes(info) is not None else None
-    names = tables[0][1]
-    return _columns(path, pa.concat_tables([found for found, _ in tables]), names, features or {}, wanted)
+    try:
+        rows = pa.concat_tables([found for found, _ in tables])
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: its files have columns of different types; write the data set again") from error
+    return _columns(path, rows, tables[0][1], features if isinstance(features, dict) else {}, wanted)
+
+
+def _listed_files(described: dict[str, Any]) -> list[str]:
+    """Names of the Arrow files that state.json lists, in their order."""
+    listed = described.get("_data_files")
+    found = listed if isinstance(listed, list) else []
+    return [str(each["filename"]) for each in found if isinstance(each, dict) and "filename" in each]
+
+
+def _stated_features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    """The columns as `datasets` describes them in a Parquet file; nothing if the description is of another form."""
+    try:
+        found = json.loads(metadata.get(_METADATA, b"{}"))
+    except ValueError:
+        return {}
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _require_once(path: str, names: Sequence[str], wanted: Sequence[str]) -> None:
+    twice = next((name for name in wanted if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: has the column {twice!r} twice; rename one")
 
 
 def _stream(path: str, wanted: Sequence[str]) -> tuple[pa.Table, list[str]]:
@@ -82,17 +109,29 @@ def _stream(path: str, wanted: Sequence[str]) -> tuple[pa.Table, list[str]]:
             table = pa.ipc.open_stream(stream).read_all()
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as an Arrow stream ({_first_line(error)}); copy it again") from error
+    _require_once(path, table.column_names, wanted)
     return table.select([name for name in wanted if name in table.column_names]), table.column_names
 
 
 def _columns(
     path: str, table: pa.Table, names: Sequence[str], features: dict[str, Any], wanted: Sequence[str]
 ) -> Columns:
-    cells = {name: table.column(name).to_pylist() for name in wanted if name in table.column_names}
+    cells = {name: _cells(path, table, name) for name in wanted if name in table.column_names}
     class_names = {name: found for name in cells if (found := _class_names(features.get(name)))}
     for name, found in class_names.items():
         cells[name] = [_named(cell, found) for cell in cells[name]]
     return Columns(path, range(1, table.num_rows + 1), False, names, cells, class_names)
+
+
+def _cells(path: str, table: pa.Table, name: str) -> list[Cell]:
+    column = table.column(name)
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError) as error:  # such as a date after the year 9999
+        raise InputError(
+            f"{path}: column {name!r} is of type {column.type}, with a value that cannot be read "
+            f"({_first_line(error)}); texts are strings, and labels strings or numbers"
+        ) from error
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import NoReturn
 
 import numpy as np
@@ -23,8 +24,11 @@ Targets = npt.NDArray[np.float64]
 SCORE = "score"
 """Name of the only output of a regression."""
 
-_WHOLE = re.compile(r"-?\d+")
+_WHOLE = re.compile(r"-?\d{1,4000}")
+"""Python converts up to 4,300 digits."""
+
 _FRACTION = re.compile(r"-?\d*\.\d*[1-9]\d*(e[-+]?\d+)?", re.IGNORECASE)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FEW = 20
 _SHOWN_LABELS, _SHOWN_CHARACTERS = 10, 60
 
@@ -142,6 +146,11 @@ def _names_in(columns: Columns, table: TableConfig, row: int) -> list[str]:
         return [_name(columns, table, row, cell)]
     if isinstance(cell, str):
         cell = cell.split(table.label_separator) if cell.strip() else []
+        if any(not each.strip() for each in cell):
+            raise InputError(
+                f"{columns.place(row)}: column {table.label!r} has an empty label between or after separators "
+                f"{table.label_separator!r}; remove the separator, or set label_separator"
+            )
     if cell is None:
         _refuse_missing(columns, table, row)
     cells = cell if isinstance(cell, list) else [cell]
@@ -153,10 +162,15 @@ def _name(columns: Columns, table: TableConfig, row: int, cell: Cell) -> str:
         _refuse_missing(columns, table, row)
     if isinstance(cell, bool):
         return "true" if cell else "false"
+    if isinstance(cell, Decimal):
+        return str(int(cell)) if cell == cell.to_integral_value() else str(cell.normalize())
     if isinstance(cell, float):
         return str(int(cell)) if cell.is_integer() else str(cell)
     if isinstance(cell, (str, int)):
-        return str(cell).strip()
+        name = str(cell).strip()
+        if _SURROGATE.search(name):
+            raise InputError(f"{columns.place(row)}: column {table.label!r} has half a surrogate pair; remove it")
+        return name
     kind = type(cell).__name__
     raise InputError(f"{columns.place(row)}: column {table.label!r} has a {kind}; labels are text or numbers")
 
@@ -167,7 +181,7 @@ def _number(columns: Columns, table: TableConfig, row: int) -> float:
         _refuse_missing(columns, table, row)
     try:
         value = math.nan if isinstance(cell, (bool, list, dict)) else float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         shown_cell = shown(repr(cell), _SHOWN_CHARACTERS)

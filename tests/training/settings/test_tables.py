@@ -42,6 +42,9 @@ def test_tables_are_tasks() -> None:
         ({"name": "Squad"}, "tables: the name 'Squad' is that of another task"),
         ({"name": "data"}, "tables: the name 'data' is that of another task"),
         ({"name": "../up"}, "it names a directory and a model: use up to 64 letters"),
+        ({"name": None}, r"tables\.0\.name\n"),
+        ({"delimiter": '"'}, "it is between the cells of a row: use another character"),
+        ({"delimiter": "\n"}, "it is between the cells of a row"),
         ({"name": "a.b"}, "it names a directory and a model"),
         ({"dev_file": "dev.csv"}, "table 'mail': both of dev_file and dev_share; give one of them"),
         ({"dev_share": None}, "table 'mail': neither of dev_file and dev_share; give one of them"),
@@ -59,6 +62,13 @@ def test_tables_are_tasks() -> None:
 def test_contradictions_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FinetuningConfig.model_validate({"tables": ({**TABLE, **settings},)})
+
+
+@pytest.mark.parametrize("table", [1, "mail", {}, {"name": 1}])
+def test_an_entry_that_is_no_table_is_refused_in_its_place(table: Any) -> None:
+    with pytest.raises(ValidationError, match=r"tables\.0") as caught:
+        FinetuningConfig.model_validate({"tables": (table,)})
+    assert "tasks" not in str(caught.value)
 
 
 def test_a_name_is_taken_once() -> None:

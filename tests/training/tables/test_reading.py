@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,12 @@ GOOD = "text,label\nx,a\ny,b\n"
         ("text,label\nx,1\ny,high\n", {"kind": "regression"}, r"dev\.csv:3: 'high' in column 'label' is not a finite"),
         ("text,label\nx,nan\n", {"kind": "regression"}, r"dev\.csv:2: 'nan' in column 'label' is not a finite"),
         ("text,label\nx,\n", {"kind": "regression"}, r"dev\.csv:2: no label in column 'label'"),
-        ('text,label\nx,"a,,b"\n', {"kind": "multi"}, r"dev\.csv:2: no label in column 'label'"),
+        (
+            'text,label\nx,"a,,b"\n',
+            {"kind": "multi"},
+            r"dev\.csv:2: column 'label' has an empty label between or after",
+        ),
+        ('text,label\nx,"a,"\n', {"kind": "multi"}, r"dev\.csv:2: .* separators ','; remove the separator"),
     ],
 )
 def test_a_bad_row_is_one_line(tmp_path: Path, dev: str, settings: dict[str, Any], message: str) -> None:
@@ -246,6 +252,7 @@ def test_wrong_labels_are_refused(tmp_path: Path, train: str, settings: dict[str
         ('{"text": "y", "label": NaN}', r"rows\.jsonl:3: no label in column 'label'"),
         ('{"text": "y", "label": ["b"]}', r"rows\.jsonl:3: column 'label' is a list; set kind = 'multi' for lists"),
         ('{"text": "y", "label": {"b": 1}}', r"rows\.jsonl:3: column 'label' has a dict"),
+        ('{"text": "y", "label": "\\ud800"}', r"rows\.jsonl:3: column 'label' has half a surrogate pair"),
         ('{"text": "\\ud800", "label": "b"}', r"rows\.jsonl:3: column 'text' has half a surrogate pair"),
     ],
 )
@@ -282,3 +289,42 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "empty" / "rows.csv").write_text(GOOD)
     with pytest.raises(InputError, match=r"empty: has no state\.json"):
         read_splits(table_of(tmp_path / "empty"))
+
+
+def test_damaged_binary_files_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    rows = pa.table({"text": ["x", "y"] * 5_000, "label": ["a", "b"] * 5_000})
+    pq.write_table(rows, path)
+    damaged = bytearray(path.read_bytes())
+    damaged[4:60] = bytes(each ^ 0xFF for each in damaged[4:60])
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"rows\.parquet: cannot be read as Parquet \("):
+        read_splits(table_of(path))
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"]), *[pa.array(["a"])] * 2], ["text", "label", "label"]), path)
+    with pytest.raises(InputError, match=r"rows\.parquet: has the column 'label' twice; rename one"):
+        read_splits(table_of(path))
+    pq.write_table(pa.table({"text": ["x"], "label": pa.array([2**30], pa.date32())}), path)
+    with pytest.raises(InputError, match=r"column 'label' is of type date32\[day\], with a value that cannot be read"):
+        read_splits(table_of(path))
+    for stated in ("{", "[]", '{"info": null}', '{"info": {"features": []}}'):
+        pq.write_table(rows.replace_schema_metadata({"huggingface": stated}), path)
+        assert read_splits(table_of(path)).names == ("a", "b")
+    directory = write_directory(tmp_path / "parts", [rows, pa.table({"text": ["x"], "label": [1]})], {})
+    with pytest.raises(InputError, match=r"parts: its files have columns of different types"):
+        read_splits(table_of(directory))
+    for listed in ("{}", "[]", '{"_data_files": [{}]}', '{"_data_files": ["data.arrow"]}'):
+        (directory / "state.json").write_text(listed)
+        with pytest.raises(InputError, match=r"parts: state\.json lists no files"):
+            read_splits(table_of(directory))
+
+
+def test_numbers_of_any_size_and_type(tmp_path: Path) -> None:
+    rows = pa.table({"text": ["x", "y", "z"], "label": [Decimal("2.00"), Decimal("10.00"), Decimal("2.00")]})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    assert read_splits(table_of(tmp_path / "rows.parquet")).names == ("2", "10")
+    long = "1" * 5_000
+    (tmp_path / "long.csv").write_text(f"text,label\nx,{long}\ny,2\n")
+    assert read_splits(table_of(tmp_path / "long.csv")).names == (long, "2")
+    (tmp_path / "rows.jsonl").write_text(f'{{"text": "x", "label": {10**400}}}\n')
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: 1000.* in column 'label' is not a finite number"):
+        read_splits(table_of(tmp_path / "rows.jsonl", kind="regression"))
