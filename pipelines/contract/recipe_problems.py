@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pipelines.contract.bounds import Bounded, bounds_of
+from pipelines.contract.bounds import NAME_PATTERN, Bounded, bounds_of
 from pipelines.contract.recipe_text import shortened
 
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
@@ -55,6 +55,8 @@ def _message(problem: ErrorDetails, field: FieldInfo | None) -> str:
         return f"must be a list, such as [{_shown(problem['input'])}]"
     if problem["type"] in ("string_too_short", "too_short"):
         return "must not be empty"
+    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME_PATTERN:
+        return "must be letters, digits, hyphens and underscores, a letter first"
     if problem["type"] == "literal_error":
         expected = problem["ctx"]["expected"]
         close = difflib.get_close_matches(

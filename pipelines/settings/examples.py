@@ -125,7 +125,8 @@ class ExamplesConfig(Section):
             try:
                 self.of_set(name)
             except ValidationError as error:
-                raise ValueError(f"sets.{index} ({name!r}): {error.errors()[0]['msg']}") from error
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"sets.{index} ({name!r}): {message}") from error
         return self
 
     @model_validator(mode="after")

@@ -130,6 +130,11 @@ def _table(settings: TaskSettings, task: str) -> TableConfig:
     return next(table for table in settings.tables if table.name == task)
 
 
+def _table_evaluation_files(table: TableConfig) -> list[str]:
+    # With dev_share, the development rows are in the training file.
+    return _given(table.dev_file or table.train_file, table.test_file)
+
+
 def _check_table(settings: TaskSettings, task: str) -> None:
     load("training.tables.reading:read_splits")(_table(settings, task))
 
@@ -187,9 +192,7 @@ FAMILIES: tuple[Family, ...] = (
         problem=lambda _settings, _tasks: None,
         data_files=lambda settings, task: list(tables.files_of(_table(settings, task)).values()),
         dev_files=lambda settings, task, _folder: tables.dev_files(_table(settings, task)),
-        evaluation_files=lambda settings, task: _given(
-            _table(settings, task).dev_file, _table(settings, task).test_file
-        ),
+        evaluation_files=lambda settings, task: _table_evaluation_files(_table(settings, task)),
         section="tables",
         own_settings=_table,
         is_small=_has_few_table_rows,

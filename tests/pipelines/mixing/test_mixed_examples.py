@@ -123,6 +123,11 @@ def test_a_changed_weight_reads_no_text_again(recipe: str, capsys: pytest.Captur
         ("examples.sets.0.name=plain", "two sets have name = 'plain'"),
         ("examples.sets.0.name=length", "names of directories of examples begin so"),
         ("examples.sources=[{name='law', weight=1}, {name='wiki'}]", "'wiki' has no weight, but another has"),
+        ("examples.sets.0.name=a/32", r"sets\.0\.name = \"a/32\": must be letters, digits, hyphens and underscores"),
+        (
+            "examples.sets.0.sources=[{name='law'}, {name='law'}]",
+            r"sets\.0 \('\w+'\): sources = \['law', 'law'\]: give each",
+        ),
         ("examples.sets.0.masking=dynamics", "did you mean 'dynamic'"),
         ("examples.num_length_bins=40", r"num_length_bins = 40 is more than max_seq_length = 32"),
     ],

@@ -51,6 +51,14 @@ def test_names_and_places_of_settings() -> None:
     assert pairs == ["mrpc", "sts-b", "qqp", "mnli", "qnli", "rte", "wnli"]
 
 
+def test_rows_of_dev_share_are_evaluation_data() -> None:
+    family = CONFIG.family("mail")
+    assert family.evaluation_files(CONFIG, "mail") == ["train.csv"]
+    table = TABLE.model_copy(update={"dev_share": None, "dev_file": "dev.csv", "test_file": "test.csv"})
+    config = FinetuningConfig(tables=(table,))
+    assert family.evaluation_files(config, "mail") == ["dev.csv", "test.csv"]
+
+
 def test_what_a_section_lacks_is_one_line_a_family() -> None:
     problem = settings_problem(CONFIG, ["word-order", "rte", "cola"])
     assert str(problem).startswith("tasks names rte, cola but glue_dir is not set")
