@@ -118,7 +118,8 @@ def require_limits(place: str, tables: dict[str, Any]) -> None:
         if levels > MAX_LEVELS:
             raise RecipeError(f"{place}: {shortened(key)} is {levels} levels deep; a recipe has at most {MAX_LEVELS}")
         problem = ""
-        if isinstance(value, str) and (found := _CONTROL.search(value)):
+        # A tab alone separates columns.
+        if isinstance(value, str) and value != "\t" and (found := _CONTROL.search(value)):
             problem = f'{shortened(value)!r}: holds the control character "{shown(found[0])}"; take it out'
         elif isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
             problem = f"{shortened(hex(value), 20)}: has more than 64 bits; give a smaller number"

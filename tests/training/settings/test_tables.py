@@ -71,6 +71,18 @@ def test_an_entry_that_is_no_table_is_refused_in_its_place(table: Any) -> None:
     assert "tasks" not in str(caught.value)
 
 
+def test_a_tab_may_be_the_delimiter(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    table = '[[finetuning.tables]]\nname = "mail"\ntrain_file = "train.txt"\ndev_share = 0.1\nformat = "csv"\n'
+    path.write_text(table + 'delimiter = "\\t"\n')
+    config = read_recipe(str(path)).section("finetuning", FinetuningConfig)
+    assert config.tables[0].delimiter == "\t"
+    changed = read_recipe(str(path), ['finetuning.tables.0.delimiter="\\t"'])
+    assert changed.section("finetuning", FinetuningConfig) == config
+    with pytest.raises(InputError, match="holds the control character"):
+        read_recipe(str(path), ['finetuning.tables.0.label="a\\tb"'])
+
+
 def test_a_name_is_taken_once() -> None:
     with pytest.raises(ValidationError, match="tables: the name 'MAIL' is that of another task"):
         FinetuningConfig.model_validate({"tables": (TABLE, {**TABLE, "name": "MAIL"})})
