@@ -29,7 +29,8 @@ from pipelines.reading.unpacking import codec_of
 from pipelines.settings.formats import FORMATS
 from pipelines.sources.formats import find_inputs
 from pipelines.vocabularies.reading import size_of
-from training.stages.initial_encoder import model_at_hand
+from training.stages.encoders import is_elsewhere
+from training.stages.initial_encoder import model_at_hand, resolved_encoder
 
 UTILIZATION = 0.5
 """Assumed model FLOPs utilisation; a run prints its own (MFU) and stores it in metrics.jsonl."""
@@ -154,10 +155,15 @@ def _size_of_sources(whole: WholeRecipe) -> tuple[float, list[str]]:
 
 
 def _unknown_model(whole: WholeRecipe) -> list[str]:
-    """A warning if the model's sizes are those of an encoder that is not on this machine."""
+    """A warning if the model's sizes are those of an encoder that is not on this machine, or not found."""
     source = whole.pretraining.initial_encoder
-    if model_at_hand(whole.model, source, whole.recipe.path) is not None:
+    if source is None or model_at_hand(whole.model, source, whole.recipe.path) is not None:
         return []
+    if not is_elsewhere(source):
+        try:
+            resolved_encoder(source)
+        except InputError as error:
+            return [f"pretraining.initial_encoder: {error}; until then sizes are those of [model]"]
     return [f"pretraining.initial_encoder = {source} is not on this machine: sizes are those of [model]"]
 
 

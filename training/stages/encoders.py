@@ -61,6 +61,11 @@ def encoder_directory(source: str) -> str:
     return directory
 
 
+def is_elsewhere(source: str) -> bool:
+    """Whether an encoder, by its name, is in a registry or a bucket, and not on a local disk."""
+    return is_registered(source) or not storage.is_local(source)
+
+
 def source_digest(source: str) -> str:
     """Hash of all that determines the output of an encoder, given by its source.
 

@@ -89,6 +89,10 @@ def test_an_estimate_has_its_sizes(recipe: str, encoder: str, capsys: pytest.Cap
     assert not any("initial_encoder" in line for line in known["warnings"])
     (warning,) = (line for line in estimated("models:/bert/1")["warnings"] if "initial_encoder" in line)
     assert warning == "pretraining.initial_encoder = models:/bert/1 is not on this machine: sizes are those of [model]"
+    # A wrong path or step is not elsewhere: the warning is the error that the run would report.
+    (warning,) = (line for line in estimated(f"{encoder}/absent")["warnings"] if "initial_encoder" in line)
+    assert warning.startswith(f"pretraining.initial_encoder: {encoder}/absent: no such directory; give ")
+    assert warning.endswith("; until then sizes are those of [model]")
 
 
 def test_a_run_refuses_it_before_the_first_stage(recipe: str, encoder: str, tmp_path: Path) -> None:
