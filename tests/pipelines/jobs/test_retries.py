@@ -58,6 +58,12 @@ class DyingWorker:
         return process_in_attempts
 
 
+def ours(kind: type) -> list[type]:
+    """All kinds of DoFn of this project that have a `process` of their own."""
+    found = [kind] if kind.__module__.startswith("pipelines.") and "process" in vars(kind) else []
+    return found + [each for below in kind.__subclasses__() for each in ours(below)]
+
+
 def files_below(directory: Path) -> dict[str, bytes]:
     """All files but locks and verification records, whose names begin with a dot."""
     paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
@@ -70,8 +76,9 @@ def files_below(directory: Path) -> dict[str, bytes]:
     [
         [],
         ["documents.near_duplicates.min_similarity=0.8", "examples.num_length_bins=2", "examples.masking='dynamic'"],
+        ["documents.sources.0.name='corpus'", "documents.sources.0.weight=1.0"],
     ],
-    ids=["plain", "near-duplicates-bins"],
+    ids=["plain", "near-duplicates-bins", "weights"],
 )
 def test_steps_that_die_and_are_tried_again_write_the_same_bytes(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -83,10 +90,10 @@ def test_steps_that_die_and_are_tried_again_write_the_same_bytes(
     run_all(str(recipe), *overrides)
     worker = DyingWorker()
     monkeypatch.setattr(storage, "atomic_output", worker.atomic_output)
-    ours = [kind for kind in beam.DoFn.__subclasses__() if kind.__module__.startswith("pipelines.")]
-    for kind in ours:
+    for kind in ours(beam.DoFn):
         monkeypatch.setattr(kind, "process", worker.tried_again_and_again(kind.process))
     run_all(str(recipe), "--workspace", str(tmp_path / "tried-again"), *overrides)
     assert files_below(tmp_path / "tried-again") == files_below(tmp_path / "expected")
     writers = {"ReadPart", "CollectShard", "CompleteDocuments", "CompleteVocabulary", "BuildShard", "CompleteExamples"}
     assert writers <= set(worker.deaths), worker.deaths
+    assert ("CountTokens" in worker.deaths) == any("weight" in setting for setting in settings)

@@ -31,7 +31,7 @@ def _stage(whole: WholeRecipe, name: str, *outputs: str) -> Stage:
 def install(setattr_: Callable[[Any, str, Any], None]) -> None:
     names = ("documents", "vocabulary", "examples")
     setattr_(stages, "preprocessing_stages", lambda whole: [_stage(whole, name, name) for name in names])
-    setattr_(stages, "pretraining_stage", lambda whole: _stage(whole, "pretraining", "pretraining"))
+    setattr_(stages, "pretraining_stage", lambda whole, _continued=False: _stage(whole, "pretraining", "pretraining"))
     setattr_(stages, "finetuning_stages", lambda whole: [_stage(whole, "finetuning", "cola/pretrained", "cola/random")])
     setattr_(stages, "require_task_data", lambda _: None)
 
