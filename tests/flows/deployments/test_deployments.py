@@ -104,7 +104,7 @@ def test_forms_keep_bounds_and_explanations_and_leave_out_nothing() -> None:
         {"minimum": 1e-10, "maximum": 10.0, "type": "number"},
         {"type": "null"},
     ]
-    assert set(definitions["PhaseConfig"]["required"]) == {"max_seq_length", "steps"}
+    assert set(definitions["PhaseConfig"]["required"]) == {"max_seq_length"}
     with pytest.raises(ValidationError, match=r"pretraining\.zero_stag"):
         PretrainRequest(recipe="x", pretraining={"zero_stag": 2})
 
