@@ -21,8 +21,8 @@ from flows.report.html import (
     text,
 )
 from flows.report.manifest_facts import CorpusFacts, TextFigure, length_order
-from flows.report.samples import CONTINUES, mask_kind
-from pipelines.contract.schemas import SPECIAL_TOKENS, UNMASKED
+from flows.report.samples import mask_kind
+from pipelines.contract.schemas import CONTINUATION, SPECIAL_TOKENS, UNMASKED
 from pipelines.statistics.preprocessing import LengthStatistics, SourceStatistics
 
 Facts = dict[str, Any]
@@ -109,7 +109,7 @@ def vocabulary(facts: Facts) -> str:
     lead = paragraph(
         f"{count(sample['entries'])} entries" + _origin(found),
         f"{count(sample['words'])} words and beginnings of words, {count(sample['pieces'])} pieces that continue a "
-        f"word ({code(CONTINUES)}), {count(sample['characters'])} single characters, {count(sample['special'])} "
+        f"word ({code(CONTINUATION)}), {count(sample['characters'])} single characters, {count(sample['special'])} "
         "special or unused.",
     )
     groups = [
@@ -264,12 +264,12 @@ def _running(tokens: Sequence[Sequence[str | None]]) -> str:
     for shown, original in tokens:
         assert shown is not None
         kind = mask_kind(shown, original)
-        joined = shown.startswith(CONTINUES) and len(shown) > len(CONTINUES)
+        joined = shown.startswith(CONTINUATION) and len(shown) > len(CONTINUATION)
         if kind is not None:
             mark = f'<ruby class="{kind}" title="{_KINDS[kind]}">{foreign(shown)}<rt>{foreign(original)}</rt></ruby>'
             parts.append(f"{'' if joined else ' '}{mark}")
         elif shown in SPECIAL_TOKENS:
             parts.append(f' <span class="special">{text(shown)}</span>')
         else:
-            parts.append(foreign(shown.removeprefix(CONTINUES)) if joined else f" {foreign(shown)}")
+            parts.append(foreign(shown.removeprefix(CONTINUATION)) if joined else f" {foreign(shown)}")
     return "".join(parts)

@@ -21,14 +21,13 @@ import pyarrow as pa
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
-from pipelines.contract.schemas import MASK, SPECIAL_TOKENS
+from pipelines.contract.schemas import CONTINUATION, MASK, SPECIAL_TOKENS
 from pipelines.contract.workspace import METRICS_NAME, REJECTS_NAME, VOCABULARY_NAME, length_directory
 from pipelines.statistics.metrics import HELDOUT_PREFIX
 
 Facts = dict[str, Any]
 ItemT = TypeVar("ItemT")
 
-CONTINUES = "##"
 TEXT_CHARACTERS = 160
 READABLE_LENGTH = 128
 """The longest available length up to this one is shown: longer examples are hard to read."""
@@ -90,11 +89,11 @@ def read_vocabulary(directory: str) -> list[str]:
 def vocabulary_sample(tokens: Sequence[str]) -> Facts:
     """Number of entries of each kind, with samples of each."""
     entries = [token for token in tokens if token not in SPECIAL_TOKENS and not token.startswith("[unused")]
-    continuing = [token for token in entries if token.startswith(CONTINUES) and len(token) > len(CONTINUES)]
-    beginning = [token for token in entries if not token.startswith(CONTINUES) or len(token) == len(CONTINUES)]
+    continuing = [token for token in entries if token.startswith(CONTINUATION) and len(token) > len(CONTINUATION)]
+    beginning = [token for token in entries if not token.startswith(CONTINUATION) or len(token) == len(CONTINUATION)]
     words = [token for token in beginning if len(token) > 1]
-    pieces = [token for token in continuing if len(token) > len(CONTINUES) + 1]
-    long_pieces = [token for token in pieces if len(token) >= len(CONTINUES) + _LONG_PIECE_CHARACTERS]
+    pieces = [token for token in continuing if len(token) > len(CONTINUATION) + 1]
+    long_pieces = [token for token in pieces if len(token) >= len(CONTINUATION) + _LONG_PIECE_CHARACTERS]
     return {
         "entries": len(tokens),
         "special": len(tokens) - len(entries),
@@ -155,10 +154,10 @@ def _words(rows: Sequence[Facts], tokens: Sequence[str]) -> list[tuple[str, ...]
     counts: Counter[tuple[str, ...]] = Counter()
     for row in rows:
         texts = [_token(tokens, identifier) for identifier in _unmasked(row)]
-        starts = [place for place, text in enumerate(texts) if not text.startswith(CONTINUES)]
+        starts = [place for place, text in enumerate(texts) if not text.startswith(CONTINUATION)]
         for begin, end in pairwise([*starts, len(texts)]):
             if texts[begin] not in SPECIAL_TOKENS:
-                counts[(texts[begin], *(text.removeprefix(CONTINUES) for text in texts[begin + 1 : end]))] += 1
+                counts[(texts[begin], *(text.removeprefix(CONTINUATION) for text in texts[begin + 1 : end]))] += 1
     return [word for word, _ in counts.most_common()]
 
 

@@ -12,6 +12,8 @@ PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
 
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
+CONTINUATION = "##"
+"""Begins an entry of the vocabulary that continues a word."""
 
 
 Split = Literal["train", "heldout"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.contract.schemas import CLS, MASK, PAD, SEP, UNMASKED
+from pipelines.contract.schemas import CLS, CONTINUATION, MASK, PAD, SEP, UNMASKED
 from pipelines.examples.masking import MaskedExamples, num_predictions
 from pipelines.examples.statistics import flat_positions
 
@@ -106,7 +106,7 @@ def _check_masks(examples: MaskedExamples, metadata: Mapping[str, str], tokens: 
     require("more masked_lm_positions than masked_lm_prob asks for", per_row <= expected)
     is_masked = np.zeros(len(ids), np.bool_)
     is_masked[flat_positions(examples)] = True
-    is_continuation = np.array([token.startswith("##") for token in tokens])[ids]
+    is_continuation = np.array([token.startswith(CONTINUATION) for token in tokens])[ids]
     joins = is_continuation[1:] & ~is_special[:-1]
     rows_of_tokens = np.repeat(np.arange(len(lengths)), lengths)
     require("a word is masked in part", ~joins | (is_masked[1:] == is_masked[:-1]), rows_of_tokens[1:])

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.contract.schemas import CLS, MASK, SEP, SPLITS, UNMASKED, LengthBin, Split, length_bins
+from pipelines.contract.schemas import CLS, CONTINUATION, MASK, SEP, SPLITS, UNMASKED, LengthBin, Split, length_bins
 from pipelines.examples.balancing import deal_rows, group_of
 from pipelines.examples.full_sentences import plan_full_sentences
 from pipelines.examples.masking import MaskingRules
@@ -123,7 +123,7 @@ def masking_rules(config: ExamplesConfig, length: ExampleLengthConfig, tokens: l
         cls_id=tokens.index(CLS),
         sep_id=tokens.index(SEP),
         mask_id=tokens.index(MASK),
-        is_continuation=np.array([token.startswith("##") for token in tokens]),
+        is_continuation=np.array([token.startswith(CONTINUATION) for token in tokens]),
         is_dynamic=config.masking in UNMASKED,
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.contract.schemas import CLS, SEP, SPECIAL_TOKENS, UNK
+from pipelines.contract.schemas import CLS, CONTINUATION, SEP, SPECIAL_TOKENS, UNK
 from pipelines.contract.workspace import (
     ADDED_TOKENS_NAME,
     CONFIG_NAME,
@@ -20,7 +20,7 @@ from pipelines.contract.workspace import (
     TOKENIZER_NAME,
 )
 from pipelines.vocabularies.locating import VocabularyFiles
-from pipelines.wordpiece.reference_tokenizer import CONTINUATION, MAX_CHARACTERS_PER_WORD
+from pipelines.wordpiece.reference_tokenizer import MAX_CHARACTERS_PER_WORD
 from pipelines.wordpiece.tokenizer_config import ANY_TOKENIZER, BERT_TOKENIZER, ROLES
 from pipelines.wordpiece.tokenizer_settings import (
     MODEL,

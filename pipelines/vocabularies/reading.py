@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import digest_of
-from pipelines.contract.schemas import SPECIAL_TOKENS
+from pipelines.contract.schemas import CONTINUATION, SPECIAL_TOKENS
 from pipelines.contract.workspace import CONFIG_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.vocabularies.agreement import (
@@ -195,7 +195,7 @@ def _check_tokens(files: VocabularyFiles, tokens: Sequence[str], settings: Token
     outside = {token.content for token in settings.added_tokens if not token.is_entry}
     if len(tokens) > MOST_ENTRIES:
         raise Refusal(f"has {len(tokens):,} entries; at most {MOST_ENTRIES:,} are supported")
-    if not any(token.startswith("##") and len(token) > 2 for token in tokens):
+    if not any(token.startswith(CONTINUATION) and len(token) > len(CONTINUATION) for token in tokens):
         raise Refusal("no entry begins with ##, which marks what continues a word; it is not a WordPiece vocabulary")
     for index, token in enumerate(tokens):
         if token not in outside and token != token.strip():

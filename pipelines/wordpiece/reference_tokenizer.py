@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from pipelines.contract.schemas import CLS, SEP, SPECIAL_TOKENS, UNK
+from pipelines.contract.schemas import CLS, CONTINUATION, SEP, SPECIAL_TOKENS, UNK
 from pipelines.wordpiece.tokenizer_settings import AddedToken
 
 MAX_CHARACTERS_PER_WORD = 100
 """Longer words become [UNK], as in `tokenizers` and `transformers`; the released code's limit is 200."""
-
-
-CONTINUATION = "##"
 
 
 def build_tokenizer(

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.contract.schemas import UNK
+from pipelines.contract.schemas import CONTINUATION, UNK
 from pipelines.wordpiece.added_tokens import TextsWithAddedTokens
 from pipelines.wordpiece.chunk_table import ChunkTable
-from pipelines.wordpiece.reference_tokenizer import CONTINUATION, MAX_CHARACTERS_PER_WORD, build_text_tokenizer
+from pipelines.wordpiece.reference_tokenizer import MAX_CHARACTERS_PER_WORD, build_text_tokenizer
 from pipelines.wordpiece.token_counts import ChunkCounts, TokenCounts, added
 from pipelines.wordpiece.tokenizer_settings import AddedToken
 

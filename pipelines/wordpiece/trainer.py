@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.schemas import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
+from pipelines.contract.schemas import CLS, CONTINUATION, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
 from pipelines.wordpiece.pair_table import PairTable
-from pipelines.wordpiece.reference_tokenizer import CONTINUATION
 
 Layout = Literal["compact", "bert"]
 

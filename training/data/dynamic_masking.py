@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.schemas import CLS, MASK, SEP, UNMASKED, WHOLE_WORDS
+from pipelines.contract.schemas import CLS, CONTINUATION, MASK, SEP, UNMASKED, WHOLE_WORDS
 from training.data.ordering import IntArray, keyed_seed
 from training.data.rows import Ragged
 from training.data.whole_words import choose_words, find_words
@@ -212,5 +212,5 @@ def masking_of(
         rate, most = masked_lm_prob, int(metadata["clozeworks.max_seq_length"])
     cls_id, sep_id, mask_id = (tokens.index(token) for token in (CLS, SEP, MASK))
     is_whole_word = (written if masking == "as_written" else masking) in WHOLE_WORDS
-    continues = np.array([token.startswith("##") for token in tokens]) if is_whole_word else None
+    continues = np.array([token.startswith(CONTINUATION) for token in tokens]) if is_whole_word else None
     return DynamicMasking(rate, most, cls_id, sep_id, mask_id, len(tokens), continues)

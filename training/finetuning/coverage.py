@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.contract.schemas import UNK
+from pipelines.contract.schemas import CONTINUATION, UNK
 from pipelines.results.coverage import UNK_SHARE_WARNED, fit_in_words, fit_of
 from pipelines.statistics.preprocessing import TextFit
 from training.settings.finetuning import FinetuningConfig
 
-_CONTINUATION = "##"
 _SPACES = re.compile(r"[ \t\r\n]+")
 
 
@@ -31,7 +30,7 @@ def coverage_of(tokenizer: Any, texts: Iterable[str]) -> TextFit:
     for count, encoding in zip(occurrences.values(), encodings, strict=True):
         pieces = encoding.tokens
         tokens += count * len(pieces)
-        words += count * sum(not piece.startswith(_CONTINUATION) or piece == _CONTINUATION for piece in pieces)
+        words += count * sum(not piece.startswith(CONTINUATION) or piece == CONTINUATION for piece in pieces)
         if UNK in pieces:
             lost = [end - start for piece, (start, end) in zip(pieces, encoding.offsets, strict=True) if piece == UNK]
             unk += count * len(lost)

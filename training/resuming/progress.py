@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.statistics.training import Lineage
 from training.resuming.recovery import Health
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest
-from pipelines.contract.schemas import CLS, SEP, SPLITS, UNK
+from pipelines.contract.schemas import CLS, CONTINUATION, SEP, SPLITS, UNK
 from pipelines.contract.workspace import EXAMPLES, TOKENIZER_CONFIG_NAME, VOCABULARY, VOCABULARY_NAME
 from pipelines.wordpiece.reference_tokenizer import build_text_tokenizer
 from pipelines.wordpiece.tokenizer_settings import TokenizerSettings, stage_settings
@@ -20,8 +20,6 @@ from training.tokenizing.loading import load_tokenizer
 
 SAMPLE_ROWS, SAMPLE_TEXTS = 256, 1024
 """Examples of each length and sentences of each split to compare; takes some hundredths of a second."""
-
-_CONTINUATION = "##"
 
 
 def require_same_tokenizer(
@@ -105,7 +103,7 @@ def words_of(input_ids: npt.NDArray[Any], tokens: Sequence[str]) -> dict[str, li
     current: list[int] = []
     for token_id in input_ids.tolist():
         token = tokens[token_id]
-        if token.startswith(_CONTINUATION) and len(token) > len(_CONTINUATION):
+        if token.startswith(CONTINUATION) and len(token) > len(CONTINUATION):
             if current:
                 current.append(token_id)
             continue
@@ -118,7 +116,7 @@ def words_of(input_ids: npt.NDArray[Any], tokens: Sequence[str]) -> dict[str, li
 
 def _spelt(ids: Sequence[int], tokens: Sequence[str]) -> str:
     first, *others = (tokens[index] for index in ids)
-    return first + "".join(token.removeprefix(_CONTINUATION) for token in others)
+    return first + "".join(token.removeprefix(CONTINUATION) for token in others)
 
 
 def _rows(examples_directory: str) -> Iterator[npt.NDArray[Any]]:

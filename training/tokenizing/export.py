@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import CONTINUATION
 from pipelines.contract.workspace import SPECIAL_TOKENS_MAP_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_NAME, VOCABULARY_NAME
 from pipelines.wordpiece.tokenizer_config import (
     ANY_TOKENIZER,
@@ -18,7 +19,7 @@ from pipelines.wordpiece.tokenizer_config import (
 )
 from training.tokenizing.loading import LoadedTokenizer, load_tokenizer, parts_of
 
-_FIXED_MODEL = {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+_FIXED_MODEL = {"type": "WordPiece", "continuing_subword_prefix": CONTINUATION, "max_input_chars_per_word": 100}
 """Fixed properties of a BertTokenizer's model, besides its settings, vocabulary and unknown token."""
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.contract.errors import InputError
+from pipelines.contract.schemas import CONTINUATION
 from training.tokenizing.loading import LoadedTokenizer, load_tokenizer, parts_of
 
 _UNUSED = re.compile(r"\[unused\d+\]")
-_CONTINUATION = "##"
 
 
 def new_entries(encoder_directory: str, vocabulary_directory: str) -> dict[int, tuple[int, ...]]:
@@ -50,7 +50,7 @@ def _pieces(
     pieces = {}
     for token_id, word in words.items():
         ids = tokenizer.encode(word, add_special_tokens=False).ids
-        if word.startswith(_CONTINUATION) or not ids:
+        if word.startswith(CONTINUATION) or not ids:
             raise InputError(
                 f"{vocabulary_directory}: the new entry {word!r} (id {token_id}) is no word, so the initial encoder "
                 "has no pieces to initialize it from; add complete words only"
