@@ -27,7 +27,7 @@ from pipelines.contract.workspace import (
     PRETRAINING,
     RANDOM,
     VOCABULARY,
-    local_workspace,
+    workspace_of,
 )
 from pipelines.results.marks import is_open
 from pipelines.stage_keys import documents_key, examples_key, vocabulary_key
@@ -129,7 +129,7 @@ def pretraining_stage(whole: WholeRecipe, continue_finished: bool = False) -> St
         whole: the recipe.
         continue_finished: start from a checkpoint of the finished run instead of step 0.
     """
-    sections = PretrainingSections(whole.recipe, _local_workspace(whole), whole.model, whole.pretraining)
+    sections = PretrainingSections(whole.recipe, workspace_of(whole.run), whole.model, whole.pretraining)
     directory = storage.join(sections.workspace, PRETRAINING)
 
     def key() -> StageKey:
@@ -154,7 +154,7 @@ def possible_place(whole: WholeRecipe) -> Place | None:
     Raises:
         InputError: a stage that pre-training reads is missing.
     """
-    sections = PretrainingSections(whole.recipe, _local_workspace(whole), whole.model, whole.pretraining)
+    sections = PretrainingSections(whole.recipe, workspace_of(whole.run), whole.model, whole.pretraining)
     with _registry_of(whole):
         found = possible_continuation(training.pretraining_inputs(sections))
     return found.place if found is not None else None
@@ -162,7 +162,7 @@ def possible_place(whole: WholeRecipe) -> Place | None:
 
 def distillation_stage(whole: WholeRecipe) -> Stage:
     """Distillation of the pre-trained encoder, or of another teacher, through DeepSpeed's launcher."""
-    sections = DistillationSections(whole.recipe, _local_workspace(whole), whole.distillation)
+    sections = DistillationSections(whole.recipe, workspace_of(whole.run), whole.distillation)
     directory = storage.join(sections.workspace, DISTILLATION)
 
     def key() -> StageKey:
@@ -184,7 +184,7 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     if not whole.finetuning.tasks:
         return []
     initial = whole.pretraining.initial_encoder
-    sections = FinetuningSections(whole.recipe, _local_workspace(whole), whole.finetuning, whole.model, initial)
+    sections = FinetuningSections(whole.recipe, workspace_of(whole.run), whole.finetuning, whole.model, initial)
 
     def output(task: str, start: str) -> StageOutput:
         directory = finetuning.finetuning_directory(sections.workspace, task, start)
@@ -238,13 +238,9 @@ def require_finished_pretraining(whole: WholeRecipe) -> None:
     Raises:
         InputError: there is none, neither finished nor under way.
     """
-    directory = storage.join(_local_workspace(whole), PRETRAINING)
+    directory = storage.join(workspace_of(whole.run), PRETRAINING)
     if read_manifest(directory) is None and not is_open(directory):
         raise InputError(f"{directory}: no finished run to continue; run without --continue")
-
-
-def _local_workspace(whole: WholeRecipe) -> str:
-    return local_workspace(whole.run, whole.recipe.path)
 
 
 @contextmanager

@@ -74,6 +74,12 @@ def read_bytes(uri: str) -> bytes:
         return bytes(stream.read())
 
 
+def open_seekable(uri: str) -> pa.NativeFile:
+    """Open a file for reading at any position: memory-mapped where it is local, by ranged requests elsewhere."""
+    filesystem, path = filesystem_of(uri)
+    return pa.memory_map(path) if isinstance(filesystem, fs.LocalFileSystem) else filesystem.open_input_file(path)
+
+
 def list_files(uri: str) -> list[str]:
     """Names of all files below a directory, relative to it and sorted; empty if the directory is absent."""
     filesystem, path = filesystem_of(uri)

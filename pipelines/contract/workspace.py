@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.metadata
 
 from pipelines.contract import storage
-from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import RunConfig
 from pipelines.contract.schemas import LengthBin, Split
 
@@ -52,18 +51,9 @@ TRASH_DIRECTORY = ".clozeworks-trash"
 """Directories are renamed into this one before they are deleted, so a kill never leaves one half deleted."""
 
 
-def local_workspace(run: RunConfig, recipe_path: str) -> str:
-    """The run's directory, which training needs on a local disk.
-
-    Raises:
-        InputError: it is not a path, or is on a remote file system.
-    """
-    if not storage.is_local(run.workspace):
-        raise InputError(
-            f"{recipe_path}: run.workspace = {run.workspace!r}: training memory-maps its examples and needs a local "
-            "directory; copy vocabulary/ and examples/ to one and pass --workspace"
-        )
-    return storage.local_path(run.workspace)
+def workspace_of(run: RunConfig) -> str:
+    """The run's directory: an absolute path of a local one, the URI of a remote one."""
+    return storage.local_path(run.workspace) if storage.is_local(run.workspace) else run.workspace.rstrip("/")
 
 
 def length_directory(max_seq_length: int, examples: str | None = None) -> str:

@@ -8,6 +8,7 @@ one window, and any position is reached without reading those before it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -81,6 +82,13 @@ class GlobalOrder:
         starts = self._window_starts(epoch)
         index = int(np.searchsorted(starts, within_epoch, side="right")) - 1
         return self._window(epoch, index)
+
+    def blocks_from(self, position: int, num_windows: int) -> Iterator[tuple[tuple[int, int], ...]]:
+        """The blocks of the window at a position and of those after it, also of the next epoch."""
+        for _ in range(num_windows):
+            window = self.window_at(position)
+            yield window.blocks
+            position += window.first_position + len(window.order) - position % self.num_rows
 
     def _window(self, epoch: int, index: int) -> Window:
         chosen = self._block_order(epoch)[index * self.window_blocks : (index + 1) * self.window_blocks]

@@ -22,6 +22,8 @@ from training.data.prefetching import prefetched
 from training.data.rows import Rows
 
 PREFETCHED_STEPS = 2
+PREFETCHED_WINDOWS = 3
+"""Windows whose shards are copied from a remote workspace before their rows are read, the first of them included."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,8 @@ class StepReader:
         epoch, within_epoch = divmod(position, self._order.num_rows)
         if self._loaded is None or not self._loaded.holds(epoch, within_epoch):
             window = self._order.window_at(position)
+            if self._examples.is_remote:
+                self._examples.prefetch(self._order.blocks_from(position, PREFETCHED_WINDOWS))
             rows = self._examples.read(window.blocks)
             stream = (self._order.seed, self._order.stream, epoch)
             samples = _Samples.of(rows, window.laid_out(), self._masking, *stream)

@@ -13,7 +13,13 @@ from functools import cache
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, digest_of, read_manifest
-from pipelines.contract.workspace import CHECKPOINT_PREFIX, CHECKPOINTS_DIRECTORY, PRETRAINING, VOCABULARY
+from pipelines.contract.workspace import (
+    CHECKPOINT_PREFIX,
+    CHECKPOINTS_DIRECTORY,
+    MANIFEST_NAME,
+    PRETRAINING,
+    VOCABULARY,
+)
 from pipelines.results.marks import building_directory
 
 LATEST = "latest"
@@ -53,9 +59,13 @@ class CheckpointSource:
 
 def checkpoint_names(directory: str) -> list[str]:
     """Finished checkpoints below a directory, oldest first."""
-    if not os.path.isdir(directory):
-        return []
-    return sorted(name for name in os.listdir(directory) if name.startswith(CHECKPOINT_PREFIX))
+    if storage.is_local(directory):
+        names = os.listdir(directory) if os.path.isdir(directory) else []
+    else:
+        # Files of a remote checkpoint have their names at once, and its manifest is the last of them.
+        files = [name.partition("/") for name in storage.list_files(directory)]
+        names = [name for name, _, file in files if file == MANIFEST_NAME]
+    return sorted(name for name in names if name.startswith(CHECKPOINT_PREFIX))
 
 
 def checkpoint_of(source: str) -> CheckpointSource | None:

@@ -338,7 +338,7 @@ def _steps_of(config: PretrainingConfig) -> int:
 def _checkpoints(directory: str) -> list[str]:
     """Finished checkpoints of a run, oldest first."""
     folder = storage.join(directory, CHECKPOINTS_DIRECTORY)
-    return [storage.join(folder, name) for name in checkpoint_names(storage.local_path(folder))]
+    return [storage.join(folder, name) for name in checkpoint_names(folder)]
 
 
 def _step_of(checkpoint: str) -> int:

@@ -158,7 +158,7 @@ def shard_metadata(uri: str) -> dict[str, str]:
         InputError: the file is missing or damaged.
     """
     try:
-        with pa.memory_map(storage.local_path(uri)) as source:
+        with storage.open_seekable(uri) as source:
             metadata = pa.ipc.open_file(source).schema.metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{uri}: not a readable Arrow file ({error}); rebuild the stage") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.contract.recipe import Recipe, RunConfig
-from pipelines.contract.workspace import local_workspace
+from pipelines.contract.workspace import workspace_of
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
@@ -14,7 +14,7 @@ from training.settings.pretraining import PretrainingConfig
 
 @dataclass(frozen=True)
 class PretrainingSections:
-    """The sections read by pre-training; `workspace` is a local directory."""
+    """The sections read by pre-training; `workspace` is a directory or a URI."""
 
     recipe: Recipe
     workspace: str
@@ -26,7 +26,7 @@ class PretrainingSections:
         """Parse them.
 
         Raises:
-            InputError: a setting is wrong, or the workspace is not on a local disk.
+            InputError: a setting is wrong.
         """
         model = recipe.section("model", ModelConfig)
         pretraining = recipe.section("pretraining", PretrainingConfig)
@@ -35,7 +35,7 @@ class PretrainingSections:
 
 @dataclass(frozen=True)
 class DistillationSections:
-    """The sections read by distillation; `workspace` is a local directory."""
+    """The sections read by distillation; `workspace` is a directory or a URI."""
 
     recipe: Recipe
     workspace: str
@@ -46,7 +46,7 @@ class DistillationSections:
         """Parse them.
 
         Raises:
-            InputError: a setting is wrong, or the workspace is not on a local disk.
+            InputError: a setting is wrong.
         """
         distillation = recipe.section("distillation", DistillationConfig)
         return cls(recipe, _workspace_of(recipe), distillation)
@@ -54,7 +54,7 @@ class DistillationSections:
 
 @dataclass(frozen=True)
 class FinetuningSections:
-    """The sections read by fine-tuning and sweeps; `workspace` is a local directory.
+    """The sections read by fine-tuning and sweeps; `workspace` is a directory or a URI.
 
     model: `[model]` of the recipe, for trials that are initialized from random weights. initial_encoder: of
     pre-training, which decides their architecture where it is set.
@@ -71,7 +71,7 @@ class FinetuningSections:
         """Parse them.
 
         Raises:
-            InputError: a setting is wrong, or the workspace is not on a local disk.
+            InputError: a setting is wrong.
         """
         finetuning = recipe.section("finetuning", FinetuningConfig)
         model = recipe.section("model", ModelConfig)
@@ -82,4 +82,4 @@ class FinetuningSections:
 
 
 def _workspace_of(recipe: Recipe) -> str:
-    return local_workspace(recipe.section("run", RunConfig), recipe.path)
+    return workspace_of(recipe.section("run", RunConfig))

@@ -139,7 +139,7 @@ def _sentences(path: str) -> list[str]:
 
 def _first_rows(path: str, count: int) -> list[dict[str, Any]]:
     try:
-        with pa.memory_map(storage.local_path(path)) as source:
+        with storage.open_seekable(path) as source:
             reader = pa.ipc.open_file(source)
             rows: list[dict[str, Any]] = reader.get_batch(0).slice(0, count).to_pylist()
             return rows

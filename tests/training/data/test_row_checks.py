@@ -176,8 +176,8 @@ def test_lists_that_reach_beyond_their_column_are_refused(tmp_path: Path) -> Non
     examples = ArrowExamples(
         str(tmp_path), write(str(tmp_path), [sound_row(row) for row in range(25)]), "train", LENGTH
     )
-    chunk = examples._chunks[0]
-    examples._chunks[0] = Rows(
+    chunk = examples._shards[0].chunks[0]
+    examples._shards[0].chunks[0] = Rows(
         Ragged(chunk.input_ids.values[:-3], chunk.input_ids.offsets),
         chunk.segment_b_start,
         chunk.masked_lm_positions,
