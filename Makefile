@@ -6,7 +6,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-fast test-spark test-faults check setup bench ui doctor lock clean
+.PHONY: demo test test-fast test-spark test-cluster test-faults check setup bench ui doctor lock clean
 
 demo: setup
 	$(BIN)/clozeworks run flows/recipes/demo.toml
@@ -19,11 +19,15 @@ test: setup
 
 # What a contributor runs while working: no ranks, servers, jobs or browser.
 test-fast: setup
-	$(PYTEST) -m 'not slow and not spark'
+	$(PYTEST) -m 'not slow and not spark and not cluster'
 
 # A real Spark of two executors from Maven Central; skips, and says why, where that cannot be.
 test-spark: setup
 	$(BIN)/python -m pytest -m spark tests/spark
+
+# Several nodes on this machine: sshd in network namespaces, Slurm; skips, and names what is missing.
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 # The fault suite in its long form: 30 kills of training, 200 sequences of operator actions, 3,000 wrong recipes, ...
 # (tests/faults/README.md); `make test` has the short form of each.

@@ -16,11 +16,14 @@ from typing import IO
 
 from flows.console.endings import ending_of
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
-from pipelines.contract.errors import EXIT_BAD_INPUT, InputError
+from pipelines.contract.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, InputError
 
 KEPT_LINES = 50
 GRACE_SECONDS = 20.0
 """Time between SIGTERM and SIGKILL, in which training writes a checkpoint. Prefect's worker allows 30."""
+
+MOST_REQUEUES = 20
+"""Times that a stage which stopped after a checkpoint is started again within one attempt."""
 
 _POLL_SECONDS = 0.1
 _ERROR_PREFIX = "error: "
@@ -46,6 +49,10 @@ class StageError(RuntimeError):
 
 class StageTimeoutError(StageError):
     """A stage exceeded its time-out and was stopped."""
+
+
+class StageStoppedError(StageError):
+    """Training was stopped by its machine or scheduler, after a checkpoint (exit code 75); it may start again."""
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -75,6 +82,7 @@ def run_command(
     Raises:
         InputError: the command rejected its input (exit code 2); the message is the line that it printed.
         StageTimeoutError: it was not complete in time.
+        StageStoppedError: it is not complete, and exited with 75.
         StageError: the stage is not complete.
     """
     last_lines: deque[str] = deque(maxlen=KEPT_LINES)
@@ -111,6 +119,23 @@ def run_command(
         problem = f"it was stopped after {timeout_seconds:g} s, and is not complete ({reason})"
         raise StageTimeoutError(stage, child.returncode, problem, list(last_lines))
     _judge(stage, child.returncode, difference, list(last_lines))
+
+
+def run_requeued(run: Callable[[], None], announce: Callable[[str], None]) -> None:
+    """Call `run` again while it raises StageStoppedError, at most `MOST_REQUEUES` times; `announce` each time.
+
+    Raises:
+        StageStoppedError: of the last time.
+    """
+    for again in range(1, MOST_REQUEUES + 1):
+        try:
+            return run()
+        except StageStoppedError:
+            announce(
+                f"stopped after a checkpoint (exit code {EXIT_REQUEUE}), which is no failure: starting again, {again} "
+                f"of at most {MOST_REQUEUES} times"
+            )
+    return run()
 
 
 def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[str | None]) -> None:
@@ -170,4 +195,5 @@ def _judge(stage: str, exit_code: int, difference: Callable[[], str | None], las
         raise InputError(said)
     if reason := difference():
         problem = f"the stage is not complete ({reason})"
-        raise StageError(stage, exit_code, problem if said is None else f"{said}; {problem}", last_lines)
+        ended = StageStoppedError if exit_code == EXIT_REQUEUE else StageError
+        raise ended(stage, exit_code, problem if said is None else f"{said}; {problem}", last_lines)

@@ -6,12 +6,13 @@ This is the only module of flows that knows the commands and keys of `pipelines`
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from flows.launching.job import Job, recipe_arguments
+from flows.launching.launchers import launcher_of
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.tracking.stores import tracking_uri
 from pipelines.contract import storage
@@ -38,9 +39,6 @@ from training.stages.distillation import distillation_inputs
 from training.stages.initial_encoder import continued_model, resolved_encoder
 from training.stages.origins import CONTINUED_FROM
 from training.stages.sections import DistillationSections, FinetuningSections, PretrainingSections
-
-LOOPBACK = "127.0.0.1"
-RANKS_WITHOUT_GPU = 2
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def preprocessing_stages(whole: WholeRecipe) -> list[Stage]:
 
 
 def pretraining_stage(whole: WholeRecipe, continue_finished: bool = False) -> Stage:
-    """Pre-training, through DeepSpeed's launcher.
+    """Pre-training, through the launcher of the recipe's cluster.
 
     Args:
         whole: the recipe.
@@ -137,14 +135,13 @@ def pretraining_stage(whole: WholeRecipe, continue_finished: bool = False) -> St
             return training.pretraining_inputs(sections).key
 
     output = StageOutput(PRETRAINING, directory, key)
+    job = Job.of(whole, "training.pretrain", whole.pretraining.ranks)
+    launcher = launcher_of(job)
     return Stage(
         PRETRAINING,
         (output,),
-        command=lambda: [
-            *_deepspeed_module(whole, "training.pretrain", whole.pretraining.ranks),
-            *(["--continue"] if continue_finished else []),
-        ],
-        environment=_accelerator,
+        command=lambda: [*launcher.command(job), *(["--continue"] if continue_finished else [])],
+        environment=launcher.environment,
     )
 
 
@@ -161,7 +158,7 @@ def possible_place(whole: WholeRecipe) -> Place | None:
 
 
 def distillation_stage(whole: WholeRecipe) -> Stage:
-    """Distillation of the pre-trained encoder, or of another teacher, through DeepSpeed's launcher."""
+    """Distillation of the pre-trained encoder, or of another teacher, through the launcher of the recipe's cluster."""
     sections = DistillationSections(whole.recipe, workspace_of(whole.run), whole.distillation)
     directory = storage.join(sections.workspace, DISTILLATION)
 
@@ -170,12 +167,9 @@ def distillation_stage(whole: WholeRecipe) -> Stage:
             return distillation_inputs(sections).key
 
     output = StageOutput(DISTILLATION, directory, key)
-    return Stage(
-        DISTILLATION,
-        (output,),
-        command=lambda: _deepspeed_module(whole, "training.distill", whole.pretraining.ranks),
-        environment=_accelerator,
-    )
+    job = Job.of(whole, "training.distill", whole.pretraining.ranks)
+    launcher = launcher_of(job)
+    return Stage(DISTILLATION, (output,), lambda: launcher.command(job), launcher.environment)
 
 
 def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
@@ -197,10 +191,11 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
 
     starts = (PRETRAINED, RANDOM) if whole.finetuning.compare_with_random else (PRETRAINED,)
     outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
-    if whole.finetuning.ranks == 1:
+    job = Job.of(whole, "training.finetune", whole.finetuning.ranks)
+    if job.ranks == 1 and job.cluster.kind == "none":
         return [Stage(FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))]
-    ranks = whole.finetuning.ranks
-    return [Stage(FINETUNING, outputs, lambda: _deepspeed_module(whole, "training.finetune", ranks), _accelerator)]
+    launcher = launcher_of(job)
+    return [Stage(FINETUNING, outputs, lambda: launcher.command(job), launcher.environment)]
 
 
 def require_initial_encoder(whole: WholeRecipe) -> None:
@@ -257,36 +252,5 @@ def _registry_of(whole: WholeRecipe) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def _accelerator() -> dict[str, str]:
-    return {} if _gpu_count() else {"DS_ACCELERATOR": "cpu"}
-
-
 def _python_module(whole: WholeRecipe, module: str) -> list[str]:
-    return [sys.executable, "-m", module, *_recipe_arguments(whole)]
-
-
-def _deepspeed_module(whole: WholeRecipe, module: str, ranks: int) -> list[str]:
-    """DeepSpeed's launcher on this node; 0 ranks mean one per GPU, or two without a GPU."""
-    ranks = ranks or _gpu_count() or RANKS_WITHOUT_GPU
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
-    options = [f"--num_accelerators={ranks}", f"--master_addr={LOOPBACK}", f"--master_port={_free_port()}"]
-    return [*launcher, "--quiet", *options, "--module", module, *_recipe_arguments(whole)]
-
-
-def _recipe_arguments(whole: WholeRecipe) -> list[str]:
-    recipe = whole.recipe
-    return [recipe.path, *(argument for override in recipe.overrides for argument in ("--set", override))]
-
-
-def _gpu_count() -> int:
-    # Takes seconds to import, and is needed only when pre-training starts.
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _free_port() -> int:
-    """A rendezvous port for the ranks; DeepSpeed's default of 29500 would collide between two runs on one machine."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    return [sys.executable, "-m", module, *recipe_arguments(whole)]

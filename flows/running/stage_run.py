@@ -15,7 +15,7 @@ from flows.console.narration import Narrator
 from flows.parameters.requests import BaseRequest
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running import timings
-from flows.running.launch import StageError, StageTimeoutError, run_command
+from flows.running.launch import StageError, StageTimeoutError, run_command, run_requeued
 from flows.running.outcomes import StageOutcome, shown_seconds
 from flows.running.plan import Stage
 from flows.running.progress_bar import StageProgress
@@ -98,7 +98,10 @@ def run_stage(
                 return "a rebuild was requested, but the earlier result is still in place"
             return stage.difference()
 
-        run_command(stage.name, stage.command(), difference, take, environment, timeout_seconds)
+        def once() -> None:
+            run_command(stage.name, stage.command(), difference, take, environment, timeout_seconds)
+
+        run_requeued(once, narrator.event)
         seconds = time.monotonic() - begin
         progress.complete()
         timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)

@@ -20,6 +20,8 @@ from pipelines.contract.shown_text import shown
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_REQUEUE = 75
+"""EX_TEMPFAIL: training stopped after a checkpoint; a scheduler may start it again, and it resumes there."""
 EXIT_INTERRUPTED = 130
 
 DEBUG_VARIABLE = "CLOZEWORKS_DEBUG"

@@ -25,10 +25,10 @@ from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
 from training.engine.schedule import Schedule
 from training.pretraining.bert_alarms import POOLER_GRADIENT, BertAlarms
+from training.pretraining.fidelity import deviations, in_words
 from training.pretraining.objective import Forward, Objective, Say, Tally
 from training.pretraining.unigram_baseline import UnigramBaseline, baseline_warning, unigram_baseline
 from training.resuming.progress import Progress
-from training.settings.fidelity import deviations, in_words
 from training.stages.budgets import about_steps
 from training.stages.pretraining import PretrainingInputs, verify_inputs
 from training.tokenizing.checks import require_same_tokenizer

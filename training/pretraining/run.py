@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from pipelines.contract import storage
-from pipelines.contract.errors import InputError
+from pipelines.contract.errors import EXIT_REQUEUE, InputError
 from pipelines.contract.manifest import record_of, write_manifest
 from pipelines.contract.workspace import (
     CHECKPOINTS_DIRECTORY,
@@ -54,8 +54,7 @@ from training.stages.continuing import Continuation
 from training.stages.origins import CONTINUED_FROM
 from training.tracking.tracker import Tracker
 
-EXIT_INTERRUPTED = 75
-"""EX_TEMPFAIL: a scheduler may start the run again, and it resumes from its checkpoint."""
+EXIT_INTERRUPTED = EXIT_REQUEUE
 
 
 class Ending(enum.Enum):

@@ -11,6 +11,7 @@ from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
 from pipelines.contract.workspace import length_directory
+from training.settings.cluster import ClusterConfig
 from training.settings.model import ModelConfig
 from training.settings.optimization import OPTIMIZERS, BatchSize, LearningRate, LoopConfig, Rate, ScheduleKind
 
@@ -183,6 +184,7 @@ class PretrainingConfig(LoopConfig):
     """
     ranks: Ranks = Field(default=0, json_schema_extra=OPERATIONAL)
     """Processes of one node; 0 means one per GPU, or two without GPUs."""
+    cluster: ClusterConfig = Field(default=ClusterConfig(), json_schema_extra=OPERATIONAL)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> PretrainingConfig:

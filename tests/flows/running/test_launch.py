@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from flows.console.endings import ending_of
-from flows.running.launch import StageError, StageTimeoutError, child_environment, run_command
+from flows.running import launch
+from flows.running.launch import (
+    StageError,
+    StageStoppedError,
+    StageTimeoutError,
+    child_environment,
+    run_command,
+    run_requeued,
+)
 from pipelines.contract.errors import InputError
 
 COMPLETE: Callable[[], str | None] = lambda: None  # noqa: E731
@@ -112,6 +120,30 @@ def test_a_refusal_passes_through_as_one_line() -> None:
     with pytest.raises(InputError) as caught:
         run_command("s", python(code), INCOMPLETE, print)
     assert str(caught.value) == "x.toml: run.name = 1: no"
+
+
+def test_a_stage_that_stopped_after_a_checkpoint_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 75 is no failure, but a stage that always stops ends the run."""
+    steps = tmp_path / "steps"
+    code = f"""
+        import sys
+        open({str(steps)!r}, "a").write("x")
+        sys.exit(75)
+    """
+
+    def run() -> None:
+        run_command("s", python(code), lambda: "2 steps left" if len(steps.read_text()) < 3 else None, print)
+
+    said: list[str] = []
+    run_requeued(run, said.append)
+    assert len(steps.read_text()) == 3
+    assert [line.partition("again, ")[2] for line in said] == ["1 of at most 20 times", "2 of at most 20 times"]
+
+    steps.write_text("")
+    monkeypatch.setattr(launch, "MOST_REQUEUES", 1)
+    with pytest.raises(StageStoppedError, match="exit code 75"):
+        run_requeued(run, said.append)
+    assert len(steps.read_text()) == 2
 
 
 def test_the_child_gets_no_variables_of_prefect_and_finds_commands(monkeypatch: pytest.MonkeyPatch) -> None:

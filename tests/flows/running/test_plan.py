@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.launching import single_node
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running import plan
 from flows.running.plan import StageOutput, pretraining_stage
@@ -17,7 +18,7 @@ from pipelines.results.marks import write_mark
 
 
 def test_pretraining_continues_only_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_gpu_count", lambda: 0)
+    monkeypatch.setattr(single_node, "gpu_count", lambda: 0)
     whole = WholeRecipe.check(read_recipe("flows/recipes/demo.toml"))
     assert "--continue" not in pretraining_stage(whole).command()
     assert pretraining_stage(whole, continue_finished=True).command()[-1] == "--continue"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from flows.parameters.requests import RunRequest
 from pipelines.settings.examples import ExamplesConfig
-from training.settings.fidelity import FAITHFUL, deviations, in_words
+from training.pretraining.fidelity import FAITHFUL, deviations, in_words
 from training.settings.model import SHAPES, ModelConfig
 from training.settings.pretraining import PretrainingConfig
 

@@ -1,0 +1,32 @@
+"""The table of launchers: a row starts the ranks of a job on one kind of cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flows.launching import single_node
+from flows.launching.job import Job
+
+
+class Launcher(NamedTuple):
+    """How one kind of cluster starts a job.
+
+    A kind other than `none` is a supervisor: a program of this room that is started as a stage's command. It starts all
+    ranks on all nodes, prints their lines, ends all of them within the grace after SIGTERM, and reports a lost node
+    within a minute. It exits with 75 when the ranks stopped after a checkpoint, and with 2 for a user error.
+    """
+
+    command: Callable[[Job], list[str]]
+    environment: Callable[[], dict[str, str]] = dict
+
+
+LAUNCHERS = {
+    "none": Launcher(single_node.command, single_node.environment),
+}
+"""A new kind needs its file in this room, a row here, and its name in `training.settings.cluster`."""
+
+
+def launcher_of(job: Job) -> Launcher:
+    """The row of a job's cluster."""
+    return LAUNCHERS[job.cluster.kind]

@@ -1,0 +1,57 @@
+"""The table of launchers, and the command of each kind."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from flows.launching import single_node
+from flows.launching.job import Job
+from flows.launching.launchers import LAUNCHERS, launcher_of
+from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.contract.recipe import read_recipe
+from pipelines.contract.recipe_text import RecipeError
+from training.settings.cluster import ClusterConfig
+
+
+def whole_of(*overrides: str) -> WholeRecipe:
+    return WholeRecipe.check(read_recipe("flows/recipes/demo.toml", list(overrides)))
+
+
+def test_without_a_cluster_deepspeed_starts_the_ranks_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_node, "gpu_count", lambda: 0)
+    job = Job.of(whole_of("pretraining.seed=7"), "training.pretrain", 3)
+    command = launcher_of(job).command(job)
+    port = next(argument for argument in command if argument.startswith("--master_port="))
+    assert command == [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators=3"),
+        *("--master_addr=127.0.0.1", port, "--module", "training.pretrain"),
+        *("flows/recipes/demo.toml", "--set", "pretraining.seed=7"),
+    ]
+    assert launcher_of(job).environment() == {"DS_ACCELERATOR": "cpu"}
+
+
+def test_the_cluster_changes_no_result() -> None:
+    here, there = whole_of().pretraining, whole_of("pretraining.cluster.kind=slurm").pretraining
+    assert here.identity() == there.identity()
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("kind=hostfile", "kind = 'hostfile' needs hostfile; name a file"),
+        ("hostfile=hosts", "hostfile = 'hosts' with kind = 'none', which reads none; remove it"),
+        ("kind=ssh", 'pretraining.cluster.kind = "ssh": must be '),
+        ("environment=['A=B']", "pretraining.cluster.environment.0"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(override: str, problem: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        whole_of(f"pretraining.cluster.{override}")
+    assert problem in str(caught.value)
+
+
+def test_a_row_is_a_kind() -> None:
+    kinds = ClusterConfig.model_fields["kind"].annotation
+    assert set(LAUNCHERS) <= set(getattr(kinds, "__args__", ()))

@@ -1,0 +1,47 @@
+"""Recipe section `[pretraining.cluster]`: the nodes on which ranks run; light to import, without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import StringConstraints, model_validator
+
+from pipelines.contract.bounds import Bounded, Text, UserPath
+from pipelines.contract.recipe import Section
+
+Nodes = Annotated[int, Bounded(1, 10_000, "it counts machines")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+
+
+class ClusterConfig(Section):
+    """`[pretraining.cluster]`: where a flow starts the ranks of pre-training, distillation and fine-tuning.
+
+    `pretraining.ranks` and `finetuning.ranks` count the processes of each node.
+    """
+
+    kind: Literal["none", "hostfile", "slurm", "kubernetes"] = "none"
+    """`none`: this machine; `hostfile`: its nodes over ssh; `slurm`: srun; `kubernetes`: an indexed Job."""
+    hostfile: UserPath | None = None
+    """Of kind `hostfile`: DeepSpeed's file of nodes, a line `host slots=N` for each; the first one has rank 0."""
+    nodes: Nodes = 1
+    """Of kinds `slurm` and `kubernetes`: number of nodes to request."""
+    options: tuple[Text, ...] = ()
+    """Further options of ssh (`-F`, `ssh_config`) or srun (`--partition=gpu`)."""
+    python: UserPath | None = None
+    """Python on the nodes, with the same version of this project; None is the path of the flow's own."""
+    master_address: Text | None = None
+    """Address at which the other nodes reach rank 0; None is the one at which the first node was reached."""
+    environment: tuple[VariableName, ...] = ()
+    """Names of further environment variables to pass to the ranks; those of this project, MLflow, object stores,
+    NCCL, gloo, torch and DeepSpeed always are."""
+
+    @model_validator(mode="after")
+    def _hostfile_is_for_its_kind(self) -> ClusterConfig:
+        if self.kind == "hostfile" and self.hostfile is None:
+            raise ValueError("kind = 'hostfile' needs hostfile; name a file with lines `host slots=N`")
+        if self.kind != "hostfile" and self.hostfile is not None:
+            raise ValueError(
+                f"hostfile = {self.hostfile!r} with kind = {self.kind!r}, which reads none; remove it, or set kind = "
+                "'hostfile'"
+            )
+        return self
