@@ -6,6 +6,9 @@ from functools import partial
 
 from rich.console import Console
 
+from flows.dispatch.child_runs import cancel_children_of_crashed
+from flows.dispatch.parts import require_deployments, run_part
+from flows.dispatch.trials import tuning_stages
 from flows.finetune import finetune
 from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
@@ -21,17 +24,22 @@ from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import private_home
 
 
-@clozeworks_flow("end-to-end")
+@clozeworks_flow("end-to-end", on_crashed=[cancel_children_of_crashed])
 def end_to_end(request: RunRequest) -> FlowOutcome:
     """Preprocess, pre-train, fine-tune, register and report. Completed stages are skipped.
 
     Raises:
         InputError: the recipe, or an input that it names, is not valid.
         StageError: a stage's command failed.
+        PartError: a part that runs on another deployment failed.
     """
-    with running(request, check=partial(_require_inputs, continue_finished=request.continue_finished)) as run:
-        nested = request.model_copy(update={"parent_run_id": run.run_id})
-        outcome = preprocess(nested) + pretrain(nested) + finetune(nested)
+    with running(request, check=partial(_require_inputs, request=request)) as run:
+        nested, whole = request.model_copy(update={"parent_run_id": run.run_id}), run.whole
+        outcome = (
+            run_part(preprocess, nested, request.preprocess_deployment, lambda: stages.preprocessing_stages(whole))
+            + run_part(pretrain, nested, request.pretrain_deployment, lambda: [stages.pretraining_stage(whole)])
+            + run_part(finetune, nested, request.finetune_deployment, lambda: tuning_stages(whole))
+        )
         facts = gather(run.whole, outcome, run.tracker.uri, private_home())
         written = write_report(run.whole, facts)
         run.tracker.log_texts(run.run_id, written, "report")
@@ -40,10 +48,11 @@ def end_to_end(request: RunRequest) -> FlowOutcome:
         return outcome
 
 
-def _require_inputs(whole: WholeRecipe, continue_finished: bool = False) -> None:
+def _require_inputs(whole: WholeRecipe, request: RunRequest) -> None:
+    require_deployments(request)
     stages.require_initial_encoder(whole)
     stages.require_task_data(whole)
-    if continue_finished:
+    if request.continue_finished:
         stages.require_finished_pretraining(whole)
 
 

@@ -32,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to train, instead of finetuning.tasks")
     parser.add_argument("--encoder", metavar="SOURCE", help="encoder to fine-tune, instead of finetuning.encoder")
+    parser.add_argument(
+        "--trials",
+        nargs="+",
+        metavar="TASK/START",
+        help="train these trials only, such as rte/pretrained; other nodes may train others",
+    )
     add_restart_argument(parser, "train complete trials again; replaces each at its end")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     parsed = parser.parse_args(arguments)
@@ -50,21 +56,34 @@ def main(arguments: list[str] | None = None) -> int:
         )
     require_inputs(sections)
     restart = parsed.restart is not None
-    planned = planned_trials(sections.finetuning)
+    planned = _chosen_trials(sections, parsed.trials)
     if all(_difference(trial_of(sections, *each), restart) is None for each in planned):
         print("finetuning: all trials are complete and up to date", flush=True)
         return 0
     # Of all tasks, before the first one is trained.
     require_task_data(sections.finetuning)
-    _run(sections, restart)
+    _run(sections, planned, restart)
     return 0
+
+
+def _chosen_trials(sections: FinetuningSections, labels: list[str] | None) -> list[tuple[str, str]]:
+    """Task and start of the trials with these labels; of all without labels.
+
+    Raises:
+        InputError: a label is not that of a trial.
+    """
+    planned = {f"{task}/{start}": (task, start) for task, start in planned_trials(sections.finetuning)}
+    for label in labels or ():
+        if label not in planned:
+            raise InputError(f"--trials {label}: not a trial of this recipe; there are: {', '.join(planned)}")
+    return [each for label, each in planned.items() if labels is None or label in labels]
 
 
 def _difference(trial: Trial, restart: bool) -> str | None:
     return trial.difference() or ("--restart" if restart else None)
 
 
-def _run(sections: FinetuningSections, restart: bool) -> None:
+def _run(sections: FinetuningSections, planned: list[tuple[str, str]], restart: bool) -> None:
     # torch and DeepSpeed take seconds to load: only if there is something to do.
     from training.engine.processes import start_processes, stop_processes
     from training.finetuning.problem import Problem
@@ -76,7 +95,7 @@ def _run(sections: FinetuningSections, restart: bool) -> None:
     try:
         runs = TrialRuns.from_environment() if processes.is_first else TrialRuns(None)
         problems: dict[tuple[str, str], Problem] = {}
-        for task, start in planned_trials(sections.finetuning):
+        for task, start in planned:
             trial = trial_of(sections, task, start)
             difference = processes.from_first(_difference(trial, restart) if processes.is_first else None)
             if difference is None:

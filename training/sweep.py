@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
@@ -24,10 +25,11 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.workspace import FINETUNING
 from training.resuming.process_end import run_and_leave
+from training.stages.finetuning import sweep_directory
 from training.stages.sections import FinetuningSections
 from training.tracking.trial_runs import SweepRun
 from training.trials.side_by_side import run_side_by_side, sole_sweep, worker_environments
-from training.trials.sweep_plan import SWEEP_DIRECTORY, plan
+from training.trials.sweep_plan import plan
 from training.trials.sweep_results import TaskSweep, comparison, table_of
 from training.trials.trial import Trial
 from training.trials.trial_plan import data_directory, require_inputs
@@ -43,6 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_recipe_arguments(parser)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to sweep, instead of finetuning.tasks")
     parser.add_argument("--encoder", metavar="SOURCE", help="encoder to fine-tune, instead of finetuning.encoder")
+    parser.add_argument(
+        "--trials",
+        nargs="+",
+        metavar="TASK/NAME",
+        help="train these trials only, in this process, and write no comparison; other nodes may train others",
+    )
     parser.add_argument("--worker", type=int, metavar="FILE", help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     follow_lifeline()
@@ -51,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     sections, tasks = _read(parsed)
     if parsed.worker is not None:
         return _work(sections, tasks, parsed.worker)
+    if parsed.trials:
+        _train_here(sections, tasks, parsed.trials)
+        return 0
     swept = sections.finetuning.model_copy(update={"tasks": tasks, "compare_with_random": False})
     require_inputs(dataclasses.replace(sections, finetuning=swept))
     command = [sys.executable, "-m", "training.sweep", *(sys.argv[1:] if arguments is None else arguments), "--worker"]
@@ -77,8 +88,9 @@ def _sweep(sections: FinetuningSections, tasks: tuple[str, ...], command: list[s
     root, config = storage.join(sections.workspace, FINETUNING), sections.finetuning
     sweeps: dict[str, TaskSweep] = {}
     for task in tasks:
-        trials = plan(sections, task, data_directory(sections, task))
-        directory, keeps_all = storage.join(root, task, SWEEP_DIRECTORY), config.sweep.keep_models == "all"
+        data_directory(sections, task)
+        trials = plan(sections, task)
+        directory, keeps_all = sweep_directory(sections.workspace, task), config.sweep.keep_models == "all"
         sweep = sweeps[task] = TaskSweep(directory, trials, keeps_all, config.mnli_first)
         sweep.settle()
         print(f"sweep: {task}: {len(trials)} trials, {len(sweep.complete)} complete", flush=True)
@@ -143,6 +155,39 @@ def _work(sections: FinetuningSections, tasks: tuple[str, ...], answers: int) ->
     """Train the trials whose labels arrive on standard input; see `side_by_side.run_side_by_side`."""
     # Ctrl-C reaches all processes of a terminal; the first one stops the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    train = _trainer(sections, tasks)
+    for line in iter(sys.stdin.readline, ""):
+        problem: str | None = None
+        try:
+            train(line.strip())
+        except InputError as error:
+            problem = str(error)
+        os.write(answers, json.dumps(problem).encode() + b"\n")
+        # DeepSpeed's engine and hooks form cycles; free its memory before the next one is created.
+        gc.collect()
+    return 0
+
+
+def _train_here(sections: FinetuningSections, tasks: tuple[str, ...], labels: list[str]) -> None:
+    """Train the trials with these labels as far as they are incomplete.
+
+    Raises:
+        InputError: a label is not that of a trial, or an input is missing.
+    """
+    named = {label.partition("/")[0] for label in labels}
+    tasks = tuple(task for task in tasks if task in named) or tasks
+    swept = sections.finetuning.model_copy(update={"tasks": tasks, "compare_with_random": False})
+    require_inputs(dataclasses.replace(sections, finetuning=swept))
+    train = _trainer(sections, tasks, skips_complete=True)
+    for label in labels:
+        train(label)
+        gc.collect()
+
+
+def _trainer(
+    sections: FinetuningSections, tasks: tuple[str, ...], skips_complete: bool = False
+) -> Callable[[str], None]:
+    """A function that trains the trial of a label; it reads a task's data once for all trials in succession."""
     from training.engine.processes import start_processes
     from training.finetuning.loop import Beginning
     from training.finetuning.problem import Problem
@@ -152,25 +197,26 @@ def _work(sections: FinetuningSections, tasks: tuple[str, ...], answers: int) ->
 
     config = sections.finetuning
     folders = {task: data_directory(sections, task) for task in tasks}
-    planned = {trial.label: trial for task in tasks for trial in plan(sections, task, folders[task])}
+    planned = {trial.label: trial for task in tasks for trial in plan(sections, task)}
     runs, processes = TrialRuns.from_environment(), start_processes()
     opened: dict[str, tuple[Beginning, Problem]] = {}
-    for line in iter(sys.stdin.readline, ""):
-        each = planned[line.strip()]
-        problem: str | None = None
-        try:
-            if each.task not in opened:
-                opened = {each.task: (beginning_of(each), open_problem(each, folders[each.task]))}
-            beginning, learnt = opened[each.task]
-            with runs.trial(each.label, each.directory, each.key, {"mnli_first": config.mnli_first}) as run:
-                statistics = run_trial(each, beginning, learnt, processes, run.run_id)
-                run.scores = numbers_of(statistics.to_json())
-        except InputError as error:
-            problem = str(error)
-        os.write(answers, json.dumps(problem).encode() + b"\n")
-        # DeepSpeed's engine and hooks form cycles; free its memory before the next one is created.
-        gc.collect()
-    return 0
+
+    def train(label: str) -> None:
+        nonlocal opened
+        if label not in planned:
+            raise InputError(f"--trials {label}: no trial of this sweep; the first one is {next(iter(planned))}")
+        each = planned[label]
+        if skips_complete and each.difference() is None:
+            print(f"sweep: {label} is complete", flush=True)
+            return
+        if each.task not in opened:
+            opened = {each.task: (beginning_of(each), open_problem(each, folders[each.task]))}
+        beginning, learnt = opened[each.task]
+        with runs.trial(each.label, each.directory, each.key, {"mnli_first": config.mnli_first}) as run:
+            statistics = run_trial(each, beginning, learnt, processes, run.run_id)
+            run.scores = numbers_of(statistics.to_json())
+
+    return train
 
 
 if __name__ == "__main__":

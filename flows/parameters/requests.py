@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -33,6 +33,13 @@ else:
     DistillationForm = form_of(DistillationConfig)
 
 
+DeploymentName: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^/]+$")]
+_PART = (
+    "deployment of the flow `{flow}` that builds this part on its own work pool, such as {example}; none builds it in "
+    "this run"
+)
+
+
 class BaseRequest(BaseModel):
     """Parameters that all flows share: the recipe, changes to it, and how its stages are run.
 
@@ -41,6 +48,9 @@ class BaseRequest(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, serialize_by_alias=True)
+
+    needs_corpus: ClassVar[bool] = True
+    """Whether the flow begins with a corpus; one that does not takes a recipe without [documents]."""
 
     recipe: str = Field(min_length=1, description="path of the recipe file (TOML), such as flows/recipes/demo.toml")
     workspace: str | None = Field(
@@ -79,7 +89,7 @@ class BaseRequest(BaseModel):
         Raises:
             RecipeError: the file, a form or an override is not valid.
         """
-        return WholeRecipe.check(read_recipe(self.recipe, self.all_overrides()))
+        return WholeRecipe.check(read_recipe(self.recipe, self.all_overrides()), self.needs_corpus)
 
     def all_overrides(self) -> tuple[str, ...]:
         """Overrides of the forms, the workspace and `overrides`, in the order in which they are applied."""
@@ -122,8 +132,35 @@ class DistillRequest(BaseRequest):
 class FinetuneRequest(BaseRequest):
     """Parameters of the flow that fine-tunes the encoder."""
 
+    needs_corpus: ClassVar[bool] = False
+
     finetuning: FinetuningForm | None = None
+    trials_deployment: DeploymentName | None = Field(
+        default=None,
+        description="deployment of the flow `trial` that trains each trial as a run of its own, such as trial; none "
+        "trains one after the other in this run",
+    )
+
+
+class TrialRequest(BaseRequest):
+    """Parameters of the flow that trains one trial of fine-tuning."""
+
+    needs_corpus: ClassVar[bool] = False
+
+    trial: str = Field(min_length=1, description="TASK/START, such as rte/pretrained, or TASK/sweep/NAME of a sweep")
 
 
 class RunRequest(PreprocessRequest, PretrainRequest, FinetuneRequest):
     """Parameters of the complete chain; each of its flows takes it too."""
+
+    needs_corpus: ClassVar[bool] = True
+
+    preprocess_deployment: DeploymentName | None = Field(
+        default=None, description=_PART.format(flow="preprocess", example="preprocess-part")
+    )
+    pretrain_deployment: DeploymentName | None = Field(
+        default=None, description=_PART.format(flow="pretrain", example="pretrain-part")
+    )
+    finetune_deployment: DeploymentName | None = Field(
+        default=None, description=_PART.format(flow="finetune", example="finetune-part")
+    )

@@ -11,6 +11,7 @@ from flows.parameters.tracking_config import TrackingConfig
 from pipelines.contract import storage
 from pipelines.contract.recipe import Recipe, RunConfig, Section
 from pipelines.contract.recipe_text import RecipeError
+from pipelines.contract.workspace import DOCUMENTS
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.mixtures import mixture_problem, with_weights
@@ -42,20 +43,30 @@ class WholeRecipe:
     tracking: TrackingConfig
 
     @classmethod
-    def check(cls, recipe: Recipe) -> WholeRecipe:
+    def check(cls, recipe: Recipe, needs_corpus: bool = True) -> WholeRecipe:
         """Check each section, then all of them against one another.
+
+        Args:
+            recipe: the parsed file.
+            needs_corpus: False for a flow that reads none, such as fine-tuning; [documents] may then be absent.
 
         Raises:
             RecipeError: the first error, in one line.
         """
-        sections: dict[str, Any] = {name: recipe.section(name, model) for name, model in SECTION_MODELS.items()}
+        left_out = {DOCUMENTS} if not needs_corpus and DOCUMENTS not in recipe.tables else set()
+        sections: dict[str, Any] = {
+            name: recipe.section(name, model) if name not in left_out else model.model_construct(sources=())
+            for name, model in SECTION_MODELS.items()
+        }
         if problem := mixture_problem(sections["examples"], sections["documents"]):
             raise RecipeError(f"{recipe.path}: {problem}")
         sections["examples"] = with_weights(sections["examples"], sections["documents"])
         whole = cls(recipe, **sections)
         whole._check_workspace()
         model = model_at_hand(whole.model, whole.pretraining.initial_encoder, recipe.path)
-        if problem := contradiction(whole._sections_to_compare(model)):
+        # Without a corpus and a model of its own, the recipe fine-tunes an encoder that decides the architecture.
+        own = model if not left_out or "model" in recipe.tables else None
+        if problem := contradiction(whole._sections_to_compare(own)):
             raise RecipeError(f"{recipe.path}: {problem}")
         return whole if model is None else replace(whole, model=model)
 

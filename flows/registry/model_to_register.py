@@ -15,7 +15,7 @@ from flows.registry.model_card import CardFacts, card_facts
 from flows.running.outcomes import StageOutcome
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
-from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, PRETRAINED
+from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, RANDOM
 from pipelines.statistics.training import TrialStatistics
 
 
@@ -56,14 +56,14 @@ def distilled_encoder(whole: WholeRecipe, outcome: StageOutcome) -> ModelToRegis
 
 
 def finetuned_models(whole: WholeRecipe, outcome: StageOutcome) -> Iterator[ModelToRegister]:
-    """Each task's model initialized from the pre-trained encoder; those from random weights are for comparison only.
+    """Each task's model, of a sweep the best one's; those from random weights are for comparison only.
 
     Raises:
         InputError: a file is not what the manifest says.
     """
     for output, directory in outcome.directories.items():
         task, start = output.rsplit("/", 1)
-        if start == PRETRAINED:
+        if start != RANDOM:
             yield _finetuned(whole, task, directory)
 
 

@@ -27,6 +27,7 @@ from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.statistics import StageWarnings
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
 from pipelines.statistics.training import PretrainingStatistics, TrialStatistics
+from training.stages.finetuning import SWEEP
 
 
 @told_to_prefect
@@ -90,7 +91,7 @@ def tell_pretraining(whole: WholeRecipe, outcome: FlowOutcome) -> None:
 def tell_scores(whole: WholeRecipe, outcome: FlowOutcome) -> None:
     """Create the table of development scores of the fine-tuned tasks."""
     rows = []
-    tuned = FlowOutcome(stages=tuple(stage for stage in outcome.stages if stage.stage == FINETUNING))
+    tuned = FlowOutcome(stages=tuple(stage for stage in outcome.stages if stage.stage in (FINETUNING, SWEEP)))
     for name, manifest in sorted(_manifests(tuned).items()):
         task, _, start = name.partition("/")
         trial = manifest.statistics_as(TrialStatistics)

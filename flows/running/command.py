@@ -68,9 +68,9 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
 
 
 def _run(flow: Any, arguments: argparse.Namespace) -> int:
-    whole = WholeRecipe.check(recipe_from_arguments(arguments))
-    narrate_to_console()
     request_type = get_type_hints(flow.fn)["request"]
+    whole = WholeRecipe.check(recipe_from_arguments(arguments), request_type.needs_corpus)
+    narrate_to_console()
     try:
         with _prefect(whole) as api_url:
             flags = {"rebuild": arguments.rebuild}

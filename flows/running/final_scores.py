@@ -6,6 +6,7 @@ from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.workspace import DISTILLATION, FINETUNING, PRETRAINING
 from pipelines.statistics.training import DistillationStatistics, PretrainingStatistics, TrialStatistics
+from training.stages.finetuning import SWEEP
 from training.tracking.flattening import numbers_of
 
 
@@ -15,7 +16,9 @@ def final_scores(outcome: FlowOutcome) -> dict[str, float]:
     for stage in outcome.stages:
         for name, directory in stage.directories.items():
             if (manifest := read_manifest(directory)) is not None:
-                scores |= _trial_scores(name, manifest) if stage.stage == FINETUNING else _heldout_scores(manifest)
+                scores |= (
+                    _trial_scores(name, manifest) if stage.stage in (FINETUNING, SWEEP) else _heldout_scores(manifest)
+                )
     return scores
 
 

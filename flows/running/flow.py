@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow, flow
 from prefect.context import FlowRunContext
+from prefect.flows import FlowStateHook
 
 from flows.console.run_names import run_name
 from flows.parameters.requests import BaseRequest
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.failures import tell_crash, tell_failure
 from flows.running.outcomes import StageOutcome
+from flows.running.parent_watch import watching_parent
 from flows.running.plan import Stage
 from flows.running.stage_run import build_stage
 from flows.tracking.runs import Tracker
@@ -23,14 +25,16 @@ ParametersT = ParamSpec("ParametersT")
 ResultT = TypeVar("ResultT")
 
 
-def clozeworks_flow(name: str) -> Callable[[Callable[ParametersT, ResultT]], Flow[ParametersT, ResultT]]:
-    """Decorator: turn a function of a request into a flow of this name."""
+def clozeworks_flow(
+    name: str, on_crashed: Sequence[FlowStateHook[..., Any]] = ()
+) -> Callable[[Callable[ParametersT, ResultT]], Flow[ParametersT, ResultT]]:
+    """Decorator: turn a function of a request into a flow of this name; `on_crashed` are further hooks."""
     return flow(
         name=name,
         flow_run_name=run_name,
         persist_result=False,
         on_failure=[tell_failure],
-        on_crashed=[tell_crash],
+        on_crashed=[*on_crashed, tell_crash],
     )
 
 
@@ -70,5 +74,5 @@ def running(request: BaseRequest, check: Callable[[WholeRecipe], None] | None = 
     tracker, context = Tracker(whole), FlowRunContext.get()
     assert context is not None
     assert context.flow is not None
-    with tracker.flow_run(context.flow.name, whole, request.parent_run_id) as run_id:
+    with watching_parent(), tracker.flow_run(context.flow.name, whole, request.parent_run_id) as run_id:
         yield RunningFlow(request, whole, tracker, run_id)

@@ -48,6 +48,7 @@ class StageOutput:
     name: str
     directory: str
     key: Callable[[], StageKey]
+    written_last: str = MANIFEST_NAME
 
     def difference(self) -> str | None:
         """Why it must be built, in words; None if it is complete and matches."""
@@ -64,6 +65,10 @@ class Stage:
     environment: Callable[[], dict[str, str]] = dict
     restart: str | None = None
     """Name of a restart: the command builds the stage again, and resumes a build that was started under this name."""
+    is_restartable: bool = True
+    """False for a sweep, whose complete trials are kept."""
+    is_timed: bool = True
+    """Whether its seconds are recorded in the workspace; False for a part of a stage."""
 
     def restarted(self, name: str) -> Stage:
         """The same stage, to be built again although it may be complete."""
@@ -71,7 +76,7 @@ class Stage:
 
     def marks(self) -> list[tuple[int, int] | None]:
         """Marks of the outputs that change with each build, even if the bytes are the same."""
-        return [_mark_of(storage.join(output.directory, MANIFEST_NAME)) for output in self.outputs]
+        return [_mark_of(storage.join(output.directory, output.written_last)) for output in self.outputs]
 
     def difference(self) -> str | None:
         """Why the stage must be built, from its first incomplete output; None if all are complete."""
@@ -111,7 +116,7 @@ def preprocessing_stages(whole: WholeRecipe) -> list[Stage]:
 
     def stage(name: str, module: str, key: Callable[[], StageKey]) -> Stage:
         output = StageOutput(name, storage.join(workspace, name), key)
-        return Stage(name, (output,), lambda: _python_module(whole, module))
+        return Stage(name, (output,), lambda: python_module(whole, module))
 
     return [
         stage(DOCUMENTS, "pipelines.shard_corpus", lambda: documents_key(whole.documents, workspace)),
@@ -131,7 +136,7 @@ def pretraining_stage(whole: WholeRecipe, continue_finished: bool = False) -> St
     directory = storage.join(sections.workspace, PRETRAINING)
 
     def key() -> StageKey:
-        with _registry_of(whole):
+        with registry_of(whole):
             return training.pretraining_inputs(sections).key
 
     output = StageOutput(PRETRAINING, directory, key)
@@ -152,7 +157,7 @@ def possible_place(whole: WholeRecipe) -> Place | None:
         InputError: a stage that pre-training reads is missing.
     """
     sections = PretrainingSections(whole.recipe, workspace_of(whole.run), whole.model, whole.pretraining)
-    with _registry_of(whole):
+    with registry_of(whole):
         found = possible_continuation(training.pretraining_inputs(sections))
     return found.place if found is not None else None
 
@@ -163,7 +168,7 @@ def distillation_stage(whole: WholeRecipe) -> Stage:
     directory = storage.join(sections.workspace, DISTILLATION)
 
     def key() -> StageKey:
-        with _registry_of(whole):
+        with registry_of(whole):
             return distillation_inputs(sections).key
 
     output = StageOutput(DISTILLATION, directory, key)
@@ -177,14 +182,13 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
 
     if not whole.finetuning.tasks:
         return []
-    initial = whole.pretraining.initial_encoder
-    sections = FinetuningSections(whole.recipe, workspace_of(whole.run), whole.finetuning, whole.model, initial)
+    sections = finetuning_sections(whole)
 
     def output(task: str, start: str) -> StageOutput:
         directory = finetuning.finetuning_directory(sections.workspace, task, start)
 
         def key() -> StageKey:
-            with _registry_of(whole):
+            with registry_of(whole):
                 return finetuning.finetuning_key(sections, task, start)
 
         return StageOutput(f"{task}/{start}", directory, key)
@@ -193,9 +197,15 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
     job = Job.of(whole, "training.finetune", whole.finetuning.ranks)
     if job.ranks == 1 and job.cluster.kind == "none":
-        return [Stage(FINETUNING, outputs, lambda: _python_module(whole, "training.finetune"))]
+        return [Stage(FINETUNING, outputs, lambda: python_module(whole, "training.finetune"))]
     launcher = launcher_of(job)
     return [Stage(FINETUNING, outputs, lambda: launcher.command(job), launcher.environment)]
+
+
+def finetuning_sections(whole: WholeRecipe) -> FinetuningSections:
+    """The sections that fine-tuning and sweeps read."""
+    initial = whole.pretraining.initial_encoder
+    return FinetuningSections(whole.recipe, workspace_of(whole.run), whole.finetuning, whole.model, initial)
 
 
 def require_initial_encoder(whole: WholeRecipe) -> None:
@@ -213,7 +223,7 @@ def require_initial_encoder(whole: WholeRecipe) -> None:
             f"{whole.recipe.path}: pretraining.initial_encoder = {source!r} needs examples with the encoder's "
             f"vocabulary, but [vocabulary] trains another one; set vocabulary.from = {source!r}"
         )
-    with _registry_of(whole):
+    with registry_of(whole):
         encoder = resolved_encoder(source)
     continued_model(whole.model, encoder.model, source, whole.recipe.path)
 
@@ -239,7 +249,7 @@ def require_finished_pretraining(whole: WholeRecipe) -> None:
 
 
 @contextmanager
-def _registry_of(whole: WholeRecipe) -> Iterator[None]:
+def registry_of(whole: WholeRecipe) -> Iterator[None]:
     """Set the registry in which a key resolves aliases; the stage's command gets it from the tracker."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(whole)
@@ -252,5 +262,6 @@ def _registry_of(whole: WholeRecipe) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def _python_module(whole: WholeRecipe, module: str) -> list[str]:
+def python_module(whole: WholeRecipe, module: str) -> list[str]:
+    """The command that runs a module on the recipe, in one process."""
     return [sys.executable, "-m", module, *recipe_arguments(whole)]

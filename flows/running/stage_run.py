@@ -39,7 +39,7 @@ def build_stage(
         InputError: the stage's command rejected its input.
         StageError: the stage's command ended and the stage is not complete, also at the last attempt.
     """
-    if request.rebuild:
+    if request.rebuild and stage.is_restartable:
         stage = stage.restarted(parent_run_id)
     attempts = run_stage.with_options(
         retries=request.stage_retries, retry_delay_seconds=exponential_backoff(RETRY_DELAY_SECONDS)
@@ -104,7 +104,8 @@ def run_stage(
         run_requeued(once, narrator.event)
         seconds = time.monotonic() - begin
         progress.complete()
-        timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)
+        if stage.is_timed:
+            timings.record_seconds(workspace, stage.name, stage.manifests(), seconds)
         tracker.log_stage(run_id, stage.manifests(), seconds)
         narrator.event(f"done in {shown_seconds(seconds)}")
     return StageOutcome(

@@ -1,6 +1,8 @@
-"""Directory and stage key of a fine-tuning trial."""
+"""Directories and stage keys of fine-tuning trials, those of sweeps among them."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, digest_of, read_manifest
@@ -24,6 +26,8 @@ from training.stages.initial_encoder import model_of
 from training.stages.sections import FinetuningSections
 
 FINETUNING_VERSION = 2
+SWEEP = "sweep"
+"""Name of a sweep's directory in that of its task, and of the stage."""
 
 
 def finetuning_directory(workspace: str, task: str, start: str) -> str:
@@ -70,6 +74,45 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
         inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
         inputs[PRETRAINING] = _digest(workspace, PRETRAINING)
     return StageKey(FINETUNING, FINETUNING_VERSION, {"task": task, "start": start, **settings}, inputs)
+
+
+@dataclass(frozen=True)
+class SweepTrial:
+    """One trial of a task's sweep. config: the section [finetuning] with its settings; key: of its directory."""
+
+    name: str
+    directory: str
+    config: FinetuningConfig
+    key: StageKey
+
+
+def sweep_directory(workspace: str, task: str) -> str:
+    """Directory of a task's sweep, with a directory for each trial."""
+    return storage.join(workspace, FINETUNING, task, SWEEP)
+
+
+def sweep_trials(sections: FinetuningSections, task: str, key: StageKey) -> list[SweepTrial]:
+    """All trials of a task's sweep: each point of the grid with the first seed, then with the next.
+
+    Args:
+        sections: of the run's recipe.
+        task: a valid name of `finetuning.tasks`.
+        key: of the task's ordinary trial, whose data and encoder are hashed once and not for each trial.
+
+    Raises:
+        InputError: a file of the task is missing or has a bad row.
+    """
+    config, workspace = sections.finetuning, sections.workspace
+    own, root = config.fitting(task), sweep_directory(workspace, task)
+    num_seeds = config.sweep.num_seeds(config.family(task).is_small(config, task, data_folder(workspace, config, task)))
+    trials = []
+    for seed in range(own.seed, own.seed + num_seeds):
+        for cell in config.sweep.cells(own):
+            name, settings = f"{cell.name}-seed{seed}", {**cell._asdict(), "seed": seed}
+            own_key = StageKey(key.stage, key.stage_version, {**key.config, **settings}, key.inputs)
+            own_config = config.with_fitting(task, settings)
+            trials.append(SweepTrial(name, storage.join(root, name), own_config, own_key))
+    return trials
 
 
 # Paths, and settings of other tasks; a trial's data and encoder enter its key by their digests.

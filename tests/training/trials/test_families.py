@@ -125,7 +125,7 @@ def test_a_new_family_trains(recipe: Recipe, single_process: Processes) -> None:
 
 def test_a_new_family_is_swept(recipe: Recipe) -> None:
     sections = FinetuningSections.of(recipe)
-    trials = plan(sections, sections.finetuning.tasks[0], None)
+    trials = plan(sections, sections.finetuning.tasks[0])
     assert [trial.label for trial in trials] == [
         f"first-half-of-words/batch4-lr0.01-epochs20-seed{seed}" for seed in (12_345, 12_346)
     ]

@@ -93,8 +93,7 @@ small_task_restarts = 1
 def test_names_and_keys_of_trials_and_more_seeds_for_small_tasks(tmp_path: Path, train_rows: int, seeds: int) -> None:
     recipe = rte_recipe(tmp_path, train_rows)
     sections = FinetuningSections.of(recipe)
-    config = sections.finetuning
-    trials = plan(sections, "rte", config.glue_dir)
+    trials = plan(sections, "rte")
     rates = ("5e-05", "4e-05", "3e-05", "2e-05")
     assert [trial.label for trial in trials] == [
         f"rte/batch32-lr{rate}-epochs3-seed{12_345 + number}" for number in range(seeds) for rate in rates
@@ -120,7 +119,7 @@ def test_beginning_from_mnli_asks_for_that_model(tmp_path: Path) -> None:
     recipe.tables["finetuning"]["tasks"] = ["rte", "mnli"]
     sections = FinetuningSections.of(recipe)
     with pytest.raises(InputError, match=r"mnli/pretrained: no manifest\.json.*clozeworks finetune .* --tasks mnli"):
-        plan(sections, "rte", sections.finetuning.glue_dir)
+        plan(sections, "rte")
 
 
 def complete(directory: str, score: float, key: StageKey) -> None:
@@ -315,7 +314,7 @@ def test_killed_and_resumed_side_by_side_equals_one_after_the_other(
     )
     sections = FinetuningSections.of(recipe)
     folder = data_directory(sections, "word-order")
-    trials = plan(sections, "word-order", folder)
+    trials = plan(sections, "word-order")
     assert len(trials) == 6
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "sweeps"}
     client = new_store(store, tmp_path)
