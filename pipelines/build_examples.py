@@ -39,7 +39,7 @@ from pipelines.examples.transforms import (
     WrittenFiles,
 )
 from pipelines.examples.warnings import unk_remedy
-from pipelines.jobs.runner import Job, Progress, parse_job, run_pipeline
+from pipelines.jobs.runner import Job, Progress, parse_job
 from pipelines.jobs.sizes import DOCUMENTS_BYTES_A_TEXT_BYTE, disk_bytes_examples
 from pipelines.jobs.summary import examples_summary
 from pipelines.mixing.shares import mixed_sets
@@ -48,6 +48,7 @@ from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
 from pipelines.results.verification import verify_stage
+from pipelines.runners.running import run_pipeline
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.mixtures import mixture_problem, with_weights

@@ -21,10 +21,11 @@ from pipelines.contract import storage
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, require_manifest
 from pipelines.contract.workspace import DOCUMENTS, VOCABULARY
-from pipelines.jobs.runner import parse_job, run_pipeline
+from pipelines.jobs.runner import parse_job
 from pipelines.jobs.summary import vocabulary_summary
 from pipelines.results.builds import open_build
 from pipelines.results.verification import verify_stage
+from pipelines.runners.running import run_pipeline
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.stage_keys import vocabulary_key
 from pipelines.vocabularies.making import Adoption, CompleteVocabulary, Training, VocabularyMaker

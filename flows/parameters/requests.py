@@ -12,6 +12,7 @@ from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract.recipe import lists_as_tuples, read_recipe
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
+from pipelines.settings.preprocessing import PreprocessingConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
@@ -20,6 +21,7 @@ from training.settings.pretraining import PretrainingConfig
 
 if TYPE_CHECKING:
     # Generated at run time; a type checker sees their base class.
+    PreprocessingForm: TypeAlias = SectionForm
     DocumentsForm: TypeAlias = SectionForm
     VocabularyForm: TypeAlias = SectionForm
     ExamplesForm: TypeAlias = SectionForm
@@ -31,6 +33,7 @@ else:
     DocumentsForm, VocabularyForm, ExamplesForm = map(form_of, (DocumentsConfig, VocabularyConfig, ExamplesConfig))
     ModelForm, PretrainingForm, FinetuningForm = map(form_of, (ModelConfig, PretrainingConfig, FinetuningConfig))
     DistillationForm = form_of(DistillationConfig)
+    PreprocessingForm = form_of(PreprocessingConfig)
 
 
 DeploymentName: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^/]+$")]
@@ -106,6 +109,7 @@ class BaseRequest(BaseModel):
 class PreprocessRequest(BaseRequest):
     """Parameters of the flow that turns text into examples."""
 
+    preprocessing: PreprocessingForm | None = None
     documents: DocumentsForm | None = None
     vocabulary: VocabularyForm | None = None
     examples: ExamplesForm | None = None

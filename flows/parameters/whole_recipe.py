@@ -15,6 +15,7 @@ from pipelines.contract.workspace import DOCUMENTS
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.mixtures import mixture_problem, with_weights
+from pipelines.settings.preprocessing import PreprocessingConfig
 from pipelines.settings.vocabulary import VocabularyConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
@@ -33,6 +34,7 @@ class WholeRecipe:
 
     recipe: Recipe
     run: RunConfig
+    preprocessing: PreprocessingConfig
     documents: DocumentsConfig
     vocabulary: VocabularyConfig
     examples: ExamplesConfig

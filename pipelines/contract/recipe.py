@@ -20,6 +20,7 @@ from pipelines.contract.recipe_text import RecipeError, parse_value, read_file, 
 
 SECTION_NAMES = (
     "run",
+    "preprocessing",
     "documents",
     "vocabulary",
     "examples",

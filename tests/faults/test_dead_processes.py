@@ -27,9 +27,13 @@ from tests.support.training.synthetic_run import Workspace, write_workspace
 from flows.running.command import HOME_NAME
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
-from pipelines.jobs import runner as runners
-from pipelines.jobs.runner import MOST_RETRIES, Job, pipeline_options, run_pipeline
+from pipelines.jobs.beam_options import pipeline_options
+from pipelines.jobs.runner import Job
 from pipelines.jobs.worker_processes import WorkerDiedError
+from pipelines.runners import local as runners
+from pipelines.runners.local import MOST_RETRIES
+from pipelines.runners.running import run_pipeline
+from pipelines.settings.preprocessing import PreprocessingConfig
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -43,7 +47,8 @@ def local_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     recipe = tmp_path / "empty.toml"
     recipe.write_text("")
-    return Job(read_recipe(str(recipe)), str(tmp_path), pipeline_options([]), names_runner=False, workers=2)
+    read = read_recipe(str(recipe))
+    return Job("documents", read, str(tmp_path), PreprocessingConfig(), pipeline_options([]), workers=2)
 
 
 def run_step(job: Job, step: beam.DoFn) -> None:

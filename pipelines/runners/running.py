@@ -1,0 +1,47 @@
+"""Run a job with the runner that its recipe or its command line names, showing progress."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+
+import apache_beam as beam
+
+from pipelines.contract.errors import InputError
+from pipelines.jobs.runner import Job, Progress, quiet_logs
+from pipelines.jobs.scratch import scratch_directory
+from pipelines.runners.ending import Construct, run_on_cluster
+from pipelines.runners.table import RUNNERS
+
+
+def run_pipeline(job: Job, construct: Construct, progress: Progress | None = None) -> None:
+    """Build a pipeline and run it to its end, showing progress.
+
+    Raises:
+        InputError: a worker found a user error, or a setting of the runner is missing or wrong.
+        OSError: a worker could not read or write a file.
+        WorkerDiedError: worker processes of this machine died repeatedly.
+        RuntimeError: the pipeline ended in another state than DONE, which the message names.
+    """
+    quiet_logs()
+    os.environ.update(worker_environment(job))
+    with scratch_directory() as scratch, progress.shown() if progress else nullcontext():
+        if job.beam_runner is not None:
+            run_on_cluster(beam.Pipeline(options=job.options), construct)
+        else:
+            RUNNERS[job.settings.runner](job, construct, scratch)
+
+
+def worker_environment(job: Job) -> dict[str, str]:
+    """`preprocessing.environment`, and the variables that `preprocessing.pass_environment` names.
+
+    Raises:
+        InputError: one of the latter is not set here.
+    """
+    missing = [name for name in job.settings.pass_environment if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"{job.recipe.path}: preprocessing.pass_environment names {missing[0]}, which is not set here; set it, or "
+            "remove it from the list"
+        )
+    return {**{name: os.environ[name] for name in job.settings.pass_environment}, **job.settings.environment}
