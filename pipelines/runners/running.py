@@ -7,10 +7,10 @@ from contextlib import nullcontext
 
 import apache_beam as beam
 
-from pipelines.contract.errors import InputError
 from pipelines.jobs.runner import Job, Progress, quiet_logs
 from pipelines.jobs.scratch import scratch_directory
 from pipelines.runners.ending import Construct, run_on_cluster
+from pipelines.runners.portable import worker_environment
 from pipelines.runners.table import RUNNERS
 
 
@@ -30,18 +30,3 @@ def run_pipeline(job: Job, construct: Construct, progress: Progress | None = Non
             run_on_cluster(beam.Pipeline(options=job.options), construct)
         else:
             RUNNERS[job.settings.runner](job, construct, scratch)
-
-
-def worker_environment(job: Job) -> dict[str, str]:
-    """`preprocessing.environment`, and the variables that `preprocessing.pass_environment` names.
-
-    Raises:
-        InputError: one of the latter is not set here.
-    """
-    missing = [name for name in job.settings.pass_environment if name not in os.environ]
-    if missing:
-        raise InputError(
-            f"{job.recipe.path}: preprocessing.pass_environment names {missing[0]}, which is not set here; set it, or "
-            "remove it from the list"
-        )
-    return {**{name: os.environ[name] for name in job.settings.pass_environment}, **job.settings.environment}

@@ -10,7 +10,7 @@ from pipelines.runners import local
 from pipelines.runners.ending import Construct
 
 Run: TypeAlias = Callable[[Job, Construct, str], None]
-"""Runs a job's pipeline to its end. The last argument is a scratch directory of this machine, removed afterwards.
+"""Runs a job's pipeline to its end. The last argument is a scratch directory of this machine.
 
 Raises what a worker raised (InputError, OSError), or RuntimeError. An interrupt (KeyboardInterrupt, Terminated) ends
 the work on the cluster before it leaves the function.
