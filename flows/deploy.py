@@ -39,7 +39,7 @@ PREFECT_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prefect
 IMAGE_VARIABLE = "CLOZEWORKS_IMAGE"
 TAG = "clozeworks"
 RUNS_PER_POOL = 1
-"""Pre-training takes every device of its node, and so may fine-tuning."""
+"""Pre-training takes every device of its node, and so may fine-tuning; prefect.yaml names the pools with more."""
 
 AUTOMATION = "clozeworks: a run that went silent has crashed"
 SILENCE_SECONDS = 600
@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     file = _prefect_file()
     with get_client(sync_client=True) as client:
         for pool, kind in _pools_of(arguments.types).items():
-            print(f"pool        {pool} ({kind}) {_make_pool(client, pool, kind)}")
+            limit = file["definitions"]["limits"].get(pool, RUNS_PER_POOL)
+            print(f"pool        {pool} ({kind}) {_make_pool(client, pool, kind, limit)}")
         print(f"automation  {AUTOMATION!r} {_make_automation(client)}")
         refused = [
             str(problem)
@@ -129,18 +130,18 @@ def _prefect_file() -> dict[str, Any]:
     return content
 
 
-def _make_pool(client: SyncPrefectClient, name: str, kind: str) -> str:
+def _make_pool(client: SyncPrefectClient, name: str, kind: str, runs: int) -> str:
     """Create a pool unless one of this name exists; returns the outcome in words."""
     try:
         found = client.read_work_pool(name)
     except ObjectNotFound:
         template = template_with_devices(_template(client, kind), kind)
-        pool = WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=RUNS_PER_POOL)
+        pool = WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=runs)
         client.create_work_pool(pool)
         return "created"
     if found.type != kind:
         raise InputError(f"{name}: this pool exists with type {found.type}, not {kind}; delete or rename it")
-    left = [] if found.concurrency_limit == RUNS_PER_POOL else [f"limit {found.concurrency_limit or 'none'}"]
+    left = [] if found.concurrency_limit == runs else [f"limit {found.concurrency_limit or 'none'}"]
     left += ["paused"] if found.is_paused else []
     return f"exists; kept: {', '.join(left)}" if left else "exists"
 

@@ -42,10 +42,13 @@ def test_a_deployment_is_whole(deployment: dict[str, Any], repository: Path, mon
     request = flow.validate_parameters(deployment["parameters"])["request"]
     whole = request.read()
     assert whole.recipe.path.startswith("flows/recipes/")
-    assert [CronSchedule(cron=each["cron"], timezone=each["timezone"]) for each in deployment["schedules"]]
-    is_active = any(schedule.get("active", True) for schedule in deployment["schedules"])
+    is_part = "part" in deployment["tags"]
+    schedules = deployment.get("schedules", [])
+    assert [CronSchedule(cron=each["cron"], timezone=each["timezone"]) for each in schedules] or is_part
+    is_active = any(schedule.get("active", True) for schedule in schedules)
     assert is_active == (deployment["name"] == "nightly-smoke")
-    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    if deployment["name"] != "trial-part":
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
     assert "clozeworks" in deployment["tags"]
     assert deployment["enforce_parameter_schema"] is True
 
@@ -53,7 +56,24 @@ def test_a_deployment_is_whole(deployment: dict[str, Any], repository: Path, mon
 def test_types_of_pools_choose_deployments() -> None:
     types = ["process", "docker", "kubernetes"]
     assert deployments_of(types).keys() == {each["name"] for each in DEPLOYMENTS}
-    assert set(deployments_of(["process"])) == {"preprocess", "pretrain", "finetune", "end-to-end", "nightly-smoke"}
+    cluster = {"end-to-end-cluster", "preprocess-part", "pretrain-part", "trial-part"}
+    single = {"preprocess", "pretrain", "finetune", "end-to-end", "nightly-smoke"}
+    assert set(deployments_of(["process"])) == single | cluster
+
+
+def test_the_parts_that_a_deployment_names_exist_in_other_pools() -> None:
+    pools = {(each["entrypoint"], each["name"]): each["work_pool"]["name"] for each in DEPLOYMENTS}
+    whole = next(each for each in DEPLOYMENTS if each["name"] == "end-to-end-cluster")
+    request = whole["parameters"]["request"]
+    parts = [
+        pools["flows/preprocess.py:preprocess", request["preprocess_deployment"]],
+        pools["flows/pretrain.py:pretrain", request["pretrain_deployment"]],
+        pools["flows/finetune.py:trial", request["trials_deployment"]],
+    ]
+    assert len({whole["work_pool"]["name"], *parts}) == 4, "a run must not wait for a place that it takes itself"
+
+
+def test_types_of_pools_that_need_an_image() -> None:
     assert set(deployments_of(["docker"]).values()) == {"docker"}
 
 
