@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from pipelines.contract.bounds import Processes, UserPath
+from pipelines.contract.bounds import Bounded, Processes, UserPath
 from pipelines.contract.credentials import refusal
 from pipelines.contract.recipe_problems import first_problem, nearest
 from pipelines.contract.recipe_text import RecipeError, parse_value, read_file, require_limits, shortened
@@ -102,6 +102,12 @@ class RunConfig(Section):
     workspace: UserPath = "workspaces/run"
     workers: Processes = Field(default=0, json_schema_extra=OPERATIONAL)
     """Processes of the local Beam runner; 0 means one per core."""
+    local_directory: UserPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Where files of a workspace in an object store are staged and built; default: in the user's cache directory."""
+    local_directory_bytes: Annotated[
+        int, Bounded(100_000_000, 10**15, "less holds no shard of examples, and no machine has more local disk")
+    ] = Field(default=200_000_000_000, json_schema_extra=OPERATIONAL)
+    """Most bytes of staged files there; the disk's free space bounds them too."""
 
 
 SectionT = TypeVar("SectionT", bound=Section)
