@@ -19,6 +19,7 @@ from flows.inspection.workspace import NEW, StageStatus, statuses_of_recipe, sta
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.recipe_arguments import add_override_arguments, overrides_from_arguments
+from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.recipe import read_recipe
 from pipelines.contract.workspace import DISTILLATION, DOCUMENTS, EXAMPLES, FINETUNING, PRETRAINING, VOCABULARY
@@ -90,7 +91,8 @@ def next_command(statuses: list[StageStatus], workspace: str, recipe: str) -> st
     for status in needed:
         if status.state not in ("complete", "kept"):
             return f"clozeworks {_COMMANDS[status.name.removesuffix(NEW).split('/')[0]]} {recipe}"
-    return f"clozeworks ui {shlex.quote(workspace)}"
+    # The pages of a run in an object store are those of its tracking server.
+    return f"clozeworks {'ui' if storage.is_local(workspace) else 'validate'} {shlex.quote(workspace)}"
 
 
 def _show(statuses: list[StageStatus], following: str, clear: bool) -> None:

@@ -112,7 +112,12 @@ def show(workspace: str, mlflow_port: int, prefect_port: int, with_browser: bool
 
 
 def _directory_with_pages(workspace: str) -> str:
-    if not storage.is_local(workspace) or not os.path.isdir(storage.local_path(workspace)):
+    if not storage.is_local(workspace):
+        raise InputError(
+            f"{workspace}: an object store holds no databases of MLflow and Prefect to serve; open the tracking server "
+            "that tracking.mlflow_tracking_uri names, and Prefect's server at PREFECT_API_URL"
+        )
+    if not os.path.isdir(storage.local_path(workspace)):
         raise InputError(f"{workspace}: no such local directory; give the workspace of a run, such as workspaces/demo")
     directory = storage.local_path(workspace)
     if not any(os.path.exists(os.path.join(directory, name)) for name in (MLFLOW_DATABASE, PREFECT_HOME)):

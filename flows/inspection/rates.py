@@ -9,7 +9,6 @@ better: `clozeworks run --only preprocess recipe.toml --set documents.sources.0.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -194,8 +193,8 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
     """Tokens/s over all progress lines of a finished run, and the corresponding FLOP/s."""
     directory = storage.join(workspace, PRETRAINING)
     manifest = read_manifest(directory)
-    path = storage.local_path(storage.join(directory, METRICS_NAME)) if storage.is_local(directory) else ""
-    if manifest is None or not os.path.exists(path):
+    path = storage.join(directory, METRICS_NAME)
+    if manifest is None or storage.file_size_bytes(path) is None:
         return None
     try:
         model = ModelConfig.model_validate(manifest.config["model"])
@@ -203,8 +202,8 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
         vocab_size = vocabulary.statistics_as(VocabularyStatistics).size
     except ValidationError:
         return None
-    with open(path, encoding="utf-8") as stream:
-        lines = [line for line in map(json.loads, stream) if "tokens_per_second" in line]
+    records = map(json.loads, storage.read_bytes(path).splitlines())
+    lines = [line for line in records if "tokens_per_second" in line]
     made = examples.statistics_as(ExamplesStatistics)
     tokens = seconds = flops = 0.0
     phases, steps = pretraining.phases, about_steps(pretraining, examples)

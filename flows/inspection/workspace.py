@@ -369,14 +369,16 @@ def _full_tokens(phase: PhaseConfig) -> int:
 
 
 def _last_lines(directory: str) -> list[dict[str, Any]]:
-    """The complete lines at the end of a stage's metrics; empty without any, or if they are not on a local disk."""
+    """The complete lines at the end of a stage's metrics; empty without any."""
     path = storage.join(directory, METRICS_NAME)
-    if not storage.is_local(directory) or not os.path.exists(storage.local_path(path)):
+    if storage.file_size_bytes(path) is None:
         return []
-    with open(storage.local_path(path), "rb") as stream:
-        size_bytes = stream.seek(0, os.SEEK_END)
+    filesystem, inner_path = storage.filesystem_of(path)
+    # Not memory-mapped: a run may truncate the file meanwhile.
+    with filesystem.open_input_file(inner_path) as stream:
+        size_bytes = stream.size()
         stream.seek(max(0, size_bytes - _TAIL_BYTES))
-        tail = stream.read()
+        tail: bytes = stream.read()
     # The first line may be cut by our read, the last by its writer.
     lines = tail.split(b"\n")[1 if size_bytes > _TAIL_BYTES else 0 : -1]
     return [json.loads(line) for line in lines]

@@ -140,10 +140,8 @@ def _readable_file(manifest: Manifest) -> str:
 
 
 def _rows(uri: str) -> tuple[pa.Schema, list[Facts]]:
-    """Schema and first rows of a file of examples; a local file is memory-mapped, so that only these rows are read."""
-    filesystem, path = storage.filesystem_of(uri)
-    local = storage.is_local(uri)
-    with pa.memory_map(storage.local_path(uri)) if local else filesystem.open_input_file(path) as stream:
+    """Schema and first rows of a file of examples, of which only these rows are read."""
+    with storage.open_seekable(uri) as stream:
         file = pa.ipc.open_file(stream)
         rows: list[Facts] = file.get_batch(0).slice(0, _ROWS_COUNTED).to_pylist() if file.num_record_batches else []
         return file.schema, rows

@@ -88,7 +88,7 @@ def _heldout_sentences(directory: str, documents: Manifest, config: WordOrderCon
     for file in documents.files_of("heldout"):
         uri = storage.join(directory, file.name)
         try:
-            with pa.memory_map(storage.local_path(uri)) as source:
+            with storage.open_seekable(uri) as source:
                 table = pa.ipc.open_file(source).read_all()
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{uri}: not a readable Arrow file ({error}); rebuild the documents stage") from error

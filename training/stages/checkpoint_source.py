@@ -75,7 +75,7 @@ def checkpoint_of(source: str) -> CheckpointSource | None:
         InputError: as `find_checkpoint`.
     """
     place, _, name = source.rpartition("@")
-    if not place or not _NAME.fullmatch(name) or not storage.is_local(source) or os.path.isdir(source):
+    if not place or not _NAME.fullmatch(name) or (storage.is_local(source) and os.path.isdir(source)):
         return None
     return find_checkpoint(place, _name_of_latest(place) if name == LATEST else name)
 
@@ -90,8 +90,8 @@ def find_checkpoint(place: str, name: str) -> CheckpointSource:
     """Find a finished checkpoint.
 
     Args:
-        place: a workspace, or the directory of one of its pre-trainings, such as `workspaces/demo/pretraining.1`. In a
-            workspace the run under way comes first, then the finished one.
+        place: a workspace, or the directory of one of its pre-trainings, such as `workspaces/demo/pretraining.1`; a
+            path or a URI. In a workspace the run under way comes first, then the finished one.
         name: `step-N`, or `latest` for the newest one.
 
     Raises:
@@ -99,12 +99,14 @@ def find_checkpoint(place: str, name: str) -> CheckpointSource:
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name}: not the name of a checkpoint; give {CHECKPOINT_PREFIX}1000, or {LATEST}")
-    if not storage.is_local(place) or not os.path.isdir(storage.local_path(place)):
-        raise InputError(f"{place}: no such local directory; give the workspace of a pre-training")
-    path = os.path.normpath(storage.local_path(place))
+    path = place.rstrip("/")
+    if storage.is_local(place):
+        path = os.path.abspath(storage.local_path(place))
+        if not os.path.isdir(path):
+            raise InputError(f"{place}: no such directory; give the workspace of a pre-training")
     workspace, runs = path, _runs_of(path)
-    if os.path.isdir(storage.join(path, CHECKPOINTS_DIRECTORY)):
-        workspace, runs = os.path.dirname(os.path.abspath(path)), [path]
+    if CHECKPOINTS_DIRECTORY in storage.list_directories(path):
+        workspace, runs = os.path.dirname(path), [path]
     found: list[str] = []
     for run in runs:
         directory = storage.join(run, CHECKPOINTS_DIRECTORY)

@@ -1,5 +1,7 @@
 """Resolves an encoder to a local directory: from a directory, a workspace, a checkpoint, or an MLflow registry.
 
+What is in an object store or a registry is fetched into a cache.
+
 Must not import torch.
 """
 
@@ -19,13 +21,14 @@ from pipelines.inputs.registered_models import (
     registered_model,
     require_model,
 )
+from pipelines.inputs.remote_models import remote_model
 from training.settings.tasks import load
 from training.stages.checkpoint_source import EXPORTER, checkpoint_of
 
 _CACHED_CHECKPOINTS = "checkpoints"
 _ACCEPTED = (
-    "give the directory of a Hugging Face BERT, a workspace, a checkpoint such as WORKSPACE@step-1000, or a registered "
-    "model such as models:/NAME@champion"
+    "give the directory of a Hugging Face BERT, a workspace, a checkpoint such as WORKSPACE@step-1000 (each a path or "
+    "a URI such as s3://bucket/run), or a registered model such as models:/NAME@champion"
 )
 
 
@@ -36,7 +39,8 @@ def encoder_directory(source: str) -> str:
         source: a Hugging Face directory, which is returned unchanged; a workspace, whose pre-trained encoder is used;
             `WORKSPACE@step-1000` or `WORKSPACE@latest`, a checkpoint of its pre-training, exported into the cache;
             or `models:/name@alias`, `models:/name/3`, `runs:/id/name`, fetched from MLFLOW_TRACKING_URI into the
-            cache. A fine-tuned model is accepted, too: loading the encoder ignores its heads.
+            cache. Directories and workspaces may be URIs such as `s3://bucket/run`, which are fetched, too. A
+            fine-tuned model is accepted, too: loading the encoder ignores its heads.
 
     Raises:
         InputError: the source does not exist, is not a BERT directory, or cannot be fetched from MLflow.
@@ -47,7 +51,7 @@ def encoder_directory(source: str) -> str:
     if is_registered(source):
         return registered_model(source, _ACCEPTED)
     if not storage.is_local(source):
-        raise InputError(f"{source}: encoders are read from a local disk or from MLflow; {_ACCEPTED}")
+        return remote_model(source, _ACCEPTED)
     directory = storage.local_path(source)
     if not os.path.isdir(directory):
         raise InputError(f"{source}: no such directory; {_ACCEPTED}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, digest_of
 from training.tracking.flattening import flatten, numbers_of
 from training.tracking.mlflow_sender import MLFLOW_ENVIRONMENT, say
@@ -119,7 +120,7 @@ class SweepRun:
             return
         self.run_id = os.environ.get(_RUN_VARIABLE)
         if self.run_id is None:
-            digest = digest_of({"sweep": os.path.abspath(directory)})
+            digest = digest_of({"sweep": _place(directory)})
             without = "the sweep's trials have no runs, their metrics are in metrics.jsonl only"
             self.run_id = _softly(without, lambda: _own_sweep_run(digest, is_new))
             self._is_own = self.run_id is not None
@@ -153,7 +154,12 @@ class SweepRun:
 
 def trial_digest(directory: str) -> str:
     """Identifies the runs of one trial."""
-    return digest_of({"trial": os.path.abspath(directory)})
+    return digest_of({"trial": _place(directory)})
+
+
+def _place(directory: str) -> str:
+    """A directory as every process names it, whatever its working directory."""
+    return os.path.abspath(directory) if storage.is_local(directory) else directory
 
 
 def _client() -> MlflowClient:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import select
 import signal
@@ -15,7 +16,9 @@ from typing import IO
 
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
 from pipelines.contract import storage
+from pipelines.contract.errors import InputError
 from pipelines.contract.workspace import FINETUNING
+from pipelines.results.locks import workspace_lock
 from training.trials.trial import Trial
 
 CORES_PER_TRIAL = 4
@@ -23,6 +26,8 @@ CORES_PER_TRIAL = 4
 
 
 _LOCK_NAME = "sweep.lock"
+_LEASE_NAME = "sweep"
+_WAITING = "sweep: waiting for another sweep in {} to end"
 
 
 _END_SECONDS = 20.0
@@ -43,17 +48,33 @@ def sole_sweep(workspace: str) -> Iterator[int]:
     """Wait until no process of another sweep uses this workspace; yields the lock, for workers to inherit.
 
     The kernel releases it with the last process that holds it, so a killed sweep that is started again does not run
-    at the same time as a leftover worker.
+    at the same time as a leftover worker. In an object store it is a lease of this process, and what workers inherit
+    locks nothing: there the lease of each trial keeps a leftover worker from training it at the same time.
     """
     directory = storage.join(workspace, FINETUNING)
+    if not storage.is_local(workspace):
+        with _lease_of(workspace), open(os.devnull, "w") as nothing:
+            yield nothing.fileno()
+        return
     storage.make_directory(directory)
     with open(storage.join(directory, _LOCK_NAME), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"sweep: waiting for another sweep in {workspace} to end", flush=True)
+            print(_WAITING.format(workspace), flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()
+
+
+@contextlib.contextmanager
+def _lease_of(workspace: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(workspace_lock(workspace, _LEASE_NAME))
+        except InputError:
+            print(_WAITING.format(workspace), flush=True)
+            stack.enter_context(workspace_lock(workspace, _LEASE_NAME, math.inf))
+        yield
 
 
 def worker_environments(num_trials: int, side_by_side: int, gpus: Sequence[str], cores: int) -> list[dict[str, str]]:

@@ -108,3 +108,5 @@ def test_a_directory_with_nothing_to_show_is_refused(tmp_path: Path) -> None:
         ui.main([str(tmp_path)])
     with pytest.raises(InputError, match="no such local directory"):
         ui.main([os.path.join(tmp_path, "nowhere")])
+    with pytest.raises(InputError, match=r"s3://bucket/run: an object store holds no databases.*mlflow_tracking_uri"):
+        ui.main(["s3://bucket/run"])

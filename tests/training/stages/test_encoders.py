@@ -264,9 +264,11 @@ def test_directories_and_workspaces(vocabulary: str, tmp_path: Path) -> None:
         encoder_directory(directory)
 
 
-@pytest.mark.parametrize("source", ["bert-base-uncased", "s3://bucket/encoder", "ftp://host/x"])
-def test_other_sources_are_refused(source: str) -> None:
-    with pytest.raises(InputError, match=r"models:/NAME@champion"):
+@pytest.mark.parametrize(
+    ("source", "message"), [("bert-base-uncased", "models:/NAME@champion"), ("ftp://host/x", "use a local path, s3://")]
+)
+def test_other_sources_are_refused(source: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         encoder_directory(source)
 
 
