@@ -21,6 +21,7 @@ from house_rules import compose_problems, dockerfile_problems, kubernetes_proble
 KUBERNETES_VERSIONS = ("1.31", "1.37")
 """The oldest with a stable podFailurePolicy for Jobs, and the newest whose schemas are installed."""
 KUSTOMIZATION = "kustomization.yaml"
+TEMPLATES = "flows/kubernetes_jobs"
 
 
 class UniqueKeysLoader(yaml.SafeLoader):
@@ -101,7 +102,10 @@ def checks_in(root: Path) -> list[tuple[Path, str, Check]]:
         *((path, "shellcheck", script_faults) for path in scripts),
         *((path, "hadolint", dockerfile_faults) for path in dockerfiles),
         *((path, "compose schema", compose_faults) for path in sorted(infra.glob("compose*.yaml"))),
-        *((path, "kubernetes schemas", kubernetes_faults) for path in sorted((infra / "kubernetes").glob("*.yaml"))),
+        *(
+            (path, "kubernetes schemas", kubernetes_faults)
+            for path in (*sorted((infra / "kubernetes").glob("*.yaml")), *sorted((root / TEMPLATES).glob("*.yaml")))
+        ),
     ]
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from tests.support import REPOSITORY
 
-JOB = "kubernetes/training.yaml"
-IMAGE = "docker/training.Dockerfile"
+JOB = "flows/kubernetes_jobs/training_job.yaml"
+IMAGE = "infra/docker/training.Dockerfile"
+COMPOSE = "infra/compose.yaml"
+SCRIPT = "infra/docker/entrypoints/worker.sh"
+LISTING = "infra/kubernetes/kustomization.yaml"
 
 
 def check(root: Path) -> subprocess.CompletedProcess[str]:
@@ -28,13 +31,13 @@ def check(root: Path) -> subprocess.CompletedProcess[str]:
 def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with one file of each kind, to be damaged and restored."""
     root = tmp_path_factory.mktemp("checkout")
-    names = (IMAGE, JOB, "compose.yaml", "docker/entrypoints/worker.sh", "kubernetes/kustomization.yaml")
+    names = (IMAGE, JOB, COMPOSE, SCRIPT, LISTING, "infra/kubernetes/worker.yaml")
     for name in names:
-        target = root / "infra" / name
+        target = root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(REPOSITORY / "infra" / name, target)
-    listing = root / "infra" / "kubernetes" / "kustomization.yaml"
-    listing.write_text(re.sub(r"  - (?!training).*\n", "", listing.read_text()))
+        shutil.copy(REPOSITORY / name, target)
+    listing = root / LISTING
+    listing.write_text(re.sub(r"  - (?!worker).*\n", "", listing.read_text()))
     return root
 
 
@@ -51,18 +54,18 @@ def test_everything_in_infra_passes() -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "told"),
     [
-        pytest.param("docker/entrypoints/worker.sh", '"$@"', "$@", "SC2068", id="unquoted"),
+        pytest.param(SCRIPT, '"$@"', "$@", "SC2068", id="unquoted"),
         pytest.param(IMAGE, "--yes ", "", "DL3014", id="apt-asks"),
         pytest.param(IMAGE, "USER 10001:10001", "USER root", "USER root", id="root"),
         pytest.param(IMAGE, "python:3.11-slim-bookworm", "python:latest", "name a version", id="latest"),
         pytest.param(IMAGE, "DO_NOT_TRACK=1", "HF_TOKEN=abc", "HF_TOKEN", id="secret-in-image"),
         pytest.param(IMAGE, "--require-hashes /tmp", "/tmp", "add --require-hashes", id="no-hashes"),
-        pytest.param("compose.yaml", "depends_on:", "depend_on:", "depend_on", id="unknown-key"),
-        pytest.param("compose.yaml", '"127.0.0.1:5000:5000"', '"5000:5000"', "127.0.0.1", id="open-port"),
-        pytest.param("compose.yaml", '"127.0.0.1:5000:5000"', '"0.0.0.0:5000:5000"', "127.0.0.1", id="any-address"),
-        pytest.param("compose.yaml", "${POSTGRES_PASSWORD:?}", "${POSTGRES_PASSWORD:-pg}", "PGPASSWORD", id="default"),
-        pytest.param("compose.yaml", "clozeworks@postgres", "clozeworks:pg@postgres", "password in it", id="in-url"),
-        pytest.param("compose.yaml", "    ports:\n", "    ports: []\n    ports:\n", "occurs twice", id="twice"),
+        pytest.param(COMPOSE, "depends_on:", "depend_on:", "depend_on", id="unknown-key"),
+        pytest.param(COMPOSE, '"127.0.0.1:5000:5000"', '"5000:5000"', "127.0.0.1", id="open-port"),
+        pytest.param(COMPOSE, '"127.0.0.1:5000:5000"', '"0.0.0.0:5000:5000"', "127.0.0.1", id="any-address"),
+        pytest.param(COMPOSE, "${POSTGRES_PASSWORD:?}", "${POSTGRES_PASSWORD:-pg}", "PGPASSWORD", id="default"),
+        pytest.param(COMPOSE, "clozeworks@postgres", "clozeworks:pg@postgres", "password in it", id="in-url"),
+        pytest.param(COMPOSE, "    ports:\n", "    ports: []\n    ports:\n", "occurs twice", id="twice"),
         pytest.param(JOB, "parallelism: 2", "parallelisms: 2", "parallelisms", id="unknown-field"),
         pytest.param(JOB, "parallelism: 2", 'parallelism: "2"', "parallelism", id="wrong-type"),
         pytest.param(JOB, "parallelism: 2", "parallelism: 1", "make them equal", id="sizes"),
@@ -77,11 +80,11 @@ def test_everything_in_infra_passes() -> None:
             "MLFLOW_TRACKING_PASSWORD",
             id="literal-secret",
         ),
-        pytest.param("kubernetes/kustomization.yaml", "training.yaml", "other.yaml", "not in both", id="not-listed"),
+        pytest.param(LISTING, "worker.yaml", "other.yaml", "not in both", id="not-listed"),
     ],
 )
 def test_a_fault_is_found(one_of_each: Path, name: str, old: str, new: str, told: str) -> None:
-    path = one_of_each / "infra" / name
+    path = one_of_each / name
     whole = path.read_text()
     assert old in whole
     path.write_text(whole.replace(old, new))
@@ -91,12 +94,12 @@ def test_a_fault_is_found(one_of_each: Path, name: str, old: str, new: str, told
         path.write_text(whole)
     assert result.returncode == 1, result.stdout + result.stderr
     faulty = [line for line in result.stdout.splitlines() if not line.startswith(" ") and not line.endswith(": ok")]
-    assert [line.split(":")[0] for line in faulty] == [f"infra/{name}"]
+    assert [line.split(":")[0] for line in faulty] == [name]
     assert told in result.stdout
 
 
 def test_the_requeued_exit_code_is_the_one_that_training_ends_with() -> None:
-    source = (REPOSITORY / "training" / "pretraining" / "run.py").read_text()
+    source = (REPOSITORY / "pipelines" / "contract" / "errors.py").read_text()
     entry_point = (REPOSITORY / "infra" / "docker" / "entrypoints" / "train.sh").read_text()
-    assert re.findall(r"^EXIT_INTERRUPTED = (\d+)$", source, re.M) == ["75"]
+    assert re.findall(r"^EXIT_REQUEUE = (\d+)$", source, re.M) == ["75"]
     assert re.findall(r"^interrupted=(\d+)", entry_point, re.M) == ["75"]

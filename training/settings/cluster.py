@@ -11,6 +11,30 @@ from pipelines.contract.recipe import Section
 
 Nodes = Annotated[int, Bounded(1, 10_000, "it counts machines")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+LeaseSeconds = Annotated[int, Bounded(30, 2_592_000, "the flow renews it ten times in this time, and a month is long")]
+
+
+class KubernetesConfig(Section):
+    """`[pretraining.cluster.kubernetes]`: the Job of kind `kubernetes`, where it differs from its template."""
+
+    namespace: ObjectName = "clozeworks"
+    """Namespace of the Job; it must exist (`infra/kubernetes`)."""
+    image: Text | None = None
+    """Image of the ranks, built by `infra/docker/training.Dockerfile`; None is the template's."""
+    context: Text | None = None
+    """Context of kubeconfig; None is the current one, or in a pod its service account."""
+    template: UserPath | None = None
+    """Another file with a Service and a Job; None is `flows/kubernetes_jobs/training_job.yaml`."""
+    gpu_resource: Text = "nvidia.com/gpu"
+    """Resource of which a pod requests `ranks`; `none` requests none."""
+    secrets: tuple[ObjectName, ...] = ()
+    """Secrets whose keys become environment variables: credentials of the object store."""
+    volume_claim: ObjectName = "workspace"
+    """Claim of the shared volume; not used with a workspace in an object store."""
+    lease_seconds: LeaseSeconds = 900
+    """Time after which the Job stops, with a checkpoint, when its flow no longer answers; a retried flow adopts it
+    before."""
 
 
 class ClusterConfig(Section):
@@ -34,6 +58,7 @@ class ClusterConfig(Section):
     environment: tuple[VariableName, ...] = ()
     """Names of further environment variables to pass to the ranks; those of this project, MLflow, object stores,
     NCCL, gloo, torch and DeepSpeed always are."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
 
     @model_validator(mode="after")
     def _hostfile_is_for_its_kind(self) -> ClusterConfig:

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# One node's processes of training.pretrain, one per GPU; the nodes find each other without ssh and without a launcher.
+# One node's processes of a stage, one per GPU; the nodes find each other without ssh and without a launcher.
 #
-#     train.sh RECIPE [arguments of training.pretrain]
+#     train.sh RECIPE [arguments of the module]
 #
+#   MODULE               training.pretrain (the default), training.distill or training.finetune
 #   WORKSPACE            overrides the recipe's run.workspace; required for several nodes, which must share it
+#                        unless it is the URI of an object store
 #   NODES                number of nodes (1)
 #   NODE_RANK            number of this node; else JOB_COMPLETION_INDEX, set by an indexed Job of Kubernetes; else 0
 #   PROCESSES_PER_NODE   one for each GPU of a node (1)
@@ -15,7 +17,7 @@
 # and otherwise with the exit code of the first failing process.
 set -euo pipefail
 
-interrupted=75 # EXIT_INTERRUPTED in training/pretraining/run.py, EX_TEMPFAIL
+interrupted=75 # EXIT_REQUEUE in pipelines/contract/errors.py, EX_TEMPFAIL
 peers_grace_seconds=30
 manifest_wait_seconds=900
 
@@ -28,7 +30,7 @@ whole_number() { # NAME VALUE LEAST
   [[ $2 =~ ^[0-9]{1,6}$ && $((10#$2)) -ge $3 ]] || fail "$1=$2: give a whole number of at least $3"
 }
 
-[[ $# -ge 1 ]] || fail "no recipe; write: train.sh RECIPE [arguments of training.pretrain]"
+[[ $# -ge 1 ]] || fail "no recipe; write: train.sh RECIPE [arguments of the module]"
 nodes=${NODES:-1} node=${NODE_RANK:-${JOB_COMPLETION_INDEX:-0}} per_node=${PROCESSES_PER_NODE:-1}
 whole_number NODES "$nodes" 1
 whole_number NODE_RANK "$node" 0
@@ -36,8 +38,15 @@ whole_number PROCESSES_PER_NODE "$per_node" 1
 ((node < nodes)) || fail "NODE_RANK=$node: nodes count from 0 and there are NODES=$nodes"
 if ((nodes > 1)); then
   [[ -n ${MASTER_ADDR:-} ]] || fail "NODES=$nodes, but no MASTER_ADDR; set it to the address of node 0"
-  [[ -n ${WORKSPACE:-} ]] || fail "NODES=$nodes, but no WORKSPACE; set it to the directory that all nodes share"
+  [[ -n ${WORKSPACE:-} ]] || fail "NODES=$nodes, but no WORKSPACE; set it to the directory that all nodes share, or a URI"
 fi
+module=${MODULE:-training.pretrain}
+case $module in
+  training.pretrain) stage=pretraining ;;
+  training.distill) stage=distillation ;;
+  training.finetune) stage= ;;
+  *) fail "MODULE=$module: use training.pretrain, training.distill or training.finetune" ;;
+esac
 world=$((nodes * per_node))
 if ((world > 1)); then
   export MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-29500}
@@ -63,7 +72,7 @@ pause() { # ends at once on a signal
 
 for ((local_rank = 0; local_rank < per_node; local_rank++)); do
   RANK=$((node * per_node + local_rank)) WORLD_SIZE=$world LOCAL_RANK=$local_rank LOCAL_WORLD_SIZE=$per_node \
-    python -m training.pretrain "$@" ${WORKSPACE:+--workspace "$WORKSPACE"} &
+    python -m "$module" "$@" ${WORKSPACE:+--workspace "$WORKSPACE"} &
   running[$!]=$local_rank
 done
 # A signal between two starts has reached only the first process.
@@ -99,8 +108,14 @@ done
 
 # Node 0 still writes the model when the others are done. If it died then, all would have to resume together, so the
 # others stay until the stage is complete.
+manifest=${WORKSPACE:-}/$stage/manifest.json
 give_up=$((SECONDS + manifest_wait_seconds))
-while ((code == 0 && node > 0)) && [[ ! -e $WORKSPACE/pretraining/manifest.json ]]; do
+while ((code == 0 && node > 0)) && [[ -n $stage ]]; do
+  if [[ $manifest == *://* ]]; then
+    ! python infra/docker/health.py exists "$manifest" > /dev/null || break
+  elif [[ -e $manifest ]]; then
+    break
+  fi
   if [[ -n $stopping ]] || ((SECONDS >= give_up)); then
     code=$interrupted
   fi
