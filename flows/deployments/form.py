@@ -40,7 +40,9 @@ def with_recipe(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> tup
     shown = copy.deepcopy(dict(schema))
     request = _request_definition(shown)
     for name in _INTERNAL:
-        request["properties"].pop(name, None)
+        if (hidden := request["properties"].pop(name, None)) is not None:
+            # The page shows no such properties, and the server accepts them.
+            request.setdefault("patternProperties", {})[f"^{name}$"] = hidden
     # A request without a recipe changes the deployment's own one (flows.parameters.whole_recipe).
     request.pop("required", None)
     recipe = parameters.get(_REQUEST, {}).get("recipe")

@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError as ValidationFailed
+from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
 
 from flows.deploy import PREFECT_FILE, deployments_of, template_with_devices
+from flows.deployments.deployment import flow_of
+from flows.deployments.form import with_recipe
+from flows.dispatch.parts import request_of_part
 from flows.parameters.forms import form_of, toml_value
 from flows.parameters.requests import PretrainRequest, RunRequest
 from pipelines.contract.errors import InputError
@@ -71,6 +76,24 @@ def test_the_parts_that_a_deployment_names_exist_in_other_pools() -> None:
         pools["flows/finetune.py:trial", request["trials_deployment"]],
     ]
     assert len({whole["work_pool"]["name"], *parts}) == 4, "a run must not wait for a place that it takes itself"
+
+
+def test_the_form_of_a_part_accepts_what_the_run_that_waits_sends(repository: Path) -> None:
+    demo = os.path.join(repository, "flows", "recipes", "demo.toml")
+    forms = {"pretraining": {"zero_stage": 2}, "documents": {"num_shards": 2}}
+    request = RunRequest(recipe=demo, workspace="w", rebuild=True, parent_run_id="abc", stage_retries=2, **forms)
+    sent = request_of_part(request, PretrainRequest)
+    overrides = ["documents.num_shards=2", "pretraining.zero_stage=2", 'run.workspace="w"']
+    assert sorted(sent.pop("overrides")) == overrides
+    assert sent == {"recipe": demo, "rebuild": True, "parent_run_id": "abc", "stage_retries": 2}
+    part = PretrainRequest.model_validate({**sent, "overrides": overrides}).read()
+    assert part.sections() == request.read().sections(), "also what only the form of another flow has set"
+    schema = parameter_schema(flow_of("flows/pretrain.py:pretrain")).model_dump(exclude_unset=True)
+    shown, _ = with_recipe(schema, {"request": {"recipe": demo}})
+    assert "parent_run_id" not in shown["definitions"]["PretrainRequest"]["properties"]
+    validate({"request": {**sent, "overrides": overrides}}, shown, raise_on_error=True)
+    with pytest.raises(ValidationFailed, match="'rebuilt' does not match"):
+        validate({"request": {"recipe": demo, "rebuilt": True}}, shown, raise_on_error=True)
 
 
 def test_types_of_pools_that_need_an_image() -> None:

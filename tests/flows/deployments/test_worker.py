@@ -160,52 +160,6 @@ def test_a_scheduled_run_completes_and_tells_what_it_found(site: PrefectSite, fi
     assert len(site.family(run)) == 4  # the chain, and three flows within it
 
 
-def test_one_run_over_four_pools_gives_the_bytes_of_one_process(
-    site: PrefectSite, finished: tuple[str, str], tmp_path: Path
-) -> None:
-    """Preprocessing, pre-training and each trial on a pool of its own, with a sweep of two trials as last stage."""
-    workspace, pools = tmp_path / "ws", ("clozeworks-flows", "clozeworks-gpu", "clozeworks-trials")
-    workers = [site.start_worker(pool) for pool in pools]
-    deployment = site.deployment("end-to-end", "end-to-end-cluster")
-    parts = {name: value for name, value in deployment["parameters"]["request"].items() if name.endswith("deployment")}
-    tuning = {**SETTINGS["finetuning"], "sweep": {"grid": "none", "seeds": 2}}
-    run = site.run(deployment, {**SETTINGS, **parts, "finetuning": tuning, "workspace": str(workspace)})
-    state = site.wait_until_ended(run)
-    assert state["type"] == "COMPLETED", state["message"]
-    for worker in workers:
-        worker.terminate()
-
-    runs = [site.get(f"/flow_runs/{each}") for each in site.family(run)]
-    where = {each["name"].rpartition(": ")[2]: each["work_pool_name"] for each in runs if each["deployment_id"]}
-    sweep = workspace / "finetuning" / "word-order" / "sweep"
-    names = [path.name for path in sorted(sweep.iterdir()) if path.is_dir()]
-    assert len(names) == 2
-    assert where == {
-        runs[0]["name"]: "clozeworks-flows",
-        "preprocess": "clozeworks-cpu",
-        "pretrain": "clozeworks-gpu",
-        "word-order/pretrained": "clozeworks-trials",
-        **{f"word-order/sweep/{name}": "clozeworks-trials" for name in names},
-    }
-    trial = "finetuning/word-order/pretrained"
-    for stage in ("documents", "vocabulary", "examples", "pretraining", trial):
-        assert sums_of(workspace / stage) == sums_of(Path(finished[1]) / stage), stage
-    best = json.loads((sweep / "best.json").read_text())
-    assert best["is_final"]
-    assert best["model"] is not None
-    scores = json.loads(site.artifacts(run)["demo-scores"]["data"])
-    assert [(row["task"], row["from"]) for row in scores] == [("word-order", "pretrained"), ("word-order", "sweep")]
-    report = (workspace / "report.md").read_text()
-    assert "models:/demo-word-order@" in report
-    assert "skipped (took" not in report, "its parts were built by this run"
-
-
-def sums_of(stage: Path) -> dict[str, str]:
-    """Digests of a stage's files, without that of the metrics, which have times."""
-    files = json.loads((stage / "manifest.json").read_text())["files"]
-    return {each["name"]: each["sha256"] for each in files if not each["name"].endswith("metrics.jsonl")}
-
-
 def train_until_step(site: PrefectSite, finished: tuple[str, str], workspace: str) -> tuple[str, list[Any]]:
     """Start pre-training on the finished run's examples, and stop its ranks at a step in the middle."""
     for name in ("documents", "vocabulary", "examples"):

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.support import REPOSITORY
 
-from flows.parameters.requests import RunRequest
+from flows.parameters.requests import FinetuneRequest, PreprocessRequest, RunRequest, TrialRequest
 from flows.parameters.whole_recipe import SECTION_MODELS, WholeRecipe
+from flows.running.plan import finetuning_stages
 from pipelines.contract.recipe import SECTION_NAMES, read_recipe
 from pipelines.contract.recipe_text import RecipeError
 
@@ -74,6 +76,19 @@ def test_sections_have_to_fit_together(
     with pytest.raises(RecipeError if "phases.0.max_seq_length = 24" in message else ValueError) as caught:
         WholeRecipe.check(read_recipe(path))
     assert str(caught.value) == f"{path}: {message}"
+
+
+def test_only_fine_tuning_takes_a_recipe_without_a_corpus(tmp_path: Path) -> None:
+    recipe = tmp_path / "tune.toml"
+    recipe.write_text('[run]\nname = "tune"\n[finetuning]\nencoder = "bert"\nglue_dir = "glue"\ntasks = ["rte"]\n')
+    whole = FinetuneRequest(recipe=str(recipe)).read()
+    (stage,) = finetuning_stages(whole)
+    assert [output.name for output in stage.outputs] == ["rte/pretrained"]
+    assert TrialRequest(recipe=str(recipe), trial="rte/pretrained").read().sections() == whole.sections()
+    with pytest.raises(RecipeError, match=r"documents\.sources: is required and missing"):
+        RunRequest(recipe=str(recipe)).read()
+    with pytest.raises(RecipeError, match=r"documents\.sources: is required and missing"):
+        PreprocessRequest(recipe=str(recipe)).read()
 
 
 def test_a_remote_workspace_needs_a_tracking_server(write_recipe: Callable[..., str]) -> None:
