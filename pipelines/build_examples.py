@@ -39,7 +39,7 @@ from pipelines.examples.transforms import (
     WrittenFiles,
 )
 from pipelines.examples.warnings import unk_remedy
-from pipelines.jobs.runner import Job, Progress, parse_job
+from pipelines.jobs.runner import Job, Progress
 from pipelines.jobs.sizes import DOCUMENTS_BYTES_A_TEXT_BYTE, disk_bytes_examples
 from pipelines.jobs.summary import examples_summary
 from pipelines.mixing.shares import mixed_sets
@@ -48,7 +48,7 @@ from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
 from pipelines.results.verification import verify_stage
-from pipelines.runners.running import run_pipeline
+from pipelines.runners.running import job_of, run_pipeline
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.mixtures import mixture_problem, with_weights
@@ -101,7 +101,7 @@ def build(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
-    job = parse_job(EXAMPLES, __doc__, argv)
+    job = job_of(EXAMPLES, __doc__, argv)
     config = _config_of(job.recipe)
     directories = {stage: storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
     documents = require_manifest(directories[DOCUMENTS], DOCUMENTS, "clozeworks documents")

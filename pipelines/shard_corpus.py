@@ -27,13 +27,13 @@ from pipelines.documents.summary import closing_lines
 from pipelines.filtering.decontamination import collect_grams
 from pipelines.filtering.evaluation_texts import evaluation_files_of
 from pipelines.jobs.arrow_files import write_table
-from pipelines.jobs.runner import Progress, parse_job
+from pipelines.jobs.runner import Progress
 from pipelines.jobs.sizes import disk_bytes_documents
 from pipelines.reading.unpacking import codec_of
 from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
-from pipelines.runners.running import run_pipeline
+from pipelines.runners.running import job_of, run_pipeline
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.sources.formats import find_inputs
 from pipelines.stage_keys import documents_key
@@ -96,7 +96,7 @@ def _choose_documents(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
-    job = parse_job(DOCUMENTS, __doc__, argv)
+    job = job_of(DOCUMENTS, __doc__, argv)
     config = job.recipe.section("documents", DocumentsConfig)
     directory = storage.join(job.workspace, DOCUMENTS)
     key = documents_key(config, job.workspace)

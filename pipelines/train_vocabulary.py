@@ -21,11 +21,10 @@ from pipelines.contract import storage
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, require_manifest
 from pipelines.contract.workspace import DOCUMENTS, VOCABULARY
-from pipelines.jobs.runner import parse_job
 from pipelines.jobs.summary import vocabulary_summary
 from pipelines.results.builds import open_build
 from pipelines.results.verification import verify_stage
-from pipelines.runners.running import run_pipeline
+from pipelines.runners.running import job_of, run_pipeline
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.stage_keys import vocabulary_key
 from pipelines.vocabularies.making import Adoption, CompleteVocabulary, Training, VocabularyMaker
@@ -54,7 +53,7 @@ def build(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
-    job = parse_job(VOCABULARY, __doc__, argv)
+    job = job_of(VOCABULARY, __doc__, argv)
     config = job.recipe.section("vocabulary", VocabularyConfig)
     documents_directory, directory = (storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY))
     documents = require_manifest(documents_directory, DOCUMENTS, "clozeworks documents")

@@ -49,12 +49,15 @@ def run_on_cluster(pipeline: beam.Pipeline, construct: Construct) -> None:
     construct(pipeline)
     with terminated_in_order():
         try:
-            result = pipeline.run()
+            result: Any = None
             try:
+                with signals_held():
+                    result = pipeline.run()
                 state = result.wait_until_finish()
             except (KeyboardInterrupt, Terminated):
-                print("cancelling the job on the cluster", file=sys.stderr, flush=True)
-                result.cancel()
+                if result is not None:
+                    print("cancelling the job on the cluster", file=sys.stderr, flush=True)
+                    result.cancel()
                 raise
         except (InputError, RuntimeError) as error:
             raise_cause(error)
@@ -93,3 +96,21 @@ def terminated_in_order() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Deliver SIGTERM and SIGINT only after the block, within which they would leave a job that nothing cancels."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda arrived, _frame: held.append(arrived)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])

@@ -7,11 +7,23 @@ from contextlib import nullcontext
 
 import apache_beam as beam
 
-from pipelines.jobs.runner import Job, Progress, quiet_logs
+from pipelines.jobs.runner import Job, Progress, parse_job, quiet_logs
 from pipelines.jobs.scratch import scratch_directory
 from pipelines.runners.ending import Construct, run_on_cluster
 from pipelines.runners.portable import worker_environment
 from pipelines.runners.table import RUNNERS
+
+
+def job_of(stage: str, description: str | None, argv: list[str] | None) -> Job:
+    """As `parse_job`, and the settings have what their runner needs.
+
+    Raises:
+        InputError: a setting is wrong, or missing.
+    """
+    job = parse_job(stage, description, argv)
+    if job.beam_runner is None:
+        RUNNERS[job.settings.runner].require(job)
+    return job
 
 
 def run_pipeline(job: Job, construct: Construct, progress: Progress | None = None) -> None:
@@ -29,4 +41,4 @@ def run_pipeline(job: Job, construct: Construct, progress: Progress | None = Non
         if job.beam_runner is not None:
             run_on_cluster(beam.Pipeline(options=job.options), construct)
         else:
-            RUNNERS[job.settings.runner](job, construct, scratch)
+            RUNNERS[job.settings.runner].run(job, construct, scratch)
