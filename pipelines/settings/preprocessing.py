@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, StringConstraints, field_validator
 from pipelines.contract.bounds import Text, UserPath
 from pipelines.contract.recipe import OPERATIONAL, Section
 
-RUNNER_NAMES = ("local", "dataflow", "portable")
+RUNNER_NAMES = ("local", "dataflow", "flink", "portable")
 """Each has a row in `pipelines.runners.table.RUNNERS`."""
 
 OPTIONS_WITH_A_SETTING = {
