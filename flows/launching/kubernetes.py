@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace, further: list[str]) -> int:
         arguments=(*settings, *further),
         run_name=whole.run.name,
         workspace=whole.run.workspace,
-        local_directory=getattr(whole.run, "local_directory", None),
+        local_directory=whole.run.local_directory,
         nodes=cluster.nodes,
         ranks=arguments.ranks,
         config=cluster.kubernetes,

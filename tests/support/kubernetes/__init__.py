@@ -1,0 +1,1 @@
+"""A real control plane of Kubernetes, built from Go modules, and a stand-in for the kubelet."""
