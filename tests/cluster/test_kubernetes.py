@@ -25,7 +25,7 @@ from tests.support.kubernetes.control_plane import ControlPlane, program, runnin
 from tests.support.kubernetes.kubelet import Kubelet
 from tests.support.preprocessing import small_run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3_000)]  # the first one builds the control plane
 
 NAMESPACE = "clozeworks"
 INFRA = REPOSITORY / "infra" / "kubernetes"
