@@ -258,12 +258,30 @@ def verify_file(directory: str, file: FileRecord) -> None:
         InputError: the file is missing, or its size or checksum differ; the line names it.
     """
     uri = storage.join(directory, file.name)
+    if _existing_bytes(uri) != file.size_bytes or storage.sha256_of(uri) != file.sha256:
+        raise InputError(
+            f"{uri}: damaged (its checksum is not the manifest's); restore it, or build the stage again with --restart"
+        )
+
+
+def verify_size(directory: str, file: FileRecord) -> None:
+    """Compare a file's size with its record, without reading it.
+
+    Raises:
+        InputError: the file is missing, or its size differs; the line names it.
+    """
+    uri = storage.join(directory, file.name)
+    if (found_bytes := _existing_bytes(uri)) != file.size_bytes:
+        raise InputError(
+            f"{uri}: has {found_bytes} bytes, but the manifest states {file.size_bytes}; restore it, or build the "
+            "stage again with --restart"
+        )
+
+
+def _existing_bytes(uri: str) -> int:
     size_bytes = storage.file_size_bytes(uri)
     if size_bytes is None:
         raise InputError(
             f"{uri}: missing, though the manifest lists it; restore it, or build the stage again with --restart"
         )
-    if size_bytes != file.size_bytes or storage.sha256_of(uri) != file.sha256:
-        raise InputError(
-            f"{uri}: damaged (its checksum is not the manifest's); restore it, or build the stage again with --restart"
-        )
+    return size_bytes

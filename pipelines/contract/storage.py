@@ -149,6 +149,14 @@ def move_file(source: str, target: str) -> None:
     filesystem.move(source_path, target_path)
 
 
+def copy_file(source: str, target: str) -> None:
+    """Copy one file on one file system, within the store; its new directory is created if it is missing."""
+    filesystem, source_path = filesystem_of(source)
+    _, target_path = filesystem_of(target)
+    filesystem.create_dir(target_path.rpartition("/")[0], recursive=True)
+    filesystem.copy_file(source_path, target_path)
+
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 

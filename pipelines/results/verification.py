@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import FileRecord, Manifest, require_manifest, verify_file
+from pipelines.contract.manifest import FileRecord, Manifest, require_manifest, verify_file, verify_size
 
 VERIFIED_DIRECTORY = ".verified"
 _THREADS = 4
@@ -71,6 +71,22 @@ def verify_stage(
         with contextlib.suppress(InputError, OSError):
             storage.write_bytes(memory_uri, json.dumps(known, sort_keys=True).encode())
     return len(unknown)
+
+
+def verify_read(workspace: str, stage: str, manifest: Manifest, is_needed: Callable[[FileRecord], bool]) -> None:
+    """Verify large files before they are read: local ones as `verify_stage`, remote ones by their sizes alone.
+
+    The checksum of a remote file is compared while it is copied (`pipelines.staging`), so it is read once only.
+
+    Raises:
+        InputError: as `verify_file`.
+    """
+    directory = storage.join(workspace, stage)
+    if storage.is_local(directory):
+        verify_stage(workspace, stage, manifest, is_needed)
+        return
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(lambda file: verify_size(directory, file), filter(is_needed, manifest.files)))
 
 
 def _content(directory: str, file: FileRecord) -> list[Any]:

@@ -12,15 +12,13 @@ import torch
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
-from pipelines.contract.workspace import ENCODER_DIRECTORY, VOCABULARY
-from pipelines.results.marks import building_directory
+from pipelines.contract.workspace import VOCABULARY, length_directory
 from pipelines.statistics.metrics import MASKED_LM_METRICS, MLM_LOSS, Metric
 from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, load_into, write_model
 from training.bert.losses import MLM_DENOMINATOR_EPS
 from training.bert.modeling import compile_layers, parameter_count
-from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.data.step_reader import heldout_batches
 from training.distillation.report import Size, in_words, tokens_per_second
@@ -75,7 +73,9 @@ class DistillationObjective(Objective):
         # Copy in full precision, before the teacher is converted.
         self._first_weights = student_weights(self._teacher.state_dict(), self._layers)
         self._teacher.to(processes.device, self._dtype)
-        rows = ArrowExamples(inputs.examples_directory, inputs.examples, "train", self._config.max_seq_length).num_rows
+        rows = sum(
+            file.rows for file in inputs.examples.files_of("train", length_directory(self._config.max_seq_length))
+        )
         self.settings = loop_settings(self._config, rows, precision)
         self.sums, self.metrics = _SUMS, _METRICS
 
@@ -175,8 +175,7 @@ class DistillationObjective(Objective):
         config = huggingface_config(self.model, self.vocab_size, self._shape.architecture)
         return write_model(directory, state, config, self.inputs.teacher_directory)
 
-    def statistics(self, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
-        directory = storage.join(building_directory(self.inputs.directory), ENCODER_DIRECTORY)
+    def statistics(self, directory: str, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
         sizes = {
             "teacher": Size.of(self._teacher, self.inputs.teacher_directory),
             "student": Size.of(self._shape, directory),

@@ -138,7 +138,7 @@ class BertObjective(Objective):
         self._require_same_tokenizer(directory)
         return names
 
-    def statistics(self, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
+    def statistics(self, _directory: str, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
         baseline = self._unigram_baseline()
         warning = baseline_warning(after["mlm_loss"], baseline.loss) if after and baseline else None
         if warning:
@@ -166,7 +166,14 @@ class BertObjective(Objective):
         if not inputs.examples.files_of("heldout", phase.examples_directory):
             return None
         train, heldout = (
-            ArrowExamples(inputs.examples_directory, inputs.examples, split, phase.max_seq_length, phase.examples)
+            ArrowExamples(
+                inputs.examples_directory,
+                inputs.examples,
+                split,
+                phase.max_seq_length,
+                phase.examples,
+                inputs.example_copies,
+            )
             for split in ("train", "heldout")
         )
         return unigram_baseline(train, heldout, self.settings.eval_examples)

@@ -12,6 +12,7 @@ from pipelines.contract.manifest import Manifest, StageKey
 from pipelines.contract.recipe import Recipe
 from pipelines.statistics.metrics import LOSS, Metric
 from training.bert.flops import step_flops
+from training.data.arrow_examples import LocalCopies
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
 from training.pretraining.alarms import Alarms
@@ -74,6 +75,8 @@ class StageInputs(Protocol):
     @property
     def examples_directory(self) -> str: ...
     @property
+    def example_copies(self) -> LocalCopies | None: ...
+    @property
     def tokenizer_directory(self) -> str:
         """Source of the tokenizer of examples and trained encoder."""
         ...
@@ -126,10 +129,11 @@ class Objective(Protocol):
         """Write the finished encoder; returns the names of its files below the directory."""
         ...
 
-    def statistics(self, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
+    def statistics(self, directory: str, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
         """Statistics for the manifest besides counts and metrics; called when the encoder has been written.
 
         Args:
+            directory: of the written encoder.
             progress: at the end.
             after: held-out metrics of the finished model; empty without held-out rows.
             say: prints a line.

@@ -93,7 +93,14 @@ class RowFeed:
     def examples(self, split: Split, phase: PhaseConfig) -> ArrowExamples:
         """The rows of a phase's set and length."""
         inputs = self._inputs
-        return ArrowExamples(inputs.examples_directory, inputs.examples, split, phase.max_seq_length, phase.examples)
+        return ArrowExamples(
+            inputs.examples_directory,
+            inputs.examples,
+            split,
+            phase.max_seq_length,
+            phase.examples,
+            inputs.example_copies,
+        )
 
     def masking(self, examples: ArrowExamples, phase: PhaseConfig) -> DynamicMasking | None:
         """How masks are drawn at reading; None uses the written ones."""

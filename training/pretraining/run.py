@@ -17,16 +17,15 @@ import torch
 
 from pipelines.contract import storage
 from pipelines.contract.errors import EXIT_REQUEUE, InputError
-from pipelines.contract.manifest import record_of, write_manifest
+from pipelines.contract.manifest import write_manifest
+from pipelines.contract.recipe import RunConfig
 from pipelines.contract.workspace import (
-    CHECKPOINTS_DIRECTORY,
     ENCODER_DIRECTORY,
     ENGINE_JSON_NAME,
     EXAMPLES,
     VOCABULARY,
     code_version,
 )
-from pipelines.results.marks import building_directory
 from pipelines.statistics.metrics import HELDOUT_PREFIX
 from training.bert.sizes import disk_bytes_pretraining
 from training.data.batches import StepBatch
@@ -43,11 +42,13 @@ from training.pretraining.run_state import LargestGradient, RunState, StepResult
 from training.pretraining.throughput import measured_peak_flops
 from training.resuming.checkpoint_writer import CheckpointWriter
 from training.resuming.checkpointed_stage import begin, complete, lock_of_ranks, on_first
-from training.resuming.checkpoints import CheckpointStore, Retention
+from training.resuming.checkpoints import Retention
 from training.resuming.process_end import StopRequest
 from training.resuming.progress import Progress
 from training.resuming.recovery import Limits, Verdict, judge
+from training.resuming.remote_checkpoints import END_SECONDS
 from training.resuming.result_checks import require_finite
+from training.resuming.run_directory import RunDirectory
 from training.settings.pretraining import PhaseConfig
 from training.stages.budgets import about_steps
 from training.stages.continuing import Continuation
@@ -55,6 +56,9 @@ from training.stages.origins import CONTINUED_FROM
 from training.tracking.tracker import Tracker
 
 EXIT_INTERRUPTED = EXIT_REQUEUE
+
+_OWED_ATTEMPTS = 10
+"""How often a checkpoint that is owed is tried, until the next one is due."""
 
 
 class Ending(enum.Enum):
@@ -75,9 +79,9 @@ class TrainingRun:
         self._stage = inputs.key.stage
         self._schedule, self._feed = Schedule.of(config), RowFeed(objective, processes)
         self._budget, self._clock = self._feed.budget(), time.monotonic
-        self._directory = building_directory(inputs.directory)
-        self._checkpoints = CheckpointStore(
-            storage.join(self._directory, CHECKPOINTS_DIRECTORY),
+        self._output = RunDirectory(inputs.directory, inputs.recipe.section("run", RunConfig))
+        self._directory = self._output.uri
+        self._checkpoints = self._output.checkpoints(
             inputs.key,
             Retention(config.keep_checkpoints, config.keep_every_n_steps, config.decay_start_step),
             processes,
@@ -136,22 +140,28 @@ class TrainingRun:
     def _train(self, state: RunState, progress: Progress) -> tuple[Ending, Progress]:
         resumed_step = progress.step if progress.step else -1
         losses = [metric.name for metric in self._objective.metrics if metric.unit == "nats"]
-        with Tracker(
-            self._directory,
-            self._processes.is_first,
-            f"{self._stage}.",
-            resumed_step,
-            {**self._objective.tracked(), **progress.lineage_in_words()},
-            by_tokens=[prefix + name for prefix in ("", HELDOUT_PREFIX) for name in losses],
-        ) as tracker:
+        with (
+            self._output.followed_metrics(self._processes.is_first),
+            Tracker(
+                self._output.path,
+                self._processes.is_first,
+                f"{self._stage}.",
+                resumed_step,
+                {**self._objective.tracked(), **progress.lineage_in_words()},
+                by_tokens=[prefix + name for prefix in ("", HELDOUT_PREFIX) for name in losses],
+            ) as tracker,
+        ):
             if "heldout_before" not in progress.statistics:
                 progress = self._score_before(state, progress, tracker)
             if events := progress.health.events():
                 tracker.log(progress.step, events)
             while progress.phase < len(self._config.phases):
                 progress, ending = self._train_phase(state, progress, tracker)
-                if ending is not None:
+                if ending is Ending.INTERRUPTED:
+                    self._checkpoints.stop(progress, self._stop.seconds_left())
+                elif ending is not None:
                     self._checkpoints.wait()
+                if ending is not None:
                     return ending, progress
             after = self._evaluate(state.engine, self._config.phases[-1], progress, tracker)
             self._checkpoints.wait()
@@ -324,12 +334,13 @@ class TrainingRun:
             is_due = not progress.phase_step or progress.step % self._config.checkpoint_every_steps == 0
             # A longer run continues from there.
             is_due |= progress.step == self._config.decay_start_step
+            if self._checkpoints.is_owed:
+                is_due |= progress.step % max(1, self._config.checkpoint_every_steps // _OWED_ATTEMPTS) == 0
             if result.stop or is_last or (is_due and not health.bad_steps_in_a_row):
-                self._checkpoints.save(engine, progress)
+                # Both the previous checkpoint and this one must be stored before the process is killed.
+                wait_seconds = self._stop.seconds_left() / 2 if result.stop else END_SECONDS if is_last else 0.0
+                self._checkpoints.save(engine, progress, wait_seconds)
             if result.stop and not is_last:
-                self._say(
-                    f"stopped by a signal after step {progress.step}; a checkpoint is written, run again to resume"
-                )
                 return progress, Ending.INTERRUPTED
             if progress.step % self._config.eval_every_steps == 0 and not is_last:
                 meter.add_heldout(progress.step, self._evaluate(engine, phase, progress, tracker))
@@ -368,18 +379,19 @@ class TrainingRun:
 
     def _export(self, weights: Mapping[str, torch.Tensor], progress: Progress, after: Mapping[str, float]) -> None:
         require_finite(weights, after, self._inputs.recipe.path)
-        directory = self._directory
-        names = self._objective.export(storage.join(directory, ENCODER_DIRECTORY), weights)
-        records = [record_of(directory, f"{ENCODER_DIRECTORY}/{name}", 0) for name in names]
+        encoder = storage.join(self._output.path, ENCODER_DIRECTORY)
+        names = self._objective.export(encoder, weights)
+        records = self._output.publish([f"{ENCODER_DIRECTORY}/{name}" for name in names])
         statistics = {
-            **self._objective.statistics(progress, after, self._say),
+            **self._objective.statistics(encoder, progress, after, self._say),
             "metrics": [asdict(metric) for metric in self._objective.metrics],
             "steps": progress.step,
             "tokens": progress.tokens,
             "sequences": progress.sequences,
             "world_size": progress.world_size,
         }
-        write_manifest(directory, self._inputs.key.manifest(records, statistics, code_version()))
+        write_manifest(self._directory, self._inputs.key.manifest(records, statistics, code_version()))
         complete(self._inputs.key, self._inputs.directory, self._say, self._config.keep_finished)
+        self._output.discard()
         rate = progress.tokens / max(progress.seconds, 1e-9)
         self._say(f"complete: {progress.step} steps, {progress.tokens:,} tokens, {rate:,.0f} tokens/s in steps")

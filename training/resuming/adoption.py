@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import StageKey, verify_file, write_manifest
+from pipelines.contract.manifest import Manifest, StageKey, verify_file, write_manifest
 from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY, METRICS_NAME
 from training.engine.schedule import Schedule
 from training.resuming.checkpoints import INCOMPLETE, LATEST_NAME
@@ -31,6 +31,8 @@ def verify(continuation: Continuation) -> None:
     Raises:
         InputError: a file is missing or damaged.
     """
+    if not storage.is_local(continuation.checkpoint):
+        return  # verified while its copy is staged
     for file in continuation.manifest.files:
         try:
             verify_file(continuation.checkpoint, file)
@@ -53,6 +55,9 @@ def adopt(continuation: Continuation, key: StageKey, building: str) -> None:
     if storage.file_size_bytes(metrics) is not None:
         # The tracker drops the lines after the checkpoint's step.
         storage.write_bytes(storage.join(building, METRICS_NAME), storage.read_bytes(metrics))
+    if not storage.is_local(building):
+        _adopt_remote(continuation, key, building)
+        return
     folder = storage.local_path(storage.join(building, CHECKPOINTS_DIRECTORY))
     temporary = os.path.join(folder, f"{INCOMPLETE}{continuation.name}")
     if os.path.isdir(temporary):
@@ -61,13 +66,24 @@ def adopt(continuation: Continuation, key: StageKey, building: str) -> None:
         target = os.path.join(temporary, file.name)
         storage.make_directory(os.path.dirname(target))
         _link(os.path.join(storage.local_path(continuation.checkpoint), file.name), target)
-    progress = continued_progress(continuation)
-    manifest = key.manifest(continuation.manifest.files, asdict(progress), continuation.manifest.code_version)
-    write_manifest(temporary, manifest)
+    write_manifest(temporary, _manifest(continuation, key))
     storage.flush_to_disk(temporary)
     os.rename(temporary, os.path.join(folder, continuation.name))
     storage.flush_to_disk(folder)
     storage.write_bytes(os.path.join(folder, LATEST_NAME), continuation.name.encode())
+
+
+def _adopt_remote(continuation: Continuation, key: StageKey, building: str) -> None:
+    """Copy the files within the store; the manifest, which makes them a checkpoint, is last."""
+    target = storage.join(building, CHECKPOINTS_DIRECTORY, continuation.name)
+    for file in continuation.manifest.files:
+        storage.copy_file(storage.join(continuation.checkpoint, file.name), storage.join(target, file.name))
+    write_manifest(target, _manifest(continuation, key))
+
+
+def _manifest(continuation: Continuation, key: StageKey) -> Manifest:
+    progress = asdict(continued_progress(continuation))
+    return key.manifest(continuation.manifest.files, progress, continuation.manifest.code_version)
 
 
 def _link(source: str, target: str) -> None:

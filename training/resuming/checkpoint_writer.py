@@ -46,16 +46,42 @@ class CheckpointWriter:
         Raises:
             OSError: no file can be created in the directory.
         """
-        assert self._thread is None
         mark = self._path_of_mark(directory, _WRITING)
         with writing(mark), open(mark, "x"):
             pass
         files, self._files = self._files, []
-        self._thread = threading.Thread(target=self._work, args=(files, directory, finish), name="checkpoint")
+        self._start(self._work, files, directory, finish)
+        if not self._in_background:
+            self.join()
+
+    def start_alone(self, finish: Callable[[], None]) -> None:
+        """Write the queued files to a directory of this rank's own; `finish` runs then, on every rank.
+
+        Without a background thread the files are written before this returns, but `finish` may still run.
+
+        Raises:
+            OSError: a file could not be written; only without a background thread.
+        """
+        files, self._files = self._files, []
+        if not self._in_background:
+            _save_all(files)
+        self._start(self._work_alone, files, finish)
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        assert self._thread is None
+        self._thread = threading.Thread(target=work, args=arguments, name="checkpoint")
         self._thread.daemon = True
         self._thread.start()
-        if not self._in_background:
-            self._thread.join()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether files are being written, or `finish` runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self, timeout_seconds: float | None = None) -> None:
+        """Wait until the writer is not busy, or for this long."""
+        if self._thread is not None:
+            self._thread.join(timeout_seconds)
 
     def wait(self) -> None:
         """Wait for the files being written.
@@ -73,10 +99,7 @@ class CheckpointWriter:
     def _work(self, files: list[tuple[Any, str]], directory: str, finish: Callable[[], None]) -> None:
         try:
             try:
-                while files:
-                    state, path = files.pop()
-                    _save(state, path)
-                    del state
+                _save_all(files)
             except Exception as error:
                 number = error.errno if isinstance(error, OSError) else None
                 self._mark(directory, f"{_FAILED}{number or errno.EIO}")
@@ -85,6 +108,13 @@ class CheckpointWriter:
             if self._rank == 0:
                 self._wait_for_others(directory)
                 finish()
+        except Exception as error:  # noqa: BLE001 - passed to the waiting thread, which raises it
+            self._error = error
+
+    def _work_alone(self, files: list[tuple[Any, str]], finish: Callable[[], None]) -> None:
+        try:
+            _save_all(files)
+            finish()
         except Exception as error:  # noqa: BLE001 - passed to the waiting thread, which raises it
             self._error = error
 
@@ -106,6 +136,14 @@ class CheckpointWriter:
             time.sleep(_POLL_SECONDS)
         for name in marks:
             os.remove(os.path.join(directory, name))
+
+
+def _save_all(files: list[tuple[Any, str]]) -> None:
+    """Write files, and release the memory of each."""
+    while files:
+        state, path = files.pop()
+        _save(state, path)
+        del state
 
 
 def _save(state: Any, path: str) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+_LEASE_SECONDS = 120.0
+"""Longer than a lease is valid that its holder does not renew."""
+
 RUN_NAMES = (f"{CHECKPOINTS_DIRECTORY}/", ENGINE_JSON_NAME)
 """What a run leaves in its directory that its manifest does not list: names, and directories with a slash."""
 
@@ -85,6 +88,17 @@ def on_first(processes: Processes, decide: Callable[[], ResultT]) -> ResultT:
     return result  # type: ignore[no-any-return]
 
 
+def _enter_lock(stack: ExitStack, workspace: str, name: str) -> None:
+    """Hold a lock until the stack is closed; a lease in an object store is waited for, as its holder may be dead."""
+    try:
+        stack.enter_context(workspace_lock(workspace, name))
+    except InputError as error:
+        if storage.is_local(workspace):
+            raise
+        print(f"{error}; waiting, as it ends within {_LEASE_SECONDS:.0f} s of its holder", flush=True)
+        stack.enter_context(workspace_lock(workspace, name, _LEASE_SECONDS))
+
+
 @contextmanager
 def lock_of_ranks(processes: Processes, workspace: str, name: str, reads: Sequence[str] = ()) -> Iterator[None]:
     """Hold a lock of the workspace on rank 0 during the block.
@@ -99,7 +113,7 @@ def lock_of_ranks(processes: Processes, workspace: str, name: str, reads: Sequen
         InputError: on all ranks, if another run holds it or builds one of the stages.
     """
     with ExitStack() as stack:
-        on_first(processes, lambda: stack.enter_context(workspace_lock(workspace, name)))
+        on_first(processes, lambda: _enter_lock(stack, workspace, name))
         on_first(processes, lambda: stack.enter_context(consumed(workspace, reads)))
         yield
 

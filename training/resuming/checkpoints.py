@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, failure_line
-from pipelines.contract.manifest import StageKey, read_manifest, record_of, verify_file, write_manifest
+from pipelines.contract.manifest import Manifest, StageKey, read_manifest, record_of, verify_file, write_manifest
 from pipelines.contract.workspace import CHECKPOINT_PREFIX, code_version
 from training.resuming.progress import Progress
 from training.stages.checkpoint_source import checkpoint_names
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from training.engine.processes import Processes
     from training.engine.training_engine import TrainingEngine
     from training.resuming.checkpoint_writer import CheckpointWriter
+
+Say = Callable[[str], None]
 
 INCOMPLETE = "incomplete-"
 """Prefix of a checkpoint that is being written or removed."""
@@ -88,7 +90,7 @@ class Retention:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, below one directory; all ranks call its methods together."""
+    """The checkpoints of one run, below one local directory; all ranks call its methods together."""
 
     def __init__(
         self,
@@ -97,10 +99,12 @@ class CheckpointStore:
         retention: Retention,
         processes: Processes,
         writer: CheckpointWriter,
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         self._directory, self._key, self._retention = directory, key, retention
         self._processes, self._writer, self._say = processes, writer, say
+        self.is_owed = False
+        """Whether the last checkpoint that was due is not started yet; the same on all ranks."""
         processes.explain_deaths_by(self._how_to_resume)
 
     def _how_to_resume(self) -> str:
@@ -130,13 +134,12 @@ class CheckpointStore:
 
     def _newest(self, fits: Callable[[Progress], bool]) -> tuple[str, Progress] | None:
         for name in reversed(self.names()):
-            directory = os.path.join(self._directory, name)
+            directory = storage.join(self._directory, name)
             try:
                 manifest = read_manifest(directory)
                 if manifest is None:
                     raise InputError(f"{directory}: has no manifest")
-                for file in manifest.files:
-                    verify_file(directory, file)
+                self._verify(directory, manifest)
             except InputError as error:
                 self._say(f"checkpoint {name} is damaged ({str(error).split(';')[0]}); trying the one before it")
                 continue
@@ -146,28 +149,52 @@ class CheckpointStore:
                 return name, progress
         return None
 
+    def _verify(self, directory: str, manifest: Manifest) -> None:
+        """Compare the files of a checkpoint with its manifest; runs on rank 0.
+
+        Raises:
+            InputError: one is missing or damaged.
+        """
+        for file in manifest.files:
+            verify_file(directory, file)
+
+    def _local_copy(self, name: str) -> str:
+        """A local directory with the files of a checkpoint."""
+        return os.path.join(self._directory, name)
+
+    def _universal_folder(self) -> tuple[str, bool]:
+        """Where a checkpoint is converted, and whether this rank is the one that does it there."""
+        if self._processes.is_first:
+            self._remove_incomplete()
+        return os.path.join(self._directory, f"{INCOMPLETE}universal"), self._processes.is_first
+
     def load(self, engine: TrainingEngine, name: str, world_size: int) -> None:
         """Restore weights and optimizer from a checkpoint that `world_size` ranks have written."""
-        is_sharded = bool(glob.glob(os.path.join(glob.escape(self._directory), name, "*_optim_states.pt")))
+        source = self._local_copy(name)
+        is_sharded = bool(glob.glob(os.path.join(glob.escape(source), "*_optim_states.pt")))
         if world_size == self._processes.world_size or not is_sharded:
-            engine.load(self._directory, name)
+            engine.load(*os.path.split(source))
             return
         self._say(
             f"checkpoint {name} was written by {world_size} ranks, this run has {self._processes.world_size}: "
             "converting it to DeepSpeed's universal form"
         )
-        folder = os.path.join(self._directory, f"{INCOMPLETE}universal")
-        if self._processes.is_first:
-            self._remove_incomplete()
-            engine.convert_to_universal(os.path.join(self._directory, name), os.path.join(folder, name))
+        folder, is_own = self._universal_folder()
+        if is_own:
+            engine.convert_to_universal(source, os.path.join(folder, name))
         self._processes.barrier()
         engine.load(folder, name, is_universal=True)
         self._processes.barrier()
-        if self._processes.is_first:
+        if is_own:
             shutil.rmtree(folder)
 
-    def save(self, engine: TrainingEngine, progress: Progress) -> None:
+    def save(self, engine: TrainingEngine, progress: Progress, _wait_seconds: float = 0.0) -> None:
         """Start writing a checkpoint, and drop superfluous ones once it is complete.
+
+        Args:
+            engine: with the weights.
+            progress: of the run.
+            _wait_seconds: how long a remote store may wait for the previous one; this one is then owed.
 
         Raises:
             InputError: the previous one could not be written.
@@ -195,6 +222,19 @@ class CheckpointStore:
         failures = self._processes.count(bool(problem))
         if failures:
             raise InputError(problem or f"{self._directory}: another rank could not write its part of a checkpoint")
+
+    def stop(self, progress: Progress, _seconds_left: float) -> None:
+        """Wait for the last checkpoint of a run that was asked to stop, and print how it continues.
+
+        Args:
+            progress: of the run.
+            _seconds_left: until the process is killed.
+
+        Raises:
+            InputError: the checkpoint could not be written.
+        """
+        self._say(f"stopped by a signal after step {progress.step}; a checkpoint is written, run again to resume")
+        self.wait()
 
     def drop_after(self, name: str) -> None:
         """Delete the checkpoints after the one that the run returns to, newest first: a kill leaves a valid state."""

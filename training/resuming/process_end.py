@@ -16,16 +16,27 @@ from pipelines.contract.errors import InputError, exit_code_of, first_cause
 _SECONDS_FOR_CAUSE = 3.0
 
 
+STOP_SECONDS = 15.0
+"""From a signal to the end of the process, at most; a supervisor that waits for less than 20 s kills it."""
+
+
 class StopRequest:
     """Records SIGTERM and SIGINT, so that the current step can be finished."""
 
     def __init__(self) -> None:
         self.received = False
+        self._deadline: float | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.received:
+            self._deadline = time.monotonic() + STOP_SECONDS
         self.received = True
+
+    def seconds_left(self) -> float:
+        """Until this process must have ended; all of them if only another rank was asked to stop."""
+        return STOP_SECONDS if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
 
 def run_and_leave(main: Callable[[], int]) -> NoReturn:

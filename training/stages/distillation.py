@@ -8,7 +8,7 @@ from functools import cached_property
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, require_manifest
-from pipelines.contract.recipe import Recipe
+from pipelines.contract.recipe import Recipe, RunConfig
 from pipelines.contract.workspace import (
     DISTILLATION,
     ENCODER_DIRECTORY,
@@ -19,11 +19,12 @@ from pipelines.contract.workspace import (
     directory_label,
     length_directory,
 )
-from pipelines.results.verification import require_stage, verify_stage
+from pipelines.results.verification import require_stage, verify_read
+from pipelines.staging.staged import StagedDirectory, staged
 from training.settings.distillation import DistillationConfig
 from training.stages.checkpoint_source import checkpoint_of
 from training.stages.encoders import encoder_directory, source_digest
-from training.stages.pretraining import shard_metadata
+from training.stages.pretraining import shard_metadata, staged_examples
 from training.stages.sections import DistillationSections
 
 TEACHER = "teacher"
@@ -49,9 +50,18 @@ class DistillationInputs:
     @cached_property
     def teacher_directory(self) -> str:
         """The teacher's Hugging Face directory; a teacher that is a checkpoint is exported when this is first read."""
-        if self.config.teacher is None:
-            return storage.join(self.workspace, PRETRAINING, ENCODER_DIRECTORY)
-        return encoder_directory(self.config.teacher)
+        if self.config.teacher is not None:
+            return encoder_directory(self.config.teacher)
+        stage = storage.join(self.workspace, PRETRAINING)
+        if storage.is_local(stage):
+            return storage.join(stage, ENCODER_DIRECTORY)
+        manifest = require_manifest(stage, PRETRAINING, f"clozeworks pretrain {self.recipe.path}")
+        return storage.join(staged(stage, manifest, self.recipe.section("run", RunConfig)).all(), ENCODER_DIRECTORY)
+
+    @cached_property
+    def example_copies(self) -> StagedDirectory | None:
+        """Local copies of the examples of a remote workspace, made when they are read."""
+        return staged_examples(self.recipe, self.examples_directory, self.examples)
 
     @property
     def tokenizer_directory(self) -> str:
@@ -96,10 +106,10 @@ def verify_inputs(inputs: DistillationInputs) -> None:
         InputError: a file is missing or damaged.
     """
     directory = length_directory(inputs.config.max_seq_length)
-    verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory)
-    if inputs.config.teacher is None:
-        workspace = inputs.teacher_directory.removesuffix(f"/{PRETRAINING}/{ENCODER_DIRECTORY}")
-        require_stage(workspace, PRETRAINING, f"clozeworks pretrain {inputs.recipe.path}")
+    verify_read(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory)
+    # A remote teacher is verified while it is copied.
+    if inputs.config.teacher is None and storage.is_local(inputs.workspace):
+        require_stage(inputs.workspace, PRETRAINING, f"clozeworks pretrain {inputs.recipe.path}")
 
 
 def _require_examples(inputs: DistillationInputs) -> None:
@@ -114,8 +124,11 @@ def _require_examples(inputs: DistillationInputs) -> None:
     uri = storage.join(inputs.examples_directory, files[0].name)
     found = shard_metadata(uri).get("clozeworks.vocabulary_sha256")
     checkpoint = checkpoint_of(inputs.config.teacher or "")
-    # Not the export of a checkpoint: `status` calls this.
-    directory = storage.join(checkpoint.workspace, VOCABULARY) if checkpoint else inputs.teacher_directory
+    # Not the export of a checkpoint, nor a copy of the teacher: `status` calls this.
+    if inputs.config.teacher is None:
+        directory = storage.join(inputs.workspace, PRETRAINING, ENCODER_DIRECTORY)
+    else:
+        directory = storage.join(checkpoint.workspace, VOCABULARY) if checkpoint else inputs.teacher_directory
     vocabulary = storage.join(directory, VOCABULARY_NAME)
     if storage.file_size_bytes(vocabulary) is None or storage.sha256_of(vocabulary) != found:
         raise InputError(

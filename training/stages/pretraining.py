@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pyarrow as pa
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, require_manifest
-from pipelines.contract.recipe import Recipe
+from pipelines.contract.recipe import Recipe, RunConfig
 from pipelines.contract.workspace import (
     EXAMPLES,
     PRETRAINING,
@@ -18,7 +19,8 @@ from pipelines.contract.workspace import (
     directory_label,
     vocabulary_size,
 )
-from pipelines.results.verification import verify_stage
+from pipelines.results.verification import verify_read, verify_stage
+from pipelines.staging.staged import StagedDirectory, staged
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig, require_lengths_fit
 from training.stages.initial_encoder import INITIAL_ENCODER, InitialEncoder, continued_model, resolved_encoder
@@ -65,6 +67,11 @@ class PretrainingInputs:
     @property
     def examples_directory(self) -> str:
         return storage.join(self.workspace, EXAMPLES)
+
+    @cached_property
+    def example_copies(self) -> StagedDirectory | None:
+        """Local copies of the examples of a remote workspace, made when they are read."""
+        return staged_examples(self.recipe, self.examples_directory, self.examples)
 
     @property
     def next_sentence(self) -> bool:
@@ -126,7 +133,12 @@ def verify_inputs(inputs: PretrainingInputs) -> None:
     """
     directories = {phase.examples_directory for phase in inputs.pretraining.phases}
     verify_stage(inputs.workspace, VOCABULARY, inputs.vocabulary)
-    verify_stage(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.rpartition("/")[0] in directories)
+    verify_read(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.rpartition("/")[0] in directories)
+
+
+def staged_examples(recipe: Recipe, directory: str, examples: Manifest) -> StagedDirectory | None:
+    """Local copies of the examples stage, made when they are read; None if it is local itself."""
+    return None if storage.is_local(directory) else staged(directory, examples, recipe.section("run", RunConfig))
 
 
 def _require_same_vocabulary(inputs: PretrainingInputs) -> None:

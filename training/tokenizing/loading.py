@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from tokenizers import Tokenizer
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.workspace import (
+    ADDED_TOKENS_NAME,
     CONFIG_NAME,
     MANIFEST_NAME,
+    SPECIAL_TOKENS_MAP_NAME,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     VOCABULARY_NAME,
@@ -29,6 +32,14 @@ from pipelines.wordpiece.tokenizer_config import ROLES
 
 _TOKENIZER_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens")
 """The sections of tokenizer.json that determine the ids of a text."""
+_READ_BY_TRANSFORMERS = (
+    VOCABULARY_NAME,
+    TOKENIZER_NAME,
+    TOKENIZER_CONFIG_NAME,
+    SPECIAL_TOKENS_MAP_NAME,
+    ADDED_TOKENS_NAME,
+    CONFIG_NAME,
+)
 
 
 @dataclass(frozen=True)
@@ -95,10 +106,8 @@ def _by_transformers(directory: str) -> LoadedTokenizer:
     # The class comes from config.json; a folder with only a vocabulary is treated as BERT's.
     config = {} if _has(directory, CONFIG_NAME) else {"config": BertConfig()}
     try:
-        with _quiet_transformers():
-            loaded = AutoTokenizer.from_pretrained(
-                storage.local_path(directory), local_files_only=True, trust_remote_code=False, **config
-            )
+        with _quiet_transformers(), _local(directory) as path:
+            loaded = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False, **config)
         backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     except Exception as error:  # transformers and tokenizers raise arbitrary exceptions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -212,6 +221,19 @@ def _is_own(directory: str) -> bool:
 
 def _has(directory: str, name: str) -> bool:
     return storage.file_size_bytes(storage.join(directory, name)) is not None
+
+
+@contextmanager
+def _local(directory: str) -> Iterator[str]:
+    """The path of a local directory, or of a copy of a remote one's small files."""
+    if storage.is_local(directory):
+        yield storage.local_path(directory)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in _READ_BY_TRANSFORMERS:
+            if _has(directory, name):
+                storage.write_bytes(storage.join(copy, name), storage.read_bytes(storage.join(directory, name)))
+        yield copy
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class BigramObjective(Objective):
         storage.write_bytes(storage.join(directory, "table.json"), json.dumps(state["table.weight"].tolist()).encode())
         return ["table.json"]
 
-    def statistics(self, progress: Progress, after: Mapping[str, float], _say: Say) -> dict[str, Any]:
+    def statistics(self, _directory: str, progress: Progress, after: Mapping[str, float], _say: Say) -> dict[str, Any]:
         return {**progress.statistics, "heldout_after": after}
 
 
