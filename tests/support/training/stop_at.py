@@ -13,3 +13,6 @@ class Stop:
     def received(self) -> bool:
         self._left -= 1
         return self._left == 0
+
+    def seconds_left(self) -> float:
+        return 15.0

@@ -6,15 +6,24 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support import REPOSITORY, SUPPORT
 from tests.support.training.synthetic_run import Workspace, environment, free_port
+from tests.support.training.trainer import Trainer
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import read_manifest
+from pipelines.contract.manifest import Manifest, read_manifest
+from pipelines.contract.recipe import read_recipe
+from training.distillation.objective import DistillationObjective
+from training.engine.processes import Processes
+from training.pretraining.run import EXIT_INTERRUPTED, TrainingRun
+from training.resuming.process_end import StopRequest
+from training.stages.distillation import distillation_inputs
+from training.stages.sections import DistillationSections
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -91,3 +100,62 @@ def test_killed_nodes_are_replaced_by_empty_ones(undisturbed: Any, s3_workspace:
     left = [name for name in storage.list_files(remote.path) if "part.json" in name or "step-0000000013" in name]
     assert not left
     assert not storage.list_directories(building)
+
+
+LONGER = "pretraining.phases=[{max_seq_length=32, steps=6, global_batch_size=8}]"
+DISTILLED = [
+    *("distillation.max_seq_length=32", "distillation.global_batch_size=16", "distillation.num_train_epochs=0.1"),
+    *("distillation.learning_rate=1e-3", "distillation.checkpoint_every_steps=2", "distillation.eval_examples=16"),
+]
+
+
+def manifest_of(workspace: Workspace, name: str) -> Manifest:
+    manifest = read_manifest(storage.join(workspace.path, name))
+    assert manifest is not None, name
+    return manifest
+
+
+def whole_chain(workspace: Workspace, processes: Processes) -> None:
+    """Stopped, resumed, restarted with another seed, continued for longer, and distilled."""
+    trainer = Trainer(workspace, processes)
+    assert trainer(stop_at=2) == EXIT_INTERRUPTED
+    assert trainer() == 0
+    assert trainer("pretraining.seed=7") == 0
+    assert trainer("pretraining.seed=7", LONGER, continued="") == 0
+    assert trainer() == 0, "an earlier result is restored"
+    recipe = read_recipe(workspace.recipe, [f"run.workspace={json.dumps(workspace.path)}", *DISTILLED])
+    inputs = distillation_inputs(DistillationSections.of(recipe))
+    assert TrainingRun(DistillationObjective(inputs, processes), processes, StopRequest()).run(restart=None) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_stopped_resumed_restarted_continued_and_distilled_as_on_a_disk(
+    make_workspace: Callable[[str], Any],
+    s3_workspace: str,
+    single_process: Processes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    local = make_workspace("on_a_disk")
+    remote = uploaded(local, s3_workspace)
+    printed = {}
+    for workspace in (local, remote):
+        whole_chain(workspace, single_process)
+        lines = capsys.readouterr().out.replace(workspace.path, "WORKSPACE").splitlines()
+        printed[workspace] = [line for line in lines if "tokens/s" not in line and "no checkpoint yet" not in line]
+    assert printed[remote] == printed[local]
+    stages = [name for name in storage.list_directories(local.path) if name.startswith(("pretraining", "distillation"))]
+    assert stages == ["distillation", "pretraining", "pretraining.1", "pretraining.2"]
+    for stage in stages:
+        ours, theirs = manifest_of(remote, stage), manifest_of(local, stage)
+        assert ours.files == theirs.files
+        assert (ours.config, ours.inputs) == (theirs.config, theirs.inputs)
+        for file in ours.files:
+            assert storage.sha256_of(storage.join(remote.path, stage, file.name)) == file.sha256
+    assert {name.partition("/")[0] for name in storage.list_files(remote.path)} == {
+        *stages,
+        *("documents", "vocabulary", "examples", ".verified"),
+    }
