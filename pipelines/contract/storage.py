@@ -100,8 +100,19 @@ def remove_file(uri: str) -> None:
 def remove_directory(uri: str) -> None:
     """Delete a directory and its contents, if it exists."""
     filesystem, path = filesystem_of(uri)
-    if filesystem.get_file_info(path).type == fs.FileType.Directory:
-        filesystem.delete_dir(path)
+    if filesystem.get_file_info(path).type != fs.FileType.Directory:
+        return
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        # Stores over a disk delete a directory's marker only once it is empty.
+        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        for info in sorted(found, key=lambda info: info.path, reverse=True):
+            if info.type == fs.FileType.File:
+                filesystem.delete_file(info.path)
+            elif filesystem.get_file_info(info.path).type == fs.FileType.Directory:
+                filesystem.delete_dir(info.path)
+        if filesystem.get_file_info(path).type != fs.FileType.Directory:
+            return
+    filesystem.delete_dir(path)
 
 
 def make_directory(path: str) -> None:
