@@ -56,7 +56,7 @@ class CheckpointUpload:
                 break
             except (OSError, InputError) as error:
                 if not is_failing:
-                    self.say(f"not stored yet ({failure_line(error)}); trying again while training goes on")
+                    self.say(f"not stored yet ({failure_line(error)}); trying again while training continues")
                 is_failing = True
                 time.sleep(pause_seconds)
                 pause_seconds = min(2.0 * pause_seconds, _LONGEST_PAUSE_SECONDS)

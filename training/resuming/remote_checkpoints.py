@@ -1,4 +1,4 @@
-"""Checkpoints of a run whose workspace is in an object store: written locally, and stored while training goes on.
+"""Checkpoints of a run whose workspace is in an object store: written locally, and stored while training continues.
 
 A checkpoint counts once its manifest is stored. One that is due while the previous one is still being stored is owed
 until that is done, so that no step waits for the store; only the end of the run does, and a stop within its grace

@@ -190,7 +190,7 @@ def test_a_checkpoint_counts_when_all_parts_are_stored(s3_workspace: str, tmp_pa
     assert scene.newest()[0] == "step-0000000010"
 
 
-def test_steps_go_on_while_the_store_is_away(s3_workspace: str, tmp_path: Path) -> None:
+def test_steps_continue_while_the_store_is_away(s3_workspace: str, tmp_path: Path) -> None:
     scene = Scene(f"{s3_workspace}/away/checkpoints", tmp_path, 2)
     scene.is_open.clear()
     scene.save(5)
@@ -233,7 +233,7 @@ def test_what_a_rank_may_not_write_is_tried_again(
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2, "said when it begins and when it ends"
     assert "pretraining: rank 1: checkpoint step-0000000005: not stored yet (s3://" in printed[0]
-    assert printed[0].endswith("access denied); trying again while training goes on")
+    assert printed[0].endswith("access denied); trying again while training continues")
     assert "checkpoint step-0000000005: stored, " in printed[1]
     scene.save(15)
     scene.wait()

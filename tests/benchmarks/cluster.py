@@ -1,0 +1,130 @@
+"""What a workspace in an object store costs, on a real S3 server on loopback.
+
+`stall`: the share of a training's time for which its steps wait for checkpoints, in an object store beyond what they
+wait on a local disk; at most 1 %. The same pre-training runs in turn on both; the waits are those inside the calls that
+start a checkpoint, the last one left out, since the end of a run waits for the store.
+
+    make bench NAME=cluster
+    .venv/bin/python tests/benchmarks/cluster.py --parts stall --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.support import REPOSITORY
+from tests.support.measuring import report
+from tests.support.object_store.s3_server import running_server
+from tests.support.training.synthetic_run import Workspace, write_workspace
+
+from pipelines.contract import storage
+from pipelines.contract.recipe import read_recipe
+
+STEPS, EVERY_STEPS = 40, 10
+STALL_SETTINGS = [
+    f"pretraining.phases=[{{max_seq_length=64, steps={STEPS}, global_batch_size=32}}]",
+    f"pretraining.checkpoint_every_steps={EVERY_STEPS}",
+    *("pretraining.eval_every_steps=1000", "pretraining.log_every_steps=10"),
+    *("model.hidden_size=384", "model.num_hidden_layers=6", "model.num_attention_heads=6"),
+    "model.intermediate_size=1536",
+]
+"""About 11 million parameters: 130 MB a checkpoint."""
+
+
+def stall(rounds: int) -> None:
+    """Report the share of step time that is lost to checkpoints in a store."""
+    (REPOSITORY / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as directory, running_server(Path(directory)) as server:
+        os.environ |= server.environment | {"XDG_CACHE_HOME": os.path.join(directory, "cache")}
+        local = write_workspace(os.path.join(directory, "local"))
+        shares: dict[str, list[float]] = {"local": [], "store": []}
+        seconds: dict[str, list[float]] = {"local": [], "store": []}
+        for number in range(rounds):
+            uri = server.new_prefix()
+            for name in storage.list_files(local.path):
+                if name.startswith(("documents/", "vocabulary/", "examples/")):
+                    data = storage.read_bytes(storage.join(local.path, name))
+                    storage.write_bytes(storage.join(uri, name), data)
+                    storage.write_bytes(storage.join(directory, f"local{number}", name), data)
+            on_disk = Workspace(os.path.join(directory, f"local{number}"), local.recipe)
+            for kind, workspace in (("local", on_disk), ("store", Workspace(uri, local.recipe))):
+                waited, total = _waits(workspace)
+                shares[kind].append(waited / total)
+                seconds[kind].append(total)
+        value = statistics.median(shares["store"]) - statistics.median(shares["local"])
+        report(
+            "cluster-stall",
+            100.0 * value,
+            "% of the time of steps, waited for checkpoints in a store beyond those on a disk",
+            runs=rounds,
+            server=server.kind,
+            store_percent=[round(100.0 * share, 2) for share in shares["store"]],
+            local_percent=[round(100.0 * share, 2) for share in shares["local"]],
+            loop_seconds={kind: [round(each, 2) for each in values] for kind, values in seconds.items()},
+        )
+
+
+def _waits(workspace: Workspace) -> tuple[float, float]:
+    """Seconds inside the calls that start a checkpoint, and of the loop until its last step."""
+    from training.engine.processes import start_processes, stop_processes
+    from training.pretraining.bert_objective import BertObjective
+    from training.pretraining.run import TrainingRun
+    from training.resuming.process_end import StopRequest
+    from training.stages.pretraining import pretraining_inputs
+    from training.stages.sections import PretrainingSections
+
+    overrides = [f"run.workspace={json.dumps(workspace.path)}", *STALL_SETTINGS]
+    inputs = pretraining_inputs(PretrainingSections.of(read_recipe(workspace.recipe, overrides)))
+    run = TrainingRun(BertObjective(inputs), start_processes(), StopRequest())
+    started, waited = 0.0, 0.0
+    last_seconds = 0.0
+    checkpoints: Any = run._checkpoints
+    save = checkpoints.save
+
+    def timed(engine: Any, progress: Any, wait_seconds: float = 0.0) -> None:
+        nonlocal waited, last_seconds
+        begun = time.monotonic()
+        if progress.step == STEPS:
+            last_seconds = begun - started
+            save(engine, progress, wait_seconds)
+            return
+        save(engine, progress, wait_seconds)
+        waited += time.monotonic() - begun
+
+    checkpoints.save = timed
+    train_phase = run._train_phase
+
+    def from_here(*arguments: Any) -> Any:
+        nonlocal started
+        started = time.monotonic()
+        return train_phase(*arguments)
+
+    run._train_phase = from_here  # type: ignore[method-assign]
+    try:
+        assert run.run(restart=None) == 0
+    finally:
+        stop_processes()
+    return waited, last_seconds
+
+
+PARTS = {"stall": stall}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=sorted(PARTS))
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        PARTS[part](arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
