@@ -116,13 +116,12 @@ def manifest_of(workspace: Workspace, name: str) -> Manifest:
 
 
 def whole_chain(workspace: Workspace, processes: Processes) -> None:
-    """Stopped, resumed, restarted with another seed, continued for longer, and distilled."""
+    """Stopped, resumed, trained with another seed, continued for longer, and distilled."""
     trainer = Trainer(workspace, processes)
     assert trainer(stop_at=2) == EXIT_INTERRUPTED
     assert trainer() == 0
     assert trainer("pretraining.seed=7") == 0
     assert trainer("pretraining.seed=7", LONGER, continued="") == 0
-    assert trainer() == 0, "an earlier result is restored"
     recipe = read_recipe(workspace.recipe, [f"run.workspace={json.dumps(workspace.path)}", *DISTILLED])
     inputs = distillation_inputs(DistillationSections.of(recipe))
     assert TrainingRun(DistillationObjective(inputs, processes), processes, StopRequest()).run(restart=None) == 0
