@@ -4,6 +4,9 @@
 wait on a local disk; at most 1 %. The same pre-training runs in turn on both; the waits are those inside the calls that
 start a checkpoint, the last one left out, since the end of a run waits for the store.
 
+`flow`: seconds that a part of a run takes as a run of a deployment, beyond its own work: one part that does nothing,
+and eight of them mapped over a pool of three places, against a run without parts. Wall clock, for it is mostly waiting.
+
     make bench NAME=cluster
     .venv/bin/python tests/benchmarks/cluster.py --parts stall --rounds 3
 """
@@ -20,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import REPOSITORY
+from tests.support.flows.parts_of_a_run import CHILDREN, PARENTS
+from tests.support.flows.prefect_site import PrefectSite, prefect_site
 from tests.support.measuring import report
 from tests.support.object_store.s3_server import running_server
 from tests.support.training.synthetic_run import Workspace, write_workspace
@@ -36,6 +41,7 @@ STALL_SETTINGS = [
     "model.intermediate_size=1536",
 ]
 """About 11 million parameters: 130 MB a checkpoint."""
+MAPPED_PARTS = 8
 
 
 def stall(rounds: int) -> None:
@@ -114,7 +120,38 @@ def _waits(workspace: Workspace) -> tuple[float, float]:
     return waited, last_seconds
 
 
-PARTS = {"stall": stall}
+def flow_overhead(rounds: int) -> None:
+    """Report the seconds that a run waits for a part beyond the part's own work."""
+    with tempfile.TemporaryDirectory() as home, prefect_site(home, str(REPOSITORY)) as site:
+        deployed = site.command("tests.support.flows.parts_of_a_run")
+        assert deployed.returncode == 0, deployed.stderr
+        for pool in (PARENTS, CHILDREN):
+            site.start_worker(pool)
+        _run_seconds(site, 1)  # the first run loads what later ones find in the page cache
+        numbers = (0, 1, MAPPED_PARTS)
+        seconds = {number: statistics.median(_run_seconds(site, number) for _ in range(rounds)) for number in numbers}
+    report(
+        "cluster_flow",
+        seconds[1] - seconds[0],
+        "s for a part",
+        run_alone=seconds[0],
+        mapped_parts=MAPPED_PARTS,
+        mapped_each=(seconds[MAPPED_PARTS] - seconds[0]) / MAPPED_PARTS,
+        runs=rounds,
+    )
+
+
+def _run_seconds(site: PrefectSite, parts: int) -> float:
+    """Seconds from the request of a run to its end."""
+    begin = time.monotonic()
+    children = {f"part {number}": ["child/working", "completes"] for number in range(parts)}
+    run = site.run(site.deployment("parent", "waiting"), {"children": children})
+    state = site.wait_until_ended(run)
+    assert state["type"] == "COMPLETED", state["message"]
+    return time.monotonic() - begin
+
+
+PARTS = {"stall": stall, "flow": flow_overhead}
 
 
 def main() -> None:
