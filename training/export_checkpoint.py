@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: clozeworks export workspaces/demo --checkpoint step-1000 --output step-1000",
     )
     parser.add_argument(
-        "source", help="workspace, recipe (.toml), or directory of a kept run such as workspaces/demo/pretraining.1"
+        "source",
+        help="workspace (directory or URI), recipe (.toml), or directory of a kept run such as "
+        "workspaces/demo/pretraining.1",
     )
     parser.add_argument(
         "--checkpoint", default=LATEST, metavar="NAME", help="step-N, or latest, the newest one (default: %(default)s)"
@@ -37,11 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if not storage.is_local(parsed.output):
         raise InputError(f"--output {parsed.output}: models are written to a local disk; give a local directory")
-    place = parsed.source
+    place, run = parsed.source, RunConfig()
     if place.endswith(".toml"):
-        place = read_recipe(place).section("run", RunConfig).workspace
+        run = read_recipe(place).section("run", RunConfig)
+        place = run.workspace
     checkpoint = find_checkpoint(place, parsed.checkpoint)
-    export_checkpoint(checkpoint, storage.local_path(parsed.output), lambda line: print(f"export: {line}", flush=True))
+    export_checkpoint(
+        checkpoint, storage.local_path(parsed.output), lambda line: print(f"export: {line}", flush=True), run
+    )
     return 0
 
 

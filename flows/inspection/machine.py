@@ -22,6 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipelines.contract import storage
+from pipelines.contract.recipe import RunConfig
+from pipelines.staging.local_cache import local_directory
+
 State = Literal["ok", "missing", "optional"]
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -281,7 +285,8 @@ def _shared_memory() -> Finding:
 
 
 def _disk(directory: str) -> Finding:
-    place = os.path.abspath(directory)
+    # A run in an object store fills the disk of its local copies.
+    place = os.path.abspath(directory if storage.is_local(directory) else local_directory(RunConfig()))
     while not os.path.isdir(place):
         place = os.path.dirname(place)
     free = shutil.disk_usage(place).free

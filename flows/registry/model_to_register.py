@@ -16,6 +16,7 @@ from flows.running.outcomes import StageOutcome
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, read_manifest, require_manifest, verify_file
 from pipelines.contract.workspace import ENCODER_DIRECTORY, MODEL_DIRECTORY, RANDOM
+from pipelines.staging.staged import staged
 from pipelines.statistics.training import TrialStatistics
 
 
@@ -75,14 +76,14 @@ def _encoder(
     evaluation: Callable[[Manifest], Evaluation | None],
 ) -> ModelToRegister:
     (directory,) = outcome.directories.values()
-    manifest = _manifest_of(directory)
+    manifest, directory = _verified(directory, whole)
     files = ModelFiles(f"{whole.model_prefix}-{suffix}", storage.join(directory, ENCODER_DIRECTORY), {})
     data = f"held-out examples of length {length}"
     return ModelToRegister(files, manifest, evaluation(manifest), card_facts(whole, files, manifest), data)
 
 
 def _finetuned(whole: WholeRecipe, task: str, directory: str) -> ModelToRegister:
-    manifest = _manifest_of(directory)
+    manifest, directory = _verified(directory, whole)
     files = ModelFiles(
         f"{whole.model_prefix}-{task}",
         storage.join(directory, MODEL_DIRECTORY),
@@ -96,11 +97,16 @@ def _finetuned(whole: WholeRecipe, task: str, directory: str) -> ModelToRegister
     return ModelToRegister(files, manifest, evaluation, card_facts(whole, files, manifest), *names[:1])
 
 
-def _manifest_of(directory: str) -> Manifest:
-    """The manifest of a stage, after verifying its files, so that exactly the trained model is registered."""
+def _verified(directory: str, whole: WholeRecipe) -> tuple[Manifest, str]:
+    """The manifest of a stage, and the local directory of its verified files: exactly the trained model is registered.
+
+    Files of a remote stage are verified while they are copied.
+    """
     manifest = read_manifest(directory)
     stage = manifest.stage if manifest is not None else os.path.basename(directory)
     manifest = require_manifest(directory, stage, "clozeworks run")
+    if not storage.is_local(directory):
+        return manifest, staged(directory, manifest, whole.run).all()
     for file in manifest.files:
         verify_file(directory, file)
-    return manifest
+    return manifest, directory

@@ -31,6 +31,8 @@ from pipelines.commands.command_line import CommandParser
 from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
 from pipelines.contract.errors import EXIT_FAILED, InputError, exit_code_of
+from pipelines.contract.manifest import digest_of
+from pipelines.staging.local_cache import local_directory
 
 HOME_NAME = "prefect"
 DRAIN_TIMEOUT_SECONDS = 5.0
@@ -167,7 +169,11 @@ def _send_what_waits() -> None:
 
 
 def prefect_home(whole: WholeRecipe) -> str:
-    """Directory of a private server's database: in a local workspace, unless PREFECT_HOME is set."""
-    if "PREFECT_HOME" in os.environ or not whole.is_local:
+    """Directory of a private server's database: in the workspace or, if that is remote, in the run's local directory;
+    PREFECT_HOME overrides both."""
+    if "PREFECT_HOME" in os.environ:
         return str(PREFECT_HOME.value())
-    return storage.join(storage.local_path(whole.run.workspace), HOME_NAME)
+    if whole.is_local:
+        return storage.join(storage.local_path(whole.run.workspace), HOME_NAME)
+    # One for each workspace: two runs on one machine must not share a database.
+    return storage.join(local_directory(whole.run), HOME_NAME, digest_of(whole.run.workspace)[:16])

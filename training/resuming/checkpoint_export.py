@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, verify_file
+from pipelines.contract.recipe import RunConfig
 from pipelines.contract.workspace import ENCODER_DIRECTORY, VOCABULARY
 from pipelines.results.locks import workspace_lock
 from pipelines.results.verification import require_stage
+from pipelines.staging.staged import staged
 from training.resuming.progress import Progress
 from training.settings.model import ModelConfig
 from training.stages.checkpoint_source import CheckpointSource, require_unchanged
@@ -21,13 +23,16 @@ _EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 _NEXT_SENTENCE_HEAD = "cls.seq_relationship.weight"
 
 
-def export_checkpoint(checkpoint: CheckpointSource, output: str, say: Callable[[str], None]) -> None:
+def export_checkpoint(
+    checkpoint: CheckpointSource, output: str, say: Callable[[str], None], run: RunConfig | None = None
+) -> None:
     """Write a checkpoint's fp32 weights, its configuration, tokenizer and README.md; atomically.
 
     Args:
         checkpoint: of any ZeRO stage, written by any number of ranks.
         output: a local directory that is absent or empty.
         say: prints a line.
+        run: the section [run], which names the place for copies of a remote checkpoint; None is its default.
 
     Raises:
         InputError: the output exists, the checkpoint is damaged or was deleted meanwhile, or the workspace's vocabulary
@@ -40,7 +45,7 @@ def export_checkpoint(checkpoint: CheckpointSource, output: str, say: Callable[[
     storage.make_directory(parent)
     with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=parent) as scratch:
         written = storage.join(scratch, ENCODER_DIRECTORY)
-        num_parameters = _write(checkpoint, vocabulary, written)
+        num_parameters = _write(checkpoint, vocabulary, written, run or RunConfig())
         for name in os.listdir(written):
             storage.flush_to_disk(storage.join(written, name))
         storage.flush_to_disk(written)
@@ -84,7 +89,7 @@ def _require_own_vocabulary(checkpoint: CheckpointSource) -> str:
     return directory
 
 
-def _write(checkpoint: CheckpointSource, vocabulary: str, directory: str) -> int:
+def _write(checkpoint: CheckpointSource, vocabulary: str, directory: str, run: RunConfig) -> int:
     """Write the export's files; returns the number of parameters."""
     # torch takes seconds to load: only after these checks.
     import torch
@@ -95,14 +100,13 @@ def _write(checkpoint: CheckpointSource, vocabulary: str, directory: str) -> int
     from training.resuming.result_checks import require_finite
 
     try:
-        for file in checkpoint.manifest.files:
-            verify_file(checkpoint.directory, file)
+        files = _local_files(checkpoint, run)
         config = ModelConfig.model_validate(checkpoint.manifest.config["model"])
-        shapes = stored_shapes(checkpoint.directory)
+        shapes = stored_shapes(files)
         vocab_size, next_sentence = shapes[_EMBEDDINGS][0], _NEXT_SENTENCE_HEAD in shapes
         with torch.device("meta"):
             model = BertForPreTraining(config, vocab_size, next_sentence)
-        weights = full_precision_weights(checkpoint.directory, model)
+        weights = full_precision_weights(files, model)
     except (OSError, LookupError, ValueError) as error:
         require_unchanged(checkpoint)
         if isinstance(error, (OSError, InputError)):
@@ -117,6 +121,15 @@ def _write(checkpoint: CheckpointSource, vocabulary: str, directory: str) -> int
     origin = (("run", _run_in_words(checkpoint)), ("checkpoint", _progress_in_words(checkpoint)))
     write_model(directory, weights, huggingface_config(config, vocab_size, model.architecture), vocabulary, origin)
     return num_parameters
+
+
+def _local_files(checkpoint: CheckpointSource, run: RunConfig) -> str:
+    """The directory of a checkpoint's verified files; a remote one is copied."""
+    if not storage.is_local(checkpoint.directory):
+        return staged(checkpoint.directory, checkpoint.manifest, run).all()
+    for file in checkpoint.manifest.files:
+        verify_file(checkpoint.directory, file)
+    return checkpoint.directory
 
 
 def _run_in_words(checkpoint: CheckpointSource) -> str:

@@ -6,10 +6,12 @@ import time
 from dataclasses import replace
 
 from pipelines.contract import storage
-from pipelines.contract.manifest import record_of, write_manifest
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import read_manifest, write_manifest
+from pipelines.contract.recipe import RunConfig
 from pipelines.contract.workspace import FINETUNING, MODEL_DIRECTORY, code_version, vocabulary_size
 from pipelines.results.builds import discard_build, finish_exchange, install_build, open_build
-from pipelines.results.marks import building_directory
+from pipelines.staging.staged import staged
 from pipelines.statistics.training import TrialStatistics
 from training.bert.config_file import read_config
 from training.bert.huggingface import huggingface_config, write_model
@@ -19,6 +21,7 @@ from training.finetuning.loop import Beginning, Fitted, Fitting
 from training.finetuning.problem import Problem, TaskInputs
 from training.resuming.checkpointed_stage import lock_of_ranks, on_first
 from training.resuming.result_checks import require_finite
+from training.resuming.run_directory import RunDirectory
 from training.settings.model import ModelConfig
 from training.settings.tasks import load
 from training.tracking.tracker import Tracker
@@ -28,7 +31,7 @@ PREDICTIONS_DIRECTORY = "predictions"
 
 
 def beginning_of(trial: Trial) -> Beginning:
-    """The architecture and the initial weights of a trial.
+    """The architecture and the initial weights of a trial; a remote encoder is staged.
 
     Raises:
         InputError: the encoder or the vocabulary cannot be read.
@@ -36,7 +39,20 @@ def beginning_of(trial: Trial) -> Beginning:
     if trial.encoder_directory is None:
         assert trial.model is not None
         return Beginning(trial.model, vocabulary_size(trial.vocabulary_directory), None)
-    return Beginning(*read_config(trial.encoder_directory), trial.encoder_directory)
+    directory = _local_encoder(trial.encoder_directory, trial.run)
+    return Beginning(*read_config(directory), directory)
+
+
+def _local_encoder(directory: str, run: RunConfig) -> str:
+    """A local copy of the encoder of a stage; the directory itself if it is local."""
+    if storage.is_local(directory):
+        return directory
+    stage, _, name = directory.rpartition("/")
+    manifest = read_manifest(stage)
+    if manifest is None:
+        raise InputError(f"{stage}: no longer complete; build it again, and then fine-tune")
+    names = [file.name for file in manifest.files if file.name.startswith(f"{name}/")]
+    return storage.join(staged(stage, manifest, run, names).all(), name)
 
 
 def open_problem(trial: Trial, folder: str | None) -> Problem:
@@ -81,9 +97,11 @@ def _run_locked(
     if config.dropout is not None:
         beginning = replace(beginning, model=_with_dropout(beginning.model, config.dropout))
     say = trial.say if processes.is_first else _silent
-    building = building_directory(trial.directory)
+    build = RunDirectory(trial.directory, trial.run)
 
     def begin() -> None:
+        # Local files of a killed attempt at a remote build.
+        build.discard()
         finish_exchange(trial.directory)
         discard_build(trial.directory)
         open_build(trial.directory, trial.key)
@@ -94,8 +112,11 @@ def _run_locked(
     fitting = Fitting(problem, beginning, config.fitting(trial.task), config, processes, say)
     started = time.monotonic()
     prefix = f"{trial.task}.{trial.start}." if run_id is None else ""
-    with Tracker(building, processes.is_first, prefix, -1, run_id=run_id) as tracker:
-        fitted = fitting.run(tracker, storage.join(building, PREDICTIONS_DIRECTORY))
+    with (
+        build.followed_metrics(processes.is_first),
+        Tracker(build.path, processes.is_first, prefix, -1, run_id=run_id) as tracker,
+    ):
+        fitted = fitting.run(tracker, storage.join(build.path, PREDICTIONS_DIRECTORY))
     statistics = TrialStatistics(
         task=trial.task,
         start=trial.start,
@@ -110,22 +131,28 @@ def _run_locked(
 
     def write() -> None:
         require_finite(fitted.state, fitted.metrics, f"{trial.task}/{trial.start}")
-        _write(trial, beginning, problem, fitted, statistics)
+        _write(trial, beginning, problem, fitted, statistics, build)
+        build.discard()
 
     on_first(processes, write)
     say(f"complete: best epoch {fitted.epoch}, {problem.metric} {statistics.score:.4f}, {statistics.seconds} s")
     return statistics
 
 
-def _write(trial: Trial, beginning: Beginning, problem: Problem, fitted: Fitted, statistics: TrialStatistics) -> None:
+def _write(
+    trial: Trial,
+    beginning: Beginning,
+    problem: Problem,
+    fitted: Fitted,
+    statistics: TrialStatistics,
+    build: RunDirectory,
+) -> None:
     architecture, more = problem.huggingface()
     config = huggingface_config(beginning.model, beginning.vocab_size, architecture, **more)
-    building = building_directory(trial.directory)
-    names = write_model(storage.join(building, MODEL_DIRECTORY), fitted.state, config, trial.vocabulary_directory)
+    names = write_model(storage.join(build.path, MODEL_DIRECTORY), fitted.state, config, trial.vocabulary_directory)
     files = [f"{MODEL_DIRECTORY}/{name}" for name in names]
-    files += [name for name in storage.list_files(building) if name.startswith(f"{PREDICTIONS_DIRECTORY}/")]
-    records = [record_of(building, name, 0) for name in files]
-    write_manifest(building, trial.key.manifest(records, statistics, code_version()))
+    files += [name for name in storage.list_files(build.path) if name.startswith(f"{PREDICTIONS_DIRECTORY}/")]
+    write_manifest(build.uri, trial.key.manifest(build.publish(files), statistics, code_version()))
     install_build(trial.directory, trial.key)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import StageKey, read_manifest, write_manifest
+from pipelines.contract.recipe import RunConfig
 from pipelines.contract.workspace import MODEL_DIRECTORY
 from pipelines.statistics.training import TrialStatistics
 from training.settings.finetuning import FinetuningConfig
@@ -22,7 +23,8 @@ class Trial:
 
     start: name of the initial weights. directory: of the result. config: the section [finetuning] with this trial's
     settings. encoder_directory: a Hugging Face directory; None starts from random weights of `model`.
-    vocabulary_directory: source of the tokenizer. model: None if the encoder's own configuration determines it.
+    vocabulary_directory: source of the tokenizer. model: None if the encoder's own configuration determines it. run:
+    the section [run], which names the place for copies of remote files.
     """
 
     task: str
@@ -33,6 +35,7 @@ class Trial:
     encoder_directory: str | None
     vocabulary_directory: str
     model: ModelConfig | None = None
+    run: RunConfig = field(default_factory=RunConfig)
 
     @property
     def name(self) -> str:

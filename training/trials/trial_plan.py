@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.contract import storage
 from pipelines.contract.manifest import require_manifest
+from pipelines.contract.recipe import RunConfig
 from pipelines.contract.workspace import (
     DOCUMENTS,
     ENCODER_DIRECTORY,
@@ -14,7 +15,7 @@ from pipelines.contract.workspace import (
     VOCABULARY,
     code_version,
 )
-from pipelines.results.verification import require_stage
+from pipelines.results.verification import require_stage, verify_read
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import MNLI
 from training.settings.tasks import load
@@ -40,7 +41,9 @@ def require_inputs(sections: FinetuningSections) -> None:
     if config.encoder is None or config.compare_with_random:
         require_stage(workspace, VOCABULARY, f"clozeworks vocabulary {recipe.path}")
     if config.encoder is None:
-        require_stage(workspace, PRETRAINING, f"clozeworks pretrain {recipe.path}")
+        pretraining = storage.join(workspace, PRETRAINING)
+        manifest = require_manifest(pretraining, PRETRAINING, f"clozeworks pretrain {recipe.path}")
+        verify_read(workspace, PRETRAINING, manifest, lambda _: True)
     if any(config.family(task).preparer for task in config.tasks):
         require_stage(
             workspace,
@@ -72,11 +75,11 @@ def trial_of(sections: FinetuningSections, task: str, start: str) -> Trial:
         InputError: a file of the task or the recipe's encoder is missing.
     """
     workspace, config = sections.workspace, sections.finetuning
+    run = sections.recipe.section("run", RunConfig)
     directory, key = finetuning_directory(workspace, task, start), finetuning_key(sections, task, start)
     if start == RANDOM:
-        return Trial(
-            task, start, directory, config, key, None, storage.join(workspace, VOCABULARY), random_model(sections)
-        )
+        vocabulary = storage.join(workspace, VOCABULARY)
+        return Trial(task, start, directory, config, key, None, vocabulary, random_model(sections), run)
     if config.begins_from_mnli(task):
         source = storage.join(finetuning_directory(workspace, MNLI, PRETRAINED), MODEL_DIRECTORY)
     elif config.encoder is not None:
@@ -85,4 +88,4 @@ def trial_of(sections: FinetuningSections, task: str, start: str) -> Trial:
         source = encoder_directory(config.encoder)
     else:
         source = storage.join(workspace, PRETRAINING, ENCODER_DIRECTORY)
-    return Trial(task, start, directory, config, key, source, source)
+    return Trial(task, start, directory, config, key, source, source, run=run)
