@@ -12,6 +12,7 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
 
 import pytest  # noqa: E402
 from tests.support import REPOSITORY  # noqa: E402
+from tests.support.object_store.fault_proxy import s3_proxy  # noqa: E402, F401 - a fixture for all tests
 from tests.support.object_store.s3_server import s3_server, s3_workspace  # noqa: E402, F401 - fixtures for all tests
 
 SLOW_FIXTURES = {"built", "consumer", "found", "prefect_server", "real_encoder", "site", "undisturbed"}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipelines.contract.shown_text import shown
+from pipelines.stores.failures import StoreError
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -139,12 +140,14 @@ def failure_line(error: BaseException) -> str | None:
         return None
     if isinstance(cause, InputError):
         return str(cause)
+    if isinstance(cause, StoreError):
+        return shown(str(cause))[:_SHOWN_CHARACTERS]
     line = _memory_line(cause) if isinstance(cause, MemoryError) else _system_line(cause)
     return shown(line)[:_SHOWN_CHARACTERS]
 
 
 def first_cause(error: BaseException) -> InputError | OSError | MemoryError | None:
-    """The error that started it, if it can be shown in one line: an InputError first, then a system error."""
+    """The error that started it, if it can be shown in one line: one that states it first, then a system error."""
     found: list[InputError | OSError | MemoryError] = []
     current: BaseException | None = error
     seen: set[int] = set()
@@ -154,7 +157,8 @@ def first_cause(error: BaseException) -> InputError | OSError | MemoryError | No
         hides_context = current.__suppress_context__ or (isinstance(current, _BUGS) and not _explainable(current))
         current = current.__cause__ or (None if hides_context else current.__context__)
     found.reverse()
-    first = next((cause for cause in found if isinstance(cause, InputError)), found[0] if found else None)
+    stated = (cause for cause in found if isinstance(cause, InputError | StoreError))
+    first = next(stated, found[0] if found else None)
     if isinstance(first, OSError) and not _path_of(first):
         # An error that wraps it may hold the path.
         same = (cause for cause in found if isinstance(cause, OSError) and cause.errno == first.errno)

@@ -1,7 +1,7 @@
-"""Read and write workspace files, locally or on any file system that Arrow knows (s3://, gs://, hdfs://).
+"""Read and write workspace files, locally or on any file system that Arrow knows (s3://, gs://, az://, hdfs://).
 
-Every file of a workspace is written under a temporary name and renamed when it is complete, so a file under its final
-name is always complete.
+A file under its final name is always complete: it is written under a temporary name and renamed, or to a store that
+shows an object when its last byte has arrived. Stores that fail for minutes are waited for (`pipelines.stores`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.contract.errors import InputError, writing
+from pipelines.stores.opening import handler_of, open_store
+from pipelines.stores.patient_filesystem import spool
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -41,12 +43,11 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        return fs.FileSystem.from_uri(uri) if uri.startswith("file://") else open_store(uri)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
-            f"{uri}: not a path that Arrow can open ({error}); use a local path, s3://, gs:// or hdfs://"
+            f"{uri}: not a path that Arrow can open ({error}); use a local path, s3://, gs://, az:// or hdfs://"
         ) from error
-    return filesystem, path
 
 
 def is_local(uri: str) -> bool:
@@ -66,6 +67,13 @@ def file_size_bytes(uri: str) -> int | None:
     filesystem, path = filesystem_of(uri)
     info = filesystem.get_file_info(path)
     return int(info.size) if info.type == fs.FileType.File else None
+
+
+def modified_ns(uri: str) -> int | None:
+    """When a file was written, in nanoseconds since 1970 by the clock of its store; None if there is no such file."""
+    filesystem, path = filesystem_of(uri)
+    info = filesystem.get_file_info(path)
+    return int(info.mtime_ns or 0) if info.type == fs.FileType.File else None
 
 
 def read_bytes(uri: str) -> bytes:
@@ -226,6 +234,13 @@ def in_units(num_bytes: float) -> str:
 def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
     """Open a file for writing that appears under its name only when the block ends without an error."""
     filesystem, path = filesystem_of(uri)
+    store = handler_of(filesystem)
+    if store is not None and store.replaces_whole:
+        with spool() as kept:
+            stream = pa.PythonFile(kept, mode="w")
+            yield stream
+            store.put(path, kept)
+        return
     local = isinstance(filesystem, fs.LocalFileSystem)
     if local:
         make_directory(os.path.dirname(path))
@@ -241,6 +256,19 @@ def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
         if filesystem.get_file_info(temporary).type == fs.FileType.File:
             filesystem.delete_file(temporary)
         raise
+
+
+def copy_in(source: str, uri: str) -> None:
+    """Copy a local file to a URI, where it appears when it is complete."""
+    filesystem, path = filesystem_of(uri)
+    store = handler_of(filesystem)
+    with open(source, "rb") as stream:
+        if store is not None and store.replaces_whole:
+            store.put(path, stream)
+            return
+        with atomic_output(uri) as target:
+            while block := stream.read(_HASH_BLOCK_BYTES):
+                target.write(block)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -13,6 +13,7 @@ import re
 import traceback
 
 from pipelines.contract.errors import InputError
+from pipelines.stores.failures import StoreError
 
 # The last lines of a traceback: `package.module.InputError: message`, at the start of a line.
 _EXCEPTION = re.compile(
@@ -60,8 +61,8 @@ def _rebuilt(name: str, message: str) -> InputError | OSError | MemoryError | No
         return None
     if issubclass(kind, InputError):
         return InputError(message)
-    if issubclass(kind, MemoryError):
-        return MemoryError(message)
+    if issubclass(kind, MemoryError | StoreError):
+        return kind(message)
     if (parsed := _OS_ERROR.fullmatch(message)) is None:
         return OSError(message)
     quoted = parsed["name"]
@@ -69,7 +70,7 @@ def _rebuilt(name: str, message: str) -> InputError | OSError | MemoryError | No
     return OSError(int(parsed["errno"]), parsed["reason"], *([ast.literal_eval(quoted)] if quoted else []))
 
 
-def _class_of(name: str) -> type[BaseException] | None:
+def _class_of(name: str) -> type[InputError] | type[OSError] | type[MemoryError] | None:
     """The class of a user error or a system error; None for any other."""
     module, _, own = name.rpartition(".")
     if not module:

@@ -27,7 +27,7 @@ LOCKS_DIRECTORY = ".locks"
 
 _POLL_SECONDS = 0.2
 _LEASE_SECONDS = 90.0
-"""A lease that was not renewed for this long has lost its holder; clocks may differ by less than this."""
+"""A lease that was not renewed for this long, by the store's clock, has lost its holder."""
 _RENEWAL_SECONDS = 20.0
 _MOST_COMMAND_CHARACTERS = 160
 
@@ -145,9 +145,20 @@ def _other_lease(uri: str, own: str) -> dict[str, Any] | None:
         held = _parsed(storage.read_bytes(uri))
     except FileNotFoundError:
         return None  # its holder has just ended
-    renewed_at = held.get("renewed_at")
-    is_abandoned = not isinstance(renewed_at, int | float) or time.time() - renewed_at > _LEASE_SECONDS
-    return None if held.get("lease") == own or is_abandoned else held
+    if held.get("lease") == own or not isinstance(held.get("renewed_at"), int | float):
+        return None
+    return held if _age_seconds(uri) <= _LEASE_SECONDS else None
+
+
+def _age_seconds(uri: str) -> float:
+    """Time since an object was written, by the store's clock alone: that of an object written now is compared."""
+    probe = f"{uri}.{uuid.uuid4().hex}{storage.TEMPORARY_SUFFIX}"
+    storage.write_bytes(probe, b"")
+    try:
+        now_ns, then_ns = (storage.modified_ns(one) for one in (probe, uri))
+    finally:
+        storage.remove_file(probe)
+    return float("inf") if then_ns is None or now_ns is None else (now_ns - then_ns) / 1e9
 
 
 def _holder() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,9 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest
 from pipelines.contract.recipe import RunConfig
 from pipelines.staging.local_cache import LocalCache
+
+_PREFETCH_THREADS = 2
+"""One copies while the other flushes its file to the disk."""
 
 
 class StagedDirectory:
@@ -26,7 +30,7 @@ class StagedDirectory:
         self._records = {record.name: record for record in records}
         self._cache = cache
         self._closing = threading.Event()
-        self._prefetching: threading.Thread | None = None
+        self._prefetching: list[threading.Thread] = []
 
     def path(self, name: str) -> str:
         """Local path of a file; of a store, once it is copied and verified.
@@ -45,9 +49,12 @@ class StagedDirectory:
             return
         self._stop_prefetching()
         self._closing = closing = threading.Event()
-        arguments = (self._cache, list(names), closing)
-        self._prefetching = threading.Thread(target=self._fetch_all, args=arguments, name="prefetch", daemon=True)
-        self._prefetching.start()
+        waiting = collections.deque(names)
+        for _ in range(_PREFETCH_THREADS):
+            arguments = (self._cache, waiting, closing)
+            thread = threading.Thread(target=self._fetch_all, args=arguments, name="prefetch", daemon=True)
+            self._prefetching.append(thread)
+            thread.start()
 
     def release(self, name: str) -> None:
         """Let the cache delete a file when it needs space; open memory maps of it stay valid."""
@@ -68,15 +75,16 @@ class StagedDirectory:
 
     def _stop_prefetching(self) -> None:
         self._closing.set()
-        if self._prefetching is not None:
-            self._prefetching.join()
-            self._prefetching = None
+        for thread in self._prefetching:
+            thread.join()
+        self._prefetching.clear()
 
-    def _fetch_all(self, cache: LocalCache, names: list[str], closing: threading.Event) -> None:
-        for name in names:
-            if closing.is_set():
-                return
-            record = self._records[name]
+    def _fetch_all(self, cache: LocalCache, waiting: collections.deque[str], closing: threading.Event) -> None:
+        while not closing.is_set():
+            try:
+                record = self._records[name := waiting.popleft()]
+            except IndexError:
+                return  # nothing is left
             try:
                 cache.fetch(storage.join(self.uri, name), record)
             except (InputError, OSError):

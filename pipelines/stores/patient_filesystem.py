@@ -1,0 +1,222 @@
+"""An Arrow file system over that of a store: every request is repeated with patience, and objects appear complete."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from typing import IO, Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from pipelines.stores.patience import Patience
+
+BLOCK_BYTES = 8 << 20
+_AHEAD_BYTES = 4 << 20
+_IN_MEMORY_BYTES = 16 << 20
+_MOST_LEVELS = 16
+
+
+class PatientHandler(fs.FileSystemHandler):
+    """The requests of a file system, repeated while the store fails."""
+
+    def __init__(self, store: str, connect: Callable[[], fs.FileSystem], replaces_whole: bool):
+        """
+        Args:
+            store: its name for messages, such as `s3://bucket`.
+            connect: makes the file system, with the present credentials.
+            replaces_whole: an object appears when its last byte is stored, so it needs no temporary name.
+        """
+        self._connect, self._scheme = connect, store.partition("://")[0]
+        self.base = connect()
+        self.replaces_whole = replaces_whole
+        root = store.partition("://")[2]
+        self._patience = Patience(store, self._renew, lambda: self.base.get_file_info(fs.FileSelector(root)))
+
+    def _renew(self) -> None:
+        self.base = self._connect()
+
+    def call(self, path: str, request: Callable[[fs.FileSystem], Any]) -> Any:
+        """The result of a request about a path."""
+        return self._patience.call(f"{self._scheme}://{path}", lambda: request(self.base))
+
+    def put(self, path: str, source: IO[bytes]) -> None:
+        """Store a file from its beginning; a failed attempt is repeated."""
+
+        def attempt(base: fs.FileSystem) -> None:
+            source.seek(0)
+            with base.open_output_stream(path, compression=None) as target:
+                while block := source.read(BLOCK_BYTES):
+                    target.write(block)
+
+        self.call(path, attempt)
+
+    def get_type_name(self) -> str:
+        return f"patient+{self._scheme}"
+
+    def normalize_path(self, path: str) -> str:
+        return str(self.base.normalize_path(path))
+
+    def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
+        return list(self.call(paths[0] if paths else "", lambda base: base.get_file_info(paths)))
+
+    def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        return list(self.call(selector.base_dir, lambda base: base.get_file_info(selector)))
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self.call(path, lambda base: base.create_dir(path, recursive=recursive))
+
+    def delete_dir(self, path: str) -> None:
+        self._delete(path, lambda base: _delete_from_below(base, path))
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        self.call(path, lambda base: base.delete_dir_contents(path, missing_dir_ok=missing_dir_ok))
+
+    def delete_root_dir_contents(self) -> None:
+        raise NotImplementedError("nothing deletes the contents of all buckets")
+
+    def delete_file(self, path: str) -> None:
+        self._delete(path, lambda base: base.delete_file(path))
+
+    def move(self, src: str, dest: str) -> None:
+        attempts = 0
+
+        def attempt(base: fs.FileSystem) -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                base.move(src, dest)
+            except FileNotFoundError:
+                # The answer of an attempt that moved it was lost.
+                if attempts == 1 or base.get_file_info(dest).type != fs.FileType.File:
+                    raise
+
+        self.call(src, attempt)
+
+    def copy_file(self, src: str, dest: str) -> None:
+        self.call(src, lambda base: base.copy_file(src, dest))
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(_Reader(self, path, _AHEAD_BYTES), mode="r")
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(_Reader(self, path, 0), mode="r")
+
+    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:  # noqa: ARG002 - Arrow's signature
+        return pa.PythonFile(_Writer(self, path), mode="w")
+
+    def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        raise NotImplementedError(f"{path}: objects cannot be appended to")
+
+    def _delete(self, path: str, request: Callable[[fs.FileSystem], None]) -> None:
+        attempts = 0
+
+        def attempt(base: fs.FileSystem) -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                request(base)
+            except FileNotFoundError:
+                if attempts == 1:
+                    raise
+
+        self.call(path, attempt)
+
+
+def _delete_from_below(base: fs.FileSystem, path: str) -> None:
+    """Delete a directory; a store over a real file system refuses markers of directories that are not empty yet."""
+    for _ in range(_MOST_LEVELS):
+        try:
+            base.delete_dir(path)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if "not empty" not in str(error):
+                raise
+        if base.get_file_info(path).type == fs.FileType.NotFound:
+            return
+    base.delete_dir(path)
+
+
+class _Reader(io.RawIOBase):
+    """An object, opened again where a connection was cut."""
+
+    def __init__(self, handler: PatientHandler, path: str, ahead_bytes: int):
+        super().__init__()
+        self._handler, self._path, self._ahead_bytes = handler, path, ahead_bytes
+        opened: tuple[pa.NativeFile, int] = handler.call(path, self._opened)
+        self._file, self._size = opened
+        self._connection = handler.base
+        self._block_start, self._block = 0, b""
+        self._position: int = 0
+
+    def read(self, size: int = -1) -> bytes:
+        size = self._size - self._position if size is None or size < 0 else min(size, self._size - self._position)
+        if size <= 0:
+            return b""
+        offset = self._position - self._block_start
+        if not 0 <= offset <= offset + size <= len(self._block):
+            wanted = min(max(size, self._ahead_bytes), self._size - self._position)
+            self._block = self._handler.call(self._path, lambda base: self._fetched(base, wanted))
+            self._block_start, offset = self._position, 0
+        self._position += size
+        return self._block if (offset, size) == (0, len(self._block)) else self._block[offset : offset + size]
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def size(self) -> int:
+        return self._size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def _opened(self, base: fs.FileSystem) -> tuple[pa.NativeFile, int]:
+        file = base.open_input_file(self._path)
+        return file, int(file.size())
+
+    def _fetched(self, base: fs.FileSystem, wanted: int) -> bytes:
+        if base is not self._connection:
+            self._file, self._connection = base.open_input_file(self._path), base
+        data = bytes(self._file.read_at(wanted, self._position))
+        if len(data) != wanted:
+            raise OSError(f"{self._path}: unexpected end of stream, {len(data)} of {wanted} bytes")
+        return data
+
+
+class _Writer(io.RawIOBase):
+    """An object, kept on the local disk until it is complete, so that an upload can be repeated."""
+
+    def __init__(self, handler: PatientHandler, path: str):
+        super().__init__()
+        self._handler, self._path = handler, path
+        self._spool = spool()
+
+    def write(self, data: Any) -> int:
+        return int(self._spool.write(data))
+
+    def tell(self) -> int:
+        return self._spool.tell()
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            with self._spool:
+                self._handler.put(self._path, self._spool)
+
+
+def spool() -> IO[bytes]:
+    """A temporary file, in memory while it is small."""
+    return tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)
