@@ -88,11 +88,10 @@ def _waits(workspace: Workspace) -> tuple[float, float]:
 
     overrides = [f"run.workspace={json.dumps(workspace.path)}", *STALL_SETTINGS]
     inputs = pretraining_inputs(PretrainingSections.of(read_recipe(workspace.recipe, overrides)))
-    run = TrainingRun(BertObjective(inputs), start_processes(), StopRequest())
+    run: Any = TrainingRun(BertObjective(inputs), start_processes(), StopRequest())
     started, waited = 0.0, 0.0
     last_seconds = 0.0
-    checkpoints: Any = run._checkpoints
-    save = checkpoints.save
+    save = run._checkpoints.save
 
     def timed(engine: Any, progress: Any, wait_seconds: float = 0.0) -> None:
         nonlocal waited, last_seconds
@@ -104,7 +103,7 @@ def _waits(workspace: Workspace) -> tuple[float, float]:
         save(engine, progress, wait_seconds)
         waited += time.monotonic() - begun
 
-    checkpoints.save = timed
+    run._checkpoints.save = timed
     train_phase = run._train_phase
 
     def from_here(*arguments: Any) -> Any:
@@ -112,7 +111,7 @@ def _waits(workspace: Workspace) -> tuple[float, float]:
         started = time.monotonic()
         return train_phase(*arguments)
 
-    run._train_phase = from_here  # type: ignore[method-assign]
+    run._train_phase = from_here
     try:
         assert run.run(restart=None) == 0
     finally:
