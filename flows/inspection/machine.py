@@ -328,16 +328,19 @@ def _namespaces() -> Finding:
 
 
 def _spark_jars() -> Finding:
-    """The class path that infra/spark/local_spark.py caches, by the hash of its pom.xml."""
-    folder = os.path.join(ROOT, "infra", "spark")
+    """The class path that pipelines.runners.maven caches, by the hash of the pom."""
+    # `doctor` imports the standard library only; pipelines.runners.maven has the same paths.
     try:
-        with open(os.path.join(folder, "pom.xml"), "rb") as stream:
+        with open(os.path.join(ROOT, "pipelines", "runners", "maven", "spark.xml"), "rb") as stream:
             digest = hashlib.sha256(stream.read()).hexdigest()[:12]
     except OSError:
-        return _finding("Spark's jars", False, "no infra/spark", "for Spark only: use a checkout", required=False)
-    jars = glob.glob(os.path.join(glob.escape(ROOT), "build", "spark", f"test-*-{digest}", "*.jar"))
-    remedy = "for Spark only: make test-spark fetches them with Maven, once"
-    return _finding("Spark's jars", bool(jars), f"{len(jars)} in build/spark", remedy, required=False)
+        return _finding(
+            "Spark's jars", False, "no pom of Spark", "for Spark only: reinstall the package", required=False
+        )
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "clozeworks", "spark")
+    jars = glob.glob(os.path.join(glob.escape(cache), f"test-*-{digest}", "*.jar"))
+    remedy = "for Spark only: the first job on it fetches them with Maven, once"
+    return _finding("Spark's jars", bool(jars), f"{len(jars)} in {cache}", remedy, required=False)
 
 
 def _gib(size_bytes: int) -> str:

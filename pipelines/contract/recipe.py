@@ -32,6 +32,7 @@ SECTION_NAMES = (
 )
 
 _OVERRIDE_CHARACTERS = 200
+_FIELDS_SET = "__pydantic_fields_set__"
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """Marks a field that says how a stage runs, not what it produces: worker counts, logging intervals."""
@@ -67,6 +68,14 @@ class Section(BaseModel):
     def completed(cls, table: dict[str, Any], _recipe: Recipe) -> dict[str, Any]:
         """The section's table before it is validated; a section may add what another section of the recipe names."""
         return table
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """As pydantic's, with equal bytes for equal sections: the order of a set differs between processes."""
+        state = super().__getstate__()
+        return {**state, _FIELDS_SET: sorted(state[_FIELDS_SET])}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__({**state, _FIELDS_SET: set(state[_FIELDS_SET])})
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the stage's output, as plain JSON values."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pipelines.jobs.runner import Job
-from pipelines.runners import dataflow, flink, local, portable
+from pipelines.runners import dataflow, flink, local, portable, spark
 from pipelines.runners.ending import Construct
 
 
@@ -26,6 +26,7 @@ class Runner(NamedTuple):
 
 RUNNERS: Mapping[str, Runner] = {
     "local": Runner(local.run),
+    "spark": Runner(spark.run),
     "dataflow": Runner(dataflow.run, dataflow.require_settings),
     "flink": Runner(flink.run, flink.require_settings),
     "portable": Runner(portable.run, portable.require_settings),

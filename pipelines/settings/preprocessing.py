@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import Field, JsonValue, StringConstraints, field_validator
+from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from pipelines.contract.bounds import Text, UserPath
 from pipelines.contract.recipe import OPERATIONAL, Section
 
-RUNNER_NAMES = ("local", "dataflow", "flink", "portable")
+RUNNER_NAMES = ("local", "spark", "dataflow", "flink", "portable")
 """Each has a row in `pipelines.runners.table.RUNNERS`."""
 
 OPTIONS_WITH_A_SETTING = {
@@ -31,6 +31,26 @@ else:
 OptionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=128)]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
 Endpoint = Annotated[str, StringConstraints(pattern=r"^[^\s/:]+:\d{1,5}$|^\[[0-9A-Fa-f:]+\]:\d{1,5}$", max_length=256)]
+
+MemorySize = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,8}[kmgt]$", max_length=10)]
+PropertyName = Annotated[str, StringConstraints(pattern=r"^spark\.[A-Za-z0-9._-]+$", max_length=256)]
+
+
+class SparkConfig(Section):
+    """`[preprocessing.spark]`: the cluster, and the sizes of an executor, which has one core and one Python worker."""
+
+    master: Text | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """As spark-submit takes it: `spark://head:7077`, `yarn`, `k8s://...`; `local-cluster[2,1,1024]` is a trial here."""
+    home: UserPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Directory of an installed Spark 3.5; None means SPARK_HOME or, without it, Spark's jars from Maven."""
+    executor_memory: MemorySize = Field(default="1g", json_schema_extra=OPERATIONAL)
+    """Of an executor's Java process."""
+    executor_overhead: MemorySize = Field(default="4g", json_schema_extra=OPERATIONAL)
+    """Of what runs outside Java's heap, so of an executor's Python worker."""
+    conf: dict[PropertyName, Annotated[str, StringConstraints(max_length=4_096)]] = Field(
+        default_factory=dict, json_schema_extra=OPERATIONAL
+    )
+    """Further properties of Spark, such as `{ "spark.executor.instances" = "20" }`; they override this project's."""
 
 
 class PreprocessingConfig(Section):
@@ -53,6 +73,7 @@ class PreprocessingConfig(Section):
     """Path of `clozeworks-worker` on every node, for workers without an image; None means the path on this machine."""
     job_endpoint: Endpoint | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """`host:port` of a Beam job server."""
+    spark: SparkConfig = Field(default=SparkConfig(), json_schema_extra=OPERATIONAL)
 
     @field_validator("options")
     @classmethod
@@ -85,3 +106,12 @@ class PreprocessingConfig(Section):
                     "in pass_environment, or set it on the nodes"
                 )
         return environment
+
+    @model_validator(mode="after")
+    def _the_runner_has_a_cluster(self) -> PreprocessingConfig:
+        if self.runner == "spark" and self.spark.master is None and self.job_endpoint is None:
+            raise ValueError(
+                "runner = 'spark' needs spark.master, such as 'spark://head:7077', or job_endpoint, the host:port of a "
+                "Beam job server"
+            )
+        return self

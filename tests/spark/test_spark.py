@@ -1,6 +1,7 @@
 """The three jobs on a real Spark: the local runner's bytes, also where workers are killed in the middle.
 
-Java side from Maven Central, two executors, Python workers as processes of their own. `make test-spark` runs this.
+Java side from Maven Central, two executors, Python workers as processes of their own, on Beam's job server and on a
+standalone cluster. `make test-spark` runs this.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_spark import LocalSpark, SparkUnavailableError
+from tests.support.spark.job_server import SparkJobServer
+from tests.support.spark.standalone import StandaloneSpark
+
+from pipelines.runners.maven import JavaUnavailableError
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(1200)]
 
@@ -61,10 +65,10 @@ document_separator = "blank-line"
 
 
 @pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSpark]:
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkJobServer]:
     try:
-        server = LocalSpark(tmp_path_factory.mktemp("server") / "job_server.log", workers=2)
-    except SparkUnavailableError as reason:
+        server = SparkJobServer(tmp_path_factory.mktemp("server") / "job_server.log", workers=2)
+    except JavaUnavailableError as reason:
         pytest.skip(str(reason))
     with server:
         yield server
@@ -98,20 +102,20 @@ def files_below(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
-def workers_of(spark: LocalSpark) -> list[int]:
+def workers_of(spark: SparkJobServer) -> list[int]:
     """Process ids of the Python workers that the executors have started and not yet stopped."""
     listing = subprocess.run(["ps", "-ww", "-eo", "pid=,sid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in listing.splitlines()]
-    return [int(pid) for pid, session, arguments in rows if session == str(spark.pid) and is_worker(arguments)]
+    return [int(pid) for pid, session, arguments in rows if session == str(spark.session) and is_worker(arguments)]
 
 
 def is_worker(arguments: str) -> bool:
     return "clozeworks-worker" in arguments and "--provision_endpoint" in arguments
 
 
-def test_every_file_is_the_local_runners(spark: LocalSpark, recipe: Path, local: Path, tmp_path: Path) -> None:
+def test_every_file_is_the_local_runners(spark: SparkJobServer, recipe: Path, local: Path, tmp_path: Path) -> None:
     for job in JOBS:
-        subprocess.run(spark.command(command(job, recipe, f"--workspace={tmp_path}")), check=True)
+        subprocess.run(spark.command(job, recipe, f"--workspace={tmp_path}"), check=True)
     expected = files_below(local)
     assert {path.split("/")[0] for path in expected} == set(JOBS.values())
     assert files_below(tmp_path) == expected
@@ -119,13 +123,15 @@ def test_every_file_is_the_local_runners(spark: LocalSpark, recipe: Path, local:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_killed_workers_change_nothing(job: str, spark: LocalSpark, recipe: Path, local: Path, tmp_path: Path) -> None:
+def test_killed_workers_change_nothing(
+    job: str, spark: SparkJobServer, recipe: Path, local: Path, tmp_path: Path
+) -> None:
     stage = JOBS[job]
     for before in list(JOBS.values())[: list(JOBS).index(job)]:
         shutil.copytree(local / before, tmp_path / before)
     lost_before = spark.log.read_text().count("Lost task")
     # A worker that is kept for the next stage is kept dead as well, so a cluster's setting is no cache.
-    process = subprocess.Popen(spark.command(command(job, recipe, f"--workspace={tmp_path}", NO_WORKER_CACHE)))
+    process = subprocess.Popen(spark.command(job, recipe, f"--workspace={tmp_path}", NO_WORKER_CACHE))
     try:
         killed = kill_at_work(spark, process, tmp_path / f"{stage}.building")
         assert process.wait() == 0
@@ -137,7 +143,7 @@ def test_killed_workers_change_nothing(job: str, spark: LocalSpark, recipe: Path
     assert files_below(tmp_path / stage) == files_below(local / stage)
 
 
-def kill_at_work(spark: LocalSpark, process: subprocess.Popen[bytes], directory: Path) -> list[int]:
+def kill_at_work(spark: SparkJobServer, process: subprocess.Popen[bytes], directory: Path) -> list[int]:
     """Kill all Python workers once they have written something; where none writes but the last, one that is new."""
     writes = directory.name != f"{JOBS['train_vocabulary']}.building"
     while process.poll() is None:
@@ -149,3 +155,80 @@ def kill_at_work(spark: LocalSpark, process: subprocess.Popen[bytes], directory:
             return workers
         time.sleep(0.05)
     return []
+
+
+CLUSTER = """
+[preprocessing]
+runner = "spark"
+options = { environment_cache_millis = 60000 }
+[preprocessing.spark]
+master = "{master}"
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneSpark]:
+    try:
+        standalone = StandaloneSpark(tmp_path_factory.mktemp("cluster"))
+    except JavaUnavailableError as reason:
+        pytest.skip(str(reason))
+    with standalone:
+        yield standalone
+
+
+def flow(cluster: StandaloneSpark, recipe: Path, workspace: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The flow of the three stages, with a real Prefect server, in the network of a cluster that the recipe names."""
+    own = workspace.parent / "cluster.toml"
+    own.write_text(recipe.read_text() + CLUSTER.format(master=cluster.master))
+    command = [sys.executable, "-m", "flows.preprocess", str(own), f"--workspace={workspace}", *arguments]
+    return subprocess.Popen(
+        cluster.command(*command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **cluster.environment},
+    )
+
+
+def test_a_flow_whose_recipe_names_a_cluster_gives_the_local_bytes(
+    cluster: StandaloneSpark, recipe: Path, local: Path, tmp_path: Path
+) -> None:
+    running = flow(cluster, recipe, tmp_path / "w")
+    said, _ = running.communicate()
+    assert running.returncode == 0, said
+    expected = files_below(local)
+    found = {name: data for name, data in files_below(tmp_path / "w").items() if name.split("/")[0] in JOBS.values()}
+    assert found == expected
+    for stage in JOBS.values():
+        assert f"{stage}: submitting to Spark at {cluster.master}" in said
+    assert said.count("Connected to Spark cluster with app ID") == len(JOBS), "the driver's log is in the flow's"
+    assert "of 5 shards after" in said, "progress is counted while the cluster works"
+    page = cluster.page()
+    assert not page["activeapps"]
+    assert {app["name"] for app in page["completedapps"]} == {f"clozeworks-{stage}" for stage in JOBS.values()}
+
+
+def test_cancelling_a_flow_leaves_no_application_on_the_cluster(
+    cluster: StandaloneSpark, recipe: Path, tmp_path: Path
+) -> None:
+    before = {app["id"] for app in cluster.page()["completedapps"]}
+    running = flow(cluster, recipe, tmp_path / "w")
+    try:
+        while not (active := cluster.page()["activeapps"]):
+            assert running.poll() is None, running.communicate()[0]
+            time.sleep(0.5)
+        running.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        running.communicate(timeout=90)
+        while cluster.page()["activeapps"] and time.monotonic() < begin + 90:
+            time.sleep(0.2)
+        seconds = time.monotonic() - begin
+    finally:
+        running.kill()
+        running.wait()
+    page = cluster.page()
+    assert not page["activeapps"], f"an application is left after {seconds:.0f} s"
+    assert active[0]["id"] in {app["id"] for app in page["completedapps"]} - before
+    assert running.returncode != 0
+    listing = subprocess.run(["ps", "-ww", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+    assert f"{tmp_path}" not in listing, "a process of the run is left"
