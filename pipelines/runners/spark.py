@@ -53,21 +53,39 @@ def run(job: Job, construct: Construct, scratch: str) -> None:
         return
     # Variables of the workers are those of the executors, so no value is in the jar.
     portable.choose_workers(job, {})
-    runner = _SparkSubmit(job, portable.worker_environment(job), scratch)
+    runner = _SparkSubmit(job, _launcher(job), portable.worker_environment(job), scratch)
     run_on_cluster(beam.Pipeline(runner=runner, options=job.options), construct)
+
+
+def require_settings(job: Job) -> None:
+    """Check that this machine can start a driver.
+
+    Raises:
+        JavaUnavailableError: there is no Java, or no spark-submit in the named Spark.
+    """
+    if job.settings.job_endpoint is not None:
+        return
+    maven.require_program("java", "install a JDK (17 or 11)")
+    if home := _home(job):
+        submit = os.path.join(home, "bin", "spark-submit")
+        maven.require_program(submit, "correct preprocessing.spark.home, or SPARK_HOME")
+
+
+def _home(job: Job) -> str | None:
+    return job.settings.spark.home or os.environ.get("SPARK_HOME") or None
 
 
 class _SparkSubmit(PortableRunner):
     """Beam's runner that makes a jar of the pipeline and passes it to spark-submit."""
 
-    def __init__(self, job: Job, environment: Mapping[str, str], scratch: str) -> None:
+    def __init__(self, job: Job, launcher: _Launcher, environment: Mapping[str, str], scratch: str) -> None:
         super().__init__()
-        self._job, self._environment, self._scratch = job, environment, scratch
+        self._job, self._launcher, self._environment, self._scratch = job, launcher, environment, scratch
 
     def run_portable_pipeline(self, pipeline: Any, options: PipelineOptions) -> PipelineResult:
         # As Beam's runner does: the class that the jar names decides.
         options.view_as(StandardOptions).runner = None
-        launcher = _launcher(self._job)
+        launcher = self._launcher
         jar, is_cached = job_jar(
             os.path.join(maven.cache_directory("spark"), "jobs"),
             os.path.basename(launcher.beam_jars),
@@ -78,7 +96,7 @@ class _SparkSubmit(PortableRunner):
         how = "from the cache" if is_cached else "built"
         print(f"{stage}: submitting to Spark at {master}, with the job's jar {how}", file=sys.stderr, flush=True)
         properties = os.path.join(self._scratch, "spark.conf")
-        _write_properties(properties, {**_properties(self._job, self._environment)}, launcher.home)
+        _write_properties(properties, _properties(self._job, self._environment), launcher.home)
         return _Application(launcher.command(self._job, jar, properties), launcher.environment)
 
 
@@ -125,14 +143,11 @@ def _launcher(job: Job) -> _Launcher:
     """Find or fetch what spark-submit needs.
 
     Raises:
-        JavaUnavailableError: Java, Maven or the named Spark is missing.
+        JavaUnavailableError: Java or Maven is missing, or Maven cannot get the jars.
     """
-    home = job.settings.spark.home or os.environ.get("SPARK_HOME")
+    home = _home(job)
     beam_jars = maven.fetch_jars("spark", maven.WITHOUT_CLUSTER)
     if home:
-        maven.require_program(
-            os.path.join(home, "bin", "spark-submit"), "correct preprocessing.spark.home or SPARK_HOME"
-        )
         return _Launcher(home, beam_jars, None, {"SPARK_HOME": home})
     driver_jars = maven.fetch_jars("spark", maven.WITH_CLUSTER)
     # `local-cluster` starts its executors from what looks like an installed Spark.

@@ -26,7 +26,7 @@ class Runner(NamedTuple):
 
 RUNNERS: Mapping[str, Runner] = {
     "local": Runner(local.run),
-    "spark": Runner(spark.run),
+    "spark": Runner(spark.run, spark.require_settings),
     "dataflow": Runner(dataflow.run, dataflow.require_settings),
     "flink": Runner(flink.run, flink.require_settings),
     "portable": Runner(portable.run, portable.require_settings),

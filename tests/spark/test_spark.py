@@ -160,9 +160,11 @@ def kill_at_work(spark: SparkJobServer, process: subprocess.Popen[bytes], direct
 CLUSTER = """
 [preprocessing]
 runner = "spark"
-options = { environment_cache_millis = 60000 }
+options = {{ environment_cache_millis = 60000 }}
 [preprocessing.spark]
 master = "{master}"
+[pretraining]
+phases = [{{ max_seq_length = 64, steps = 1, global_batch_size = 8 }}]
 """
 
 

@@ -106,7 +106,9 @@ def test_an_application_gets_its_jar_its_sizes_and_its_variables(
 
 
 def test_equal_jobs_of_two_processes_have_one_jar(built: tuple[Path, str], spark: Path, tmp_path: Path) -> None:
-    code = "import sys; from pipelines.runners import maven; maven.fetch_jars = lambda *_: sys.argv.pop(1); "
+    code = (
+        "import sys; from pipelines.runners import maven; jars = sys.argv.pop(1); maven.fetch_jars = lambda *_: jars; "
+    )
     code += "from pipelines import shard_corpus; shard_corpus.run(sys.argv[1:])"
     for seed in ("1", "2"):
         command = [sys.executable, "-c", code, str(tmp_path / "beam-jars"), *arguments(built[1], spark, tmp_path / "w")]
