@@ -164,7 +164,7 @@ options = {{ environment_cache_millis = 60000 }}
 [preprocessing.spark]
 master = "{master}"
 [pretraining]
-phases = [{{ max_seq_length = 64, steps = 1, global_batch_size = 8 }}]
+phases = [{{ max_seq_length = 64, steps = 20000, global_batch_size = 8 }}]
 """
 
 
