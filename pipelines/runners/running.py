@@ -9,7 +9,7 @@ import apache_beam as beam
 
 from pipelines.jobs.runner import Job, Progress, parse_job, quiet_logs
 from pipelines.jobs.scratch import scratch_directory
-from pipelines.runners.ending import Construct, run_on_cluster
+from pipelines.runners.ending import Construct, run_on_cluster, run_to_end
 from pipelines.runners.portable import worker_environment
 from pipelines.runners.table import RUNNERS
 
@@ -39,6 +39,8 @@ def run_pipeline(job: Job, construct: Construct, progress: Progress | None = Non
     os.environ.update(worker_environment(job))
     with scratch_directory() as scratch, progress.shown() if progress else nullcontext():
         if job.beam_runner is not None:
-            run_on_cluster(beam.Pipeline(options=job.options), construct)
+            # Beam's runners of this machine do all their work before they return a result that could be cancelled.
+            is_here = any(name in job.beam_runner.lower() for name in ("direct", "fnapi"))
+            (run_to_end if is_here else run_on_cluster)(beam.Pipeline(options=job.options), construct)
         else:
             RUNNERS[job.settings.runner].run(job, construct, scratch)
