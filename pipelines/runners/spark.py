@@ -64,6 +64,7 @@ def require_settings(job: Job) -> None:
         JavaUnavailableError: there is no Java, or no spark-submit in the named Spark.
     """
     if job.settings.job_endpoint is not None:
+        portable.require_settings(job)
         return
     maven.require_program("java", "install a JDK (17 or 11)")
     if home := _home(job):
