@@ -16,11 +16,13 @@ class Job:
     arguments: tuple[str, ...]
     ranks: int
     cluster: ClusterConfig
+    one_node: bool = False
+    """Use one node of the cluster only."""
 
     @classmethod
-    def of(cls, whole: WholeRecipe, module: str, ranks: int) -> Job:
+    def of(cls, whole: WholeRecipe, module: str, ranks: int, one_node: bool = False) -> Job:
         """A job that runs a command of a recipe."""
-        return cls(module, tuple(recipe_arguments(whole)), ranks, whole.pretraining.cluster)
+        return cls(module, tuple(recipe_arguments(whole)), ranks, whole.pretraining.cluster, one_node)
 
 
 def recipe_arguments(whole: WholeRecipe) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from flows.launching import kubernetes, single_node
+from flows.launching import hostfile, kubernetes, single_node, slurm
 from flows.launching.job import Job
 
 
@@ -23,6 +23,8 @@ class Launcher(NamedTuple):
 
 LAUNCHERS = {
     "none": Launcher(single_node.command, single_node.environment),
+    "hostfile": Launcher(hostfile.command),
+    "slurm": Launcher(slurm.command),
     "kubernetes": Launcher(kubernetes.command),
 }
 """A new kind needs its file in this room, a row here, and its name in `training.settings.cluster`."""

@@ -195,7 +195,7 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
 
     starts = (PRETRAINED, RANDOM) if whole.finetuning.compare_with_random else (PRETRAINED,)
     outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
-    job = Job.of(whole, "training.finetune", whole.finetuning.ranks)
+    job = Job.of(whole, "training.finetune", whole.finetuning.ranks, one_node=whole.finetuning.ranks == 1)
     if job.ranks == 1 and job.cluster.kind == "none":
         return [Stage(FINETUNING, outputs, lambda: python_module(whole, "training.finetune"))]
     launcher = launcher_of(job)

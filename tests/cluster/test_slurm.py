@@ -1,0 +1,107 @@
+"""Ranks on two nodes of a real Slurm: same weights as on one, cancelled jobs, requeue after a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.support.cluster.slurm import Slurm, missing, slurm
+from tests.support.training.synthetic_run import Workspace, environment, write_workspace
+
+from flows.running.launch import StageStoppedError, run_command
+from pipelines.contract.errors import InputError
+from pipelines.contract.manifest import read_manifest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+
+SETTINGS = ["pretraining.phases=[{max_seq_length=32,steps=200,global_batch_size=16}]"]
+SECRET = "canary-51b0e2"  # a made-up credential
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if lacks := missing():
+        pytest.skip(f"a Slurm cluster needs {lacks}")
+    with slurm(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+class Attempt:
+    """One attempt at pre-training over both nodes."""
+
+    def __init__(self, cluster: Slurm, workspace: Workspace, *settings: str) -> None:
+        own = ["kind='slurm'", "nodes=2", *settings]
+        overrides = [*SETTINGS, *(f"pretraining.cluster.{setting}" for setting in own)]
+        tail = [word for override in overrides for word in ("--set", override)]
+        supervisor = [sys.executable, "-m", "flows.launching.slurm", "--ranks=1", "training.pretrain"]
+        self.command = [*supervisor, workspace.recipe, "--workspace", workspace.path, *tail]
+        self.cluster, self.workspace, self.lines = cluster, workspace, list[str]()
+
+    def run(self, on_line: Callable[[str], None] = lambda _: None) -> None:
+        def take(line: str) -> None:
+            self.lines.append(line)
+            on_line(line)
+
+        directory = os.path.join(self.workspace.path, "pretraining")
+        own = environment() | self.cluster.environment | {"CLOZEWORKS_TEST_SECRET": SECRET}
+        run_command("pretraining", self.command, lambda: None if read_manifest(directory) else "no manifest", take, own)
+
+
+def test_two_nodes_of_slurm_stop_resume_and_give_the_weights_of_one(
+    cluster: Slurm, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    one = write_workspace(str(tmp_path_factory.mktemp("one")))
+    tail = [word for setting in SETTINGS for word in ("--set", setting)]
+    result = one.run("training.pretrain", *tail, ranks=2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    workspace = write_workspace(str(tmp_path_factory.mktemp("two")))
+
+    # The flow is cancelled: the ranks write a checkpoint, and the job is over.
+    cancelled = Attempt(cluster, workspace)
+
+    def cancel(line: str) -> None:
+        if "step 40/" in line:
+            assert [job.split()[1] for job in cluster.jobs()] == ["RUNNING"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cancelled.run(cancel)
+    assert any("stopped by a signal after step" in line for line in cancelled.lines), cancelled.lines
+    assert cluster.jobs() == []
+
+    # Slurm stops the job, as it does before a maintenance or for a job of higher priority.
+    stopped = Attempt(cluster, workspace)
+
+    def preempt(line: str) -> None:
+        if "step 120/" in line:
+            (job,) = cluster.jobs()
+            cluster.ask("scancel", "--signal=TERM", job.split()[0])
+
+    with pytest.raises(StageStoppedError, match="exit code 75"):
+        stopped.run(preempt)
+    assert cluster.jobs() == []
+
+    last = Attempt(cluster, workspace)
+    last.run()
+    assert any("resum" in line for line in last.lines), last.lines
+    assert not any(SECRET in line for line in last.lines)
+    assert cluster.jobs() == []
+    assert workspace.has_weights_of(one)
+
+
+def test_what_slurm_cannot_run_is_refused(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> None:
+    workspace = write_workspace(str(tmp_path_factory.mktemp("refused")))
+
+    def refused(*settings: str) -> str:
+        with pytest.raises(InputError) as caught:
+            Attempt(cluster, workspace, *settings).run()
+        assert cluster.jobs() == []
+        return str(caught.value)
+
+    assert "Invalid partition name specified; correct pretraining.cluster (nodes, options)" in refused(
+        "options=['--partition=none']"
+    )
+    assert "0 of 2 nodes have answered, and srun said: " in refused("python='/no/python'")
+    assert not os.path.exists(f"{workspace.path}/pretraining.building")

@@ -1,0 +1,1 @@
+"""Several nodes on one machine: network namespaces with a real sshd each."""
