@@ -113,6 +113,11 @@ class _Allocation:
             start_new_session=True,  # the flow's SIGTERM is for this program, which passes it on
         )
 
+    def signal(self, name: str) -> None:
+        """Send a signal to all tasks; srun itself would end them at once when it gets one."""
+        assert self.job is not None
+        subprocess.run(["scancel", "--quiet", f"--signal={name}", self.job], check=False)  # noqa: S603, S607
+
     def _request(self) -> None:
         size = [f"--nodes={self.nodes}", f"--ntasks-per-node={self.ranks}"]
         child = subprocess.Popen(  # noqa: S603  # no shell
@@ -257,8 +262,7 @@ def _run(allocation: _Allocation, watch: _Watch, program: list[str], stops: list
                 flush=True,
             )
         if deadline == float("inf") and (stops or lost):
-            # srun passes it on to all tasks.
-            ranks.send_signal(signal.SIGTERM)
+            allocation.signal("TERM")
             deadline = time.monotonic() + RANKS_GRACE_SECONDS
         time.sleep(_POLL_SECONDS)
     if ranks.poll() is None:
