@@ -78,12 +78,17 @@ class Slurm:
         """Jobs that are not over, with their states."""
         return self.ask("squeue", "--noheader", "--format=%i %T").splitlines()
 
+    def jobs_left(self, seconds: float = 15.0) -> list[str]:
+        """Jobs that are not over after so long; Slurm needs a moment to clean up after one."""
+        deadline = time.monotonic() + seconds
+        while (left := self.jobs()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return left
+
     def close(self) -> None:
         """End all jobs and daemons."""
         self.ask("scancel", "--full", "--user=root")
-        deadline = time.monotonic() + 30
-        while self.jobs() and time.monotonic() < deadline:
-            time.sleep(0.2)
+        self.jobs_left(30.0)
         for daemon in reversed(self._daemons.values()):
             daemon.terminate()
             try:
