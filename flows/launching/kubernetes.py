@@ -60,37 +60,48 @@ def command(job: Job) -> list[str]:
             'pretraining.ranks = 0 with pretraining.cluster.kind = "kubernetes": a pod requests a number of GPUs; set '
             "ranks to that number"
         )
-    return [sys.executable, "-m", "flows.launching.kubernetes", job.module, str(job.ranks), *job.arguments]
+    options = ["--one-node"] if job.one_node else []
+    return [sys.executable, "-m", "flows.launching.kubernetes", *options, job.module, str(job.ranks), *job.arguments]
 
 
-def main(argv: list[str] | None = None) -> int:
+def argument_parser() -> argparse.ArgumentParser:
+    """Parser of this program's command line; what it does not know goes to the module."""
     parser = argparse.ArgumentParser(prog="python -m flows.launching.kubernetes", allow_abbrev=False)
+    parser.add_argument("--one-node", action="store_true")
     parser.add_argument("module")
     parser.add_argument("ranks", type=int)
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
-    arguments, further = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, further = argument_parser().parse_known_args(argv)
     return exit_code_of(lambda: _run(arguments, further))
 
 
-def _run(arguments: argparse.Namespace, further: list[str]) -> int:
-    recipe = read_recipe(arguments.recipe, arguments.overrides)
-    whole = WholeRecipe.check(recipe)
-    cluster = whole.pretraining.cluster
+def request_of(whole: WholeRecipe, arguments: argparse.Namespace, further: list[str]) -> JobRequest:
+    """What the arguments of this program ask for."""
     with open(arguments.recipe, encoding="utf-8") as stream:
         text = stream.read()
+    cluster = whole.pretraining.cluster
     settings = [word for override in arguments.overrides for word in ("--set", override)]
-    request = JobRequest(
+    return JobRequest(
         module=arguments.module,
         recipe_text=text,
         arguments=(*settings, *further),
         run_name=whole.run.name,
         workspace=whole.run.workspace,
         local_directory=whole.run.local_directory,
-        nodes=cluster.nodes,
+        nodes=1 if arguments.one_node else cluster.nodes,
         ranks=arguments.ranks,
         config=cluster.kubernetes,
     )
+
+
+def _run(arguments: argparse.Namespace, further: list[str]) -> int:
+    whole = WholeRecipe.check(read_recipe(arguments.recipe, arguments.overrides))
+    request, cluster = request_of(whole, arguments, further), whole.pretraining.cluster
     environment, secret = passed_environment(os.environ, cluster.environment)
     if secret:
         say(

@@ -72,6 +72,15 @@ def test_the_row_of_the_table_starts_this_program_and_needs_a_number_of_ranks() 
         launcher_of(job).command(replace(job, ranks=0))
 
 
+@pytest.mark.parametrize(("one_node", "nodes"), [(False, 4), (True, 1)])
+def test_a_job_of_one_node_gets_one_pod(one_node: bool, nodes: int) -> None:
+    settings = ["pretraining.cluster.kind=kubernetes", "pretraining.cluster.nodes=4"]
+    whole = WholeRecipe.check(read_recipe("flows/recipes/demo.toml", settings))
+    job = Job.of(whole, "training.finetune", 1, one_node=one_node)
+    arguments, further = kubernetes.argument_parser().parse_known_args(launcher_of(job).command(job)[3:])
+    assert kubernetes.request_of(whole, arguments, further).nodes == nodes
+
+
 def test_an_image_that_cannot_be_pulled_ends_the_stage_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes, "STUCK_SECONDS", 0.2)
     cluster = Recorder(Change("pod", "ADDED", pod({"waiting": {"reason": "ImagePullBackOff", "message": "none"}})))
