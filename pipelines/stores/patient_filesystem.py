@@ -16,6 +16,8 @@ BLOCK_BYTES = 8 << 20
 _AHEAD_BYTES = 4 << 20
 _IN_MEMORY_BYTES = 16 << 20
 _MOST_LEVELS = 16
+MOST_COPIED_BYTES = 5_000_000_000
+"""S3 copies no larger object in one request (CopyObject); Arrow's file system knows no other way."""
 
 
 class PatientHandler(fs.FileSystemHandler):
@@ -41,7 +43,7 @@ class PatientHandler(fs.FileSystemHandler):
         """The result of a request about a path."""
         return self._patience.call(f"{self._scheme}://{path}", lambda: request(self.base))
 
-    def put(self, path: str, source: IO[bytes]) -> None:
+    def put(self, path: str, source: IO[bytes] | io.RawIOBase) -> None:
         """Store a file from its beginning; a failed attempt is repeated."""
 
         def attempt(base: fs.FileSystem) -> None:
@@ -80,6 +82,10 @@ class PatientHandler(fs.FileSystemHandler):
         self._delete(path, lambda base: base.delete_file(path))
 
     def move(self, src: str, dest: str) -> None:
+        if self._is_too_large_to_copy(src):
+            self.copy_file(src, dest)
+            self.delete_file(src)
+            return
         attempts = 0
 
         def attempt(base: fs.FileSystem) -> None:
@@ -95,7 +101,14 @@ class PatientHandler(fs.FileSystemHandler):
         self.call(src, attempt)
 
     def copy_file(self, src: str, dest: str) -> None:
+        if self._is_too_large_to_copy(src):
+            with _Reader(self, src, BLOCK_BYTES) as source:
+                self.put(dest, source)
+            return
         self.call(src, lambda base: base.copy_file(src, dest))
+
+    def _is_too_large_to_copy(self, path: str) -> bool:
+        return int(self.call(path, lambda base: base.get_file_info(path)).size or 0) > MOST_COPIED_BYTES
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return pa.PythonFile(_Reader(self, path, _AHEAD_BYTES), mode="r")
