@@ -188,8 +188,9 @@ def test_the_form_is_grouped_and_shows_the_recipes_values(site: PrefectSite) -> 
     schema = site.deployment("end-to-end", "end-to-end")["parameter_openapi_schema"]
     request = schema["definitions"]["RunRequest"]["properties"]
     by_position = sorted(request, key=lambda name: int(request[name]["position"]))
-    assert by_position[:8] == [
-        *("recipe", "workspace", "documents", "vocabulary", "examples", "model", "pretraining", "finetuning")
+    assert by_position[:9] == [
+        *("recipe", "workspace", "preprocessing", "documents", "vocabulary", "examples"),
+        *("model", "pretraining", "finetuning"),
     ]
     assert "parent_run_id" not in request
     assert all(field["title"] and field["description"] for field in request.values())
