@@ -1,7 +1,7 @@
 """Detect which requirements and optional parts of Clozeworks a machine has, without importing any of them.
 
-Must import the standard library only: this module reports which other packages are missing. An absent part is
-`missing` if it is required, else `optional`.
+Must import the standard library only, and modules that do the same: this module reports which other packages are
+missing. An absent part is `missing` if it is required, else `optional`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.contract import storage
-from pipelines.contract.recipe import RunConfig
-from pipelines.staging.local_cache import local_directory
+from pipelines.staging.default_place import default_directory
 
 State = Literal["ok", "missing", "optional"]
 
@@ -286,7 +284,7 @@ def _shared_memory() -> Finding:
 
 def _disk(directory: str) -> Finding:
     # A run in an object store fills the disk of its local copies.
-    place = os.path.abspath(directory if storage.is_local(directory) else local_directory(RunConfig()))
+    place = os.path.abspath(default_directory() if "://" in directory else directory)
     while not os.path.isdir(place):
         place = os.path.dirname(place)
     free = shutil.disk_usage(place).free

@@ -1,6 +1,6 @@
 """Ranks on the nodes of a hostfile, by DeepSpeed's launcher over ssh: `kind = "hostfile"`.
 
-    python -m flows.launching.hostfile [--ranks N] [--one-node] MODULE RECIPE [arguments of the module]
+    flows.launching.hostfile [--ranks N] [--one-node] MODULE RECIPE [arguments of the module]
 
 DeepSpeed's own multi-node runner calls pdsh, which puts the environment on command lines, ends ranks by `pkill -f` of
 every run on a node, and notices no lost node. So this program opens an ssh connection for each node, and the program at

@@ -66,7 +66,7 @@ def command(job: Job) -> list[str]:
 
 def argument_parser() -> argparse.ArgumentParser:
     """Parser of this program's command line; what it does not know goes to the module."""
-    parser = argparse.ArgumentParser(prog="python -m flows.launching.kubernetes", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="flows.launching.kubernetes", allow_abbrev=False)
     parser.add_argument("--one-node", action="store_true")
     parser.add_argument("module")
     parser.add_argument("ranks", type=int)

@@ -1,6 +1,6 @@
 """Ranks on the nodes of a Slurm allocation, one task each: `kind = "slurm"`.
 
-    python -m flows.launching.slurm [--ranks N] [--one-node] MODULE RECIPE [arguments of the module]
+    flows.launching.slurm [--ranks N] [--one-node] MODULE RECIPE [arguments of the module]
 
 `salloc` allocates the nodes, unless this program already runs in an allocation; one step of it (`slurm_node watch`)
 compares the nodes and then sends beats, the other (`slurm_node rank`) is the ranks. An allocation of its own is

@@ -1,7 +1,7 @@
 """The programs that Slurm starts on each node: a rank, and a watch that sends the node's facts and then beats.
 
-python -m flows.launching.slurm_node rank ADDRESS PORT RANKS_PER_NODE MODULE [arguments]
-python -m flows.launching.slurm_node watch QUESTION
+flows.launching.slurm_node rank ADDRESS PORT RANKS_PER_NODE MODULE [arguments]
+flows.launching.slurm_node watch QUESTION
 """
 
 from __future__ import annotations

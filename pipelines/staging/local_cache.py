@@ -22,6 +22,7 @@ from pipelines.contract.errors import InputError, writing
 from pipelines.contract.manifest import FileRecord, digest_of
 from pipelines.contract.recipe import RunConfig
 from pipelines.staging.cache_locks import Pins, held
+from pipelines.staging.default_place import default_directory
 from pipelines.staging.transfers import download
 
 FILES, PARTIAL, VIEWS, LOCKS, BUILDS = "files", "partial", "views", "locks", "builds"
@@ -34,8 +35,7 @@ def local_directory(run: RunConfig) -> str:
     """Where a run stages and builds: `run.local_directory`, or the user's cache directory."""
     if run.local_directory is not None:
         return os.path.abspath(run.local_directory)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(cache, "clozeworks", "staging")
+    return default_directory()
 
 
 class LocalCache:

@@ -16,10 +16,14 @@ SERVER_SECONDS = 120.0
 
 
 class Server:
-    """`mlflow server` on its own port, to be stopped and started again over the same SQLite file."""
+    """`mlflow server` on its own port, to be stopped and started again over the same SQLite file.
 
-    def __init__(self, directory: Path) -> None:
+    artifacts: options for the place of artifacts; None keeps them in the directory.
+    """
+
+    def __init__(self, directory: Path, artifacts: list[str] | None = None) -> None:
         self._directory = directory
+        self._artifacts = artifacts or ["--artifacts-destination", str(directory)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = int(probe.getsockname()[1])
@@ -29,7 +33,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.store_uri, "--workers", "1"]
-        command += ["--artifacts-destination", str(self._directory), "--host", "127.0.0.1", "--port", str(self._port)]
+        command += [*self._artifacts, "--host", "127.0.0.1", "--port", str(self._port)]
         with open(self._directory / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 command,
