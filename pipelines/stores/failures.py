@@ -44,6 +44,14 @@ FAILURES = (
         most_attempts=4,
     ),
     Failure(
+        # Answers to HEAD have no body, so a request that was cut and expired credentials look alike.
+        r"HTTP status 400\) during \w+ operation: no response body",
+        "the store refuses a request and gives no reason (400)",
+        "check that the credentials have not expired, and the network and the proxies between",
+        passes=True,
+        most_attempts=4,
+    ),
+    Failure(
         r"expired.?token|token.{0,20}expired|credentials? .{0,20}expired",
         "the credentials have expired",
         "renew them where this process reads them (AWS_SHARED_CREDENTIALS_FILE, the machine's role)",

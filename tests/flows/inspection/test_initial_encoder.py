@@ -106,7 +106,7 @@ def test_a_run_refuses_it_before_the_first_stage(recipe: str, encoder: str, tmp_
         with pytest.raises(InputError, match=message):
             plan.require_initial_encoder(whole)
         with pytest.raises(InputError, match=message):
-            end_to_end._require_inputs(whole)
+            end_to_end._require_inputs(whole, request)
     assert not os.path.exists(tmp_path / "ws")
 
 

@@ -35,6 +35,10 @@ FAULTS = [
     ({"kind": "status", "requests": 5, "status": 500, "code": "InternalError"}, "the store fails internally (5xx)"),
     ({"kind": "down", "requests": 6}, "the connection to the store fails"),
     ({"kind": "cut", "requests": 3}, "the connection to the store fails"),
+    (
+        {"kind": "status", "requests": 2, "status": 400, "code": "BadRequest", "methods": ("HEAD",)},
+        "the store refuses a request and gives no reason (400)",
+    ),
 ]
 
 
