@@ -99,13 +99,15 @@ def require_deployments(request: RunRequest) -> None:
         "finetune": request.finetune_deployment,
         TRIAL_FLOW: request.trials_deployment,
     }
+    deployments = [f"{flow}/{name}" for flow, name in names.items() if name is not None]
+    if not deployments:
+        return
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
     with get_client(sync_client=True) as client:
-        for flow, name in names.items():
-            if name is not None:
-                require_deployment(client, f"{flow}/{name}", context.flow_run)
+        for deployment in deployments:
+            require_deployment(client, deployment, context.flow_run)
 
 
 def request_of_part(request: BaseRequest, model: type[BaseRequest]) -> dict[str, Any]:
