@@ -67,7 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stops.append(received))
     follow_lifeline()
-    parser = CommandParser(prog="flows.launching.hostfile", description="Run a module on the nodes of a hostfile.")
+    parser = CommandParser(
+        prog="flows.launching.hostfile",
+        description="Run a module on the nodes of a hostfile.",
+        epilog="example: flows.launching.hostfile --ranks 8 training.pretrain flows/recipes/bert-large.toml",
+    )
     parser.add_argument("--ranks", type=int, default=0, help="ranks of each node; 0 means all slots of the hostfile")
     parser.add_argument("--one-node", action="store_true", help="use the first node only")
     parser.add_argument("module", help="such as training.pretrain")

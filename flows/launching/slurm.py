@@ -55,7 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     follow_lifeline()
     # Of a process on this machine; tasks follow Slurm's step instead.
     os.environ.pop(LIFELINE_VARIABLE, None)
-    parser = CommandParser(prog="flows.launching.slurm", description="Run a module on the nodes of a Slurm cluster.")
+    parser = CommandParser(
+        prog="flows.launching.slurm",
+        description="Run a module on the nodes of a Slurm cluster.",
+        epilog="example: flows.launching.slurm --ranks 8 training.pretrain flows/recipes/bert-large.toml",
+    )
     parser.add_argument("--ranks", type=int, default=0, help="ranks of each node")
     parser.add_argument("--one-node", action="store_true", help="use one node only")
     parser.add_argument("module", help="such as training.pretrain")
