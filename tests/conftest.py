@@ -10,10 +10,15 @@ from pathlib import Path
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 from tests.support import REPOSITORY  # noqa: E402
 from tests.support.object_store.fault_proxy import s3_proxy  # noqa: E402, F401 - a fixture for all tests
 from tests.support.object_store.s3_server import s3_server, s3_workspace  # noqa: E402, F401 - fixtures for all tests
+
+# Machines are shared: no test may fail because it took long.
+hypothesis.settings.register_profile("clozeworks", deadline=None)
+hypothesis.settings.load_profile("clozeworks")
 
 SLOW_FIXTURES = {"built", "consumer", "found", "prefect_server", "real_encoder", "site", "undisturbed"}
 """A test that needs one of these starts servers, jobs or ranks, or downloads, whatever it does itself."""

@@ -157,7 +157,13 @@ class PrefectSite:
         """One request, repeated while SQLite is locked by another, as Prefect's own client does."""
 
         def ask() -> httpx.Response | None:
-            answer = self._api.request(method, path, json=body)
+            try:
+                answer = self._api.request(method, path, json=body)
+            except httpx.ReadTimeout:
+                # A question may be asked again; what changes something may have been done.
+                if method != "GET":
+                    raise
+                return None
             return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
 
         return wait_for(ask, f"an answer to {path}")
