@@ -20,13 +20,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from flows.launching.job import Job
+from flows.launching.job import Job, supervisor_command, supervisor_parser
 from flows.launching.node_facts import file_digest, require_same, shared_probe, versions
 from flows.launching.nodes import Events, Host, Node, read_hostfile
 from flows.launching.supervision import supervise
-from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import LIFELINE_VARIABLE, follow_lifeline
-from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
+from pipelines.commands.recipe_arguments import recipe_from_arguments
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.recipe import RunConfig
 from pipelines.contract.workspace import workspace_of
@@ -56,10 +55,12 @@ PASSED_PREFIXES = (
 _FACTS_SECONDS = 60.0
 
 
+_PROGRAM = "flows.launching.hostfile"
+
+
 def command(job: Job) -> list[str]:
     """The supervisor of a job."""
-    options = [f"--ranks={job.ranks}", *(["--one-node"] if job.one_node else [])]
-    return [sys.executable, "-m", "flows.launching.hostfile", *options, job.module, *job.arguments]
+    return supervisor_command(_PROGRAM, job)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,15 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stops.append(received))
     follow_lifeline()
-    parser = CommandParser(
-        prog="flows.launching.hostfile",
-        description="Run a module on the nodes of a hostfile.",
-        epilog="example: flows.launching.hostfile --ranks 8 training.pretrain flows/recipes/bert-large.toml",
-    )
-    parser.add_argument("--ranks", type=int, default=0, help="ranks of each node; 0 means all slots of the hostfile")
-    parser.add_argument("--one-node", action="store_true", help="use the first node only")
-    parser.add_argument("module", help="such as training.pretrain")
-    add_recipe_arguments(parser)
+    parser = supervisor_parser(_PROGRAM, "Run a module on the nodes of a hostfile.")
     argv = sys.argv[1:] if arguments is None else arguments
     parsed, _ = parser.parse_known_args(argv)
     recipe = recipe_from_arguments(parsed)

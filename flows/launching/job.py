@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.commands.command_line import CommandParser
+from pipelines.commands.recipe_arguments import add_recipe_arguments
 from training.settings.cluster import ClusterConfig
 
 
@@ -29,3 +32,20 @@ def recipe_arguments(whole: WholeRecipe) -> list[str]:
     """The arguments by which a command reads the same recipe."""
     recipe = whole.recipe
     return [recipe.path, *(argument for override in recipe.overrides for argument in ("--set", override))]
+
+
+def supervisor_command(program: str, job: Job) -> list[str]:
+    """The command line of a supervisor of this room, as `supervisor_parser` reads it."""
+    options = [f"--ranks={job.ranks}", *(["--one-node"] if job.one_node else [])]
+    return [sys.executable, "-m", program, *options, job.module, *job.arguments]
+
+
+def supervisor_parser(program: str, description: str) -> CommandParser:
+    """Parser of a supervisor's command line; what it does not know goes to the module."""
+    example = f"example: {program} --ranks 8 training.pretrain flows/recipes/bert-large.toml"
+    parser = CommandParser(prog=program, description=description, epilog=example)
+    parser.add_argument("--ranks", type=int, default=0, help="ranks of each node; 0 means all slots of a hostfile")
+    parser.add_argument("--one-node", action="store_true", help="use one node only")
+    parser.add_argument("module", help="such as training.pretrain")
+    add_recipe_arguments(parser)
+    return parser

@@ -23,12 +23,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from flows.launching.job import Job
+from flows.launching.job import Job, supervisor_command, supervisor_parser
 from flows.launching.node_agent import RANKS_GRACE_SECONDS, SILENCE_SECONDS
 from flows.launching.node_facts import require_same, shared_probe, versions
-from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import LIFELINE_VARIABLE, follow_lifeline
-from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
+from pipelines.commands.recipe_arguments import recipe_from_arguments
 from pipelines.contract.errors import EXIT_FAILED, InputError, exit_code_of
 from pipelines.contract.recipe import RunConfig
 from pipelines.contract.workspace import workspace_of
@@ -42,10 +41,12 @@ _GRANTED = re.compile(r"salloc: (?:Granted|Pending) job allocation (\d+)")
 _NODE_FAILED = re.compile(r"(?:srun|slurmstepd): error: (Node failure on \S+)")
 
 
+_PROGRAM = "flows.launching.slurm"
+
+
 def command(job: Job) -> list[str]:
     """The supervisor of a job."""
-    options = [f"--ranks={job.ranks}", *(["--one-node"] if job.one_node else [])]
-    return [sys.executable, "-m", "flows.launching.slurm", *options, job.module, *job.arguments]
+    return supervisor_command(_PROGRAM, job)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,15 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     follow_lifeline()
     # Of a process on this machine; tasks follow Slurm's step instead.
     os.environ.pop(LIFELINE_VARIABLE, None)
-    parser = CommandParser(
-        prog="flows.launching.slurm",
-        description="Run a module on the nodes of a Slurm cluster.",
-        epilog="example: flows.launching.slurm --ranks 8 training.pretrain flows/recipes/bert-large.toml",
-    )
-    parser.add_argument("--ranks", type=int, default=0, help="ranks of each node")
-    parser.add_argument("--one-node", action="store_true", help="use one node only")
-    parser.add_argument("module", help="such as training.pretrain")
-    add_recipe_arguments(parser)
+    parser = supervisor_parser(_PROGRAM, "Run a module on the nodes of a Slurm cluster.")
     argv = sys.argv[1:] if arguments is None else arguments
     parsed, _ = parser.parse_known_args(argv)
     recipe = recipe_from_arguments(parsed)

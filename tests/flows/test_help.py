@@ -12,7 +12,7 @@ import pytest
 from flows.cli import FLOWS, VERBS
 
 PACKAGES = ("pipelines", "training", "flows")
-TAKES_ARGUMENTS = ("CommandParser(", "job_of(", "run_as_command(")
+TAKES_ARGUMENTS = ("CommandParser(", "job_of(", "run_as_command(", "supervisor_parser(")
 MAIN = 'if __name__ == "__main__":'
 
 # One process for all: most of the time is spent on importing Beam and Prefect.
