@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from tests.support.object_store.s3_server import s3_server, s3_workspace  # noqa
 # Machines are shared: no test may fail because it took long.
 hypothesis.settings.register_profile("clozeworks", deadline=None)
 hypothesis.settings.load_profile("clozeworks")
+
+# A script's background commands start with SIGINT ignored, and so would what tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW_FIXTURES = {"built", "consumer", "found", "prefect_server", "real_encoder", "site", "undisturbed"}
 """A test that needs one of these starts servers, jobs or ranks, or downloads, whatever it does itself."""

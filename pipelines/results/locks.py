@@ -126,11 +126,17 @@ def _keep_renewing(uri: str, name: str, own: dict[str, Any], ended: threading.Ev
             if (other := _other_lease(uri, own["lease"])) is not None:
                 # This process was suspended until its lease expired: two writers would be worse than none.
                 print(f"{_refusal(name, other)}; this process lost its lease and ends", file=sys.stderr, flush=True)
-                os.kill(os.getpid(), signal.SIGINT)
+                _end_this_process()
                 return
             _renew(uri, own)
         except OSError as error:
             print(f"lease {uri} could not be renewed ({error}); retrying", file=sys.stderr, flush=True)
+
+
+def _end_this_process() -> None:
+    # A script's background commands start with SIGINT ignored: there the interrupt would leave two writers.
+    is_heard = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGINT if is_heard else signal.SIGTERM)
 
 
 def _renew(uri: str, own: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,24 @@ def test_who_stood_still_and_lost_the_lease_ends_and_leaves_it_to_the_other(
     assert storage.read_bytes("store://run/.locks/documents.lock") == others
     assert "documents: being written by process 17" in capfd.readouterr().err
     assert store.get_file_info("run/.locks/documents.lock").is_file
+
+
+def test_a_background_command_that_ignores_interrupts_ends_with_its_lease_too(
+    store: fs.FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_RENEWAL_SECONDS", 0.1)
+    others = json.dumps({"lease": "other", "pid": 17, "renewed_at": time.time()}).encode()
+    received = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: received.set())
+    try:
+        with workspace_lock("store://run", "documents"):
+            storage.write_bytes("store://run/.locks/documents.lock", others)
+            assert received.wait(60)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("lease", [b"", b"[]", b'{"renewed_at": "x"}', b'{"renewed_at": null}'])
