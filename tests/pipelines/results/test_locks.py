@@ -133,15 +133,14 @@ def test_who_stood_still_and_lost_the_lease_ends_and_leaves_it_to_the_other(
     assert store.get_file_info("run/.locks/documents.lock").is_file
 
 
-def test_a_background_command_that_ignores_interrupts_ends_with_its_lease_too(
-    store: fs.FileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_background_command_that_ignores_interrupts_ends_with_its_lease_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_RENEWAL_SECONDS", 0.1)
     others = json.dumps({"lease": "other", "pid": 17, "renewed_at": time.time()}).encode()
     received = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: received.set())
+    signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
         with workspace_lock("store://run", "documents"):
             storage.write_bytes("store://run/.locks/documents.lock", others)
