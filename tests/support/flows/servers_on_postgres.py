@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -28,7 +29,13 @@ _POSTGRES = ("initdb", "postgres", "createdb")
 
 def missing() -> str:
     """The programs that this machine lacks, by name; empty if nothing is missing."""
-    return ", ".join(name for name in (*_POSTGRES, "setpriv") if shutil.which(name) is None)
+    return ", ".join(name for name in (*_POSTGRES, "setpriv") if _program(name) is None)
+
+
+def _program(name: str) -> str | None:
+    """Path of a program; Debian installs those of Postgres' server outside of PATH."""
+    servers = sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *servers]))
 
 
 def free_port() -> int:
@@ -162,7 +169,8 @@ class Servers:
 
     def _as_user(self, *command: str) -> list[str]:
         as_nobody = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
-        return [*(as_nobody if os.geteuid() == 0 else ()), *command]
+        program, *arguments = command
+        return [*(as_nobody if os.geteuid() == 0 else ()), _program(program) or program, *arguments]
 
     def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
         with open(self.folder / f"{name}.log", "wb") as log:

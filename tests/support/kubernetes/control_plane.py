@@ -1,17 +1,15 @@
 """A real control plane on loopback: etcd, API server, controllers and scheduler, built once from their Go modules.
 
 Kubernetes cannot be installed by `go install`, for its go.mod replaces its libraries by folders of its repository: the
-program is `main.go` of this folder in a module that replaces them by their releases. The first build takes ten minutes
-of two cores.
+program is `main.go` of this folder in a module that replaces them by their releases. The first build takes forty
+minutes of two cores: CLOZEWORKS_TEST_KUBERNETES=build asks for it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +19,12 @@ from pathlib import Path
 import httpx
 import yaml
 from tests.support import SUPPORT
+from tests.support.go_programs import GoProgram
 from tests.support.kubernetes.kubelet import Api
-from tests.support.object_store.s3_server import free_port, test_cache
+from tests.support.object_store.s3_server import free_port
 
 VERSION = "1.34.2"
 ADMIN_TOKEN = "administrator"
-_BUILD_SECONDS = 3_000.0
 _START_SECONDS = 120.0
 _LIBRARIES = [
     "api",
@@ -63,43 +61,32 @@ _LIBRARIES = [
 ]
 
 
+def _write_sources(folder: Path) -> None:
+    replaced = "".join(f"\tk8s.io/{name} => k8s.io/{name} v0{VERSION[1:]}\n" for name in _LIBRARIES)
+    (folder / "go.mod").write_text(
+        "module clozeworks.test/controlplane\n\ngo 1.24.0\n\ngodebug default=go1.24\n\n"
+        f"require k8s.io/kubernetes v{VERSION}\n\nreplace (\n{replaced})\n"
+    )
+    shutil.copy(SUPPORT / "kubernetes" / "main.go", folder)
+
+
+PROGRAM = GoProgram(
+    module="kubernetes",
+    version=VERSION,
+    program="controlplane",
+    commands=[
+        ["mod", "tidy", "-e"],
+        ["build", "-trimpath", "-ldflags", "-s -w", "-o", "../building/controlplane", "."],
+    ],
+    timeout_seconds=3_000.0,
+    environment={"GOFLAGS": "-mod=mod", "CGO_ENABLED": "0", "GOMAXPROCS": "2"},
+    write_sources=_write_sources,
+)
+
+
 def program() -> Path | None:
-    """The control plane's program, built at the first call; None where Go is missing or the modules cannot be had."""
-    place = test_cache() / f"kubernetes-{VERSION}"
-    built = place / "controlplane"
-    if built.exists():
-        return built
-    go = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
-    if go is None:
-        return None
-    source = place / "src"
-    source.mkdir(parents=True, exist_ok=True)
-    with open(place / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if built.exists():
-            return built
-        replaced = "".join(f"\tk8s.io/{name} => k8s.io/{name} v0{VERSION[1:]}\n" for name in _LIBRARIES)
-        (source / "go.mod").write_text(
-            "module clozeworks.test/controlplane\n\ngo 1.24.0\n\ngodebug default=go1.24\n\n"
-            f"require k8s.io/kubernetes v{VERSION}\n\nreplace (\n{replaced})\n"
-        )
-        shutil.copy(SUPPORT / "kubernetes" / "main.go", source)
-        environment = {**os.environ, "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0", "GOMAXPROCS": "2"}
-        for arguments in (["mod", "tidy", "-e"], ["build", "-trimpath", "-ldflags", "-s -w", "-o", "building", "."]):
-            result = subprocess.run(
-                ["nice", "-n", "15", go, *arguments],
-                cwd=source,
-                env=environment,
-                timeout=_BUILD_SECONDS,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if result.returncode:
-            print(f"Kubernetes cannot be built: {result.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-            return None
-        (source / "building").rename(built)
-    return built
+    """The control plane's program where it has been built; it is built only where the environment asks for that."""
+    return PROGRAM.built() if os.environ.get("CLOZEWORKS_TEST_KUBERNETES") == "build" else PROGRAM.cached()
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,51 +17,18 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
+from tests.support.go_programs import GoProgram
 
-VERSION = "1.8.0"
-_MODULE = "github.com/versity/versitygw/cmd/versitygw"
+VERSITYGW = GoProgram(
+    module="versitygw",
+    version="1.8.0",
+    program="versitygw",
+    commands=[["install", "github.com/versity/versitygw/cmd/versitygw@v1.8.0"]],
+    timeout_seconds=1_800.0,
+)
 _START_SECONDS = 30.0
-_BUILD_SECONDS = 1800.0
 _ACCESS_KEY, _SECRET_KEY = "test-access-key", "test-secret-key"
 _REGION = "us-east-1"
-
-
-def test_cache() -> Path:
-    """Where tests keep programs that they build or fetch once."""
-    default = os.path.expanduser("~/.cache/clozeworks/tests")
-    return Path(os.environ.get("CLOZEWORKS_TEST_CACHE") or default)
-
-
-test_cache.__test__ = False  # type: ignore[attr-defined]
-
-
-def versitygw() -> Path | None:
-    """The program, built at the first call; None where Go is missing or the module cannot be had."""
-    place = test_cache() / f"versitygw-{VERSION}"
-    program = place / "versitygw"
-    if program.exists():
-        return program
-    go = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
-    if go is None:
-        return None
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            building = place / "building"
-            built = subprocess.run(
-                [go, "install", f"{_MODULE}@v{VERSION}"],
-                env={**os.environ, "GOBIN": str(building)},
-                timeout=_BUILD_SECONDS,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if built.returncode:
-                print(f"versitygw cannot be built: {built.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-                return None
-            (building / "versitygw").rename(program)
-    return program
 
 
 def free_port() -> int:
@@ -108,7 +73,7 @@ def client_environment(endpoint: str) -> dict[str, str]:
 @contextmanager
 def running_server(directory: Path, bucket: str = "bucket") -> Iterator[S3Server]:
     """Run a server over a directory until the block ends."""
-    port, program = free_port(), versitygw()
+    port, program = free_port(), VERSITYGW.built()
     root = directory / "buckets"
     (root / bucket).mkdir(parents=True)
     if program is not None:
