@@ -103,7 +103,7 @@ def trial_stage(whole: WholeRecipe, label: str) -> Stage:
     task, _, name = label.partition("/")
     own_name = name.removeprefix(f"{SWEEP}/")
     sweep = sweep_stage(whole) if own_name != name else None
-    for stage in [sweep] if sweep is not None else stages.finetuning_stages(whole):
+    for stage in [sweep] if sweep is not None else stages.finetuning_stages(whole, as_own_run=True):
         outputs = tuple(trial for trial in trials_of(stage) if trial.name == label)
         if outputs:
             command = partial(_command_of_trial, stage, f"{task}/{own_name}")

@@ -19,13 +19,15 @@ class Launcher(NamedTuple):
 
     command: Callable[[Job], list[str]]
     environment: Callable[[], dict[str, str]] = dict
+    finds_free_node: bool = False
+    """Whether a scheduler gives each job a node; a hostfile would send all jobs of one node to its first one."""
 
 
 LAUNCHERS = {
     "none": Launcher(single_node.command, single_node.environment),
     "hostfile": Launcher(hostfile.command),
-    "slurm": Launcher(slurm.command),
-    "kubernetes": Launcher(kubernetes.command),
+    "slurm": Launcher(slurm.command, finds_free_node=True),
+    "kubernetes": Launcher(kubernetes.command, finds_free_node=True),
 }
 """A new kind needs its file in this room, a row here, and its name in `training.settings.cluster`."""
 

@@ -177,9 +177,14 @@ def distillation_stage(whole: WholeRecipe) -> Stage:
     return Stage(DISTILLATION, (output,), lambda: launcher.command(job), launcher.environment)
 
 
-def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
-    """Fine-tuning: one command that trains every task of the recipe; empty if the recipe names no task."""
+def finetuning_stages(whole: WholeRecipe, as_own_run: bool = False) -> list[Stage]:
+    """Fine-tuning: one command that trains every task of the recipe; empty if the recipe names no task.
 
+    Args:
+        whole: the recipe.
+        as_own_run: for a trial that is a run of its own. With one process it is trained by the worker of that run,
+            unless the cluster has a scheduler, which finds a free node for it.
+    """
     if not whole.finetuning.tasks:
         return []
     sections = finetuning_sections(whole)
@@ -196,9 +201,9 @@ def finetuning_stages(whole: WholeRecipe) -> list[Stage]:
     starts = (PRETRAINED, RANDOM) if whole.finetuning.compare_with_random else (PRETRAINED,)
     outputs = tuple(output(task, start) for task in whole.finetuning.tasks for start in starts)
     job = Job.of(whole, "training.finetune", whole.finetuning.ranks, one_node=whole.finetuning.ranks == 1)
-    if job.ranks == 1 and job.cluster.kind == "none":
-        return [Stage(FINETUNING, outputs, lambda: python_module(whole, "training.finetune"))]
     launcher = launcher_of(job)
+    if job.ranks == 1 and (job.cluster.kind == "none" or (as_own_run and not launcher.finds_free_node)):
+        return [Stage(FINETUNING, outputs, lambda: python_module(whole, "training.finetune"))]
     return [Stage(FINETUNING, outputs, lambda: launcher.command(job), launcher.environment)]
 
 

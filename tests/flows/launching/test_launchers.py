@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from flows.dispatch.trials import trial_stage
 from flows.launching import single_node
 from flows.launching.job import Job
 from flows.launching.launchers import LAUNCHERS, launcher_of
 from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.plan import finetuning_stages
 from pipelines.contract.recipe import read_recipe
 from pipelines.contract.recipe_text import RecipeError
 from training.settings.cluster import ClusterConfig
@@ -50,6 +52,24 @@ def test_a_cluster_that_cannot_be_is_refused(override: str, problem: str) -> Non
     with pytest.raises(RecipeError) as caught:
         whole_of(f"pretraining.cluster.{override}")
     assert problem in str(caught.value)
+
+
+def test_a_trial_that_is_a_run_of_its_own_is_trained_by_its_worker() -> None:
+    """A hostfile would send every trial to its first node; a scheduler finds a free one."""
+    here = (sys.executable, "-m", "training.finetune")
+    hostfile = ("pretraining.cluster.kind=hostfile", "pretraining.cluster.hostfile=hosts")
+    trial, trials = "word-order/pretrained", "--trials"
+
+    def command_of_trial(*overrides: str) -> list[str]:
+        return trial_stage(whole_of(*overrides), trial).command()
+
+    for overrides in ((), hostfile):
+        command = command_of_trial(*overrides)
+        assert (tuple(command[:3]), command[-2:]) == (here, [trials, trial])
+    assert command_of_trial("pretraining.cluster.kind=slurm")[2] == "flows.launching.slurm"
+    assert command_of_trial(*hostfile, "finetuning.ranks=2")[2] == "flows.launching.hostfile"
+    (together,) = finetuning_stages(whole_of(*hostfile))
+    assert together.command()[2:5] == ["flows.launching.hostfile", "--ranks=1", "--one-node"]
 
 
 def test_a_row_is_a_kind() -> None:
