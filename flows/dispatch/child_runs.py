@@ -250,6 +250,10 @@ def _is_late(child: _Child, run: FlowRun) -> bool:
 
 
 def _waits(client: SyncPrefectClient, late: Sequence[FlowRun]) -> list[str]:
-    """One line for each pool with late runs."""
-    pools = dict.fromkeys(run.work_pool_name for run in late if run.work_pool_name)
-    return [f"runs wait: {reason_to_wait(client, pool)}" for pool in pools]
+    """One line for each pool with late runs: those that it has not given to a worker, and those that are starting."""
+    waiting = [run.work_pool_name for run in late if run.state is not None and run.state.is_scheduled()]
+    starting = [run.work_pool_name for run in late if run.state is not None and run.state.is_pending()]
+    return [
+        *(f"runs wait: {reason_to_wait(client, pool)}" for pool in dict.fromkeys(waiting) if pool),
+        *(f"runs wait: a worker of pool {pool} is starting them" for pool in dict.fromkeys(starting) if pool),
+    ]

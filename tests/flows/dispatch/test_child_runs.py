@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Pending, Scheduled
 from tests.support.flows.parts_of_a_run import CHILDREN, PARENTS
 from tests.support.flows.prefect_site import PrefectSite, descendants, kill, prefect_site, wait_for
+
+from flows.dispatch import child_runs
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +111,16 @@ def flows_of(worker: Any) -> list[psutil.Process]:
     found = descendants(worker)
     assert found
     return found
+
+
+def test_a_late_run_that_a_worker_has_taken_waits_for_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_runs, "reason_to_wait", lambda _, pool: f"pool {pool} has no free slot (limit 1)")
+    late = [
+        FlowRun(flow_id=uuid4(), work_pool_name=pool, state=state)
+        for pool, state in (("cpu", Pending()), ("gpu", Scheduled()), ("gpu", Scheduled()), (None, Pending()))
+    ]
+    client: Any = None  # only the replaced function would ask it
+    assert child_runs._waits(client, late) == [
+        "runs wait: pool gpu has no free slot (limit 1)",
+        "runs wait: a worker of pool cpu is starting them",
+    ]
