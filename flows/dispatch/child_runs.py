@@ -30,6 +30,8 @@ from pipelines.contract.errors import InputError
 ItemT = TypeVar("ItemT")
 
 POLL_SECONDS = 2.0
+_FIRST_POLL_SECONDS, _POLL_SHARE = 0.25, 0.05
+"""A wait is asked about after this share of its length so far, so that a short part is not waited for in vain."""
 LATE_SECONDS = 60.0
 """After this time a line shows why a run has not started."""
 SILENT_SERVER_SECONDS = 900.0
@@ -97,7 +99,7 @@ def run_parts(parts: Sequence[Part], say: Callable[[str], None], attempts: int =
         for part in parts:
             children[_start(part, own)] = _Child(part, attempts - 1, started=time.monotonic())
         while children:
-            time.sleep(POLL_SECONDS)
+            time.sleep(_pause_seconds(list(children.values())))
             found = _asked_patiently(partial(_runs, ids=list(children)), say)
             for run in found:
                 child = children[run.id]
@@ -178,6 +180,12 @@ def _cancelled_with_this_run(own: FlowRun, say: Callable[[str], None]) -> Iterat
                 f"Prefect's server does not answer ({type(error).__name__}); runs started by this one end by themselves"
             )
         raise
+
+
+def _pause_seconds(children: Sequence[_Child]) -> float:
+    """Until the server is asked again: less while a part is young."""
+    youngest_seconds = time.monotonic() - max(child.started for child in children)
+    return min(max(_FIRST_POLL_SECONDS, _POLL_SHARE * youngest_seconds), POLL_SECONDS)
 
 
 def _cancel(client: SyncPrefectClient, flow_run_id: UUID) -> list[FlowRun]:

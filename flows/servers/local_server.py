@@ -21,8 +21,6 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from flows.console.endings import ending_of
 from flows.console.narration import LOGGER_NAME
 from flows.servers.prefect_database import database_url, prune, set_up_prefect
@@ -219,6 +217,9 @@ def application() -> ASGIApp:
 
 def _prune(home: str) -> None:
     """Prune the database, best effort: if another server of this workspace is using it, the next start prunes it."""
+    # Every flow imports this module, and SQLAlchemy takes long.
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         removed = prune(home)
     except (SQLAlchemyError, sqlite3.Error) as error:

@@ -49,8 +49,6 @@ def open_store(uri: str, workspace: str | None, experiment: str) -> tuple[Mlflow
         InputError: the store does not answer, or the workspace's database cannot be used.
     """
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     quieten_mlflow()
     artifacts = None
@@ -68,11 +66,22 @@ def open_store(uri: str, workspace: str | None, experiment: str) -> tuple[Mlflow
         if found.lifecycle_stage != "active":
             client.restore_experiment(found.experiment_id)
         return client, found.experiment_id, patience
-    except (MlflowException, SQLAlchemyError) as error:
+    except _errors_of(uri) as error:
         remedy = f"check {uri}" if workspace is not None else "start that server, or remove the setting"
         raise InputError(
             f"tracking.mlflow_tracking_uri = {redacted(uri)}: cannot be used ({first_line(error)}); {remedy}"
         ) from error
+
+
+def _errors_of(uri: str) -> tuple[type[Exception], ...]:
+    """What a store raises that cannot be used; of a server without importing SQLAlchemy, which takes long."""
+    from mlflow.exceptions import MlflowException
+
+    if uri.startswith(("http://", "https://")):
+        return (MlflowException,)
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError)
 
 
 def _created_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
@@ -96,8 +105,6 @@ def open_registry(uri: str) -> MlflowClient:
         InputError: it does not answer.
     """
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     quieten_mlflow()
     if os.path.basename(path := uri.removeprefix("sqlite:///")) == DATABASE_NAME and path != uri:
@@ -105,7 +112,7 @@ def open_registry(uri: str) -> MlflowClient:
     try:
         client = MlflowClient(uri, uri)
         client.search_registered_models(max_results=1)
-    except (MlflowException, SQLAlchemyError) as error:
+    except _errors_of(uri) as error:
         # From the environment, so it may contain a password.
         raise InputError(
             f"MLflow at {redacted(uri)} cannot be used ({first_line(error)}); check the address and the server"

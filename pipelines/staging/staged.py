@@ -29,7 +29,7 @@ class StagedDirectory:
         self.uri = uri
         self._records = {record.name: record for record in records}
         self._cache = cache
-        self._closing = threading.Event()
+        self._waiting: collections.deque[str] = collections.deque()
         self._prefetching: list[threading.Thread] = []
 
     def path(self, name: str) -> str:
@@ -44,14 +44,18 @@ class StagedDirectory:
         return self._cache.fetch(storage.join(self.uri, name), self._records[name])
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Copy files in the background, in this order; an earlier order is given up. What fails, `path` raises."""
+        """Copy files in the background, in this order; does not wait, and what fails, `path` raises.
+
+        An earlier order is given up, except for the files that are being copied.
+        """
         if self._cache is None:
             return
-        self._stop_prefetching()
-        self._closing = closing = threading.Event()
-        waiting = collections.deque(names)
+        self._waiting.clear()
+        # A thread that fetches a file of the earlier order keeps its own, empty list.
+        self._waiting = collections.deque(names)
+        self._prefetching = [thread for thread in self._prefetching if thread.is_alive()]
         for _ in range(_PREFETCH_THREADS):
-            arguments = (self._cache, waiting, closing)
+            arguments = (self._cache, self._waiting)
             thread = threading.Thread(target=self._fetch_all, args=arguments, name="prefetch", daemon=True)
             self._prefetching.append(thread)
             thread.start()
@@ -69,22 +73,19 @@ class StagedDirectory:
 
     def close(self) -> None:
         """Stop prefetching and release all files; paths that were given out must not be opened any more."""
-        self._stop_prefetching()
-        if self._cache is not None:
-            self._cache.close()
-
-    def _stop_prefetching(self) -> None:
-        self._closing.set()
+        self._waiting.clear()
         for thread in self._prefetching:
             thread.join()
         self._prefetching.clear()
+        if self._cache is not None:
+            self._cache.close()
 
-    def _fetch_all(self, cache: LocalCache, waiting: collections.deque[str], closing: threading.Event) -> None:
-        while not closing.is_set():
+    def _fetch_all(self, cache: LocalCache, waiting: collections.deque[str]) -> None:
+        while True:
             try:
                 record = self._records[name := waiting.popleft()]
             except IndexError:
-                return  # nothing is left
+                return  # nothing is left, or the order was given up
             try:
                 cache.fetch(storage.join(self.uri, name), record)
             except (InputError, OSError):

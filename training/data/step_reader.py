@@ -256,12 +256,16 @@ class StepReader:
             if last < len(source.window.order) or rows_left == 0:
                 return pieces
 
+    def prefetch(self, position: int) -> None:
+        """Start to copy the shards of the windows from a position on, if they are remote."""
+        if self._examples.is_remote:
+            self._examples.prefetch(self._order.blocks_from(position, PREFETCHED_WINDOWS))
+
     def _load(self, position: int) -> _LoadedWindow:
         epoch, within_epoch = divmod(position, self._order.num_rows)
         if self._loaded is None or not self._loaded.holds(epoch, within_epoch):
             window = self._order.window_at(position)
-            if self._examples.is_remote:
-                self._examples.prefetch(self._order.blocks_from(position, PREFETCHED_WINDOWS))
+            self.prefetch(position)
             rows = self._examples.read(window.blocks)
             stream = (self._order.seed, self._order.stream, epoch)
             samples = _Samples.of(rows, window.laid_out(), self._masking, *stream)

@@ -108,6 +108,11 @@ class RowFeed:
         tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
         return masking_of(examples.metadata, tokens, self._config.masking, phase.masked_lm_prob)
 
+    def prefetch(self, phase_number: int, position: int) -> None:
+        """Start to copy the first shards of a remote workspace that the steps from a position on read."""
+        if phase_number < len(self._config.phases):
+            self.reader(phase_number).prefetch(position)
+
     def reader(self, phase_number: int) -> StepReader:
         """The training rows of a phase, in their order."""
         phase = self._config.phases[phase_number]

@@ -124,6 +124,8 @@ class TrainingRun:
                 f"{self._directory}: the run was continued from a finished one, and none of its checkpoints is "
                 "readable; add --continue --restart, which keeps it under a numbered name and continues anew"
             )
+        # While the engine is built and the first evaluation runs.
+        self._feed.prefetch(*((found[1].phase, found[1].position) if found else (0, 0)))
         while True:
             state = self._build_engine()
             progress = self._resume(state.engine, found)

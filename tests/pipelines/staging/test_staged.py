@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, StageKey, record_of
 from pipelines.contract.recipe import RunConfig
-from pipelines.staging.staged import staged
+from pipelines.staging.local_cache import LocalCache
+from pipelines.staging.staged import StagedDirectory, staged
 
 
 def _write(uri: str, name: str, data: bytes) -> FileRecord:
@@ -49,3 +51,37 @@ def test_files_of_a_store_are_copied_once_and_shared(tmp_path: Path, s3_workspac
     assert Path(whole).read_bytes() == b"c" * 1000
     with pytest.raises(InputError, match=r"sub/b: missing, though the manifest lists it"):
         second.all()
+
+
+class _SlowCache(LocalCache):
+    """Stands for a cache whose store is slow: a fetch ends when it is allowed to."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory, 1 << 20)
+        self.started: list[str] = []
+        self.may_end, self.is_reached = threading.Event(), threading.Event()
+
+    def fetch(self, uri: str, record: FileRecord) -> str:
+        self.started.append(record.name)
+        if record.name == "last":
+            self.is_reached.set()
+        else:
+            self.may_end.wait(60)
+        return uri
+
+    def release(self, record: FileRecord) -> None:
+        pass
+
+
+def test_a_new_order_does_not_wait_for_the_files_that_are_being_copied(tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d", "last")
+    cache = _SlowCache(str(tmp_path))
+    records = [FileRecord(name=name, rows=1, size_bytes=1, sha256="0" * 64, statistics={}) for name in names]
+    directory = StagedDirectory("s3://bucket/run", records, cache)
+    directory.prefetch(["a", "b", "c", "d"])
+    directory.prefetch(["last"])
+    assert cache.is_reached.wait(30)
+    assert not cache.may_end.is_set()
+    cache.may_end.set()
+    directory.close()
+    assert not {"c", "d"} & set(cache.started), "the earlier order was not given up"

@@ -93,7 +93,12 @@ def test_the_shards_of_the_next_windows_are_prefetched_in_reading_order(tmp_path
     local = ArrowExamples(directory, manifest, "train", LENGTH)
     order = GlobalOrder(sum(ROWS), 3, block_rows=3, window_blocks=2)
 
-    StepReader(remote, order, 4).step_at(0)
+    reader = StepReader(remote, order, 4)
+    reader.prefetch(0)
+    ordered, copies.prefetched = copies.prefetched, []
+    assert copies.opened == [manifest.files[0].name], "ordered without waiting for a shard"
+    reader.step_at(0)
+    assert copies.prefetched == ordered
     ends = np.cumsum(ROWS)
     first_windows = {manifest.files[int(np.searchsorted(ends, row, side="right"))].name for row in order.rows(0, 18)}
     assert {*copies.prefetched, manifest.files[0].name} == first_windows | {manifest.files[0].name}
