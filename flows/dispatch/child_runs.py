@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect import Flow, State, get_client
@@ -97,7 +97,7 @@ def run_parts(parts: Sequence[Part], say: Callable[[str], None], attempts: int =
     told = set[str]()
     with _cancelled_with_this_run(own, say):
         for part in parts:
-            children[_start(part, own)] = _Child(part, attempts - 1, started=time.monotonic())
+            children[_start(part, own, say)] = _Child(part, attempts - 1, started=time.monotonic())
         while children:
             time.sleep(_pause_seconds(list(children.values())))
             found = _asked_patiently(partial(_runs, ids=list(children)), say)
@@ -109,7 +109,7 @@ def run_parts(parts: Sequence[Part], say: Callable[[str], None], attempts: int =
                 del children[run.id]
                 if run.state.is_crashed() and child.attempts_left:
                     say(f"{child.part.label}: crashed; it is started again")
-                    again = _start(child.part, own)
+                    again = _start(child.part, own, say)
                     children[again] = _Child(child.part, child.attempts_left - 1, started=time.monotonic())
                 elif not run.state.is_completed():
                     problems[child.part.label] = f"{run.state.message or run.state.name}{_page(run)}"
@@ -147,17 +147,26 @@ def _own_run() -> FlowRun:
     return context.flow_run
 
 
-def _start(part: Part, own: FlowRun) -> UUID:
-    name = f"{own.name}: {part.label}"
+def _start(part: Part, own: FlowRun, say: Callable[[str], None]) -> UUID:
+    name, key = f"{own.name}: {part.label}", uuid4().hex
     parameters = {"request": dict(part.request)}
-    try:
-        # Outside an event loop it returns the run itself.
-        run = cast(FlowRun, run_deployment(part.deployment, parameters=parameters, flow_run_name=name, timeout=0))
-        return run.id
-    except PrefectHTTPStatusError as error:
-        raise InputError(
-            f"{part.deployment}: rejected by the server: {' '.join(error.response.text.split())}"
-        ) from error
+
+    def create(_: SyncPrefectClient) -> list[FlowRun]:
+        try:
+            # Outside an event loop it returns the run itself. The key makes a request that is repeated start one run.
+            created = run_deployment(
+                part.deployment, parameters=parameters, flow_run_name=name, timeout=0, idempotency_key=key
+            )
+            return [cast(FlowRun, created)]
+        except PrefectHTTPStatusError as error:
+            if not error.response.is_client_error:
+                raise
+            raise InputError(
+                f"{part.deployment}: rejected by the server: {' '.join(error.response.text.split())}"
+            ) from error
+
+    (run,) = _asked_patiently(create, say)
+    return run.id
 
 
 @contextmanager
