@@ -31,7 +31,10 @@ def flow(rounds: int) -> dict[str, Any]:
         for pool in (PARENTS, CHILDREN):
             site.start_worker(pool)
         _run_seconds(site, 1)  # the first run loads what later ones find in the page cache
-        rows = [{number: _run_seconds(site, number) for number in (0, 1, MAPPED_PARTS)} for _ in range(rounds)]
+        rows = []
+        for _ in range(rounds):
+            rows.append({number: _run_seconds(site, number) for number in (0, 1, MAPPED_PARTS)})
+            print(f"flow: seconds by parts: {rows[-1]}", file=sys.stderr, flush=True)
     alone, one, mapped = (statistics.median(row[number] for row in rows) for number in (0, 1, MAPPED_PARTS))
     return {
         "seconds_for_a_part": round(statistics.median(row[1] - row[0] for row in rows), 2),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ def stall(rounds: int) -> dict[str, Any]:
                 local = os.path.join(directory, f"{kind}-cache{number}")
                 waits = _waits(Workspace(place, origin.recipe), [f"run.local_directory='{local}'", *SETTINGS])
                 found[kind].append(waits)
+                print(f"stall: {kind}: {waits}", file=sys.stderr, flush=True)
     excess = statistics.median(
         ours.wall_percent - base.wall_percent for ours, base in zip(found["store"], found["disk"], strict=True)
     )
