@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import run_template
-from apache_beam.options.pipeline_options import DebugOptions
 from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from google.protobuf import json_format
@@ -34,7 +33,7 @@ from google.cloud import dataflow  # noqa: E402, imported where the extra is the
 
 STAGES = (DOCUMENTS, VOCABULARY, EXAMPLES)
 IMAGE = "europe-west4-docker.pkg.dev/example/clozeworks/worker:1"
-OPTIONS = [
+LAUNCHER = [
     "--runner=DataflowRunner",
     "--project=example",
     "--region=europe-west4",
@@ -45,15 +44,42 @@ OPTIONS = [
     # It would list all packages here, which takes seconds.
     "--experiments=disable_logging_submission_environment",
     "--machine_type=n2-standard-8",
+    "--num_workers=3",
     "--max_num_workers=12",
     "--disk_size_gb=50",
     "--no_use_public_ips",
     "--service_account_email=worker@example.iam.gserviceaccount.com",
+    "--labels=team=texts",
     "--dry_run=True",
 ]
+"""The options of a job that the template's launcher starts."""
+SECTION = f"""
+[preprocessing]
+runner = "dataflow"
+image = "{IMAGE}"
+[preprocessing.options]
+project = "example"
+region = "europe-west4"
+staging_location = "gs://example/staging"
+temp_location = "gs://example/temp"
+experiments = ["use_runner_v2", "disable_logging_submission_environment"]
+machine_type = "n2-standard-8"
+num_workers = 3
+max_num_workers = 12
+disk_size_gb = 50
+use_public_ips = false
+service_account_email = "worker@example.iam.gserviceaccount.com"
+labels = ["team=texts"]
+dry_run = true
+"""
+"""The same in a recipe, which a flow and the single commands submit."""
 
 
-@pytest.fixture(scope="module", params=JOBS, ids=lambda job: job.__name__.split(".")[-1])
+@pytest.fixture(
+    scope="module",
+    params=[(job, way) for job in JOBS for way in ("recipe", "launcher")],
+    ids=lambda param: f"{param[0].__name__.split('.')[-1]}-{param[1]}",
+)
 def job(request: pytest.FixtureRequest, built: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Beam's description of one of the jobs, made by the job's own `run`."""
     described: list[Any] = []
@@ -63,13 +89,16 @@ def job(request: pytest.FixtureRequest, built: tuple[Path, str], tmp_path_factor
         construct(self, *arguments)
         described.append(self)
 
-    finished, recipe = built
+    main, way = request.param
+    finished, small = built
     workspace = tmp_path_factory.mktemp("dataflow")
-    for stage in STAGES[: JOBS.index(request.param)]:
+    for stage in STAGES[: JOBS.index(main)]:
         (workspace / stage).symlink_to(finished / stage)
+    recipe = workspace / "recipe.toml"
+    recipe.write_text(Path(small).read_text() + (SECTION if way == "recipe" else ""))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apiclient.Job, "__init__", construct_and_keep)
-        request.param.run([recipe, "--workspace", str(workspace), *OPTIONS])
+        main.run([str(recipe), "--workspace", str(workspace), *(LAUNCHER if way == "launcher" else [])])
     assert len(described) == 1
     return described[0]
 
@@ -112,20 +141,26 @@ def test_the_workers_are_those_that_the_options_ask_for(job: Any) -> None:
     job.proto.environment = environment
     again = dataflow.Job.deserialize(dataflow.Job.serialize(job.proto))
     (pool,) = again.environment.worker_pools
-    assert (pool.machine_type, pool.disk_size_gb, pool.autoscaling_settings.max_num_workers) == (
-        "n2-standard-8",
-        50,
-        12,
-    )
+    assert (pool.machine_type, pool.disk_size_gb) == ("n2-standard-8", 50)
+    assert (pool.num_workers, pool.autoscaling_settings.max_num_workers) == (3, 12)
+    assert dict(again.labels) == {"team": "texts"}
     assert pool.ip_configuration == dataflow.WorkerIPAddressConfiguration.WORKER_IP_PRIVATE
     assert [image.container_image for image in pool.sdk_harness_container_images] == [IMAGE]
     assert again.environment.service_account_email == "worker@example.iam.gserviceaccount.com"
     assert again.environment.temp_storage_prefix.startswith("storage.googleapis.com/example/temp/")
-    assert "use_runner_v2" in job.options.view_as(DebugOptions).experiments
+    assert {"use_runner_v2", "disable_logging_submission_environment"} <= set(again.environment.experiments)
     kept = json_format.MessageToDict(again.environment._pb.sdk_pipeline_options)["options"]
     assert kept["pipelineUrl"] == "gs://example/staging/pipeline.pb"
     assert kept["sdk_container_image"] == IMAGE
     assert json.loads(dataflow.Job.to_json(again))["name"] == job.google_cloud_options.job_name
+
+
+def test_a_job_of_a_recipe_is_named_after_its_run_and_stage(job: Any, request: pytest.FixtureRequest) -> None:
+    name = job.google_cloud_options.job_name
+    is_recipes = "-recipe]" in request.node.name
+    assert (
+        re.fullmatch(r"clozeworks-small-(documents|vocabulary|examples)-[0-9a-f]{12}", name) is not None
+    ) is is_recipes
 
 
 def test_the_template_takes_the_parameters_that_its_metadata_names(
