@@ -1,8 +1,8 @@
 """Check the files in infra/ with standard tools and by this project's rules: `python infra/check_infra.py`.
 
 Scripts by shellcheck, Dockerfiles by hadolint, the compose file by Compose's schema, manifests by Kubernetes' schemas
-of an old and a new version, unknown keys refused. All tools are installed with the extra `dev` and need no network.
-One line per file; exit code 1 if one has a fault, 2 if a tool is missing.
+of an old and a new version, unknown keys refused; Flink's settings by our rules alone. All tools are installed with the
+extra `dev` and need no network. One line per file; exit code 1 if one has a fault, 2 if a tool is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from house_rules import compose_problems, dockerfile_problems, kubernetes_problems
+from house_rules import compose_problems, dockerfile_problems, flink_problems, kubernetes_problems
 
 KUBERNETES_VERSIONS = ("1.31", "1.37")
 """The oldest with a stable podFailurePolicy for Jobs, and the newest whose schemas are installed."""
@@ -90,6 +90,10 @@ def kubernetes_faults(path: Path) -> Iterator[str]:
             yield from kubernetes_problems(document)
 
 
+def flink_faults(path: Path) -> Iterator[str]:
+    yield from flink_problems(documents_of(path)[0])
+
+
 Check = Callable[[Path], Iterator[str]]
 
 
@@ -101,6 +105,7 @@ def checks_in(root: Path) -> list[tuple[Path, str, Check]]:
     return [
         *((path, "shellcheck", script_faults) for path in scripts),
         *((path, "hadolint", dockerfile_faults) for path in dockerfiles),
+        *((path, "Flink's settings", flink_faults) for path in sorted(infra.rglob("flink-conf.yaml"))),
         *((path, "compose schema", compose_faults) for path in sorted(infra.glob("compose*.yaml"))),
         *(
             (path, "kubernetes schemas", kubernetes_faults)

@@ -127,6 +127,17 @@ def kubernetes_problems(document: Document) -> Iterator[str]:
         yield from _job_problems(where, document["spec"])
 
 
+def flink_problems(settings: Document) -> Iterator[str]:
+    """Faults of Flink's settings for a cluster on one machine."""
+    for name in ("jobmanager.bind-host", "taskmanager.bind-host", "rest.bind-address"):
+        if settings.get(name) != _LOOPBACK:
+            yield f"{name}: listen on {_LOOPBACK}: any program that reaches it can run code"
+    for name in ("taskmanager.memory.network", "taskmanager.memory.jvm-overhead"):
+        # Flink's own scripts would compute one size within the limits.
+        if settings.get(f"{name}.min") != settings.get(f"{name}.max") or f"{name}.min" not in settings:
+            yield f"{name}: set min and max to one size: task managers are started without Flink's scripts"
+
+
 def _pod_problems(where: str, pod: Document) -> Iterator[str]:
     security = pod.get("securityContext", {})
     if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):

@@ -16,6 +16,7 @@ IMAGE = "infra/docker/training.Dockerfile"
 COMPOSE = "infra/compose.yaml"
 SCRIPT = "infra/docker/entrypoints/worker.sh"
 LISTING = "infra/kubernetes/kustomization.yaml"
+FLINK = "infra/flink/flink-conf.yaml"
 
 
 def check(root: Path) -> subprocess.CompletedProcess[str]:
@@ -31,7 +32,7 @@ def check(root: Path) -> subprocess.CompletedProcess[str]:
 def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with one file of each kind, to be damaged and restored."""
     root = tmp_path_factory.mktemp("checkout")
-    names = (IMAGE, JOB, COMPOSE, SCRIPT, LISTING, "infra/kubernetes/worker.yaml")
+    names = (IMAGE, JOB, COMPOSE, SCRIPT, LISTING, FLINK, "infra/kubernetes/worker.yaml")
     for name in names:
         target = root / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +81,8 @@ def test_everything_in_infra_passes() -> None:
             "MLFLOW_TRACKING_PASSWORD",
             id="literal-secret",
         ),
+        pytest.param(FLINK, "rest.bind-address: 127.0.0.1", "rest.bind-address: 0.0.0.0", "rest.bind", id="flink-open"),
+        pytest.param(FLINK, "network.max: 128m", "network.max: 256m", "memory.network", id="flink-size"),
         pytest.param(LISTING, "worker.yaml", "other.yaml", "not in both", id="not-listed"),
     ],
 )

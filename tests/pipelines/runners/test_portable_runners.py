@@ -29,7 +29,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not port_file.exists():
             is_starting = process.poll() is None and time.monotonic() < deadline
             assert is_starting, (directory / "log").read_text()
@@ -92,18 +92,34 @@ def test_flink_needs_the_address_where_a_job_can_be_cancelled(tmp_path: Path) ->
     flink.require_settings(job_at(tmp_path, 'job_endpoint="localhost:8099"', 'options.flink_master="head:8081"'))
 
 
+@pytest.mark.parametrize("master", ["127.0.0.1:1", "http://127.0.0.1:1", "head:port"])
+def test_a_silent_flink_is_one_line_before_anything_is_submitted(master: str, tmp_path: Path) -> None:
+    job = job_at(tmp_path, 'runner="flink"', 'job_endpoint="localhost:1"', f'options.flink_master="{master}"')
+    with pytest.raises(
+        InputError, match=r"flink_master = 'http://.*': Flink's REST interface does not answer"
+    ) as caught:
+        flink.run(job, lambda _pipeline: pytest.fail("a pipeline was built"), "")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_job_is_ended_on_flink_and_no_other(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flink, "_CANCEL_SECONDS", 4.0)
-    states = {"a": ["ours", "RUNNING"], "b": ["another", "RUNNING"]}
+    monkeypatch.setattr(flink, "_CANCEL_SECONDS", 60.0)
+    states = {"b": ["another", "RUNNING"]}
     requests: list[str] = []
+    looks = 0
 
     class Rest(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                # The job server submits a job after it was cancelled there.
+                states["a"] = ["ours", "RUNNING"]
             listed = [{"jid": jid, "name": name, "state": state} for jid, (name, state) in states.items()]
             self.answer({"jobs": listed})
-            if states["a"][1] == "CANCELLING":
+            if looks > 1 and states["a"][1] == "CANCELLING":
                 states["a"][1] = "CANCELED"
 
         def do_PATCH(self) -> None:
@@ -122,10 +138,13 @@ def test_a_job_is_ended_on_flink_and_no_other(
     with ThreadingHTTPServer(("127.0.0.1", 0), Rest) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         flink.cancel("documents", "ours", f"http://127.0.0.1:{server.server_address[1]}")
+        told = capsys.readouterr().err
+        monkeypatch.setattr(flink, "_CANCEL_SECONDS", 0.2)
+        flink.cancel("documents", "never submitted", f"http://127.0.0.1:{server.server_address[1]}")
+        assert "WARNING: the job never submitted may still run on" in capsys.readouterr().err
         server.shutdown()
     assert requests == ["/v1/jobs/a?mode=cancel"]
     assert states == {"a": ["ours", "CANCELED"], "b": ["another", "RUNNING"]}
-    assert capsys.readouterr().err == "documents: the job ours has ended on the cluster\n"
-    monkeypatch.setattr(flink, "_CANCEL_SECONDS", 0.2)
+    assert told == "documents: the job ours has ended on the cluster\n"
     flink.cancel("documents", "ours", "http://127.0.0.1:1")
     assert "WARNING: the job ours may still run on http://127.0.0.1:1" in capsys.readouterr().err
