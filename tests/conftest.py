@@ -25,18 +25,33 @@ hypothesis.settings.load_profile("clozeworks")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SLOW_FIXTURES = {"built", "consumer", "found", "prefect_server", "real_encoder", "site", "undisturbed"}
+SLOW_FIXTURES = {"built", "consumer", "found", "prefect_server", "real_encoder", "s3_server", "site", "undisturbed"}
 """A test that needs one of these starts servers, jobs or ranks, or downloads, whatever it does itself."""
+
+LONG_FILES = {
+    "tests/flows/running/test_remote_chain.py": 360,
+    "tests/flows/registry/test_consumers.py": 90,
+    "tests/pipelines/jobs/test_jobs.py": 50,
+}
+"""Seconds of a processor that these files took; they start first, so that no worker waits for one at the end."""
+assert all((REPOSITORY / name).exists() for name in LONG_FILES)
+_SECONDS_OF_A_SLOW_TEST, _MOST_SECONDS = 2, 45
+"""What other files are taken for, with a bound: many slow tests of a file share one fixture."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests with expensive fixtures as slow, and run the files with most slow tests first."""
+    """Mark tests with expensive fixtures as slow, and run the files that take longest first."""
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    # The sort is stable: the order within a file stays. Long files start first: no worker waits at the end.
-    items.sort(key=lambda item: -slow[item.path])
+
+    def seconds(path: Path) -> int:
+        by_count = min(_SECONDS_OF_A_SLOW_TEST * slow[path], _MOST_SECONDS)
+        return LONG_FILES.get(path.relative_to(REPOSITORY).as_posix(), by_count)
+
+    # The sort is stable: the order within a file stays.
+    items.sort(key=lambda item: -seconds(item.path))
 
 
 @pytest.fixture(scope="session")

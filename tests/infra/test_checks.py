@@ -42,6 +42,7 @@ def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_everything_in_infra_passes() -> None:
     result = check(REPOSITORY)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -52,6 +53,7 @@ def test_everything_in_infra_passes() -> None:
     assert there <= checked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "old", "new", "told"),
     [

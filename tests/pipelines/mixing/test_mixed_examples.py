@@ -17,6 +17,8 @@ from pipelines.jobs.arrow_files import read_table
 from pipelines.statistics.preprocessing import ExamplesStatistics
 from pipelines.validation.workspace import validate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -59,6 +59,7 @@ class Write(beam.DoFn):
         Path(self._path).write_text(str(element))
 
 
+@pytest.mark.slow
 def test_a_job_runs_on_a_job_server_and_a_workers_error_is_its_own(endpoint: str, tmp_path: Path) -> None:
     quiet_logs()
     # Beam's server in Python has no workers by PROCESS; with LOOPBACK they are external ones, in this process.

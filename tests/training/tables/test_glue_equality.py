@@ -97,6 +97,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 Write = Callable[[Path, list[dict[str, Any]]], None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "suffix", "write", "settings"),
     [
