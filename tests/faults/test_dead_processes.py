@@ -20,7 +20,7 @@ import pytest
 from tests.support import REPOSITORY
 from tests.support.faults import failing_steps
 from tests.support.faults.scale import rounds
-from tests.support.flows.prefect_template import install_prefect_database
+from tests.support.flows.database_templates import install_prefect_database
 from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
 from tests.support.training.synthetic_run import Workspace, write_workspace
 

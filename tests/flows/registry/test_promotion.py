@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from tests.support.flows.database_templates import install_mlflow_database
 
 from flows.parameters.tracking_config import TrackingConfig
 from flows.promote import EXIT_KEPT, main
@@ -50,8 +51,8 @@ def verdict(challenger: Evaluation | None, champion: Evaluation | None, margin: 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One SQLite for the module: creating it takes seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    """One SQLite for the module."""
+    uri = install_mlflow_database(f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
     open_registry(uri)
     return uri
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 from mlflow import MlflowClient
 from tests.support import SUPPORT
-from tests.support.flows.prefect_template import install_prefect_database
+from tests.support.flows.database_templates import install_prefect_database
 
 from flows.parameters.requests import RunRequest
 from flows.running.command import HOME_NAME

@@ -11,6 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # it also runs as a script
 
 from tests.support.flows import stand_in
+from tests.support.flows.database_templates import install_in_place_of_migrations
 
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running import plan as stages
@@ -34,6 +35,7 @@ def install(setattr_: Callable[[Any, str, Any], None]) -> None:
     setattr_(stages, "pretraining_stage", lambda whole, _continued=False: _stage(whole, "pretraining", "pretraining"))
     setattr_(stages, "finetuning_stages", lambda whole: [_stage(whole, "finetuning", "cola/pretrained", "cola/random")])
     setattr_(stages, "require_task_data", lambda _: None)
+    install_in_place_of_migrations(setattr_)
 
 
 if __name__ == "__main__":

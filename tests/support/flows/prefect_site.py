@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
-from tests.support.flows.prefect_template import install_prefect_database
+from tests.support.flows.database_templates import install_prefect_database
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_SECONDS = 300.0

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import transformers
 from huggingface_hub import ModelCard
+from tests.support.flows.database_templates import install_mlflow_database
 from tests.support.tokenizer_directories import WORDS
 
 from pipelines.contract import storage
@@ -99,7 +100,7 @@ def registry(vocabulary: str, pieces: str, tmp_path_factory: pytest.TempPathFact
     folder = str(tmp_path_factory.mktemp("registry"))
     address = os.environ.pop("MLFLOW_TRACKING_URI", None)
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = install_mlflow_database(f"sqlite:///{folder}/mlflow.db")
     originals = {}
     mlflow.set_tracking_uri(uri)
     try:

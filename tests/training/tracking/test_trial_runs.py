@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.flows.database_templates import install_mlflow_database
 
 from pipelines.contract.manifest import StageKey
 from training.tracking import trial_runs
@@ -24,7 +25,7 @@ SET_BY_OURS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT",
 
 @pytest.fixture(scope="module")
 def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    return install_mlflow_database(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
 
 
 @pytest.fixture(autouse=True)
