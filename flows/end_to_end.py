@@ -54,6 +54,13 @@ def _require_inputs(whole: WholeRecipe, request: RunRequest) -> None:
     stages.require_task_data(whole)
     if request.continue_finished:
         stages.require_finished_pretraining(whole)
+    tunes_here = request.finetune_deployment is None and request.trials_deployment is None
+    parts = (
+        (stages.preprocessing_stages(whole), request.preprocess_deployment is None),
+        ([stages.pretraining_stage(whole)], request.pretrain_deployment is None),
+        (stages.finetuning_stages(whole), tunes_here),
+    )
+    stages.require_nodes(whole, parts, request.rebuild)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import threading
@@ -50,13 +51,24 @@ class Change(NamedTuple):
 class Cluster:
     """The API of one cluster, for the objects of one namespace.
 
+    Args:
+        announce: called when the API stops answering, and when it answers again.
+        patience_seconds: how long a call is repeated while the API does not answer; a Job that runs needs no end.
+
     Raises:
         InputError: there is no configuration, or no such context.
     """
 
-    def __init__(self, namespace: str, context: str | None, announce: Callable[[str], None]):
+    def __init__(
+        self,
+        namespace: str,
+        context: str | None,
+        announce: Callable[[str], None],
+        patience_seconds: float = math.inf,
+    ):
         self.namespace = namespace
         self._announce = announce
+        self._patience_seconds = patience_seconds
         self._is_away = False
         try:
             if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
@@ -69,6 +81,29 @@ class Cluster:
                 "the cluster, or correct the context"
             ) from error
         self._batch, self._core = client.BatchV1Api(), client.CoreV1Api()
+        self._rights = client.AuthorizationV1Api()
+
+    def may(self, verb: str, group: str, resource: str) -> bool:
+        """Whether this user has a right in the namespace; `resource` may name a subresource, as in `pods/log`."""
+        name, _, part = resource.partition("/")
+        asked = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": part}
+        review = self._patiently(
+            lambda: self._rights.create_self_subject_access_review(
+                {"spec": {"resourceAttributes": asked}}, _request_timeout=REQUEST_SECONDS
+            )
+        )
+        return review is not None and bool(review.status.allowed)
+
+    def try_out(self, objects: JobObjects) -> None:
+        """Let the API check a Job's objects without creating them; those that exist already are accepted.
+
+        Raises:
+            InputError: the API refuses one, or the namespace does not exist.
+        """
+        dry: Document = {"dry_run": "All", "_request_timeout": REQUEST_SECONDS}
+        self._once(lambda: self._batch.create_namespaced_job(self.namespace, objects.job, **dry))
+        self._once(lambda: self._core.create_namespaced_service(self.namespace, objects.service, **dry))
+        self._once(lambda: self._core.create_namespaced_config_map(self.namespace, objects.config_map, **dry))
 
     def job(self, name: str) -> tuple[Document, float] | None:
         """A Job, and the seconds that have passed since it started, by the server's clock; None if there is none."""
@@ -252,7 +287,7 @@ class Cluster:
         Raises:
             InputError: the API refuses it.
         """
-        pause = _FIRST_PAUSE_SECONDS
+        pause, deadline = _FIRST_PAUSE_SECONDS, time.monotonic() + self._patience_seconds
         while True:
             try:
                 answer = call()
@@ -264,13 +299,19 @@ class Cluster:
                 if 400 <= error.status < 500 and error.status != _TOO_MANY:
                     remedy = _REMEDIES.get(error.status, "see the message")
                     raise InputError(f"Kubernetes, namespace {self.namespace}: {reason_of(error)}; {remedy}") from error
-                self._is_silent(error)
+                silence: Exception = error
             except ValidationError as error:
                 first = error.errors()[0]
                 place = ".".join(str(part) for part in first["loc"][1:])
                 raise InputError(f"the template of the Job: {place}: {first['msg']}; correct it") from error
             except (HTTPError, OSError) as error:
-                self._is_silent(error)
+                silence = error
+            if time.monotonic() + pause > deadline:
+                raise InputError(
+                    f"Kubernetes, namespace {self.namespace}: the API does not answer ({reason_of(silence)}); check "
+                    "that it runs, KUBECONFIG and pretraining.cluster.kubernetes.context"
+                ) from silence
+            self._is_silent(silence)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

@@ -31,12 +31,6 @@ _STAGES_WITH_METRICS = {"training.pretrain": PRETRAINING, "training.distill": DI
 _RECIPE = "/recipe/recipe.toml"
 _STAGING = "/staging"
 _NAME_CHARACTERS = 40
-_PASSED = re.compile(
-    r"^(CLOZEWORKS_|MLFLOW_|AWS_|AZURE_|GOOGLE_|NCCL_|GLOO_|TORCH_|DS_|OMP_|TOKENIZERS_|HF_HUB_OFFLINE|DO_NOT_TRACK)"
-)
-_NOT_PASSED = ("CLOZEWORKS_LIFELINE_PID", "CLOZEWORKS_TEST_CACHE")
-_SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN(?!IZERS_)|ACCESS_KEY|AUTH|CREDENTIAL|API_KEY", re.IGNORECASE)
-_PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 Document = dict[str, Any]
 
@@ -77,19 +71,6 @@ class JobObjects:
         """Identifies what the Job runs, without variables of one attempt such as MLflow's run."""
         digest: str = self.job["metadata"]["annotations"][DIGEST_ANNOTATION]
         return digest
-
-
-def passed_environment(environment: Mapping[str, str], further: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """Variables to write into the Job, and names of those that are credentials, whose values must not be in it.
-
-    Args:
-        environment: the flow's own.
-        further: names to pass in addition to those of this project, MLflow, object stores, NCCL, gloo and torch.
-    """
-    names = [name for name in sorted(environment) if _PASSED.match(name) or name in further]
-    values = {name: environment[name] for name in names if name not in _NOT_PASSED}
-    secret = [name for name, value in values.items() if _SECRET_NAME.search(name) or _PASSWORD_IN_URL.search(value)]
-    return {name: value for name, value in values.items() if name not in secret}, secret
 
 
 def read_template(config: KubernetesConfig) -> tuple[Document, Document]:

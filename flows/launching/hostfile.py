@@ -17,15 +17,18 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flows.launching.job import Job, supervisor_command, supervisor_parser
+from flows.launching.job import Job, batch_problem, supervisor_command, supervisor_parser
 from flows.launching.node_facts import file_digest, require_same, shared_probe, versions
 from flows.launching.nodes import Events, Host, Node, read_hostfile
 from flows.launching.supervision import supervise
+from flows.parameters.ranks import World
+from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.commands.lifeline import LIFELINE_VARIABLE, follow_lifeline
 from pipelines.commands.recipe_arguments import recipe_from_arguments
+from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.recipe import RunConfig
 from pipelines.contract.workspace import workspace_of
@@ -53,14 +56,49 @@ PASSED_PREFIXES = (
 """Variables with these beginnings are passed to the ranks of all nodes, and those of `cluster.environment`."""
 
 _FACTS_SECONDS = 60.0
-
-
 _PROGRAM = "flows.launching.hostfile"
 
 
 def command(job: Job) -> list[str]:
     """The supervisor of a job."""
     return supervisor_command(_PROGRAM, job)
+
+
+def check(jobs: Sequence[Job], whole: WholeRecipe) -> None:
+    """Compare the nodes that jobs will run on, and start nothing on them.
+
+    Raises:
+        InputError: the hostfile does not fit the recipe, or a node cannot be used.
+    """
+    cluster, most = whole.pretraining.cluster, list[Host]()
+    assert cluster.hostfile is not None
+    for job in jobs:
+        hosts = hosts_of(cluster.hostfile, job.ranks, job.one_node)
+        size = sum(host.slots for host in hosts)
+        shown = f"the {size} ranks on {len(hosts)} nodes of pretraining.cluster.hostfile = {cluster.hostfile!r}"
+        if problem := batch_problem(job, whole, World(size, shown)):
+            raise InputError(f"{whole.recipe.path}: {problem}")
+        most = max(most, hosts, key=len)
+    workspace = workspace_of(whole.run)
+    if storage.is_local(workspace):
+        # The nodes look for a file in it.
+        os.makedirs(storage.local_path(workspace), exist_ok=True)
+    with _connected(most, cluster) as (nodes, events):
+        compared(nodes, events, cluster, workspace, whole.recipe.path, [])
+
+
+@contextlib.contextmanager
+def _connected(hosts: Sequence[Host], cluster: ClusterConfig) -> Iterator[tuple[list[Node], Events]]:
+    """A connection to each host, closed at the end."""
+    events = Events()
+    nodes: list[Node] = []
+    try:
+        for host in hosts:
+            nodes.append(Node(host, cluster, cluster.python or sys.executable, os.getcwd(), events))
+        yield nodes, events
+    finally:
+        for node in nodes:
+            node.close()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,17 +114,11 @@ def main(arguments: list[str] | None = None) -> int:
     assert cluster.hostfile is not None
     hosts = hosts_of(cluster.hostfile, parsed.ranks, parsed.one_node)
     workspace = workspace_of(recipe.section("run", RunConfig))
-    events = Events()
-    nodes: list[Node] = []
-    try:
-        nodes += [Node(host, cluster, cluster.python or sys.executable, os.getcwd(), events) for host in hosts]
+    with _connected(hosts, cluster) as (nodes, events):
         facts = compared(nodes, events, cluster, workspace, recipe.path, stops)
         module = [parsed.module, *argv[argv.index(parsed.module) + 1 :]]
         _start(nodes, facts, cluster, module, recipe.path)
         return supervise(nodes, events, stops)
-    finally:
-        for node in nodes:
-            node.close()
 
 
 def hosts_of(hostfile: str, ranks: int, one_node: bool) -> list[Host]:

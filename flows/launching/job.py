@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from flows.parameters.ranks import World, distillation_steps, finetuning_batches, pretraining_steps
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.recipe_arguments import add_recipe_arguments
@@ -32,6 +33,16 @@ def recipe_arguments(whole: WholeRecipe) -> list[str]:
     """The arguments by which a command reads the same recipe."""
     recipe = whole.recipe
     return [recipe.path, *(argument for override in recipe.overrides for argument in ("--set", override))]
+
+
+def batch_problem(job: Job, whole: WholeRecipe, world: World) -> str | None:
+    """Why the batches of a job's stage are too small for so many ranks; None if they are not."""
+    problems = {
+        "training.pretrain": pretraining_steps(whole.pretraining, world),
+        "training.distill": distillation_steps(whole.distillation, world),
+        "training.finetune": finetuning_batches(whole.finetuning, world),
+    }
+    return next(problems[job.module], None)
 
 
 def supervisor_command(program: str, job: Job) -> list[str]:

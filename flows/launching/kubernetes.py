@@ -7,6 +7,7 @@ adopted by the next attempt if this program was killed. Kubernetes replaces pods
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import queue
 import signal
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.kubernetes_jobs import states
@@ -24,8 +26,8 @@ from flows.kubernetes_jobs.manifest import (
     JobObjects,
     JobRequest,
     objects_of,
-    passed_environment,
 )
+from flows.kubernetes_jobs.variables import Variables, variables_of
 from flows.launching.job import Job
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.commands.lifeline import follow_lifeline
@@ -43,6 +45,8 @@ CANCEL_SECONDS = 14
 STUCK_SECONDS = 300.0
 """Time after which an image that cannot be pulled, or a secret that is missing, ends the stage."""
 
+_PATIENCE_SECONDS = 30.0
+"""Time in which the API must answer before the first stage of a chain starts."""
 _POLL_SECONDS = 0.5
 _LAST_LINES_SECONDS = 20.0
 _TERMINATED = 128 + signal.SIGTERM
@@ -50,18 +54,47 @@ _DELETED = "deleted"
 
 
 def command(job: Job) -> list[str]:
-    """This program, with the job's module, ranks and arguments.
-
-    Raises:
-        InputError: the number of ranks is not given.
-    """
-    if job.ranks == 0:
-        raise InputError(
-            'pretraining.ranks = 0 with pretraining.cluster.kind = "kubernetes": a pod requests a number of GPUs; set '
-            "ranks to that number"
-        )
+    """This program, with the job's module, ranks and arguments."""
     options = ["--one-node"] if job.one_node else []
     return [sys.executable, "-m", "flows.launching.kubernetes", *options, job.module, str(job.ranks), *job.arguments]
+
+
+def check(jobs: Sequence[Job], whole: WholeRecipe) -> None:
+    """Ask the API whether it would take the jobs; nothing is created.
+
+    Raises:
+        InputError: it does not answer, a right is missing, or it refuses the objects of a Job.
+    """
+    objects = []
+    for job in jobs:
+        arguments, further = argument_parser().parse_known_args(command(job)[3:])
+        objects.append(objects_of(request_of(whole, arguments, further), _variables(whole).values))
+    cluster = _cluster_of(whole, _PATIENCE_SECONDS)
+    _require_rights(cluster)
+    for each in objects:
+        cluster.try_out(each)
+
+
+def _variables(whole: WholeRecipe) -> Variables:
+    return variables_of(os.environ, whole.pretraining.cluster.environment)
+
+
+def _cluster_of(whole: WholeRecipe, patience_seconds: float = math.inf) -> Cluster:
+    config = whole.pretraining.cluster.kubernetes
+    try:
+        from flows.kubernetes_jobs.api import Cluster
+    except ImportError as error:
+        raise InputError(
+            f'pretraining.cluster.kind = "kubernetes": {error}; install the extra: pip install clozeworks[kubernetes]'
+        ) from error
+    return Cluster(config.namespace, config.context, say, patience_seconds)
+
+
+def _require_rights(cluster: Cluster) -> None:
+    # Imports the client of Kubernetes, which is an extra.
+    from flows.kubernetes_jobs.rights import require_rights
+
+    require_rights(cluster)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -101,28 +134,28 @@ def request_of(whole: WholeRecipe, arguments: argparse.Namespace, further: list[
 
 def _run(arguments: argparse.Namespace, further: list[str]) -> int:
     whole = WholeRecipe.check(read_recipe(arguments.recipe, arguments.overrides))
-    request, cluster = request_of(whole, arguments, further), whole.pretraining.cluster
-    environment, secret = passed_environment(os.environ, cluster.environment)
-    if secret:
-        say(
-            f"not passed to the pods: {', '.join(secret)}: credentials are not written into a Job; "
-            + ("they must be keys of the secrets " if cluster.kubernetes.secrets else "create a secret and name it in ")
-            + (", ".join(cluster.kubernetes.secrets) or "pretraining.cluster.kubernetes.secrets")
-        )
-    try:
-        from flows.kubernetes_jobs.api import Cluster
-    except ImportError as error:
-        raise InputError(
-            f'pretraining.cluster.kind = "kubernetes": {error}; install the extra: pip install clozeworks[kubernetes]'
-        ) from error
-    objects = objects_of(request, environment)
+    request, variables = request_of(whole, arguments, further), _variables(whole)
+    for line in _left_out(variables, request.config.secrets):
+        say(line)
+    objects = objects_of(request, variables.values)
+    cluster = _cluster_of(whole)
     stops: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stops.append(received))
     follow_lifeline()
-    return Supervisor(
-        Cluster(cluster.kubernetes.namespace, cluster.kubernetes.context, say), objects, request, stops
-    ).run()
+    _require_rights(cluster)
+    return Supervisor(cluster, objects, request, stops).run()
+
+
+def _left_out(variables: Variables, secrets: Sequence[str]) -> Iterator[str]:
+    """Lines about variables that pods may need and do not get."""
+    if variables.credentials:
+        remedy = f"they must be keys of {', '.join(secrets)}" if secrets else "name a secret in kubernetes.secrets"
+        names = ", ".join(variables.credentials)
+        yield f"not passed to the pods: {names}: credentials are not written into a Job; {remedy}"
+    if variables.local:
+        names = ", ".join(variables.local)
+        yield f"not passed to the pods: {names}: of this machine only; pods need addresses that they reach"
 
 
 def say(text: str) -> None:

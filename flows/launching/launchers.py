@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from flows.launching import hostfile, kubernetes, single_node, slurm
 from flows.launching.job import Job
+from flows.parameters.whole_recipe import WholeRecipe
 
 
 class Launcher(NamedTuple):
@@ -21,13 +22,15 @@ class Launcher(NamedTuple):
     environment: Callable[[], dict[str, str]] = dict
     finds_free_node: bool = False
     """Whether a scheduler gives each job a node; a hostfile would send all jobs of one node to its first one."""
+    check: Callable[[Sequence[Job], WholeRecipe], None] = lambda _jobs, _whole: None
+    """Raises InputError where the nodes cannot run these jobs of a recipe; it starts nothing on them."""
 
 
 LAUNCHERS = {
     "none": Launcher(single_node.command, single_node.environment),
-    "hostfile": Launcher(hostfile.command),
-    "slurm": Launcher(slurm.command, finds_free_node=True),
-    "kubernetes": Launcher(kubernetes.command, finds_free_node=True),
+    "hostfile": Launcher(hostfile.command, check=hostfile.check),
+    "slurm": Launcher(slurm.command, finds_free_node=True, check=slurm.check),
+    "kubernetes": Launcher(kubernetes.command, finds_free_node=True, check=kubernetes.check),
 }
 """A new kind needs its file in this room, a row here, and its name in `training.settings.cluster`."""
 

@@ -20,12 +20,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flows.launching.job import Job, supervisor_command, supervisor_parser
 from flows.launching.node_agent import RANKS_GRACE_SECONDS, SILENCE_SECONDS
 from flows.launching.node_facts import require_same, shared_probe, versions
+from flows.parameters.ranks import unsaid_ranks
+from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.commands.lifeline import LIFELINE_VARIABLE, follow_lifeline
 from pipelines.commands.recipe_arguments import recipe_from_arguments
 from pipelines.contract.errors import EXIT_FAILED, InputError, exit_code_of
@@ -36,17 +38,104 @@ from training.settings.pretraining import PretrainingConfig
 
 _WHERE = "pretraining.cluster.kind = 'slurm'"
 _FACTS_SECONDS = 120.0
+_ANSWER_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _GRANTED = re.compile(r"salloc: (?:Granted|Pending) job allocation (\d+)")
+_PENDING = re.compile(r"salloc: Pending job allocation \d+")
+_IMPOSSIBLE = "configuration not available"
+"""Slurm queues such a request too, although no node will ever fit it."""
 _NODE_FAILED = re.compile(r"(?:srun|slurmstepd): error: (Node failure on \S+)")
-
-
 _PROGRAM = "flows.launching.slurm"
 
 
 def command(job: Job) -> list[str]:
     """The supervisor of a job."""
     return supervisor_command(_PROGRAM, job)
+
+
+def check(jobs: Sequence[Job], whole: WholeRecipe) -> None:
+    """Ask Slurm whether it would take the jobs, by requests that it holds and that are taken back at once.
+
+    Raises:
+        InputError: Slurm does not answer or refuses one, or the allocation of this process is too small.
+    """
+    _require_commands()
+    cluster = whole.pretraining.cluster
+    for nodes, ranks in sorted({(1 if job.one_node else cluster.nodes, job.ranks) for job in jobs}):
+        if "SLURM_JOB_ID" not in os.environ:
+            _hold_a_request(nodes, ranks, cluster.options)
+        elif nodes > (here := int(os.environ.get("SLURM_JOB_NUM_NODES", nodes))):
+            raise InputError(f"{_WHERE}: nodes = {nodes}, but the job that this flow runs in has {here}; request more")
+
+
+def _require_commands() -> None:
+    if lacks := [name for name in ("salloc", "srun", "scancel", "scontrol") if shutil.which(name) is None]:
+        raise InputError(f"{_WHERE}: {', '.join(lacks)} is not on PATH; run the flow's worker on a node with Slurm")
+
+
+def _hold_a_request(nodes: int, ranks: int, options: Sequence[str]) -> None:
+    """Raise InputError unless Slurm queues a request; it is taken back, and nothing runs."""
+    said: list[str] = []
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    with _requested(nodes, ranks, (*options, "--hold")) as (_, lines):
+        for line in lines:
+            said += [] if line is None else [line.removeprefix("salloc: ").removeprefix("error: ")]
+            if time.monotonic() > deadline or any(_IMPOSSIBLE in each for each in said):
+                break
+            if line is not None and _PENDING.match(line):
+                return
+    said = [*said, f"Slurm does not answer within {_ANSWER_SECONDS:g} s"]
+    shown = next((each for each in said if _IMPOSSIBLE in each), said[0])
+    raise InputError(
+        f"{_WHERE}: {nodes} nodes with {ranks} ranks each: {shown}; correct nodes, ranks or options of "
+        "pretraining.cluster, or see `sinfo`"
+    )
+
+
+@contextlib.contextmanager
+def _requested(
+    nodes: int, ranks: int, options: Sequence[str]
+) -> Iterator[tuple[subprocess.Popen[str], Iterator[str | None]]]:
+    """A request for nodes, and the lines about it until it is answered, None while there is none.
+
+    At the end of the context a request that still waits is taken back.
+    """
+    size = [f"--nodes={nodes}", f"--ntasks-per-node={ranks}"]
+    child = subprocess.Popen(  # noqa: S603  # no shell
+        ["salloc", "--no-shell", "--job-name=clozeworks", *size, *options],  # noqa: S607  # the user's own Slurm
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    stream, lines = child.stdout, queue.SimpleQueue[str | None]()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line.rstrip())
+        lines.put(None)
+
+    def arriving() -> Iterator[str | None]:
+        while True:
+            try:
+                line = lines.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                yield None
+            else:
+                if line is None:
+                    return
+                yield line
+
+    threading.Thread(target=read, name="salloc", daemon=True).start()
+    try:
+        yield child, arriving()
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,13 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     parsed, _ = parser.parse_known_args(argv)
     recipe = recipe_from_arguments(parsed)
     cluster = recipe.section("pretraining", PretrainingConfig).cluster
-    if not parsed.ranks:
-        raise InputError(
-            f"{_WHERE}: the ranks of each node are the tasks to request; set pretraining.ranks (and finetuning.ranks) "
-            "to the GPUs of a node"
-        )
-    if lacks := [name for name in ("salloc", "srun", "scancel", "scontrol") if shutil.which(name) is None]:
-        raise InputError(f"{_WHERE}: {', '.join(lacks)} is not on PATH; run the flow's worker on a node with Slurm")
+    for problem in unsaid_ranks(cluster, "--ranks", parsed.ranks):
+        raise InputError(problem)
+    _require_commands()
     workspace = workspace_of(recipe.section("run", RunConfig))
     with _Allocation(cluster, 1 if parsed.one_node else cluster.nodes, parsed.ranks, stops) as allocation:
         watch = _Watch(allocation, workspace, recipe.path)
@@ -116,41 +201,18 @@ class _Allocation:
         subprocess.run(["scancel", "--quiet", f"--signal={name}", self.job], check=False)  # noqa: S603, S607
 
     def _request(self) -> None:
-        size = [f"--nodes={self.nodes}", f"--ntasks-per-node={self.ranks}"]
-        child = subprocess.Popen(  # noqa: S603  # no shell
-            ["salloc", "--no-shell", "--job-name=clozeworks", *size, *self._options],  # noqa: S607  # the user's Slurm
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        assert child.stdout is not None
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        stream, last = child.stdout, ""
-
-        def read() -> None:
-            for line in stream:
-                lines.put(line.rstrip())
-            lines.put(None)
-
-        threading.Thread(target=read, name="salloc", daemon=True).start()
-        while True:
-            if self._stops:
-                # It takes the request back.
-                child.terminate()
-                child.wait()
-                raise KeyboardInterrupt
-            with contextlib.suppress(queue.Empty):
-                if (line := lines.get(timeout=_POLL_SECONDS)) is None:
-                    break
-                print(f"cluster: {line}", flush=True)
-                last = line
-                if found := _GRANTED.match(line):
-                    self.job = found[1]
-        if child.wait():
-            raise InputError(f"{_WHERE}: {last or 'salloc failed'}; correct pretraining.cluster (nodes, options)")
+        last = ""
+        with _requested(self.nodes, self.ranks, self._options) as (salloc, lines):
+            for line in lines:
+                if self._stops:
+                    raise KeyboardInterrupt
+                if line is not None:
+                    print(f"cluster: {line}", flush=True)
+                    last = line
+                    if found := _GRANTED.match(line):
+                        self.job = found[1]
+            if salloc.wait():
+                raise InputError(f"{_WHERE}: {last or 'salloc failed'}; correct pretraining.cluster (nodes, options)")
 
     def _cancel(self) -> None:
         if self.is_own and self.job is not None:

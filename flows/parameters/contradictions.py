@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from flows.parameters.ranks import World, distillation_steps, finetuning_batches, pretraining_steps, unsaid_ranks
 from pipelines.contract.schemas import UNMASKED, WHOLE_WORDS
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
@@ -26,12 +27,13 @@ class Sections(NamedTuple):
     pretraining: PretrainingConfig
     distillation: DistillationConfig | None
     finetuning: FinetuningConfig
+    has_corpus: bool = True
+    """False for a recipe that only fine-tunes."""
 
 
 def contradiction(sections: Sections) -> str | None:
     """The first contradiction, with its remedy; None if the sections are consistent."""
-    checks: tuple[Callable[[Sections], Iterator[str]], ...] = (_pretraining, _masking, _distillation, _finetuning)
-    return next((problem for check in checks for problem in check(sections)), None)
+    return next((problem for check in _CHECKS for problem in check(sections)), None)
 
 
 def _pretraining(sections: Sections) -> Iterator[str]:
@@ -41,14 +43,6 @@ def _pretraining(sections: Sections) -> Iterator[str]:
     for index, phase in enumerate(pretraining.phases):
         place = f"pretraining.phases.{index}"
         yield from _length_is_made(sections, place, phase.max_seq_length, phase.examples)
-        share = -(-phase.full_sequences // max(1, pretraining.ranks))
-        micro_batches = -(-share // (pretraining.micro_batch_size or share))
-        if phase.full_sequences < pretraining.ranks * micro_batches:
-            yield (
-                f"{place}: a step of {phase.full_sequences} full sequences is too small for pretraining.ranks = "
-                f"{pretraining.ranks} with {micro_batches} micro-batches each; raise its global_batch_size or "
-                "global_batch_tokens, or lower the ranks"
-            )
 
 
 def _length_is_made(sections: Sections, place: str, max_seq_length: int, examples: str | None = None) -> Iterator[str]:
@@ -116,11 +110,6 @@ def _finetuning(sections: Sections) -> Iterator[str]:
         is_own = finetuning.encoder is None or finetuning.compare_with_random
         if is_own and model and fitting.max_seq_length > model.max_position_embeddings:
             yield _too_long(f"{key}.max_seq_length", fitting.max_seq_length, model)
-        if fitting.batch_size < finetuning.ranks:
-            yield (
-                f"{key}.batch_size = {fitting.batch_size} is below finetuning.ranks = {finetuning.ranks}, which share "
-                "it; raise the former or lower the latter"
-            )
     for task in finetuning.tasks:
         if finetuning.family(task).preparer and not sections.documents.heldout_share:
             yield (
@@ -129,8 +118,31 @@ def _finetuning(sections: Sections) -> Iterator[str]:
             )
 
 
+def _ranks(sections: Sections) -> Iterator[str]:
+    pretraining, distillation, finetuning = sections.pretraining, sections.distillation, sections.finetuning
+    cluster = pretraining.cluster
+    if sections.has_corpus:
+        yield from unsaid_ranks(cluster, "pretraining.ranks", pretraining.ranks)
+        world = World.of("pretraining.ranks", pretraining.ranks, cluster)
+        yield from pretraining_steps(pretraining, world)
+        if distillation is not None:
+            yield from distillation_steps(distillation, world)
+    if finetuning.tasks:
+        yield from unsaid_ranks(cluster, "finetuning.ranks", finetuning.ranks)
+        yield from finetuning_batches(finetuning, World.of("finetuning.ranks", finetuning.ranks, cluster))
+
+
 def _too_long(key: str, max_seq_length: int, model: ModelConfig) -> str:
     return (
         f"{key} = {max_seq_length} exceeds model.max_position_embeddings = {model.max_position_embeddings}; "
         "raise the latter or shorten the former"
     )
+
+
+_CHECKS: tuple[Callable[[Sections], Iterator[str]], ...] = (
+    _pretraining,
+    _masking,
+    _distillation,
+    _finetuning,
+    _ranks,
+)

@@ -68,7 +68,7 @@ class WholeRecipe:
         model = model_at_hand(whole.model, whole.pretraining.initial_encoder, recipe.path)
         # Without a corpus and a model of its own, the recipe fine-tunes an encoder that decides the architecture.
         own = model if not left_out or "model" in recipe.tables else None
-        if problem := contradiction(whole._sections_to_compare(own)):
+        if problem := contradiction(whole._sections_to_compare(own, has_corpus=not left_out)):
             raise RecipeError(f"{recipe.path}: {problem}")
         return whole if model is None else replace(whole, model=model)
 
@@ -90,9 +90,11 @@ class WholeRecipe:
         """Every section by its name in the file."""
         return {name: getattr(self, name) for name in SECTION_MODELS}
 
-    def _sections_to_compare(self, model: ModelConfig | None) -> Sections:
+    def _sections_to_compare(self, model: ModelConfig | None, has_corpus: bool) -> Sections:
         distillation = self.distillation if "distillation" in self.recipe.tables else None
-        return Sections(self.documents, self.examples, model, self.pretraining, distillation, self.finetuning)
+        return Sections(
+            self.documents, self.examples, model, self.pretraining, distillation, self.finetuning, has_corpus
+        )
 
     def _check_workspace(self) -> None:
         if self.tracking_server is None and not self.is_local:

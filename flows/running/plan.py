@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -67,6 +67,8 @@ class Stage:
     """Name of a restart: the command builds the stage again, and resumes a build that was started under this name."""
     is_restartable: bool = True
     """False for a sweep, whose complete trials are kept."""
+    job: Job | None = None
+    """Its ranks, if a launcher starts them."""
     is_timed: bool = True
     """Whether its seconds are recorded in the workspace; False for a part of a stage."""
 
@@ -147,6 +149,7 @@ def pretraining_stage(whole: WholeRecipe, continue_finished: bool = False) -> St
         (output,),
         command=lambda: [*launcher.command(job), *(["--continue"] if continue_finished else [])],
         environment=launcher.environment,
+        job=job,
     )
 
 
@@ -174,7 +177,7 @@ def distillation_stage(whole: WholeRecipe) -> Stage:
     output = StageOutput(DISTILLATION, directory, key)
     job = Job.of(whole, "training.distill", whole.pretraining.ranks)
     launcher = launcher_of(job)
-    return Stage(DISTILLATION, (output,), lambda: launcher.command(job), launcher.environment)
+    return Stage(DISTILLATION, (output,), lambda: launcher.command(job), launcher.environment, job=job)
 
 
 def finetuning_stages(whole: WholeRecipe, as_own_run: bool = False) -> list[Stage]:
@@ -204,7 +207,7 @@ def finetuning_stages(whole: WholeRecipe, as_own_run: bool = False) -> list[Stag
     launcher = launcher_of(job)
     if job.ranks == 1 and (job.cluster.kind == "none" or (as_own_run and not launcher.finds_free_node)):
         return [Stage(FINETUNING, outputs, lambda: python_module(whole, "training.finetune"))]
-    return [Stage(FINETUNING, outputs, lambda: launcher.command(job), launcher.environment)]
+    return [Stage(FINETUNING, outputs, lambda: launcher.command(job), launcher.environment, job=job)]
 
 
 def finetuning_sections(whole: WholeRecipe) -> FinetuningSections:
@@ -251,6 +254,38 @@ def require_finished_pretraining(whole: WholeRecipe) -> None:
     directory = storage.join(workspace_of(whole.run), PRETRAINING)
     if read_manifest(directory) is None and not is_open(directory):
         raise InputError(f"{directory}: no finished run to continue; run without --continue")
+
+
+def require_nodes(whole: WholeRecipe, parts: Iterable[tuple[Iterable[Stage], bool]], rebuild: bool) -> None:
+    """Check the nodes on which this run will start ranks, before the hours of earlier stages.
+
+    Args:
+        whole: the recipe.
+        parts: stages in their order, and whether this run builds them itself.
+        rebuild: every stage is built again.
+
+    Raises:
+        InputError: the nodes cannot be used.
+    """
+    if whole.pretraining.cluster.kind == "none":
+        return
+    jobs, is_due = list[Job](), rebuild
+    for stages, is_here in parts:
+        for stage in stages:
+            # A stage is due after one that is due.
+            is_due = is_due or _is_due(stage)
+            if is_due and is_here and stage.job is not None:
+                jobs.append(stage.job)
+    if jobs:
+        launcher_of(jobs[0]).check(jobs, whole)
+
+
+def _is_due(stage: Stage) -> bool:
+    try:
+        return stage.difference() is not None
+    except InputError:
+        # An input is missing; the stage reports it, unless an earlier one makes it.
+        return True
 
 
 @contextmanager

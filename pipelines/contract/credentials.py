@@ -22,6 +22,11 @@ _KEY_PARAMETER = re.compile(
 _USER_INFO = re.compile(r"://[^/?#\s@]*@|://[^/?#\s@:]*:(?!\d+(?:/|$))[^?#\s]*@")
 _KEY_VALUE = re.compile(_KEY_PARAMETER.pattern.join(("(", ")")) + r"[^&;\s]*", re.IGNORECASE)
 
+_NAME = re.compile(
+    r"PASSWORD|PASSWD|SECRET|CREDENTIAL|CONNECTION_STRING|API_?KEY|TOKEN(?!IZ)|(?:^|_)(?:KEY|SAS|AUTH)(?:_|$)",
+    re.IGNORECASE,
+)
+
 _REMEDIES = {
     "http": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,",
     "https": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,",
@@ -54,6 +59,11 @@ def holds_credentials(text: str) -> bool:
     if "://" not in text:
         return False
     return any(pattern.search(text) for pattern in (_PASSWORD, _TOKEN_AS_USER, _KEY_PARAMETER))
+
+
+def is_credential(name: str) -> bool:
+    """Whether an environment variable of this name holds a credential, such as AWS_ACCESS_KEY_ID."""
+    return _NAME.search(name) is not None
 
 
 def redacted(text: str) -> str:

@@ -6,20 +6,18 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from tests.support import REPOSITORY
-from tests.support.cluster.ssh_hosts import SshHosts, missing, ssh_hosts
-from tests.support.training.synthetic_run import Workspace, environment, write_workspace
+from tests.support.cluster.attempt import SECRET, Attempt, as_arguments
+from tests.support.cluster.ssh_hosts import SshHosts, left_on, missing, ranks_of, ssh_hosts, training_processes
+from tests.support.training.synthetic_run import Workspace, write_workspace
 
-from flows.running.launch import StageError, StageStoppedError, run_command
+from flows.running.launch import StageError, StageStoppedError
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import read_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -28,7 +26,6 @@ SETTINGS = [
     f"pretraining.phases=[{{max_seq_length=32,steps={STEPS},global_batch_size=16}}]",
     *("pretraining.checkpoint_every_steps=50", "pretraining.eval_every_steps=1000"),
 ]
-SECRET = "canary-7f3d9c"  # a made-up credential
 
 
 @pytest.fixture(scope="module")
@@ -39,84 +36,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshHosts]:
         yield found
 
 
-class Attempt:
-    """One attempt at pre-training over both hosts, and what happens while it runs."""
-
-    def __init__(self, hosts: SshHosts, workspace: Workspace, *settings: str) -> None:
-        options = ["-F", str(hosts.ssh_config)]
-        cluster = ["kind='hostfile'", f"hostfile={hosts.hostfile()!r}", f"options={options!r}"]
-        overrides = [*SETTINGS, *(f"pretraining.cluster.{setting}" for setting in (*cluster, *settings))]
-        tail = [word for override in overrides for word in ("--set", override)]
-        supervisor = [sys.executable, "-m", "flows.launching.hostfile", "--ranks=1", "training.pretrain"]
-        self.command = hosts.inside([*supervisor, workspace.recipe, "--workspace", workspace.path, *tail])
-        self.workspace, self.lines = workspace, list[str]()
-
-    def run(self, on_line: Callable[[str], None] = lambda _: None) -> None:
-        def take(line: str) -> None:
-            self.lines.append(line)
-            on_line(line)
-
-        own = {**environment(), "CLOZEWORKS_TEST_SECRET": SECRET}
-        run_command("pretraining", self.command, self.difference, take, own)
-
-    def difference(self) -> str | None:
-        directory = os.path.join(self.workspace.path, "pretraining")
-        return None if read_manifest(directory) else "there is no manifest"
-
-    def at_step(self, step: int, action: Callable[[], None]) -> threading.Thread:
-        """Do something once this step is done."""
-
-        def wait() -> None:
-            deadline = time.monotonic() + 180
-            while time.monotonic() < deadline:
-                has_begun = os.path.exists(os.path.join(self.workspace.stage(), "metrics.jsonl"))
-                if has_begun and max(self.workspace.losses(), default=0) >= step:
-                    return action()
-                time.sleep(0.05)
-            raise AssertionError(f"step {step} was not reached")
-
-        thread = threading.Thread(target=wait, daemon=True)
-        thread.start()
-        return thread
-
-
-def ranks_of(hosts: SshHosts, index: int) -> list[psutil.Process]:
-    """The processes that train on a host."""
-    found = []
-    for pid in hosts.pids(index):
-        try:
-            process = psutil.Process(pid)
-            if "--local_rank=0" in process.cmdline():
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def left_on(hosts: SshHosts) -> list[list[str]]:
-    """Command lines of what a run has left on both hosts; the program of a connection may need a moment to end."""
-    deadline = time.monotonic() + 5
-    while (left := training_processes(hosts)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
-
-
-def training_processes(hosts: SshHosts) -> list[list[str]]:
-    """Command lines of all that a run started on both hosts and that lives."""
-    lines = []
-    for pid in [*hosts.pids(0), *hosts.pids(1)]:
-        try:
-            lines.append(psutil.Process(pid).cmdline())
-        except psutil.NoSuchProcess:
-            continue
-    return [line for line in lines if any("training" in word or "node_agent" in word for word in line)]
+def attempt_at(hosts: SshHosts, workspace: Workspace, *settings: str) -> Attempt:
+    return Attempt(hosts, "flows.launching.hostfile", workspace, SETTINGS, *settings)
 
 
 @pytest.fixture(scope="module")
 def on_one_node(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = write_workspace(str(tmp_path_factory.mktemp("one")))
-    tail = [word for setting in SETTINGS for word in ("--set", setting)]
-    result = workspace.run("training.pretrain", *tail, ranks=2)
+    result = workspace.run("training.pretrain", *as_arguments(SETTINGS), ranks=2)
     assert result.returncode == 0, result.stdout + result.stderr
     return workspace
 
@@ -127,7 +54,7 @@ def test_two_hosts_that_are_lost_and_stopped_give_the_weights_of_one(
     workspace = write_workspace(str(tmp_path))
 
     # The cable is pulled: nothing closes, so only silence shows it.
-    cut, times = Attempt(hosts, workspace), dict[str, float]()
+    cut, times = attempt_at(hosts, workspace), dict[str, float]()
     seen: dict[str, list[str]] = {}
 
     def pull() -> None:
@@ -152,7 +79,7 @@ def test_two_hosts_that_are_lost_and_stopped_give_the_weights_of_one(
     hosts.mend(1)
 
     # The other host loses all its processes at once.
-    killed = Attempt(hosts, workspace)
+    killed = attempt_at(hosts, workspace)
 
     def kill() -> None:
         times["killed"] = time.monotonic()
@@ -167,7 +94,7 @@ def test_two_hosts_that_are_lost_and_stopped_give_the_weights_of_one(
     hosts.boot(1)
 
     # A host shuts down in order: all ranks agree, write a checkpoint and exit with 75.
-    stopped = Attempt(hosts, workspace)
+    stopped = attempt_at(hosts, workspace)
 
     def shut_down() -> None:
         for rank in ranks_of(hosts, 1):
@@ -178,7 +105,7 @@ def test_two_hosts_that_are_lost_and_stopped_give_the_weights_of_one(
         stopped.run()
     assert left_on(hosts) == []
 
-    last = Attempt(hosts, workspace)
+    last = attempt_at(hosts, workspace)
     last.run()
     assert any("resum" in line for line in last.lines)
     assert workspace.has_weights_of(on_one_node)
@@ -186,7 +113,7 @@ def test_two_hosts_that_are_lost_and_stopped_give_the_weights_of_one(
 
 def test_a_cancelled_flow_ends_every_rank_on_every_host(hosts: SshHosts, tmp_path: Path) -> None:
     workspace = write_workspace(str(tmp_path))
-    attempt = Attempt(hosts, workspace)
+    attempt = attempt_at(hosts, workspace)
 
     def cancel(line: str) -> None:
         if "step 20/" in line:
@@ -206,7 +133,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(hosts: SshHosts, tmp_
 
     def refused(*settings: str) -> str:
         with pytest.raises(InputError) as caught:
-            Attempt(hosts, workspace, *settings).run()
+            attempt_at(hosts, workspace, *settings).run()
         return str(caught.value)
 
     assert "no such file; write one with a line" in refused(f"hostfile='{tmp_path}/none'")

@@ -80,7 +80,8 @@ class Site:
         """Start the program of kind `kubernetes`, as a flow does."""
         ours = ("kind=kubernetes", "nodes=2", f"kubernetes.image={STAND_IN}", "kubernetes.secrets=['store']", *settings)
         words = [word for setting in ours for word in ("--set", f"pretraining.cluster.{setting}")]
-        self.supervisors.append(Supervisor(self, name, [recipe, *words, "--set", f"run.workspace=/workspace/{name}"]))
+        words += ["--set", "pretraining.ranks=1", "--set", f"run.workspace=/workspace/{name}"]
+        self.supervisors.append(Supervisor(self, name, [recipe, *words]))
         return self.supervisors[-1]
 
     def get(self, path: str) -> list[dict[str, Any]]:

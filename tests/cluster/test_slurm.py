@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from tests.support import REPOSITORY
+from tests.support.cluster.attempt import SECRET, Attempt, as_arguments
 from tests.support.cluster.slurm import Slurm, missing, slurm
 from tests.support.cluster.stand_in_rank import SECRET_VARIABLE
 from tests.support.training.synthetic_run import Workspace, environment, write_workspace
 
-from flows.running.launch import StageStoppedError, run_command
+from flows.running.launch import StageStoppedError
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import read_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SETTINGS = ["pretraining.phases=[{max_seq_length=32,steps=200,global_batch_size=16}]"]
-SECRET = "canary-51b0e2"  # a made-up credential
 
 
 @pytest.fixture(scope="module")
@@ -31,38 +30,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         yield found
 
 
-class Attempt:
-    """One attempt at pre-training over both nodes."""
-
-    def __init__(self, cluster: Slurm, workspace: Workspace, *settings: str) -> None:
-        own = ["kind='slurm'", "nodes=2", *settings]
-        overrides = [*SETTINGS, *(f"pretraining.cluster.{setting}" for setting in own)]
-        tail = [word for override in overrides for word in ("--set", override)]
-        supervisor = [sys.executable, "-m", "flows.launching.slurm", "--ranks=1", "training.pretrain"]
-        self.command = [*supervisor, workspace.recipe, "--workspace", workspace.path, *tail]
-        self.cluster, self.workspace, self.lines = cluster, workspace, list[str]()
-
-    def run(self, on_line: Callable[[str], None] = lambda _: None) -> None:
-        def take(line: str) -> None:
-            self.lines.append(line)
-            on_line(line)
-
-        directory = os.path.join(self.workspace.path, "pretraining")
-        own = environment() | self.cluster.environment | {SECRET_VARIABLE: SECRET}
-        run_command("pretraining", self.command, lambda: None if read_manifest(directory) else "no manifest", take, own)
+def attempt_at(cluster: Slurm, workspace: Workspace, *settings: str) -> Attempt:
+    return Attempt(cluster, "flows.launching.slurm", workspace, SETTINGS, *settings)
 
 
 def test_two_nodes_of_slurm_resume_and_give_the_weights_of_one(
     cluster: Slurm, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     one = write_workspace(str(tmp_path_factory.mktemp("one")))
-    tail = [word for setting in SETTINGS for word in ("--set", setting)]
-    result = one.run("training.pretrain", *tail, ranks=2)
+    result = one.run("training.pretrain", *as_arguments(SETTINGS), ranks=2)
     assert result.returncode == 0, result.stdout + result.stderr
     workspace = write_workspace(str(tmp_path_factory.mktemp("two")))
 
     # Slurm stops the job, as it does before a maintenance or for a job of higher priority.
-    stopped = Attempt(cluster, workspace)
+    stopped = attempt_at(cluster, workspace)
 
     def preempt(line: str) -> None:
         if "step 60/" in line:
@@ -73,7 +54,7 @@ def test_two_nodes_of_slurm_resume_and_give_the_weights_of_one(
         stopped.run(preempt)
     assert cluster.jobs_left() == []
 
-    last = Attempt(cluster, workspace)
+    last = attempt_at(cluster, workspace)
     last.run()
     assert any("resum" in line for line in last.lines), last.lines
     assert not any(SECRET in line for line in last.lines)
@@ -121,7 +102,7 @@ def test_what_slurm_cannot_run_is_refused(cluster: Slurm, tmp_path_factory: pyte
 
     def refused(*settings: str) -> str:
         with pytest.raises(InputError) as caught:
-            Attempt(cluster, workspace, *settings).run()
+            attempt_at(cluster, workspace, *settings).run()
         assert cluster.jobs_left() == []
         return str(caught.value)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import StringConstraints, model_validator
 
 from pipelines.contract.bounds import Bounded, Text, UserPath
+from pipelines.contract.credentials import is_credential
 from pipelines.contract.recipe import Section
 
 Nodes = Annotated[int, Bounded(1, 10_000, "it counts machines")]
@@ -56,17 +57,44 @@ class ClusterConfig(Section):
     master_address: Text | None = None
     """Address at which the other nodes reach rank 0; None is the one at which the first node was reached."""
     environment: tuple[VariableName, ...] = ()
-    """Names of further environment variables to pass to the ranks; those of this project, MLflow, object stores,
-    NCCL, gloo, torch and DeepSpeed always are."""
+    """Names of further environment variables to pass to the ranks; `flows/README.md` has those that always are."""
     kubernetes: KubernetesConfig = KubernetesConfig()
 
+    @property
+    def requests_ranks(self) -> bool:
+        """Whether the number of ranks of a node is requested, so that it cannot be left to the node."""
+        return self.kind in ("slurm", "kubernetes")
+
+    @property
+    def num_nodes(self) -> int | None:
+        """Nodes of a run; None if a hostfile counts them."""
+        return None if self.kind == "hostfile" else self.nodes
+
     @model_validator(mode="after")
-    def _hostfile_is_for_its_kind(self) -> ClusterConfig:
+    def _settings_are_read_by_the_kind(self) -> ClusterConfig:
         if self.kind == "hostfile" and self.hostfile is None:
             raise ValueError("kind = 'hostfile' needs hostfile; name a file with lines `host slots=N`")
-        if self.kind != "hostfile" and self.hostfile is not None:
+        for name, kinds in _READ_BY.items():
+            value = getattr(self, name)
+            if self.kind not in kinds and value != type(self).model_fields[name].default:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ValueError(
+                    f"{name} = {shown!r} with kind = {self.kind!r}, which does not read it; remove it, or set kind = "
+                    + " or ".join(map(repr, kinds))
+                )
+        if self.kind == "kubernetes" and (secret := [name for name in self.environment if is_credential(name)]):
             raise ValueError(
-                f"hostfile = {self.hostfile!r} with kind = {self.kind!r}, which reads none; remove it, or set kind = "
-                "'hostfile'"
+                f"environment names {', '.join(secret)} with kind = 'kubernetes': values of credentials are not "
+                "written into a Job; make them keys of a secret, and name it in kubernetes.secrets"
             )
         return self
+
+
+_READ_BY = {
+    "hostfile": ("hostfile",),
+    "nodes": ("slurm", "kubernetes"),
+    "options": ("hostfile", "slurm"),
+    "python": ("hostfile", "slurm"),
+    "master_address": ("hostfile", "slurm"),
+}
+"""Settings that only some kinds read, and those kinds. `environment` is no contradiction where all of it is passed."""

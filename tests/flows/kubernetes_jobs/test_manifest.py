@@ -9,7 +9,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from flows.kubernetes_jobs.manifest import JobRequest, objects_of, passed_environment, read_template
+from flows.kubernetes_jobs.manifest import JobRequest, objects_of, read_template
 from pipelines.contract.errors import InputError
 from training.settings.cluster import KubernetesConfig
 
@@ -94,23 +94,6 @@ def test_the_digest_ignores_what_differs_between_attempts() -> None:
     assert (
         REMOTE.name == replace(REMOTE, nodes=2, recipe_text="").name != replace(REMOTE, workspace="s3://b/other").name
     )
-
-
-def test_credentials_are_never_values() -> None:
-    ours = {
-        "CLOZEWORKS_DEBUG": "1",
-        "MLFLOW_TRACKING_URI": "https://user:word@mlflow",
-        "AWS_SECRET_ACCESS_KEY": "word",
-        "AWS_ENDPOINT_URL": "http://store",
-        "CLOZEWORKS_LIFELINE_PID": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PROXY": "p",
-        "HOME": "/root",
-    }
-    values, secret = passed_environment(ours, ("PROXY",))
-    assert values.pop("TOKENIZERS_PARALLELISM") == "false"
-    assert values == {"CLOZEWORKS_DEBUG": "1", "AWS_ENDPOINT_URL": "http://store", "PROXY": "p"}
-    assert secret == ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"]
 
 
 @pytest.mark.parametrize(

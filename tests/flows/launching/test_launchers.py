@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,8 @@ def test_without_a_cluster_deepspeed_starts_the_ranks_here(monkeypatch: pytest.M
 
 
 def test_the_cluster_changes_no_result() -> None:
-    here, there = whole_of().pretraining, whole_of("pretraining.cluster.kind=slurm").pretraining
+    here = whole_of().pretraining
+    there = whole_of("pretraining.cluster.kind=slurm", "pretraining.ranks=2").pretraining
     assert here.identity() == there.identity()
 
 
@@ -43,7 +45,17 @@ def test_the_cluster_changes_no_result() -> None:
     ("override", "problem"),
     [
         ("kind=hostfile", "kind = 'hostfile' needs hostfile; name a file"),
-        ("hostfile=hosts", "hostfile = 'hosts' with kind = 'none', which reads none; remove it"),
+        (
+            "hostfile=hosts",
+            "hostfile = 'hosts' with kind = 'none', which does not read it; remove it, or set kind = 'h",
+        ),
+        (
+            "nodes=4",
+            "nodes = 4 with kind = 'none', which does not read it; remove it, or set kind = 'slurm' or 'kubern",
+        ),
+        ("options=['-F']", "options = ['-F'] with kind = 'none', which does not read it"),
+        ("python=/usr/bin/python", "python = '/usr/bin/python' with kind = 'none', which does not read it"),
+        ("master_address=a", "master_address = 'a' with kind = 'none', which does not read it"),
         ("kind=ssh", 'pretraining.cluster.kind = "ssh": must be '),
         ("environment=['A=B']", "pretraining.cluster.environment.0"),
     ],
@@ -66,10 +78,51 @@ def test_a_trial_that_is_a_run_of_its_own_is_trained_by_its_worker() -> None:
     for overrides in ((), hostfile):
         command = command_of_trial(*overrides)
         assert (tuple(command[:3]), command[-2:]) == (here, [trials, trial])
-    assert command_of_trial("pretraining.cluster.kind=slurm")[2] == "flows.launching.slurm"
+    assert command_of_trial("pretraining.cluster.kind=slurm", "pretraining.ranks=1")[2] == "flows.launching.slurm"
     assert command_of_trial(*hostfile, "finetuning.ranks=2")[2] == "flows.launching.hostfile"
     (together,) = finetuning_stages(whole_of(*hostfile))
     assert together.command()[2:5] == ["flows.launching.hostfile", "--ranks=1", "--one-node"]
+
+
+@pytest.mark.parametrize("kind", ["slurm", "kubernetes"])
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["pretraining.ranks=0"], "pretraining.ranks = 0 with pretraining.cluster.kind = "),
+        (["pretraining.ranks=1", "finetuning.ranks=0"], "finetuning.ranks = 0 with pretraining.cluster.kind = "),
+        (
+            ["pretraining.ranks=8", "pretraining.cluster.nodes=9"],
+            "full sequences is too small for pretraining.ranks = 8 on each of pretraining.cluster.nodes = 9",
+        ),
+        (
+            ["pretraining.ranks=2", "pretraining.cluster.nodes=5", "distillation.global_batch_size=8"],
+            "distillation: a step of 8 full sequences is too small for pretraining.ranks = 2 on each of",
+        ),
+        (
+            ["pretraining.ranks=1", "pretraining.cluster.nodes=16", "finetuning.ranks=3"],
+            "finetuning.batch_size = 32 is below finetuning.ranks = 3 on each of pretraining.cluster.nodes = 16",
+        ),
+    ],
+)
+def test_ranks_over_all_nodes_that_cannot_be_are_refused(kind: str, overrides: list[str], problem: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        whole_of(f"pretraining.cluster.kind={kind}", *overrides)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_rank_of_finetuning_uses_one_node_of_many() -> None:
+    settings = ["pretraining.cluster.nodes=16", "pretraining.ranks=1", "finetuning.batch_size=8"]
+    assert whole_of("pretraining.cluster.kind=slurm", *settings).finetuning.ranks == 1
+
+
+def test_a_recipe_that_only_fine_tunes_needs_no_ranks_of_pretraining(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[run]\nname = "x"\n[pretraining.cluster]\nkind = "slurm"\n[finetuning]\nencoder = "e"\n'
+        'tasks = ["cola"]\nglue_dir = "g"\n'
+    )
+    assert WholeRecipe.check(read_recipe(str(recipe)), needs_corpus=False).pretraining.ranks == 0
 
 
 def test_a_row_is_a_kind() -> None:

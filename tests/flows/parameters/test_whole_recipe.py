@@ -101,7 +101,7 @@ def test_a_remote_workspace_needs_a_tracking_server(write_recipe: Callable[..., 
 
 def run_end_to_end(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.end_to_end", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.slow

@@ -69,6 +69,14 @@ class Slurm:
             self.close()
             raise
 
+    def settings(self) -> list[str]:
+        """`pretraining.cluster` for both nodes."""
+        return ["kind='slurm'", f"nodes={len(NODES)}"]
+
+    def inside(self, command: list[str]) -> list[str]:
+        """The command of a program that reaches the nodes: any program of this machine does."""
+        return command
+
     def ask(self, *command: str) -> str:
         """What a command of Slurm prints."""
         own = os.environ | self.environment

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 SSHD = "/usr/sbin/sshd"
 
 _CONFIG = """\
@@ -78,6 +80,15 @@ class SshHosts:
     def inside(self, command: list[str], index: int = 0) -> list[str]:
         """A command that runs on a host without ssh."""
         return ["ip", "netns", "exec", self.namespaces[index], *command]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a program that reaches the hosts; ssh needs none."""
+        return {}
+
+    def settings(self) -> list[str]:
+        """`pretraining.cluster` for both hosts."""
+        return ["kind='hostfile'", f"hostfile={self.hostfile()!r}", f"options={['-F', str(self.ssh_config)]!r}"]
 
     def hostfile(self, slots: int = 1) -> str:
         """A hostfile with both hosts."""
@@ -171,6 +182,38 @@ class SshHosts:
 
     def _ip(self, *arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+def ranks_of(hosts: SshHosts, index: int) -> list[psutil.Process]:
+    """The processes that train on a host."""
+    found = []
+    for pid in hosts.pids(index):
+        try:
+            process = psutil.Process(pid)
+            if "--local_rank=0" in process.cmdline():
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def left_on(hosts: SshHosts) -> list[list[str]]:
+    """Command lines of what a run has left on both hosts; the program of a connection may need a moment to end."""
+    deadline = time.monotonic() + 5
+    while (left := training_processes(hosts)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def training_processes(hosts: SshHosts) -> list[list[str]]:
+    """Command lines of all that a run started on both hosts and that lives."""
+    lines = []
+    for pid in [*hosts.pids(0), *hosts.pids(1)]:
+        try:
+            lines.append(psutil.Process(pid).cmdline())
+        except psutil.NoSuchProcess:
+            continue
+    return [line for line in lines if any("training" in word or "node_agent" in word for word in line)]
 
 
 @contextlib.contextmanager
