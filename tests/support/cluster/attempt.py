@@ -1,17 +1,14 @@
-"""Runs over the nodes of a test's cluster: one attempt at pre-training as a flow starts it, and a flow itself."""
+"""One attempt at pre-training over the nodes of a test's cluster, started as a flow starts it."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from tests.support import REPOSITORY
 from tests.support.cluster.stand_in_rank import SECRET_VARIABLE
 from tests.support.training.synthetic_run import Workspace, environment
 
@@ -20,7 +17,6 @@ from pipelines.contract.manifest import read_manifest
 
 SECRET = "canary-7f3d9c"  # a made-up credential
 PATIENCE_SECONDS = 300.0
-_NOT_OURS = ("PREFECT_", "CLOZEWORKS_LIFELINE")
 
 
 class Cluster(Protocol):
@@ -90,33 +86,3 @@ def wait_for_step(workspace: Workspace, step: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached")
-
-
-class FlowRun:
-    """A flow as a command, with a Prefect server of its own where the nodes are reached."""
-
-    def __init__(self, flow: str, recipe: str, workspace: str, overrides: Sequence[str], cluster: Cluster | None):
-        arguments = [recipe, "--workspace", workspace, *as_arguments(overrides)]
-        command = [sys.executable, "-m", f"flows.{flow}", *arguments]
-        inherited = {name: value for name, value in environment().items() if not name.startswith(_NOT_OURS)}
-        self._process = subprocess.Popen(
-            command if cluster is None else cluster.inside(command),
-            env={**inherited, **({} if cluster is None else cluster.environment)},
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def interrupt(self) -> None:
-        """What Ctrl-C does."""
-        self._process.send_signal(signal.SIGINT)
-
-    def ended(self) -> tuple[int, str]:
-        """Exit code and output."""
-        output, _ = self._process.communicate(timeout=2 * PATIENCE_SECONDS)
-        return self._process.returncode, output
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
