@@ -21,12 +21,10 @@ from pyarrow import fs
 
 from pipelines.contract.errors import InputError, writing
 from pipelines.stores.opening import handler_of, open_store
+from pipelines.stores.patient_filesystem import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
 from pipelines.stores.patient_filesystem import spool
 
 _HASH_BLOCK_BYTES = 1 << 20
-
-TEMPORARY_SUFFIX = ".tmp"
-"""Ends the name of a file that is still being written."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -234,11 +232,10 @@ def in_units(num_bytes: float) -> str:
 def atomic_output(uri: str) -> Iterator[pa.NativeFile]:
     """Open a file for writing that appears under its name only when the block ends without an error."""
     filesystem, path = filesystem_of(uri)
-    store = handler_of(filesystem)
-    if store is not None and store.replaces_whole:
+    if (store := handler_of(filesystem)) is not None:
+        # Kept on the local disk until it is complete, so that an upload can be repeated.
         with spool() as kept:
-            stream = pa.PythonFile(kept, mode="w")
-            yield stream
+            yield pa.PythonFile(kept, mode="w")
             store.put(path, kept)
         return
     local = isinstance(filesystem, fs.LocalFileSystem)
@@ -263,7 +260,7 @@ def copy_in(source: str, uri: str) -> None:
     filesystem, path = filesystem_of(uri)
     store = handler_of(filesystem)
     with open(source, "rb") as stream:
-        if store is not None and store.replaces_whole:
+        if store is not None:
             store.put(path, stream)
             return
         with atomic_output(uri) as target:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import pyarrow as pa
@@ -12,7 +15,10 @@ from pyarrow import fs
 
 from pipelines.stores.patience import Patience
 
-BLOCK_BYTES = 8 << 20
+TEMPORARY_SUFFIX = ".tmp"
+"""Ends the name of a file that is still being written."""
+BLOCK_BYTES = 10 << 20
+"""Arrow's size of a part of an upload: a stream that is given blocks of it keeps none of them."""
 _AHEAD_BYTES = 4 << 20
 _IN_MEMORY_BYTES = 16 << 20
 _MOST_LEVELS = 16
@@ -44,15 +50,26 @@ class PatientHandler(fs.FileSystemHandler):
         return self._patience.call(f"{self._scheme}://{path}", lambda: request(self.base))
 
     def put(self, path: str, source: IO[bytes] | io.RawIOBase) -> None:
-        """Store a file from its beginning; a failed attempt is repeated."""
+        """Store a file from its beginning; it appears complete or not at all. A failed attempt is repeated.
+
+        Nothing else writes to a store.
+        """
+        first = path if self.replaces_whole else f"{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
 
         def attempt(base: fs.FileSystem) -> None:
             source.seek(0)
-            with base.open_output_stream(path, compression=None) as target:
+            with _completed(base, first) as target:
                 while block := source.read(BLOCK_BYTES):
                     target.write(block)
 
-        self.call(path, attempt)
+        try:
+            self.call(path, attempt)
+            if first != path:
+                self.move(first, path)
+        except BaseException:
+            if first != path and self.base.get_file_info(first).type == fs.FileType.File:
+                self.base.delete_file(first)
+            raise
 
     def get_type_name(self) -> str:
         return f"patient+{self._scheme}"
@@ -116,8 +133,8 @@ class PatientHandler(fs.FileSystemHandler):
     def open_input_file(self, path: str) -> pa.NativeFile:
         return pa.PythonFile(_Reader(self, path, 0), mode="r")
 
-    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:  # noqa: ARG002 - Arrow's signature
-        return pa.PythonFile(_Writer(self, path), mode="w")
+    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        raise NotImplementedError(f"{path}: a stream that ends early would leave half an object; use put")
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         raise NotImplementedError(f"{path}: objects cannot be appended to")
@@ -135,6 +152,20 @@ class PatientHandler(fs.FileSystemHandler):
                     raise
 
         self.call(path, attempt)
+
+
+@contextlib.contextmanager
+def _completed(base: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """A stream to an object that appears when the block ends without an error, and not otherwise."""
+    stream = base.open_output_stream(path, compression=None)
+    try:
+        yield stream
+        stream.close()
+    except BaseException:
+        # Arrow stores what a stream has received as the object when it is closed or freed, and cannot abandon an
+        # upload. So this stream is never freed; it holds no block.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
+        raise
 
 
 def _delete_from_below(base: fs.FileSystem, path: str) -> None:
@@ -204,30 +235,6 @@ class _Reader(io.RawIOBase):
         if len(data) != wanted:
             raise OSError(f"{self._path}: unexpected end of stream, {len(data)} of {wanted} bytes")
         return data
-
-
-class _Writer(io.RawIOBase):
-    """An object, kept on the local disk until it is complete, so that an upload can be repeated."""
-
-    def __init__(self, handler: PatientHandler, path: str):
-        super().__init__()
-        self._handler, self._path = handler, path
-        self._spool = spool()
-
-    def write(self, data: Any) -> int:
-        return int(self._spool.write(data))
-
-    def tell(self) -> int:
-        return self._spool.tell()
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            with self._spool:
-                self._handler.put(self._path, self._spool)
 
 
 def spool() -> IO[bytes]:

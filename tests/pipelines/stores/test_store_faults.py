@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import os
 import threading
 import time
@@ -15,8 +17,9 @@ from pipelines.contract import storage
 from pipelines.contract.errors import EXIT_BAD_INPUT, EXIT_FAILED, report
 from pipelines.stores import patient_filesystem
 from pipelines.stores.failures import StoreError, StoreUnavailableError
+from pipelines.stores.opening import handler_of
 from pipelines.stores.patience import PATIENCE_VARIABLE
-from pipelines.stores.patient_filesystem import PatientHandler
+from pipelines.stores.patient_filesystem import BLOCK_BYTES, PatientHandler
 
 DATA = os.urandom(3 << 20)
 
@@ -62,6 +65,47 @@ def test_uploads_are_repeated_and_appear_complete(uri: str, s3_proxy: FaultProxy
     s3_proxy.withdraw()
     assert storage.read_bytes(other) == DATA
     assert storage.list_files(uri.rpartition("/")[0]) == ["object", "object2"]
+
+
+class _Interrupted(io.BytesIO):
+    """Content that a signal interrupts at a block."""
+
+    def __init__(self, data: bytes, block: int) -> None:
+        super().__init__(data)
+        self.blocks_left = block
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.blocks_left -= 1
+        if not self.blocks_left:
+            raise KeyboardInterrupt
+        return super().read(size)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_an_interrupted_upload_leaves_the_earlier_object(uri: str, block: int) -> None:
+    store, path = storage.filesystem_of(uri)
+    handler = handler_of(store)
+    assert handler is not None
+    with pytest.raises(KeyboardInterrupt):
+        handler.put(path, _Interrupted(bytes(3 * BLOCK_BYTES), block))
+    gc.collect()
+    assert storage.read_bytes(uri) == DATA
+    handler.put(path, io.BytesIO(b"new"))
+    assert storage.read_bytes(uri) == b"new"
+
+
+@pytest.mark.parametrize("request_of", ["?uploads", "partNumber=1", "partNumber=2", "object?uploadId="])
+def test_a_failing_request_of_an_upload_leaves_the_earlier_object(
+    uri: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, request_of: str
+) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+    # Both attempts of Arrow's client for this request; the store answers again before its stream is closed.
+    s3_proxy.add("status", requests=2, path_part=request_of)
+    with pytest.raises(StoreUnavailableError):
+        storage.write_bytes(uri, bytes(BLOCK_BYTES + 1))
+    s3_proxy.withdraw()
+    gc.collect()
+    assert storage.read_bytes(uri) == DATA
 
 
 def test_what_is_too_large_for_a_copy_in_the_store_is_moved_through_this_machine(
