@@ -1,1 +1,1 @@
-"""Several nodes on one machine: network namespaces with a real sshd each."""
+"""Several machines on one: network namespaces with a real sshd each, disks of their own, Slurm, a drawn run."""

@@ -1,7 +1,7 @@
 """Two hosts on one machine: network namespaces joined by a cable, a real sshd in each, keys made for the test.
 
-Both see the same files, as nodes with a shared file system do. Interfaces and addresses exist inside the namespaces
-only; all of it ends with `close`.
+Both see the same files, as nodes with a shared file system do, but for disks of their own. Interfaces and addresses
+exist inside the namespaces only; all of it ends with `close`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
+from tests.support.cluster.own_disk import OwnDisk
 
 SSHD = "/usr/sbin/sshd"
 
@@ -60,8 +61,9 @@ def missing() -> str:
 class SshHosts:
     """Hosts `a` and `b` by their addresses; programs that reach both run in the namespace of `a`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, disks: Sequence[OwnDisk] = ()) -> None:
         self.folder = folder
+        self._disks = disks
         # Interface names have 15 characters at most.
         self._token = secrets.token_hex(3)
         self.namespaces = [f"cw{self._token}{name}" for name in "ab"]
@@ -79,7 +81,8 @@ class SshHosts:
 
     def inside(self, command: list[str], index: int = 0) -> list[str]:
         """A command that runs on a host without ssh."""
-        return ["ip", "netns", "exec", self.namespaces[index], *command]
+        within = ["ip", "netns", "exec", self.namespaces[index], *command]
+        return self._disks[index].command(within) if self._disks else within
 
     @property
     def environment(self) -> dict[str, str]:
@@ -217,9 +220,9 @@ def training_processes(hosts: SshHosts) -> list[list[str]]:
 
 
 @contextlib.contextmanager
-def ssh_hosts(folder: Path) -> Iterator[SshHosts]:
-    """Two hosts for as long as the context lasts."""
-    hosts = SshHosts(folder)
+def ssh_hosts(folder: Path, disks: Sequence[OwnDisk] = ()) -> Iterator[SshHosts]:
+    """Two hosts for as long as the context lasts, with a disk of each if there are any."""
+    hosts = SshHosts(folder, disks)
     try:
         yield hosts
     finally:
