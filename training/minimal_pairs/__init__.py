@@ -1,0 +1,1 @@
+"""Minimal pairs: reading them, scoring sentences by pseudo-log-likelihood, and accuracies with standard errors."""

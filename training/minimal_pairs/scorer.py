@@ -1,0 +1,169 @@
+"""Pseudo-log-likelihood of sentences (Salazar et al., 2020), all masked copies packed without padding.
+
+Copies of sentences of one length are computed together, so attention needs no mask, and after the last layer's
+attention only the predicted tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from pipelines.contract.errors import InputError
+from training.bert.config_file import read_config
+from training.bert.heads import BertForPreTraining
+from training.bert.huggingface import load_into, read_weights
+from training.bert.packing import pack
+from training.minimal_pairs.masking import IntArray, MaskedCopies, Method, masked_copies
+from training.minimal_pairs.pairs import MinimalPairs
+from training.tokenizing.loading import load_tokenizer
+
+BATCH_TOKENS = 8_192
+"""Tokens of one forward pass."""
+NUM_SPECIAL_TOKENS = 2
+"""[CLS] and [SEP], which are not predicted."""
+_HEAD = "cls.predictions."
+
+
+@dataclass(frozen=True)
+class TokenizedSentence:
+    """input_ids, word_numbers: [S] int64, with [CLS] and [SEP]; the pieces of a word have one number."""
+
+    input_ids: IntArray
+    word_numbers: IntArray
+
+
+class SentenceTokenizer:
+    """The tokenizer of a directory; a literal "[MASK]" in a sentence is text."""
+
+    def __init__(self, directory: str) -> None:
+        """Read the tokenizer.
+
+        Raises:
+            InputError: it is missing, not BERT's, or has no [MASK].
+        """
+        loaded = load_tokenizer(directory)
+        self._tokenizer = loaded.for_texts()
+        ids = {role: loaded.id_of(role) for role in ("cls_token", "sep_token", "mask_token", "unk_token")}
+        for role, token_id in ids.items():
+            if token_id is None and role != "unk_token":
+                raise InputError(f"{directory}: its vocabulary has no {role}; give a masked language model")
+        self._cls, self._sep = ids["cls_token"], ids["sep_token"]
+        self.mask_id = int(ids["mask_token"] or 0)
+        self._unknown_id = -1 if ids["unk_token"] is None else int(ids["unk_token"])
+
+    def tokenize(self, sentences: Sequence[str]) -> list[TokenizedSentence]:
+        """Ids and words of each sentence."""
+        result = []
+        for encoding in self._tokenizer.encode_batch(list(sentences), add_special_tokens=False):
+            ids = np.array([self._cls, *encoding.ids, self._sep], dtype=np.int64)
+            words = np.array([-1, *encoding.word_ids, -2], dtype=np.int64)
+            result.append(TokenizedSentence(ids, words))
+        return result
+
+    def tokenize_pairs(self, pairs: MinimalPairs, max_position_embeddings: int) -> list[TokenizedSentence]:
+        """All good sentences, then all bad ones.
+
+        Raises:
+            InputError: one has no token, or more than the model has positions.
+        """
+        sentences = self.tokenize([*pairs.good, *pairs.bad])
+        for sentence, place in zip(sentences, [*pairs.places, *pairs.places], strict=True):
+            count = len(sentence.input_ids)
+            if not NUM_SPECIAL_TOKENS < count <= max_position_embeddings:
+                raise InputError(
+                    f"{place}: a sentence has {count} tokens with [CLS] and [SEP]; give {NUM_SPECIAL_TOKENS + 1} to "
+                    f"{max_position_embeddings}, the positions of the model"
+                )
+        return sentences
+
+    def unknown_tokens(self, sentences: Sequence[TokenizedSentence]) -> int:
+        """How many tokens are [UNK]."""
+        return sum(int((sentence.input_ids == self._unknown_id).sum()) for sentence in sentences)
+
+
+class SentenceScorer:
+    """A masked language model in eval mode; scores are sums of natural logarithms of probabilities."""
+
+    def __init__(self, model: BertForPreTraining, mask_id: int, method: Method = "word-l2r") -> None:
+        self._model, self._mask_id, self._method = model.eval(), mask_id, method
+        self._device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def score(
+        self, sentences: Sequence[TokenizedSentence], progress: Callable[[float], None] = lambda _: None
+    ) -> npt.NDArray[np.float64]:
+        """Sum over a sentence's tokens of log P(token | the copy that masks it): [sentences].
+
+        Equal sentences are computed once, so that their scores are equal to the last bit.
+
+        Args:
+            progress: called after each batch with the share of the work that is done.
+        """
+        numbers: dict[bytes, int] = {}
+        which = [numbers.setdefault(sentence.input_ids.tobytes(), len(numbers)) for sentence in sentences]
+        distinct = list(dict(zip(which, sentences, strict=True)).values())
+        total = sum(len(sentence.input_ids) - NUM_SPECIAL_TOKENS for sentence in distinct)
+        scores = np.zeros(len(distinct), dtype=np.float64)
+        done = 0
+        for copies in _batches(distinct, self._mask_id, self._method):
+            np.add.at(scores, copies.rows, self._log_probabilities(copies))
+            done += len(copies.rows)
+            progress(done / total)
+        result: npt.NDArray[np.float64] = scores[which]
+        return result
+
+    def _log_probabilities(self, copies: MaskedCopies) -> npt.NDArray[np.float64]:
+        count, length = copies.input_ids.shape
+        lengths = np.full(count, length, dtype=np.int64)
+        packed = pack(copies.input_ids.reshape(-1), lengths, lengths, self._device).to(self._device)
+        targets_M = torch.from_numpy(np.arange(count) * length + copies.target_positions).to(self._device)
+        labels_M1 = torch.from_numpy(copies.target_ids).to(self._device).unsqueeze(1)
+        bert = self._model.bert
+        hidden_MH = bert.encoder(bert.embeddings(packed), packed, targets_M)
+        logits_MV = self._model.cls.predictions.logits(hidden_MH).float()
+        label_M = functional.log_softmax(logits_MV, dim=1).gather(1, labels_M1).squeeze(1)
+        result: npt.NDArray[np.float64] = label_M.cpu().numpy().astype(np.float64)
+        return result
+
+
+def _batches(sentences: Sequence[TokenizedSentence], mask_id: int, method: Method) -> Iterator[MaskedCopies]:
+    """All copies, those of one length together, the longest first."""
+    lengths = np.array([len(sentence.input_ids) for sentence in sentences], dtype=np.int64)
+    for length in np.unique(lengths)[::-1]:
+        rows = np.flatnonzero(lengths == length)
+        num_copies = max(1, BATCH_TOKENS // int(length))
+        num_rows = max(1, num_copies // (int(length) - NUM_SPECIAL_TOKENS))
+        for start in range(0, len(rows), num_rows):
+            chosen = rows[start : start + num_rows]
+            ids, words = (
+                np.stack([getattr(sentences[row], name) for row in chosen]) for name in ("input_ids", "word_numbers")
+            )
+            copies = masked_copies(ids, words, mask_id, method)
+            copies = copies._replace(rows=chosen[copies.rows])
+            # A long sentence alone may have more copies than a batch holds.
+            for first in range(0, len(copies.rows), num_copies):
+                yield MaskedCopies(*(part[first : first + num_copies] for part in copies))
+
+
+def load_masked_lm(directory: str, device: torch.device | str = "cpu") -> BertForPreTraining:
+    """Read the encoder and the masked-LM head of a Hugging Face directory.
+
+    Raises:
+        InputError: it is not a BERT model that this code supports, or it has no masked-LM head.
+    """
+    config, vocab_size = read_config(directory)
+    model = BertForPreTraining.masked_lm(config, vocab_size)
+    state = read_weights(directory)
+    if not any(name.startswith(_HEAD) for name in state):
+        raise InputError(
+            f"{directory}: has no masked-LM head, whose predictions are the scores; give a pre-trained model that was "
+            "saved with it, not a fine-tuned one"
+        )
+    load_into(model, state, directory)
+    return model.eval().to(device)
