@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from training.settings.tables import SUFFIXES, TableConfig
-from training.tables.rows import Columns
+from training.tables.rows import Cell, Columns
 from training.tables.text_formats import read_json_lines, read_tsv
 
 READERS = {"jsonl": read_json_lines, "tsv": read_tsv}
@@ -118,12 +118,15 @@ def _append(pairs: MinimalPairs, path: str, columns: Columns) -> None:
     for row in range(len(columns)):
         place = columns.place(row)
         cells = {role: columns.cells[name][row] if name is not None else None for role, name in chosen.items()}
-        for role in ("good", "bad"):
-            if not isinstance(cells[role], str) or not cells[role].strip():
-                raise InputError(f"{place}: {chosen[role]} is {cells[role]!r}; a pair needs two sentences")
-        pairs.good.append(cells["good"])
-        pairs.bad.append(cells["bad"])
+        pairs.good.append(_sentence(cells["good"], chosen["good"], place))
+        pairs.bad.append(_sentence(cells["bad"], chosen["bad"], place))
         pairs.group.append(str(cells["group"] or stem))
         # One of BLiMP's files spells its field with a slash.
         pairs.field.append(str(cells["field"] or "").replace("/", "_"))
         pairs.places.append(place)
+
+
+def _sentence(cell: Cell, name: str | None, place: str) -> str:
+    if not isinstance(cell, str) or not cell.strip():
+        raise InputError(f"{place}: {name} is {cell!r}; a pair needs two sentences")
+    return cell

@@ -18,11 +18,13 @@ _WIDTH = "each layer has matrices of this width, and all are held in memory"
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
+    "mini": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
     "small": {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048},
+    "medium": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
-"""`model.size`: base and large as in the paper, section 3; tiny and small as in Turc et al., 2019, table 1."""
+"""`model.size`: base and large as in the paper, section 3; the others as in Turc et al., 2019, table 1."""
 
 
 class ModelConfig(Section):
@@ -31,7 +33,9 @@ class ModelConfig(Section):
     The defaults are BERT-base of the paper, section 3; names are those of the released code's bert_config.json.
     """
 
-    size: Literal["tiny", "small", "base", "large"] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] | None = Field(
+        default=None, json_schema_extra=OPERATIONAL
+    )
     """A name for the four numbers of SHAPES; a number that is set explicitly overrides it."""
     hidden_size: Annotated[int, Bounded(1, 65_536, _WIDTH)] = 768
     num_hidden_layers: Annotated[int, Bounded(1, 1_000, "BERT-large has 24, and all are held in memory")] = 12
