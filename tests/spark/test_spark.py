@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.spark.job_server import SparkJobServer
+from tests.support.spark.jobs import JOBS, files_below
 from tests.support.spark.standalone import StandaloneSpark
 
 from pipelines.runners.maven import JavaUnavailableError
@@ -24,44 +25,6 @@ from pipelines.runners.maven import JavaUnavailableError
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(1200)]
 
 NO_WORKER_CACHE = "--environment_cache_millis=0"
-
-# In order, with the stage that each writes.
-JOBS = {"shard_corpus": "documents", "train_vocabulary": "vocabulary", "build_examples": "examples"}
-
-RECIPE = """
-[run]
-name = "spark"
-workspace = "{workspace}"
-workers = 2
-[documents]
-num_shards = 4
-heldout_share = 0.2
-[documents.near_duplicates]
-{sources}
-[vocabulary]
-size = 2000
-[examples]
-passes = 2
-[[examples.lengths]]
-max_seq_length = 64
-max_predictions_per_seq = 10
-[[examples.lengths]]
-max_seq_length = 128
-max_predictions_per_seq = 20
-"""
-
-# Real text that any machine with Python has, and more where corpora lie beside the checkout.
-DOCSTRINGS = """
-[[documents.sources]]
-format = "python-docstrings"
-inputs = ["stdlib"]
-max_input_bytes = 4_000_000
-"""
-NOVELS = """
-[[documents.sources]]
-inputs = ["{directory}/*.txt"]
-document_separator = "blank-line"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -72,34 +35,6 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkJobServer]:
         pytest.skip(str(reason))
     with server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    root = tmp_path_factory.mktemp("recipe")
-    novels = repository.parent / "shared" / "data" / "corpora" / "demo"
-    sources = DOCSTRINGS + (NOVELS.format(directory=novels) if novels.is_dir() else "")
-    path = root / "spark.toml"
-    path.write_text(RECIPE.format(workspace=root / "workspace", sources=sources))
-    return path
-
-
-@pytest.fixture(scope="module")
-def local(recipe: Path) -> Path:
-    """A workspace that the local runner built, with two worker processes."""
-    for job in JOBS:
-        subprocess.run(command(job, recipe), check=True)
-    return recipe.parent / "workspace"
-
-
-def command(job: str, recipe: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"pipelines.{job}", str(recipe), *arguments]
-
-
-def files_below(directory: Path) -> dict[str, bytes]:
-    """All files but locks and what was verified, which are in directories whose names begin with a dot."""
-    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 def workers_of(spark: SparkJobServer) -> list[int]:
@@ -122,6 +57,14 @@ def test_every_file_is_the_local_runners(spark: SparkJobServer, recipe: Path, lo
     assert "Lost task" not in spark.log.read_text()
 
 
+def test_every_feature_of_the_recipe_gives_the_local_bytes(
+    spark: SparkJobServer, mixed_recipe: Path, mixed_local: Path, tmp_path: Path
+) -> None:
+    for job in JOBS:
+        subprocess.run(spark.command(job, mixed_recipe, f"--workspace={tmp_path}"), check=True)
+    assert files_below(tmp_path) == files_below(mixed_local)
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_killed_workers_change_nothing(
     job: str, spark: SparkJobServer, recipe: Path, local: Path, tmp_path: Path
@@ -140,7 +83,9 @@ def test_killed_workers_change_nothing(
         process.wait()
     assert killed, "the job ended before a worker could be killed"
     assert spark.log.read_text().count("Lost task") > lost_before
-    assert files_below(tmp_path / stage) == files_below(local / stage)
+    assert {name: data for name, data in files_below(tmp_path).items() if name.startswith(f"{stage}/")} == {
+        name: data for name, data in files_below(local).items() if name.startswith(f"{stage}/")
+    }
 
 
 def kill_at_work(spark: SparkJobServer, process: subprocess.Popen[bytes], directory: Path) -> list[int]:
@@ -199,8 +144,7 @@ def test_a_flow_whose_recipe_names_a_cluster_gives_the_local_bytes(
     said, _ = running.communicate()
     assert running.returncode == 0, said
     expected = files_below(local)
-    found = {name: data for name, data in files_below(tmp_path / "w").items() if name.split("/")[0] in JOBS.values()}
-    assert found == expected
+    assert files_below(tmp_path / "w") == expected
     for stage in JOBS.values():
         assert f"{stage}: submitting to Spark at {cluster.master}" in said
     assert said.count("Connected to Spark cluster with app ID") == len(JOBS), "the driver's log is in the flow's"

@@ -1,1 +1,1 @@
-"""Spark for tests: a job server of Beam, and a standalone cluster, in a network of their own."""
+"""Spark and Flink for tests: job servers of Beam and standalone clusters, in a network of their own."""
