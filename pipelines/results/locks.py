@@ -22,6 +22,7 @@ from typing import Any
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, writing
+from pipelines.stores.failures import StoreUnavailableError
 
 LOCKS_DIRECTORY = ".locks"
 
@@ -113,11 +114,21 @@ def _lease(uri: str, name: str, wait_seconds: float) -> Iterator[None]:
     renewal.start()
     try:
         yield
-    finally:
+    except StoreUnavailableError:
+        # It was waited for long enough: the lease ends by itself.
         ended.set()
-        renewal.join()
-        if _other_lease(uri, own["lease"]) is None:
-            storage.remove_file(uri)
+        raise
+    except BaseException:
+        _end_lease(uri, own, ended, renewal)
+        raise
+    _end_lease(uri, own, ended, renewal)
+
+
+def _end_lease(uri: str, own: dict[str, Any], ended: threading.Event, renewal: threading.Thread) -> None:
+    ended.set()
+    renewal.join()
+    if _other_lease(uri, own["lease"]) is None:
+        storage.remove_file(uri)
 
 
 def _keep_renewing(uri: str, name: str, own: dict[str, Any], ended: threading.Event) -> None:

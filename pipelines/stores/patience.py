@@ -25,6 +25,11 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 15.0
 T = TypeVar("T")
 
 
+def patience_seconds(default: float = PATIENCE_SECONDS) -> float:
+    """How long a store is waited for."""
+    return float(os.environ.get(PATIENCE_VARIABLE) or default)
+
+
 class Patience:
     """Waits for one store. Several threads may use it."""
 
@@ -87,9 +92,7 @@ class Patience:
         return error
 
     def _most_seconds(self) -> float:
-        if chosen := os.environ.get(PATIENCE_VARIABLE):
-            return float(chosen)
-        return PATIENCE_SECONDS if self._has_answered else _FIRST_CONTACT_SECONDS
+        return patience_seconds(PATIENCE_SECONDS if self._has_answered else _FIRST_CONTACT_SECONDS)
 
     def _say_failing(self, failure: Failure, line: str, most_seconds: float) -> None:
         with self._guard:

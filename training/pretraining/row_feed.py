@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 
@@ -104,9 +105,13 @@ class RowFeed:
 
     def masking(self, examples: ArrowExamples, phase: PhaseConfig) -> DynamicMasking | None:
         """How masks are drawn at reading; None uses the written ones."""
+        return masking_of(examples.metadata, self._tokens, self._config.masking, phase.masked_lm_prob)
+
+    @cached_property
+    def _tokens(self) -> list[str]:
+        # Read once, before the first step: later a store may be away.
         vocabulary_uri = storage.join(self._inputs.tokenizer_directory, VOCABULARY_NAME)
-        tokens = storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
-        return masking_of(examples.metadata, tokens, self._config.masking, phase.masked_lm_prob)
+        return storage.read_bytes(vocabulary_uri).decode().split("\n")[:-1]
 
     def prefetch(self, phase_number: int, position: int) -> None:
         """Start to copy the first shards of a remote workspace that the steps from a position on read."""

@@ -27,6 +27,7 @@ from pipelines.contract.workspace import (
     code_version,
 )
 from pipelines.statistics.metrics import HELDOUT_PREFIX
+from pipelines.stores.patience import patience_seconds
 from training.bert.sizes import disk_bytes_pretraining
 from training.data.batches import StepBatch
 from training.data.ordering import keyed_seed
@@ -46,7 +47,6 @@ from training.resuming.checkpoints import Retention
 from training.resuming.process_end import StopRequest
 from training.resuming.progress import Progress
 from training.resuming.recovery import Limits, Verdict, judge
-from training.resuming.remote_checkpoints import END_SECONDS
 from training.resuming.result_checks import require_finite
 from training.resuming.run_directory import RunDirectory
 from training.settings.pretraining import PhaseConfig
@@ -113,6 +113,8 @@ class TrainingRun:
         inputs, processes = self._inputs, self._processes
         with lock_of_ranks(processes, inputs.workspace, self._stage, reads=(EXAMPLES, VOCABULARY)):
             self._check_before_the_first_write()
+            if restart is not None:
+                self._checkpoints.start_over()
             if not on_first(processes, lambda: begin(inputs.key, inputs.directory, restart, self._say, continuation)):
                 return 0
             return self._run()
@@ -340,7 +342,7 @@ class TrainingRun:
                 is_due |= progress.step % max(1, self._config.checkpoint_every_steps // _OWED_ATTEMPTS) == 0
             if result.stop or is_last or (is_due and not health.bad_steps_in_a_row):
                 # Both the previous checkpoint and this one must be stored before the process is killed.
-                wait_seconds = self._stop.seconds_left() / 2 if result.stop else END_SECONDS if is_last else 0.0
+                wait_seconds = self._stop.seconds_left() / 2 if result.stop else patience_seconds() if is_last else 0.0
                 self._checkpoints.save(engine, progress, wait_seconds)
             if result.stop and not is_last:
                 return progress, Ending.INTERRUPTED

@@ -12,11 +12,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, failure_line
-from pipelines.contract.manifest import FileRecord
+from pipelines.contract.manifest import FileRecord, StageKey, read_manifest, write_manifest
+from pipelines.contract.workspace import MANIFEST_NAME, code_version
+from training.resuming.progress import Progress
 
 _POLL_SECONDS = 0.25
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
@@ -65,10 +67,9 @@ class CheckpointUpload:
         shutil.rmtree(self.source)
 
     def _store(self, finish: Callable[[list[FileRecord]], None]) -> None:
-        names = storage.list_files(self.source)
-        sizes = {name: os.path.getsize(os.path.join(self.source, name)) for name in names}
+        sizes = _sizes_below(self.source)
         self.total_bytes = sum(sizes.values())
-        for name in names:
+        for name in sizes:
             if name not in self._records:
                 self._records[name] = self.upload(self.source, name, storage.join(self.target, name))
                 self.done_bytes += sizes[name]
@@ -91,3 +92,49 @@ class CheckpointUpload:
 
     def _uri_of_records(self, rank: int) -> str:
         return storage.join(self.target, f"rank{rank:05d}.{self.attempt}.part.json")
+
+
+@dataclass(frozen=True)
+class LocalPart:
+    """One rank's files of a checkpoint that are complete on the local disk and perhaps not stored yet.
+
+    attempt: equal on all ranks that wrote it together.
+    """
+
+    name: str
+    attempt: str
+    progress: Progress
+
+    def note(self, directory: str, key: StageKey) -> None:
+        """Write down in `directory`, which holds the files below `name`, that they are complete."""
+        statistics = {
+            "checkpoint": self.name,
+            "attempt": self.attempt,
+            "bytes": _sizes_below(os.path.join(directory, self.name)),
+            "progress": asdict(self.progress),
+        }
+        write_manifest(directory, key.manifest([], statistics, code_version()))
+
+    def forget(self, directory: str) -> None:
+        """Take the note back, as the files are stored; that of a later checkpoint stays."""
+        manifest = read_manifest(directory)
+        if manifest is not None and manifest.statistics["attempt"] == self.attempt:
+            storage.remove_file(os.path.join(directory, MANIFEST_NAME))
+
+    @classmethod
+    def left_in(cls, directory: str, key: StageKey) -> LocalPart | None:
+        """What an earlier run with this key noted and could not store; None if there is nothing, or files are gone."""
+        try:
+            manifest = read_manifest(directory)
+            if manifest is None or key.difference(directory) is not None:
+                return None
+        except InputError:
+            return None  # of another release: the store's own checkpoints are used
+        found = manifest.statistics
+        if _sizes_below(os.path.join(directory, found["checkpoint"])) != found["bytes"]:
+            return None
+        return cls(found["checkpoint"], found["attempt"], Progress.from_json(found["progress"]))
+
+
+def _sizes_below(directory: str) -> dict[str, int]:
+    return {name: os.path.getsize(os.path.join(directory, name)) for name in storage.list_files(directory)}

@@ -115,6 +115,9 @@ class CheckpointStore:
         """Finished checkpoints, oldest first."""
         return checkpoint_names(self._directory)
 
+    def start_over(self) -> None:
+        """Do not resume from what an earlier run has left on this disk alone."""
+
     def newest(self, fits: Callable[[Progress], bool] = lambda _: True) -> tuple[str, Progress] | None:
         """The newest complete checkpoint whose progress `fits`, with its progress; the same on all ranks.
 

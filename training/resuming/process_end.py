@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipelines.contract.errors import InputError, exit_code_of, first_cause
+from pipelines.stores.failures import StoreError
 
 _SECONDS_FOR_CAUSE = 3.0
 
@@ -59,7 +60,8 @@ def run_and_leave(main: Callable[[], int]) -> NoReturn:
 def exit_code_of_rank(main: Callable[[], int]) -> int:
     """Run a command's main on one of several ranks, so that one line reports why the run failed.
 
-    User errors occur on all ranks: the first one reports it, and the others only if the run has not ended meanwhile.
+    User errors, and a store that is away, occur on all ranks: the first one reports it, and the others only if the
+    run has not ended meanwhile.
     A full disk or lack of memory is specific to a rank. The loss of a peer is never the cause.
     """
     is_first = os.environ.get("RANK", "0") == "0"
@@ -69,7 +71,8 @@ def exit_code_of_rank(main: Callable[[], int]) -> int:
             return main()
         except Exception as error:
             cause = first_cause(error)
-            if isinstance(cause, ConnectionError) or (isinstance(cause, InputError) and not is_first):
+            is_lost_peer = isinstance(cause, ConnectionError) and not isinstance(cause, StoreError)
+            if is_lost_peer or (isinstance(cause, InputError | StoreError) and not is_first):
                 # The launcher ends all ranks as soon as one fails: give that one time to report why.
                 time.sleep(_SECONDS_FOR_CAUSE)
             raise

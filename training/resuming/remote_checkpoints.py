@@ -2,12 +2,12 @@
 
 A checkpoint counts once its manifest is stored. One that is due while the previous one is still being stored is owed
 until that is done, so that no step waits for the store; only the end of the run does, and a stop within its grace
-period.
+period. What could not be stored until then stays on the local disks, and the next run on the same machines stores it
+before it looks for its newest checkpoint.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import time
@@ -20,18 +20,18 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import FileRecord, Manifest, StageKey, read_manifest, write_manifest
 from pipelines.contract.workspace import CHECKPOINT_PREFIX, MANIFEST_NAME, code_version
-from training.resuming.checkpoint_upload import CheckpointUpload
+from pipelines.stores.failures import StoreUnavailableError
+from pipelines.stores.patience import patience_seconds
+from training.resuming.checkpoint_upload import CheckpointUpload, LocalPart
+from training.resuming.checkpoint_writer import CheckpointWriter
 from training.resuming.checkpoints import CheckpointStore, Retention, Say
 from training.resuming.progress import Progress
 
 if TYPE_CHECKING:
     from training.engine.processes import Processes
     from training.engine.training_engine import TrainingEngine
-    from training.resuming.checkpoint_writer import CheckpointWriter
 
 _POLL_SECONDS = 0.5
-END_SECONDS = 900.0
-"""For the last checkpoint of a run, before it fails: the encoder would have nowhere to go either."""
 _SECONDS_TO_LEAVE = 4.0
 """What a rank needs to end after its last wait."""
 
@@ -74,6 +74,9 @@ class RemoteCheckpoints(CheckpointStore):
         """Of the checkpoint that is or was last being stored."""
         self._stored = ""
         """The last one that is stored, known to rank 0."""
+        self._kept: LocalPart | None = None
+        """The last one, if it is on the local disk only and not being stored."""
+        self._may_have_left = True
 
     def _how_to_resume(self) -> str:
         # Without a request: the store may be what has failed.
@@ -82,6 +85,32 @@ class RemoteCheckpoints(CheckpointStore):
 
     def _verify(self, directory: str, manifest: Manifest) -> None:
         self._staged(directory, manifest)
+
+    def newest(self, fits: Callable[[Progress], bool] = lambda _: True) -> tuple[str, Progress] | None:
+        if self._may_have_left:
+            self._may_have_left = False
+            self._store_what_was_left()
+        return super().newest(fits)
+
+    def start_over(self) -> None:
+        self._may_have_left = False
+
+    def _store_what_was_left(self) -> None:
+        """Store the checkpoint that an earlier run left on the disks of all ranks, if it is newer than those stored."""
+        own = LocalPart.left_in(self._own, self._key)
+        first: LocalPart | None = self._processes.from_first(own)
+        count = self._processes.world_size
+        is_same = own is not None and first is not None and own.attempt == first.attempt
+        having = self._processes.count(is_same and own is not None and own.progress.world_size == count)
+        is_newer = self._processes.is_first and first is not None and first.name > max(self.names(), default="")
+        if first is None or not self._processes.from_first(is_newer):
+            return
+        if having < count:
+            self._say(f"checkpoint {first.name} is not stored, and on the disks of {having} of {count} ranks: not used")
+            return
+        self._say(f"checkpoint {first.name} is on the local disk only; storing it")
+        self._begin_upload(first.name, first.progress)
+        self.wait()
 
     def _newest(self, fits: Callable[[Progress], bool]) -> tuple[str, Progress] | None:
         found = super()._newest(fits)
@@ -110,33 +139,61 @@ class RemoteCheckpoints(CheckpointStore):
                     f"{self._directory} ({self._done_in_words()})"
                 )
             self.is_owed = True
+            if wait_seconds:
+                self._keep(engine, progress)
             return
         self.is_owed = False
-        self._name = _name_of(progress)
-        self._number += 1
         shutil.rmtree(self._own, ignore_errors=True)
-        engine.save(self._own, self._name, self._writer.take)
+        name = _name_of(progress)
+        engine.save(self._own, name, self._writer.take)
+        self._begin_upload(name, progress)
+
+    def _keep(self, engine: TrainingEngine, progress: Progress) -> None:
+        """Write a run's last checkpoint to the local disk, while the one before is still being stored."""
+        self._number += 1
+        self._kept = part = LocalPart(_name_of(progress), f"{self._run_id}-{self._number}", progress)
+        writer = CheckpointWriter(self._processes.rank, self._processes.world_size, in_background=False)
+        engine.save(self._own, part.name, writer.take)
+        writer.start_alone(lambda: part.note(self._own, self._key))
+        writer.wait()
+
+    def _begin_upload(self, name: str, progress: Progress) -> None:
+        self._name = name
+        self._may_have_left = False
+        self._number += 1
+        part = LocalPart(name, f"{self._run_id}-{self._number}", progress)
         upload = CheckpointUpload(
-            os.path.join(self._own, self._name),
-            storage.join(self._directory, self._name),
+            os.path.join(self._own, name),
+            storage.join(self._directory, name),
             self._processes.rank,
             self._processes.world_size,
-            f"{self._run_id}-{self._number}",
+            part.attempt,
             self._upload,
             self._say_on_every_rank,
         )
-        self._current, name = upload, self._name
-        self._writer.start_alone(lambda: self._store(upload, name, progress))
+        self._current = upload
+        self._writer.start_alone(lambda: self._store(upload, part))
 
     def wait(self) -> None:
         """Wait until the checkpoint being stored is complete.
 
         Raises:
-            TimeoutError: the store failed for too long.
-            InputError: a rank could not write its local files.
+            StoreUnavailableError: the store failed for too long.
+            OSError: a rank could not write its local files.
         """
-        if not self._settled(END_SECONDS):
-            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), storage.join(self._directory, self._name))
+        self._wait()
+        if self._kept is not None:
+            self._begin_upload(self._kept.name, self._kept.progress)
+            self._kept = None
+            self._wait()
+
+    def _wait(self) -> None:
+        most_seconds = patience_seconds()
+        if not self._settled(most_seconds):
+            raise StoreUnavailableError(
+                f"{storage.join(self._directory, self._name)}: not stored within {most_seconds:.0f} s "
+                f"({self._done_in_words()}); when the store answers, {self._next_run()}"
+            )
 
     def stop(self, progress: Progress, seconds_left: float) -> None:
         self._settled(max(0.0, seconds_left - _SECONDS_TO_LEAVE))
@@ -145,10 +202,24 @@ class RemoteCheckpoints(CheckpointStore):
             self._say(f"stopped by a signal after step {progress.step}; a checkpoint is written, run again to resume")
             return
         how = f"resume from checkpoint {stored}" if stored else "start over"
-        self._say(
+        line = (
             f"stopped by a signal after step {progress.step}; its checkpoint could not be written to "
-            f"{self._directory} in time ({self._done_in_words()}); run again to {how}"
+            f"{self._directory} in time ({self._done_in_words()}); "
         )
+        if self._is_left():
+            self._say(f"{line}{self._next_run()}, elsewhere to {how}")
+        else:
+            self._say(f"{line}run again to {how}")
+
+    def _is_left(self) -> bool:
+        """Whether the checkpoint that is being stored is complete on the disks of all ranks."""
+        own = LocalPart.left_in(self._own, self._key)
+        return self._processes.count(own is not None) == self._processes.world_size
+
+    def _next_run(self) -> str:
+        where = "these machines" if self._processes.world_size > 1 else "this machine"
+        name = self._kept.name if self._kept else self._name
+        return f"run the same command again on {where} to resume from {name}, which is on the local disk"
 
     def _settled(self, seconds: float) -> bool:
         """Whether no rank stores a checkpoint, after waiting for that for at most so long; the same on all ranks."""
@@ -174,9 +245,11 @@ class RemoteCheckpoints(CheckpointStore):
         done, total = storage.in_units(upload.done_bytes), storage.in_units(upload.total_bytes)
         return f"{done} of {total} by rank 0" if self._processes.world_size > 1 else f"{done} of {total}"
 
-    def _store(self, upload: CheckpointUpload, name: str, progress: Progress) -> None:
+    def _store(self, upload: CheckpointUpload, part: LocalPart) -> None:
         """Runs in the writer's thread: no communication between ranks here."""
-        upload.run(lambda records: self._finish_stored(name, records, progress))
+        part.note(self._own, self._key)
+        upload.run(lambda records: self._finish_stored(part.name, records, part.progress))
+        part.forget(self._own)
 
     def _finish_stored(self, name: str, records: list[FileRecord], progress: Progress) -> None:
         """Make a checkpoint count, and remove what is superfluous; runs on rank 0, in the writer's thread."""
