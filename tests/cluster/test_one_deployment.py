@@ -107,7 +107,7 @@ def test_preprocessing_ran_on_spark(drawn: Drawn) -> None:
         pytest.skip(f"the run used the local runner, for there is no Spark: {drawn.parts.missing['Spark']}")
     page = spark.page()
     assert not page["activeapps"]
-    assert [app["name"] for app in reversed(page["completedapps"])] == [f"clozeworks-{name}" for name in STAGES[:3]]
+    assert [app["name"] for app in page["completedapps"]] == [f"clozeworks-{name}" for name in STAGES[:3]]
     assert "submitting to Spark at" in log_of(drawn, "preprocess")
 
 
