@@ -21,7 +21,7 @@ test: setup
 test-fast: setup
 	$(PYTEST) -m 'not slow and not spark and not cluster'
 
-# A real Spark of two executors from Maven Central; skips, and says why, where that cannot be.
+# A real Spark of two executors and a real Flink from Maven Central; skips, and says why, where that cannot be.
 test-spark: setup
 	$(BIN)/python -m pytest -m spark tests/spark
 
