@@ -54,6 +54,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -seconds(item.path))
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard() -> None:
+    """Undo what an earlier test of this process has left: a stop request that records SIGINT, for example."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

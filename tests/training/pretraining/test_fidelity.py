@@ -66,7 +66,7 @@ def test_a_size_is_four_numbers_and_a_number_beside_it_prevails() -> None:
         named = ModelConfig.model_validate({"size": size})
         # The name is not part of a stage's key: the numbers are.
         assert named.identity() == ModelConfig.model_validate(shape).identity()
-    with pytest.raises(ValidationError, match="'tiny', 'small', 'base' or 'large'"):
+    with pytest.raises(ValidationError, match="'tiny', 'mini', 'small', 'medium', 'base' or 'large'"):
         ModelConfig.model_validate({"size": "huge"})
 
 
