@@ -27,11 +27,11 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.console.tables import shown
 from flows.deployments.deployment import deploy
-from flows.running.command import require_server
+from flows.running.command import client_patience, require_server
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract.errors import EXIT_FAILED, InputError, exit_code_of
 
@@ -44,6 +44,8 @@ RUNS_PER_POOL = 1
 AUTOMATION = "clozeworks: a run that went silent has crashed"
 SILENCE_SECONDS = 600
 """A flow sends a heartbeat every 180 s; three in a row may be lost."""
+MOST_RETRIES = 7
+"""A server on SQLite answers 503 while other processes write; Prefect's pauses add up to about 4 minutes."""
 
 _NEXT = "start a worker on the machine that should run flows: prefect worker start --pool {pool}"
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(kind != "process" for kind in chosen.values()) and not os.environ.get(IMAGE_VARIABLE):
         raise InputError(f"{IMAGE_VARIABLE} is not set; docker and kubernetes pools need the image to run")
     file = _prefect_file()
-    with get_client(sync_client=True) as client:
+    with temporary_settings(updates=client_patience(MOST_RETRIES)), get_client(sync_client=True) as client:
         for pool, kind in _pools_of(arguments.types).items():
             limit = file["definitions"]["limits"].get(pool, RUNS_PER_POOL)
             print(f"pool        {pool} ({kind}) {_make_pool(client, pool, kind, limit)}")

@@ -193,7 +193,13 @@ def _send(client: SyncPrefectClient, name: str, body: dict[str, Any]) -> str:
     try:
         return str(client.request("POST", "/deployments/", json=body).json()["id"])
     except PrefectHTTPStatusError as error:
-        raise InputError(f"{name}: rejected by the server: {' '.join(error.response.text.split())}") from error
+        answer = " ".join(error.response.text.split())
+        if error.response.is_client_error:
+            raise InputError(f"{name}: rejected by the server: {answer}") from error
+        raise InputError(
+            f"{name}: not deployed, the server answered {error.response.status_code} to every attempt: {answer}; "
+            "run the same command again"
+        ) from error
 
 
 def _restore_limits_of_schedules(

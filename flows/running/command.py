@@ -125,7 +125,7 @@ def _prefect(whole: WholeRecipe) -> Iterator[str]:
     Yields the server's address.
     """
     # Prefect's own five tries take a minute for each of the calls that end a run.
-    patience = {} if PREFECT_CLIENT_MAX_RETRIES.name in os.environ else {PREFECT_CLIENT_MAX_RETRIES: MOST_RETRIES}
+    patience = client_patience(MOST_RETRIES)
     if api_url := PREFECT_API_URL.value():
         require_server(api_url)
         Tracker(whole)
@@ -149,6 +149,11 @@ def _prefect(whole: WholeRecipe) -> Iterator[str]:
                 yield server.api_url
             finally:
                 _send_what_waits()
+
+
+def client_patience(most_retries: int) -> dict[Any, Any]:
+    """Settings of Prefect's client: how often it repeats a request. The user's own value is kept."""
+    return {} if PREFECT_CLIENT_MAX_RETRIES.name in os.environ else {PREFECT_CLIENT_MAX_RETRIES: most_retries}
 
 
 def require_server(api_url: str) -> None:

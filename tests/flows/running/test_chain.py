@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -48,9 +47,7 @@ def test_the_chain_builds_skips_and_rebuilds_what_depends(write_recipe: Callable
     examples = read_manifest(f"{workspace}/examples")
     assert examples is not None
 
-    begin = time.monotonic()
     second = run_chain(recipe)
-    assert time.monotonic() - begin < 60  # no stage is built; a busy machine takes ten times as long
     assert [stage.built for stage in second.stages] == [False] * 5
     assert [stage.seconds for stage in second.stages] == pytest.approx(
         [stage.seconds for stage in first.stages], abs=0.01
