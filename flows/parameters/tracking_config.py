@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -34,6 +34,10 @@ class TrackingConfig(Section):
     chance_margin: Annotated[float, Bounded(0.0, 0.5, _CHANCE)] = CHANCE_MARGIN
     """By how much a version's score must exceed that of an untrained one (the best constant answer; for an encoder,
     its own score before training) to become champion, also if there is no champion yet."""
+
+    encoder_metric: Literal["objective", "minimal_pairs"] = "objective"
+    """What encoders are compared by: the objective's own metric on held-out examples, or the accuracy on
+    `pretraining.minimal_pairs`."""
 
     @field_validator("mlflow_tracking_uri")
     @classmethod

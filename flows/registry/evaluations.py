@@ -10,6 +10,7 @@ from flows.registry.criteria import Evaluation
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, digest_of, read_manifest
 from pipelines.contract.workspace import EXAMPLES, FINETUNING, VOCABULARY, length_directory
+from pipelines.statistics.metrics import MINIMAL_PAIRS
 from pipelines.statistics.training import (
     DistillationStatistics,
     PretrainingStatistics,
@@ -39,7 +40,9 @@ def dev_files(whole: WholeRecipe, task: str) -> list[str]:
 
 
 def encoder_evaluation(whole: WholeRecipe, manifest: Manifest) -> Evaluation | None:
-    """The score of a pre-trained encoder on held-out examples, by its objective's main metric."""
+    """The score of a pre-trained encoder on held-out examples or minimal pairs, as `tracking.encoder_metric` says."""
+    if whole.tracking.encoder_metric == "minimal_pairs":
+        return _minimal_pairs_evaluation(manifest)
     pretraining = whole.pretraining
     phase = pretraining.phases[-1]
     heldout: dict[str, Any] = {"max_seq_length": phase.max_seq_length, "masking": pretraining.masking}
@@ -52,6 +55,15 @@ def encoder_evaluation(whole: WholeRecipe, manifest: Manifest) -> Evaluation | N
     constant = trained.unigram_baseline.get("accuracy", 0.0) if metric.unit == "share" else before
     chance = max(before, constant) if metric.more_is_better else min(before, constant)
     return _heldout_evaluation(whole, chance, trained, {**heldout, "eval_examples": pretraining.eval_examples})
+
+
+def _minimal_pairs_evaluation(manifest: Manifest) -> Evaluation | None:
+    """None if the run scored no pairs."""
+    found = manifest.statistics_as(PretrainingStatistics).minimal_pairs
+    if found is None:
+        return None
+    data = digest_of([found.data_sha256, found.method])
+    return Evaluation(MINIMAL_PAIRS.name, found.overall.accuracy, data, chance=0.5, shown_as=MINIMAL_PAIRS.label)
 
 
 def distilled_evaluation(whole: WholeRecipe, manifest: Manifest, eval_examples: int) -> Evaluation | None:

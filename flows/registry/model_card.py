@@ -148,11 +148,24 @@ def _is_count(name: str) -> bool:
 def _score_rows(manifest: Manifest) -> list[tuple[str, Any]]:
     is_trial = manifest.stage == FINETUNING
     rows: list[tuple[str, Any]] = [("chosen by", manifest.statistics_as(TrialStatistics).metric)] if is_trial else []
-    left_out = ("seconds", "lineage")
+    left_out = ("seconds", "lineage", "minimal_pairs")
     scores = {
         name: value for name, value in manifest.statistics.items() if not _is_count(name) and name not in left_out
     }
-    return rows + [(_labelled(manifest, name), f"{value:.6g}") for name, value in sorted(numbers_of(scores).items())]
+    rows += [(_labelled(manifest, name), f"{value:.6g}") for name, value in sorted(numbers_of(scores).items())]
+    return rows + _pairs_rows(manifest)
+
+
+def _pairs_rows(manifest: Manifest) -> list[tuple[str, Any]]:
+    """Accuracies on minimal pairs with standard errors; none for a model that was not scored on them."""
+    pairs = manifest.statistics_as(PretrainingStatistics).minimal_pairs if manifest.stage == PRETRAINING else None
+    if pairs is None:
+        return []
+    parts = (*pairs.parts.items(), (f"all {pairs.overall.pairs:,} pairs of {pairs.data}", pairs.overall))
+    return [
+        (f"minimal pairs, {name}", f"{part.accuracy:.3f}, standard error {part.standard_error:.3f}")
+        for name, part in parts
+    ]
 
 
 def _labelled(manifest: Manifest, name: str) -> str:

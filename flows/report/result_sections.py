@@ -68,6 +68,7 @@ def training(facts: Facts) -> str:
         problem(series),
         _phase_table(facts["phases"]),
         _heldout_table(found),
+        _pairs_table(found),
         _deviations(found),
     )
 
@@ -127,6 +128,29 @@ def _phase_table(phases: Sequence[Facts]) -> str:
 def _length_of(phase: Facts) -> str:
     measure = next(name for name in MEASURES if phase.get(name) is not None)
     return count(phase[measure]) if measure == "steps" else text(amount_in_words(phase[measure], measure))
+
+
+def _pairs_table(found: PretrainingStatistics) -> str:
+    pairs = found.minimal_pairs
+    if pairs is None:
+        return ""
+    rows = [
+        (foreign(name), f"{part.accuracy:.3f}", f"{part.standard_error:.3f}", count(part.pairs), count(part.ties))
+        for name, part in (*pairs.parts.items(), ("all", pairs.overall))
+    ]
+    header = ("", "accuracy", "standard error", "pairs", "ties")
+    source = "pairs made from the held-out documents" if pairs.data == "heldout" else pairs.data
+    return (
+        "<h3>Minimal pairs</h3>"
+        + paragraph(
+            text(
+                "How often the grammatical sentence of a pair has the higher score after training, by "
+                f"{pairs.method}; 0.5 is chance. Source:"
+            ),
+            foreign(source),
+        )
+        + table("Accuracy on minimal pairs", header, rows, numbers=(1, 2, 3, 4))
+    )
 
 
 def _heldout_table(found: PretrainingStatistics) -> str:

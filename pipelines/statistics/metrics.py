@@ -29,6 +29,9 @@ LOSS = Metric("loss", "loss", "nats")
 
 MLM_LOSS = Metric("mlm_loss", "MLM loss", "nats")
 
+MINIMAL_PAIRS = Metric("minimal_pairs_accuracy", "accuracy on minimal pairs", "share", more_is_better=True)
+"""Measured where `pretraining.minimal_pairs` is set."""
+
 BERT_METRICS = (
     Metric("mlm_accuracy", "MLM accuracy", "share", more_is_better=True),
     Metric("nsp_accuracy", "NSP accuracy", "share", more_is_better=True),

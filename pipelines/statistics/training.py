@@ -75,6 +75,36 @@ class TrainingStatistics(StageWarnings):
         return tuple(metric for metric in self.metrics if not known or metric.name in known)
 
 
+class AccuracyStatistics(Statistics):
+    """An accuracy on minimal pairs; a tie counts half."""
+
+    model_config = ConfigDict(strict=False)
+
+    accuracy: float
+    standard_error: float
+    pairs: int
+    ties: int = 0
+
+
+class MinimalPairsStatistics(Statistics):
+    """The last scoring of minimal pairs in a run."""
+
+    data: str
+    """As the recipe names it."""
+    data_sha256: str
+    """Of the sentences and their groups."""
+    method: str
+    unknown_tokens: int = 0
+    overall: AccuracyStatistics
+    fields: dict[str, AccuracyStatistics] = Field(default_factory=dict)
+    groups: dict[str, AccuracyStatistics] = Field(default_factory=dict)
+
+    @property
+    def parts(self) -> Mapping[str, AccuracyStatistics]:
+        """By field, or by group where the pairs have no fields."""
+        return self.fields or self.groups
+
+
 class PretrainingStatistics(TrainingStatistics):
     """What came of pre-training."""
 
@@ -84,6 +114,7 @@ class PretrainingStatistics(TrainingStatistics):
     """From BERT, in words."""
     unigram_baseline: dict[str, float] = Field(default_factory=dict)
     """Loss and accuracy of a model that knows how frequent each token is and nothing else."""
+    minimal_pairs: MinimalPairsStatistics | None = None
 
     @property
     def heldout(self) -> Mapping[str, float]:

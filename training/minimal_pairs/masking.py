@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-Method = Literal["word-l2r", "original"]
+from training.settings.pretraining import PairsMethod
+
+Method = PairsMethod
 """Which tokens a copy masks next to the one it predicts.
 
 `word-l2r`: the later pieces of the same word, too, since they give it away (Kauf & Ivanova, 2023, section 3).

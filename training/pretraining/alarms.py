@@ -39,7 +39,9 @@ class Alarms:
 
     def observe_heldout(self, metrics: Mapping[str, float]) -> list[str]:
         """Check the result of a held-out evaluation, always at the same length."""
-        loss = metrics[self._heldout_loss.name]
+        loss = metrics.get(self._heldout_loss.name)
+        if loss is None:
+            return []
         self._heldout_worse = self._heldout_worse + 1 if loss > HELDOUT_RISE * self._heldout_best else 0
         self._heldout_best = min(self._heldout_best, loss)
         line = (

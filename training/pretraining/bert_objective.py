@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
 from training.engine.schedule import Schedule
 from training.pretraining.bert_alarms import POOLER_GRADIENT, BertAlarms
+from training.pretraining.evaluations import measured, open_evaluations
 from training.pretraining.fidelity import deviations, in_words
 from training.pretraining.objective import Forward, Objective, Say, Tally
 from training.pretraining.unigram_baseline import UnigramBaseline, baseline_warning, unigram_baseline
@@ -41,14 +42,16 @@ _SUMS = (*MASKED_LM_SUMS, "nsp_loss", "nsp_correct", "pairs")
 class BertObjective(Objective):
     """The objective of the paper; the examples determine whether there is a next-sentence task."""
 
-    def __init__(self, inputs: PretrainingInputs) -> None:
+    def __init__(self, inputs: PretrainingInputs, processes: Processes) -> None:
         self.inputs: PretrainingInputs = inputs
         self.settings, self.model = inputs.pretraining, inputs.model
         self.vocab_size = inputs.vocab_size
         self.lineage: tuple[Lineage, ...] = ()
         self.next_sentence = inputs.next_sentence
         self.sums = _SUMS
+        self.evaluations = open_evaluations(inputs, processes)
         self.metrics = BERT_METRICS if self.next_sentence else MASKED_LM_METRICS
+        self.metrics += tuple(each.metric for each in self.evaluations)
         self._deviations = in_words(deviations(inputs.model, inputs.pretraining, inputs.examples.config))
         with torch.device("meta"):
             model = BertForPreTraining(self.model, self.vocab_size, self.next_sentence)
@@ -88,6 +91,9 @@ class BertObjective(Objective):
 
     def measure(self, engine: Forward, batch: MicroBatch) -> Tally:
         return self._tally(output_of(engine, batch), batch)
+
+    def evaluate(self, weights: Callable[[], Mapping[str, torch.Tensor]], progress: Progress) -> dict[str, float]:
+        return measured(self.evaluations, weights, progress, len(self.settings.phases))
 
     def _tally(self, output: PreTrainingOutput, batch: MicroBatch) -> Tally:
         sums = masked_lm_sums(output.mlm_loss_sum, output.mlm_correct, batch)
@@ -140,9 +146,11 @@ class BertObjective(Objective):
 
     def statistics(self, _directory: str, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
         baseline = self._unigram_baseline()
-        warning = baseline_warning(after["mlm_loss"], baseline.loss) if after and baseline else None
+        warning = baseline_warning(after["mlm_loss"], baseline.loss) if "mlm_loss" in after and baseline else None
         if warning:
             say(f"WARNING: {warning}")
+        for evaluation in self.evaluations:
+            say(evaluation.in_words())
         lineage = [*(record.to_json() for record in self.lineage), *progress.statistics.get("lineage", ())]
         return {
             **progress.statistics,
@@ -151,6 +159,7 @@ class BertObjective(Objective):
             "deviations": self._deviations,
             "unigram_baseline": baseline._asdict() if baseline else {},
             "warnings": [warning] if warning else [],
+            **{each.name: each.statistics() for each in self.evaluations},
             **({"lineage": lineage} if lineage else {}),
         }
 
@@ -179,9 +188,9 @@ class BertObjective(Objective):
         return unigram_baseline(train, heldout, self.settings.eval_examples)
 
 
-def open_bert(inputs: PretrainingInputs, _processes: Processes) -> BertObjective:
+def open_bert(inputs: PretrainingInputs, processes: Processes) -> BertObjective:
     """The objective of a pre-training run."""
-    return BertObjective(inputs)
+    return BertObjective(inputs, processes)
 
 
 def pretraining_loss(

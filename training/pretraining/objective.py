@@ -160,6 +160,15 @@ class Objective(Protocol):
         """Parameters whose largest gradient is shown in each progress line, by name."""
         return {}
 
+    def evaluate(self, _weights: Callable[[], Mapping[str, torch.Tensor]], _progress: Progress) -> dict[str, float]:
+        """Held-out metrics that are no sums over held-out rows; called by all ranks.
+
+        Args:
+            _weights: gathers the trained weights in fp32.
+            _progress: the steps so far.
+        """
+        return {}
+
     def order_stream(self, phase: int) -> str:
         """Key of the order of a phase's samples, together with the seed."""
         return f"phase{phase}"

@@ -268,6 +268,7 @@ class TrainingRun:
         """Held-out metrics; empty if the corpus has no held-out documents."""
         engine.eval()
         metrics = self._feed.heldout(partial(self._objective.measure, engine), phase)
+        metrics |= self._objective.evaluate(engine.full_precision_state, progress)
         engine.train()
         if not metrics:
             self._say(

@@ -21,6 +21,8 @@ WSD_DECAY_SHARE = 0.1
 _STEP_TOKENS = "gradients of this many tokens are summed in one step"
 
 
+PairsMethod = Literal["word-l2r", "original"]
+
 Measure = Literal["steps", "epochs", "tokens", "hours"]
 """What a run's length and its learning-rate schedule are counted in; each is a setting of a phase."""
 MEASURES: tuple[Measure, ...] = ("steps", "epochs", "tokens", "hours")
@@ -153,6 +155,21 @@ class PhaseConfig(Section):
         )
 
 
+class MinimalPairsConfig(Section):
+    """`[pretraining.minimal_pairs]`: accuracy on minimal pairs at held-out evaluations, on a sample."""
+
+    data: UserPath
+    """A directory or a file of pairs as `clozeworks blimp --data` takes it, or `heldout`: pairs made from the corpus's
+    own held-out documents (word order, agreement, articles)."""
+    pairs_per_group: Count = 20
+    """The first pairs of each group (BLiMP's paradigms) to score; all of BLiMP's have 1,000."""
+    method: PairsMethod = "word-l2r"
+    """What is masked next to the predicted token; see training/minimal_pairs/masking.py."""
+    every_steps: Count | None = None
+    """Steps between two measurements, a multiple of eval_every_steps; None measures at each evaluation. They are also
+    made before the first step and at the end."""
+
+
 class PretrainingConfig(LoopConfig):
     """`[pretraining]`: objective, optimizer and schedule; the defaults are those of the paper, appendix A.2."""
 
@@ -182,6 +199,8 @@ class PretrainingConfig(LoopConfig):
 
     `[model]` is then read from the encoder; only dropout and longer max_position_embeddings may be set there.
     """
+    minimal_pairs: MinimalPairsConfig | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Score minimal pairs during training; None does not."""
     ranks: Ranks = Field(default=0, json_schema_extra=OPERATIONAL)
     """Processes of one node; 0 means one per GPU, or two without GPUs."""
     cluster: ClusterConfig = Field(default=ClusterConfig(), json_schema_extra=OPERATIONAL)
@@ -221,6 +240,16 @@ class PretrainingConfig(LoopConfig):
             raise ValueError(
                 "compile = true with zero_stage = 3: ZeRO-3 gathers weights by hooks inside the compiled part; "
                 "set zero_stage to 0, 1 or 2, or turn compile off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_scored_at_evaluations(self) -> PretrainingConfig:
+        every = self.minimal_pairs.every_steps if self.minimal_pairs is not None else None
+        if every is not None and every % self.eval_every_steps:
+            raise ValueError(
+                f"minimal_pairs.every_steps = {every} is not a multiple of eval_every_steps = {self.eval_every_steps}; "
+                "pairs are scored at evaluations, so make it one"
             )
         return self
 

@@ -16,6 +16,7 @@ from flows.registry.criteria import Contest, Evaluation, judge
 from flows.registry.evaluations import encoder_evaluation, finetuned_evaluation, score_in_words
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, StageKey, record_of, write_manifest
+from pipelines.contract.recipe_text import RecipeError
 from pipelines.contract.statistics import Statistics
 from pipelines.statistics.training import TrialStatistics
 
@@ -80,6 +81,27 @@ def test_an_encoder_that_always_answers_the_commonest_token_does_not_pass(whole:
         evaluation = encoder_evaluation(whole, manifest)
         assert evaluation is not None
         assert passes_floor(evaluation) == passes
+
+
+def test_encoders_are_compared_by_minimal_pairs_if_the_recipe_says_so(write_recipe: Callable[..., str]) -> None:
+    by_pairs = "tracking.encoder_metric='minimal_pairs'"
+    with pytest.raises(RecipeError, match=r"tracking\.encoder_metric = 'minimal_pairs', but no pairs are scored"):
+        RunRequest(recipe=write_recipe(), overrides=[by_pairs]).read()
+    scored = [by_pairs, "pretraining.minimal_pairs={data = 'heldout'}"]
+    whole = RunRequest(recipe=write_recipe(), overrides=scored).read()
+
+    def evaluated(accuracy: float, **more: str) -> Evaluation:
+        overall = {"accuracy": accuracy, "standard_error": 0.01, "pairs": 1_000, "ties": 0}
+        found = {"data": "heldout", "data_sha256": "d", "method": "original", "overall": overall} | more
+        evaluation = encoder_evaluation(whole, manifest_of("pretraining", {"minimal_pairs": found}))
+        assert evaluation is not None
+        return evaluation
+
+    assert passes_floor(evaluated(0.62))
+    assert not passes_floor(evaluated(0.505))  # chance is a half
+    assert evaluated(0.6).data == evaluated(0.7).data
+    assert len({evaluated(0.6, **more).data for more in ({}, {"data_sha256": "e"}, {"method": "word-l2r"})}) == 3
+    assert encoder_evaluation(whole, manifest_of("pretraining", {})) is None
 
 
 def test_the_data_of_a_table_is_its_rows_and_how_they_are_read(

@@ -32,6 +32,7 @@ from flows.report.manifest_facts import TaskFacts
 from flows.report.page import SECTIONS, html_page
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import read_manifest
+from pipelines.statistics.metrics import BERT_METRICS, MINIMAL_PAIRS
 
 
 @pytest.fixture
@@ -112,6 +113,28 @@ def test_warnings_of_stages_stand_at_the_top(whole: WholeRecipe) -> None:
     )
     assert "\x1b" not in line
     assert '<aside class="warnings"' not in html_page(facts | {"warnings": []})
+
+
+def test_minimal_pairs_have_a_table_and_a_result(whole: WholeRecipe) -> None:
+    facts = facts_of(whole, write_workspace(whole))
+    assert "Minimal pairs" not in html_page(facts)
+    groups = {
+        name: {"accuracy": accuracy, "standard_error": 0.014, "pairs": 500, "ties": 1}
+        for name, accuracy in (("word_order", 0.75), ("art<b>icle", 0.5))
+    }
+    overall = {"accuracy": 0.625, "standard_error": 0.01, "pairs": 1_000, "ties": 2}
+    found = {"data": "heldout", "data_sha256": "d", "method": "original", "overall": overall, "groups": groups}
+    heldout = {"heldout_before": {MINIMAL_PAIRS.name: 0.5}, "heldout_after": {MINIMAL_PAIRS.name: 0.625}}
+    metrics = [vars(metric) for metric in (*BERT_METRICS, MINIMAL_PAIRS)]
+    facts["pretraining"] |= {"minimal_pairs": found, "metrics": metrics, **heldout}
+    page = html_page(facts)
+    text = Outline(page).text
+    assert "0.5 is chance. Source: pairs made from the held-out documents" in text
+    assert "art<b>icle" in text
+    assert "art<b>icle" not in page
+    for row in ("word_order 0.750 0.014 500 1", "all 0.625 0.010 1,000 2"):
+        assert row in text
+    assert "accuracy on minimal pairs, held out 62.5" in text
 
 
 def test_names_of_files_with_control_characters_are_shown_escaped(

@@ -28,6 +28,6 @@ def training_of(workspace: Workspace, settings: list[str]) -> Iterator[Any]:
     processes = start_processes()
     try:
         inputs = pretraining_inputs(PretrainingSections.of(read_recipe(workspace.recipe, overrides)))
-        yield TrainingRun(BertObjective(inputs), processes, StopRequest())
+        yield TrainingRun(BertObjective(inputs, processes), processes, StopRequest())
     finally:
         stop_processes()

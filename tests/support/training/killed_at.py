@@ -41,7 +41,8 @@ def main(step: int, arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     add_recipe_arguments(parser)
     inputs = pretraining_inputs(PretrainingSections.of(recipe_from_arguments(parser.parse_args(arguments))))
-    run = KilledRun(BertObjective(inputs), start_processes(), StopRequest())
+    processes = start_processes()
+    run = KilledRun(BertObjective(inputs, processes), processes, StopRequest())
     run.last_step = step
     run.run(restart=None)
 

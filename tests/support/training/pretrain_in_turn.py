@@ -61,7 +61,7 @@ def run(arguments: list[str], processes: Processes) -> None:
     poisoned = range(*map(int, parsed.poison.split(":")))
     try:
         inputs = pretraining_inputs(PretrainingSections.of(recipe_from_arguments(parsed)))
-        assert WatchedRun(BertObjective(inputs), processes, StopRequest()).run(restart=None) == 0
+        assert WatchedRun(BertObjective(inputs, processes), processes, StopRequest()).run(restart=None) == 0
     except InputError as error:
         print(f"error: {error}", flush=True)
 

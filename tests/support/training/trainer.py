@@ -42,7 +42,8 @@ class Trainer:
         inputs, continuation = planned_start(self.inputs(*settings), continued, restart)
         if not is_to_run(inputs.key, inputs.directory, restart):
             return 0
-        run = TrainingRun(BertObjective(inputs), self.processes, Stop(stop_at))  # type: ignore[arg-type]  # has `received`
+        objective = BertObjective(inputs, self.processes)
+        run = TrainingRun(objective, self.processes, Stop(stop_at))  # type: ignore[arg-type]  # has `received`
         return run.run(restart, continuation)
 
     def weights(self, directory: str = "") -> bytes:

@@ -43,7 +43,7 @@ NO_DROPOUT = ("model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_pr
 def objective_of(workspace: Any, encoder: str, *overrides: str) -> BertObjective:
     settings = [f"run.workspace={json.dumps(workspace.path)}", f"pretraining.initial_encoder={json.dumps(encoder)}"]
     recipe = read_recipe(workspace.recipe, [*settings, *overrides])
-    return BertObjective(pretraining_inputs(PretrainingSections.of(recipe)))
+    return BertObjective(pretraining_inputs(PretrainingSections.of(recipe)), Processes(0, 1, torch.device("cpu")))
 
 
 def padded(batch: MicroBatch) -> dict[str, torch.Tensor]:
