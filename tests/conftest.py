@@ -15,6 +15,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 from tests.support import REPOSITORY  # noqa: E402
 from tests.support.object_store.fault_proxy import s3_proxy  # noqa: E402, F401 - a fixture for all tests
+from tests.support.object_store.other_stores import other_store, other_store_server  # noqa: E402, F401 - likewise
 from tests.support.object_store.s3_server import s3_server, s3_workspace  # noqa: E402, F401 - fixtures for all tests
 
 # Machines are shared: no test may fail because it took long.
@@ -25,7 +26,17 @@ hypothesis.settings.load_profile("clozeworks")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SLOW_FIXTURES = {"built", "consumer", "found", "prefect_server", "real_encoder", "s3_server", "site", "undisturbed"}
+SLOW_FIXTURES = {
+    "built",
+    "consumer",
+    "found",
+    "other_store",
+    "prefect_server",
+    "real_encoder",
+    "s3_server",
+    "site",
+    "undisturbed",
+}
 """A test that needs one of these starts servers, jobs or ranks, or downloads, whatever it does itself."""
 
 LONG_FILES = {

@@ -64,19 +64,20 @@ FAILURES = (
         passes=False,
     ),
     Failure(
-        r"no.?such.?bucket|bucket does not exist",
+        r"no.?such.?bucket|bucket does not exist|container.?not.?found|container does not exist",
         "there is no such bucket",
         "create it, or correct the address and AWS_ENDPOINT_URL",
         passes=False,
     ),
     Failure(
-        r"signature.?does.?not.?match|invalid.?access.?key|invalid.?client.?token|unauthenticated|status 401",
+        r"authentication.?failed|signature.?does.?not.?match|invalid.?access.?key|invalid.?client.?token|unauthenticated"
+        r"|status 401",
         "the store does not accept the credentials",
         "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or those of this store",
         passes=False,
     ),
     Failure(
-        r"access.?denied|forbidden|permission.?denied|status 403",
+        r"authorization.{0,20}(?:failure|mismatch)|access.?denied|forbidden|permission.?denied|status 403",
         "the store denies access",
         "check the credentials, or grant them reading, writing, listing and deleting here",
         passes=False,
@@ -106,7 +107,8 @@ FAILURES = (
         passes=True,
     ),
     Failure(
-        r"network_connection|curlcode|could not connect|connection (?:was |is )?(?:refused|reset|closed|aborted)"
+        r"network_connection|curlcode|could not connect|fail to get a new connection"
+        r"|connection (?:was |is )?(?:refused|reset|closed|aborted)"
         r"|transferred a partial file|broken pipe|unexpected end of stream",
         "the connection to the store fails",
         "check the network, AWS_ENDPOINT_URL and the store's status",

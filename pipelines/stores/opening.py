@@ -10,15 +10,21 @@ import urllib.parse
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.stores.patient_filesystem import PatientHandler
+from pipelines.stores.patient_filesystem import PatientHandler, StoreWays
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 30.0
 _ATTEMPTS = 2
 """Of Arrow's client for one request; after them this project's patience begins."""
 _S3_PARAMETERS = {"region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion"}
 _URI = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@/%?-]+")
-_REPLACE_WHOLE = ("s3", "gs", "gcs", "az", "abfs", "abfss")
-_ENVIRONMENT = ("AWS_", "AZURE_", "GOOGLE_")
+_UNLIMITED = 1 << 62
+_S3 = StoreWays(replaces_whole=True, most_copied_bytes=5_000_000_000)  # CopyObject
+_GCS = StoreWays(replaces_whole=True, most_copied_bytes=_UNLIMITED)
+_AZURE = StoreWays(replaces_whole=False, most_copied_bytes=256 << 20)  # Copy Blob From URL; a new stream empties a blob
+_WAYS = {"s3": _S3, "gs": _GCS, "gcs": _GCS, **dict.fromkeys(("az", "abfs", "abfss"), _AZURE)}
+_FILES = StoreWays(replaces_whole=False, most_copied_bytes=_UNLIMITED)
+"""Of other schemes, such as hdfs: a real directory tree, in which a file is renamed."""
+_ENVIRONMENT = ("AWS_", "AZURE_", "GOOGLE_", "CLOUD_STORAGE_")
 
 _opened: dict[tuple[object, ...], tuple[PatientHandler, fs.FileSystem]] = {}
 _guard = threading.Lock()
@@ -42,7 +48,7 @@ def open_store(uri: str) -> tuple[fs.FileSystem, str]:
     with _guard:
         if key not in _opened:
             handler = PatientHandler(
-                f"{scheme}://{host.rpartition('@')[2]}", lambda: _connected(uri)[0], scheme in _REPLACE_WHOLE
+                f"{scheme}://{host.rpartition('@')[2]}", lambda: _connected(uri)[0], _WAYS.get(scheme, _FILES)
             )
             _opened[key] = handler, fs.PyFileSystem(handler)
         return _opened[key][1], _path_in(scheme, uri, rest)
@@ -66,6 +72,9 @@ def _connected(uri: str) -> tuple[fs.FileSystem, str]:
         return _azure(), rest
     parts = urllib.parse.urlsplit(uri)
     parameters = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
+    if scheme in ("gs", "gcs") and "retry_limit_seconds" not in parameters:
+        # Its client repeats a request for 15 minutes by itself, and says nothing.
+        uri += f"{'&' if parts.query else '?'}retry_limit_seconds={_ANSWER_SECONDS:g}"
     is_plain = "@" not in parts.netloc and parts.netloc and parameters.keys() <= _S3_PARAMETERS
     if scheme != "s3" or not is_plain:
         found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)

@@ -8,6 +8,7 @@ import io
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
@@ -22,23 +23,31 @@ BLOCK_BYTES = 10 << 20
 _AHEAD_BYTES = 4 << 20
 _IN_MEMORY_BYTES = 16 << 20
 _MOST_LEVELS = 16
-MOST_COPIED_BYTES = 5_000_000_000
-"""S3 copies no larger object in one request (CopyObject); Arrow's file system knows no other way."""
+
+
+@dataclass(frozen=True)
+class StoreWays:
+    """What a kind of store can do with one request."""
+
+    replaces_whole: bool
+    """An object appears when its last byte is stored, and until then the earlier one is read."""
+    most_copied_bytes: int
+    """The store copies no larger object; Arrow's file systems know no other way."""
 
 
 class PatientHandler(fs.FileSystemHandler):
     """The requests of a file system, repeated while the store fails."""
 
-    def __init__(self, store: str, connect: Callable[[], fs.FileSystem], replaces_whole: bool):
+    def __init__(self, store: str, connect: Callable[[], fs.FileSystem], ways: StoreWays):
         """
         Args:
             store: its name for messages, such as `s3://bucket`.
             connect: makes the file system, with the present credentials.
-            replaces_whole: an object appears when its last byte is stored, so it needs no temporary name.
+            ways: of this kind of store.
         """
         self._connect, self._scheme = connect, store.partition("://")[0]
         self.base = connect()
-        self.replaces_whole = replaces_whole
+        self.ways = ways
         root = store.partition("://")[2]
         self._patience = Patience(store, self._renew, lambda: self.base.get_file_info(fs.FileSelector(root)))
 
@@ -52,9 +61,11 @@ class PatientHandler(fs.FileSystemHandler):
     def put(self, path: str, source: IO[bytes] | io.RawIOBase) -> None:
         """Store a file from its beginning; it appears complete or not at all. A failed attempt is repeated.
 
-        Nothing else writes to a store.
+        Nothing else writes to a store. Where objects are not replaced whole, they are written under a temporary name;
+        those that such a store cannot copy from there are empty until they are complete.
         """
-        first = path if self.replaces_whole else f"{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        is_direct = self.ways.replaces_whole or source.seek(0, io.SEEK_END) > self.ways.most_copied_bytes
+        first = path if is_direct else f"{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
 
         def attempt(base: fs.FileSystem) -> None:
             source.seek(0)
@@ -109,7 +120,7 @@ class PatientHandler(fs.FileSystemHandler):
             nonlocal attempts
             attempts += 1
             try:
-                base.move(src, dest)
+                _moved(base, src, dest)
             except FileNotFoundError:
                 # The answer of an attempt that moved it was lost.
                 if attempts == 1 or base.get_file_info(dest).type != fs.FileType.File:
@@ -125,7 +136,7 @@ class PatientHandler(fs.FileSystemHandler):
         self.call(src, lambda base: base.copy_file(src, dest))
 
     def _is_too_large_to_copy(self, path: str) -> bool:
-        return int(self.call(path, lambda base: base.get_file_info(path)).size or 0) > MOST_COPIED_BYTES
+        return int(self.call(path, lambda base: base.get_file_info(path)).size or 0) > self.ways.most_copied_bytes
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return pa.PythonFile(_Reader(self, path, _AHEAD_BYTES), mode="r")
@@ -166,6 +177,15 @@ def _completed(base: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         # upload. So this stream is never freed; it holds no block.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
         raise
+
+
+def _moved(base: fs.FileSystem, src: str, dest: str) -> None:
+    try:
+        base.move(src, dest)
+    except NotImplementedError:
+        # Azure without a hierarchical namespace.
+        base.copy_file(src, dest)
+        base.delete_file(src)
 
 
 def _delete_from_below(base: fs.FileSystem, path: str) -> None:

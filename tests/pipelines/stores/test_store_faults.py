@@ -14,11 +14,10 @@ from tests.support.object_store.s3_server import S3Server
 
 from pipelines.contract import storage
 from pipelines.contract.errors import EXIT_BAD_INPUT, EXIT_FAILED, report
-from pipelines.stores import patient_filesystem
 from pipelines.stores.failures import StoreError, StoreUnavailableError
 from pipelines.stores.opening import handler_of
 from pipelines.stores.patience import PATIENCE_VARIABLE
-from pipelines.stores.patient_filesystem import BLOCK_BYTES, PatientHandler
+from pipelines.stores.patient_filesystem import BLOCK_BYTES, PatientHandler, StoreWays
 
 DATA = os.urandom(3 << 20)
 
@@ -118,10 +117,12 @@ def test_what_is_too_large_for_a_copy_in_the_store_is_moved_through_this_machine
         put(handler, path, source)
 
     monkeypatch.setattr(PatientHandler, "put", counted)
-    monkeypatch.setattr(patient_filesystem, "MOST_COPIED_BYTES", len(DATA))
+    handler = handler_of(storage.filesystem_of(uri)[0])
+    assert handler is not None
+    monkeypatch.setattr(handler, "ways", StoreWays(replaces_whole=True, most_copied_bytes=len(DATA)))
     storage.move_file(uri, uri + "-copied")
     assert not uploaded
-    monkeypatch.setattr(patient_filesystem, "MOST_COPIED_BYTES", len(DATA) - 1)
+    monkeypatch.setattr(handler, "ways", StoreWays(replaces_whole=True, most_copied_bytes=len(DATA) - 1))
     storage.move_file(uri + "-copied", uri + "-streamed")
     assert len(uploaded) == 1
     assert storage.read_bytes(uri + "-streamed") == DATA
