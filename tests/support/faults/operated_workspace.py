@@ -1,6 +1,8 @@
 """One workspace and the actions of an operator on it; the jobs are the real ones, only training is a stand-in.
 
-Every action that may end badly runs in a forked child, so that it can be killed at a chosen change of the file system.
+Every action that may end badly runs in a child, so that it can be killed at a chosen change of the file system. The
+children are forked by a server without threads: a fork of the tests' own process would hang in a lock that one of the
+threads that earlier tests have left was holding.
 The stand-in for training has the same life cycle as the real one (training/resuming/checkpointed_stage.py): lock,
 verification, checkpoints, export, exchange. It has a hash in place of weights.
 """
@@ -10,9 +12,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +57,8 @@ SETTINGS = {
     "documents": {1: "documents.heldout_share=0.2", 2: "documents.heldout_share=0.3"},
     "vocabulary": {1: "vocabulary.size=120", 2: "vocabulary.size=110"},
 }
+_CHILDREN = multiprocessing.get_context("forkserver")
+_CHILDREN.set_forkserver_preload([__name__])
 
 
 class Fault:
@@ -119,12 +123,13 @@ class OperatedWorkspace:
 
     def act(self, stage: str, settings: dict[str, int], restart: bool = False, fault: Fault | None = None) -> int:
         """Run a stage in a child; 0, REFUSED, FAILED, or minus the signal that ended it."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        child = os.fork()
-        if child:
-            _, status = os.waitpid(child, 0)
-            return os.waitstatus_to_exitcode(status)
+        child = _CHILDREN.Process(target=self._act, args=(stage, settings, restart, fault))
+        child.start()
+        child.join()
+        assert child.exitcode is not None
+        return child.exitcode
+
+    def _act(self, stage: str, settings: dict[str, int], restart: bool, fault: Fault | None) -> None:
         code = FAILED
         try:
             # The output is not checked here.
