@@ -21,23 +21,29 @@ def step_flops(
     squared_tokens: float,
     masked_tokens: float,
     paired_sequences: float = 0,
+    reads_all_tokens: bool = False,
 ) -> float:
     """Floating-point operations of one training step, forward and backward.
 
-    6 N T + 12 L H sum(S^2) + 6 M (H^2 + H V) + 6 B (H^2 + 2 H), where N counts the encoder's matrices
-    (L (4 H^2 + 2 H I)), T the tokens, S the length of each sequence, M the masked tokens and B the paired sequences.
+    6 ((L - 1) (A + F) + A) T + 6 F R + 12 L H sum(S^2) + 6 M (H^2 + H V) + 6 B (H^2 + 2 H), where A = 3 H^2 counts a
+    layer's matrices before attention and F = H^2 + 2 H I those after it, T the tokens, S the length of each sequence,
+    M the masked tokens and B the paired sequences. After its attention the last layer computes only the R = M + B
+    tokens that the heads read.
 
     Args:
         tokens, squared_tokens: sums of the lengths of the step's sequences, and of their squares.
         masked_tokens: tokens that the masked-LM head sees.
         paired_sequences: sequences that the pooler and the next-sentence head see; their share is below 0.1 %.
+        reads_all_tokens: whether the last layer computes all tokens, as distillation's does: R = T.
     """
     hidden, layers = model.hidden_size, model.num_hidden_layers
-    encoder = layers * (4 * hidden * hidden + 2 * hidden * model.intermediate_size)
+    before_attention, after_attention = 3 * hidden * hidden, hidden * hidden + 2 * hidden * model.intermediate_size
+    read_tokens = tokens if reads_all_tokens else masked_tokens + paired_sequences
     masked_head = hidden * hidden + hidden * vocab_size
     pair_head = hidden * hidden + 2 * hidden
     return (
-        6.0 * encoder * tokens
+        6.0 * ((layers - 1) * (before_attention + after_attention) + before_attention) * tokens
+        + 6.0 * after_attention * read_tokens
         + 12.0 * layers * hidden * squared_tokens
         + 6.0 * masked_head * masked_tokens
         + 6.0 * pair_head * paired_sequences

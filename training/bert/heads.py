@@ -111,12 +111,16 @@ class BertForPreTraining(nn.Module):
             masked_lm_ids_M: [M] int64, the original tokens there.
             next_sentence_label_B: [B] int64, 1 where segment B is random; ignored without `next_sentence`.
         """
-        hidden_TH, pooled_BH = self.bert(sequences)
-        mlm_loss_sum, mlm_correct = self.cls.predictions(
-            hidden_TH.index_select(0, masked_lm_positions_M), masked_lm_ids_M
-        )
-        if self.cls.seq_relationship is None:
+        bert, num_masked = self.bert, len(masked_lm_positions_M)
+        # After attention the last layer computes only the tokens that a head reads: masked ones, and each [CLS].
+        read = masked_lm_positions_M
+        if bert.pooler is not None:
+            read = torch.cat([read, sequences.first_tokens_B])
+        hidden_RH = bert.encoder(bert.embeddings(sequences), sequences, read)
+        mlm_loss_sum, mlm_correct = self.cls.predictions(hidden_RH[:num_masked], masked_lm_ids_M)
+        if self.cls.seq_relationship is None or bert.pooler is None:
             return PreTrainingOutput(mlm_loss_sum, mlm_correct, None, None)
+        pooled_BH = bert.pooler(hidden_RH[num_masked:])
         nsp_loss_sum, nsp_correct = classification_loss(self.cls.seq_relationship(pooled_BH), next_sentence_label_B)
         return PreTrainingOutput(mlm_loss_sum, mlm_correct, nsp_loss_sum, nsp_correct)
 

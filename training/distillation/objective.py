@@ -164,8 +164,8 @@ class DistillationObjective(Objective):
         """Operations of the student, and of the teacher's forward pass: a third of those of training it."""
         soft_targets = step.global_masked_tokens if self._is_masked_only else step.global_tokens
         sizes = (self.vocab_size, step.global_tokens, step.global_squared_tokens)
-        student = step_flops(self.model, *sizes, soft_targets + step.global_masked_tokens)
-        return student + step_flops(self._teacher_model, *sizes, soft_targets) / 3.0
+        student = step_flops(self.model, *sizes, soft_targets + step.global_masked_tokens, reads_all_tokens=True)
+        return student + step_flops(self._teacher_model, *sizes, soft_targets, reads_all_tokens=True) / 3.0
 
     def in_words(self, metrics: Mapping[str, float]) -> str:
         shown = (each for each in self.metrics if each.name in metrics)

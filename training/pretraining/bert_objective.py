@@ -15,6 +15,7 @@ from pipelines.contract.workspace import DOCUMENTS
 from pipelines.statistics.metrics import BERT_METRICS, MASKED_LM_METRICS
 from pipelines.statistics.preprocessing import ExamplesStatistics
 from pipelines.statistics.training import Lineage
+from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.initial_weights import load_initial_weights
@@ -91,6 +92,11 @@ class BertObjective(Objective):
 
     def measure(self, engine: Forward, batch: MicroBatch) -> Tally:
         return self._tally(output_of(engine, batch), batch)
+
+    def flops(self, step: StepBatch) -> float:
+        tokens, squared, masked = step.global_tokens, step.global_squared_tokens, step.global_masked_tokens
+        pairs = step.global_sequences if self.next_sentence else 0
+        return step_flops(self.model, self.vocab_size, tokens, squared, masked, pairs)
 
     def evaluate(self, weights: Callable[[], Mapping[str, torch.Tensor]], progress: Progress) -> dict[str, float]:
         return measured(self.evaluations, weights, progress, len(self.settings.phases))

@@ -28,7 +28,7 @@ from training.stages.origins import recorded_origin, with_origin
 from training.stages.sections import PretrainingSections
 
 # Increment whenever the same settings and inputs would produce a different model.
-PRETRAINING_VERSION = 2
+PRETRAINING_VERSION = 3
 
 
 @dataclass(frozen=True)

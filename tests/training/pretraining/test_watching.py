@@ -18,21 +18,28 @@ def test_flops_count_two_per_weight_and_token_and_three_passes() -> None:
     """Against the sizes of the model's own matrices: 2 forward, 4 backward."""
     config = ModelConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80)
     model = BertForPreTraining(config, vocab_size=500)
-    matrices = sum(
-        parameter.numel() for name, parameter in model.named_parameters() if "encoder" in name and parameter.dim() == 2
-    )
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "encoder" in name and parameter.dim() == 2
+    }
+    matrices, last = sum(sizes.values()), "encoder.layer.2."
+    after_attention = sum(size for name, size in sizes.items() if last in name and ".attention.self." not in name)
     lengths, masked = [7, 20, 11], 6
     attention = sum(3 * config.num_hidden_layers * 2 * 2 * length * length * 32 for length in lengths)
     head = 6 * masked * (32 * 32 + 32 * 500)
     squares = sum(length**2 for length in lengths)
-    found = step_flops(config, 500, sum(lengths), squares, masked)
+    found = step_flops(config, 500, sum(lengths), squares, masked, reads_all_tokens=True)
     assert found == 6 * matrices * sum(lengths) + attention + head
+    # After attention the last layer computes only the masked tokens.
+    unread = 6 * after_attention * (sum(lengths) - masked)
+    assert step_flops(config, 500, sum(lengths), squares, masked) == found - unread
 
 
 def test_flops_of_bert_large_equal_the_published_count() -> None:
     """302 M encoder weights; a sequence of 512 tokens and 80 predictions takes 1.02e12 operations."""
     large = ModelConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
-    flops = step_flops(large, 30_522, 512, 512 * 512, 80)
+    flops = step_flops(large, 30_522, 512, 512 * 512, 80, reads_all_tokens=True)
     assert flops == 6 * 301_989_888 * 512 + 12 * 24 * 1024 * 512**2 + 6 * 80 * (1024**2 + 1024 * 30_522)
     assert flops == pytest.approx(1.02e12, rel=0.01)
 
