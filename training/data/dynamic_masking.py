@@ -18,6 +18,7 @@ from pipelines.contract.schemas import CLS, CONTINUATION, MASK, SEP, UNMASKED, W
 from training.data.ordering import IntArray, keyed_seed
 from training.data.rows import Ragged
 from training.data.whole_words import choose_words, find_words
+from training.settings.pretraining import BERT_SHARES, MaskSharesConfig
 
 KeyArray = npt.NDArray[np.uint64]
 Ids = npt.NDArray[Any]
@@ -57,6 +58,7 @@ class DynamicMasking:
     """The rule of pipelines.examples.masking.MaskingRules.
 
     continues: bool [vocabulary], true for tokens that continue a word; None masks single tokens.
+    shares: what becomes of the predicted tokens.
     """
 
     masked_lm_prob: float
@@ -66,6 +68,7 @@ class DynamicMasking:
     mask_id: int
     vocab_size: int
     continues: npt.NDArray[np.bool_] | None = field(default=None, compare=False)
+    shares: MaskSharesConfig = BERT_SHARES
 
     def num_predictions(self, input_ids: Ids, offsets: IntArray, keys: KeyArray) -> IntArray:
         """Number of predicted tokens of each row, which depends on its key only if words are masked together.
@@ -165,10 +168,10 @@ class DynamicMasking:
         return chosen
 
     def _replace(self, input_ids: Ids, chosen: IntArray, positions: IntArray, keys: KeyArray) -> None:
-        """80 % become [MASK], 10 % stay, 10 % become any token of the vocabulary."""
+        """By BERT's shares 80 % become [MASK], 10 % stay, 10 % become any token of the vocabulary."""
         fate = (_draw(keys, positions + _FATE) >> np.uint64(11)) * (1.0 / (1 << 53))
-        input_ids[chosen[fate < 0.8]] = self.mask_id
-        is_random = fate >= 0.9
+        input_ids[chosen[fate < self.shares.mask]] = self.mask_id
+        is_random = fate >= max(1.0 - self.shares.random, self.shares.mask)
         numbers = _draw(keys[is_random], positions[is_random] + _REPLACEMENT) >> np.uint64(32)
         input_ids[chosen[is_random]] = (numbers * np.uint64(self.vocab_size)) >> np.uint64(32)
 
@@ -178,7 +181,11 @@ class DynamicMasking:
 
 
 def masking_of(
-    metadata: Mapping[str, str], tokens: Sequence[str], masking: str = "as_written", masked_lm_prob: float | None = None
+    metadata: Mapping[str, str],
+    tokens: Sequence[str],
+    masking: str = "as_written",
+    masked_lm_prob: float | None = None,
+    shares: MaskSharesConfig = BERT_SHARES,
 ) -> DynamicMasking | None:
     """The rule for masking examples at reading; None if their masks are used as written.
 
@@ -187,6 +194,7 @@ def masking_of(
         tokens: the vocabulary, in order of ids.
         masking: `pretraining.masking`.
         masked_lm_prob: replaces that of the examples, and then limits a row's predictions alone.
+        shares: `pretraining.mask_shares`.
 
     Raises:
         InputError: the settings contradict those of the examples, or an older version made these.
@@ -197,6 +205,11 @@ def masking_of(
             raise InputError(
                 f"masked_lm_prob = {masked_lm_prob} in a phase, but the examples were masked with examples.masking = "
                 f"{written}; set pretraining.masking = 'dynamic', or make a set of examples with this masked_lm_prob"
+            )
+        if shares != BERT_SHARES:
+            raise InputError(
+                f"pretraining.mask_shares = {shares.mask:g} [MASK], {shares.random:g} random, but the examples were "
+                f"masked with examples.masking = {written}, by BERT's shares; set pretraining.masking = 'dynamic'"
             )
         return None
     if masking == "dynamic" and written in WHOLE_WORDS:
@@ -213,4 +226,4 @@ def masking_of(
     cls_id, sep_id, mask_id = (tokens.index(token) for token in (CLS, SEP, MASK))
     is_whole_word = (written if masking == "as_written" else masking) in WHOLE_WORDS
     continues = np.array([token.startswith(CONTINUATION) for token in tokens]) if is_whole_word else None
-    return DynamicMasking(rate, most, cls_id, sep_id, mask_id, len(tokens), continues)
+    return DynamicMasking(rate, most, cls_id, sep_id, mask_id, len(tokens), continues, shares)

@@ -32,6 +32,7 @@ FAITHFUL: dict[str, dict[str, Any]] = {
         "max_grad_norm": 1.0,
         "schedule": "linear",
         "masking": "as_written",
+        "mask_shares": {"mask": 0.8, "random": 0.1},
     },
     "examples": {  # paper, section 3.1; released code, create_pretraining_data.py
         "masked_lm_prob": 0.15,
@@ -81,4 +82,6 @@ def in_words(found: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "/".join(f"{name} {_shown(part)}" for name, part in value.items())
     return str(value).lower() if isinstance(value, bool) else str(value)

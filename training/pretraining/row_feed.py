@@ -105,7 +105,8 @@ class RowFeed:
 
     def masking(self, examples: ArrowExamples, phase: PhaseConfig) -> DynamicMasking | None:
         """How masks are drawn at reading; None uses the written ones."""
-        return masking_of(examples.metadata, self._tokens, self._config.masking, phase.masked_lm_prob)
+        config = self._config
+        return masking_of(examples.metadata, self._tokens, config.masking, phase.masked_lm_prob, config.mask_shares)
 
     @cached_property
     def _tokens(self) -> list[str]:

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.contract.bounds import Bounded, Count, CountOrNone, MaskedShare, SequenceLength, Text, UserPath
+from pipelines.contract.bounds import (
+    Bounded,
+    Count,
+    CountOrNone,
+    MaskedShare,
+    Probability,
+    SequenceLength,
+    Text,
+    UserPath,
+)
 from pipelines.contract.bounds import Processes as Ranks
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
@@ -155,6 +164,26 @@ class PhaseConfig(Section):
         )
 
 
+class MaskSharesConfig(Section):
+    """`[pretraining.mask_shares]`: what becomes of a token to predict; the rest stays as it is. Table 8 of the paper
+    compares such shares. BERT's are 80 % [MASK], 10 % random."""
+
+    mask: Probability = 0.8
+    """Share that becomes [MASK]."""
+    random: Probability = 0.1
+    """Share that becomes any token of the vocabulary."""
+
+    @model_validator(mode="after")
+    def _shares_are_of_one(self) -> MaskSharesConfig:
+        # Decimal fractions add up to a little more or less than 1.
+        if self.mask + self.random > 1.0 + 1e-9:
+            raise ValueError(f"mask = {self.mask} and random = {self.random} are more than all tokens; lower one")
+        return self
+
+
+BERT_SHARES = MaskSharesConfig()
+
+
 class MinimalPairsConfig(Section):
     """`[pretraining.minimal_pairs]`: accuracy on minimal pairs at held-out evaluations, on a sample."""
 
@@ -177,6 +206,8 @@ class PretrainingConfig(LoopConfig):
         PhaseConfig(max_seq_length=128, steps=900_000, global_batch_size=256),
         PhaseConfig(max_seq_length=512, steps=100_000, global_batch_size=256),
     )
+    mask_shares: MaskSharesConfig = Field(default=BERT_SHARES, json_schema_extra=ADDED)
+    """What becomes of the tokens to predict, where training draws the masks."""
     learning_rate: LearningRate = 1e-4
     num_warmup_steps: CountOrNone = 10_000
     schedule: ScheduleKind = "linear"

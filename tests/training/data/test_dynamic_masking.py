@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy import stats
 from tests.support.preprocessing.references import derive_key
 
@@ -18,13 +19,16 @@ from pipelines.examples.planned_rows import PlannedRows
 from training.data.dynamic_masking import DynamicMasking, masking_of, row_keys
 from training.data.ordering import keyed_seed
 from training.data.rows import Ragged, Rows
+from training.settings.pretraining import BERT_SHARES, MaskSharesConfig
 
 CLS_ID, SEP_ID, MASK_ID, VOCAB_SIZE = 2, 3, 4, 1_000
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{index}" for index in range(VOCAB_SIZE - 5))]
 
 
-def rule(masked_lm_prob: float = 0.15, max_predictions_per_seq: int = 20) -> DynamicMasking:
-    return DynamicMasking(masked_lm_prob, max_predictions_per_seq, CLS_ID, SEP_ID, MASK_ID, VOCAB_SIZE)
+def rule(
+    masked_lm_prob: float = 0.15, max_predictions_per_seq: int = 20, shares: MaskSharesConfig = BERT_SHARES
+) -> DynamicMasking:
+    return DynamicMasking(masked_lm_prob, max_predictions_per_seq, CLS_ID, SEP_ID, MASK_ID, VOCAB_SIZE, shares=shares)
 
 
 def masked(
@@ -59,9 +63,9 @@ def masked_in_plain_python(
     ids = list(row)
     for position in positions:
         fate = (derive_key(key, position + (1 << 16)) >> 11) / (1 << 53)
-        if fate < 0.8:
+        if fate < masking.shares.mask:
             ids[position] = MASK_ID
-        elif fate >= 0.9:
+        elif fate >= 1 - masking.shares.random:
             ids[position] = ((derive_key(key, position + (2 << 16)) >> 32) * VOCAB_SIZE) >> 32
     return ids, positions, [row[position] for position in positions]
 
@@ -83,6 +87,7 @@ rows_strategy = st.lists(
     first_number=st.integers(0, 2**40),
     seed=st.integers(0, 2**62),
     cut=st.integers(0, 30),
+    shares=st.sampled_from([(0.8, 0.1), (1.0, 0.0), (0.8, 0.0), (0.8, 0.2), (0.0, 0.2), (0.0, 1.0)]),
 )
 def test_masks_equal_plain_python_and_do_not_depend_on_the_batch(
     rows: list[list[int]],
@@ -91,8 +96,9 @@ def test_masks_equal_plain_python_and_do_not_depend_on_the_batch(
     first_number: int,
     seed: int,
     cut: int,
+    shares: tuple[float, float],
 ) -> None:
-    masking = rule(masked_lm_prob, max_predictions_per_seq)
+    masking = rule(masked_lm_prob, max_predictions_per_seq, MaskSharesConfig(mask=shares[0], random=shares[1]))
     numbers = list(range(first_number, first_number + len(rows)))
     found = masked(masking, rows, numbers, seed, "phase0", 3)
     assert found == [
@@ -169,6 +175,40 @@ def test_statistics_are_those_of_static_masks() -> None:
     # The random token is drawn from the entire vocabulary, including special tokens ([MASK] is counted above).
     assert stats.chisquare(drawn[1][1:]).pvalue > 1e-4
     assert stats.chi2_contingency(drawn).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("mask", "random"), [(0.8, 0.1), (1.0, 0.0), (0.8, 0.0), (0.8, 0.2), (0.0, 0.2), (0.0, 1.0)])
+def test_fates_have_the_shares_of_table_8(mask: float, random: float) -> None:
+    masking = rule(0.15, 20, MaskSharesConfig(mask=mask, random=random))
+    word = 700
+    rows = masked(masking, [[CLS_ID, *[word] * 98, SEP_ID]] * 2_000, list(range(2_000)), 7)
+    fates = [ids[position] for ids, positions, _ in rows for position in positions]
+    counts = [fates.count(MASK_ID), sum(fate not in (MASK_ID, word) for fate in fates), fates.count(word)]
+    expected = [share * len(fates) for share in (mask, random, 1 - mask - random)]
+    for count, mean in zip(counts, expected, strict=True):
+        if not round(mean):
+            # A random token may be the same word, or [MASK].
+            assert count < 0.005 * len(fates)
+    drawn = [index for index, mean in enumerate(expected) if round(mean)]
+    if len(drawn) > 1:
+        assert (
+            stats.chisquare(
+                [counts[index] for index in drawn], [expected[index] for index in drawn], sum_check=False
+            ).pvalue
+            > 1e-3
+        )
+
+
+def test_shares_other_than_berts_need_masks_drawn_by_training() -> None:
+    metadata = {"clozeworks.masked_lm_prob": "0.15", "clozeworks.max_predictions_per_seq": "20"}
+    shares = MaskSharesConfig(mask=1.0, random=0.0)
+    with pytest.raises(InputError, match=r"mask_shares = 1 \[MASK\], 0 random, .* set pretraining.masking = 'dynamic'"):
+        masking_of(metadata, TOKENS, shares=shares)
+    found = masking_of(metadata, TOKENS, "dynamic", shares=shares)
+    assert found is not None
+    assert found.shares == shares
+    with pytest.raises(ValidationError, match="more than all tokens"):
+        MaskSharesConfig(mask=0.9, random=0.2)
 
 
 def test_choices_of_neighbours_and_epochs_are_independent() -> None:

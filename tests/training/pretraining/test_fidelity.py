@@ -30,7 +30,7 @@ def test_the_defaults_are_faithful_and_every_name_is_a_setting() -> None:
     sections = {"model": ModelConfig(), "pretraining": PretrainingConfig(), "examples": ExamplesConfig()}
     for section, settings in FAITHFUL.items():
         for key, value in settings.items():
-            assert getattr(sections[section], key) == value, key
+            assert sections[section].model_dump()[key] == value, key
 
 
 def test_the_modern_recipe_names_each_deviation(repository: Path) -> None:
@@ -54,6 +54,8 @@ def test_a_deviation_is_told_in_words(repository: Path) -> None:
     }
     line = in_words(found(recipe, *overrides))
     assert line == "attention_probs_dropout_prob 0.0 (BERT: 0.1), adam_bias_correction true (BERT: false)"
+    shares = found(recipe, "pretraining.masking=dynamic", "pretraining.mask_shares={mask = 1.0, random = 0.0}")
+    assert "mask_shares mask 1.0/random 0.0 (BERT: mask 0.8/random 0.1)" in in_words(shares)
     # Size and length of a run are none: a small BERT is a BERT.
     assert found(recipe, "model.size=tiny", "pretraining.learning_rate=1e-3") == {}
 
