@@ -38,6 +38,7 @@ GROUPS = {
         "run": Verb(
             "flows.end_to_end", "run the chain from raw text to registered models (--only FLOW: one flow)", "flows"
         ),
+        "study": Verb("flows.study", "compare variants of a recipe on the same data with the same seeds", "flows"),
     },
     "single stages, without Prefect": {
         "documents": Verb("pipelines.shard_corpus", "read and clean a corpus, write documents", "pipelines"),

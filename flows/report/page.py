@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -56,13 +56,25 @@ def html_page(facts: Facts) -> str:
     Args:
         facts: from `flows.report.facts.gather`, or read back from report.json.
     """
+    sections = [(each.identifier, each.title, each.content(facts)) for each in SECTIONS]
+    return framed(facts["run"], _sentence(facts), facts.get("warnings", []), _results(facts), sections)
+
+
+def framed(
+    title: str,
+    sentence: str,
+    warnings: Sequence[Mapping[str, str]],
+    results: Sequence[Card],
+    sections: Sequence[tuple[str, str, str]],
+) -> str:
+    """A page in the report's frame; sections are identifier, title and HTML."""
     return _PAGE.render(
         style=_safe(_STYLE),
-        run=facts["run"],
-        sentence=_sentence(facts),
-        warnings=facts.get("warnings", []),
-        results=_results(facts),
-        sections=[(each.identifier, each.title, _safe(each.content(facts))) for each in SECTIONS],
+        run=title,
+        sentence=sentence,
+        warnings=warnings,
+        results=results,
+        sections=[(identifier, heading, _safe(content)) for identifier, heading, content in sections],
     )
 
 

@@ -1,0 +1,99 @@
+"""Runs a study: checks all runs first, builds what they share once, leaves out what fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Lock
+
+from flows.comparison.results import Comparison, RunResult, compared, result_of
+from flows.comparison.shared_stages import SharedStages, build_stage
+from flows.comparison.study_file import Run, Study
+from flows.parameters.whole_recipe import WholeRecipe
+from flows.running.plan import (
+    Stage,
+    finetuning_stages,
+    preprocessing_stages,
+    pretraining_stage,
+    require_initial_encoder,
+    require_task_data,
+)
+from pipelines.contract import storage
+from pipelines.contract.errors import InputError
+from pipelines.contract.recipe import read_recipe
+from pipelines.statistics.metrics import Metric
+
+STAGES_DIRECTORY, RUNS_DIRECTORY = "stages", "runs"
+
+Say = Callable[[str], None]
+
+
+def run_study(study: Study, say: Say) -> Comparison:
+    """Train every variant with every seed, except for what is complete, and compare them.
+
+    Raises:
+        InputError: a recipe is wrong or inputs are missing, before anything is built.
+    """
+    if not storage.is_local(study.config.workspace):
+        raise InputError(
+            f"{study.path}: study.workspace = {study.config.workspace} is not local; runs share stages by links, so "
+            "give a directory of this machine"
+        )
+    runs = study.runs()
+    for run in runs:
+        whole = _whole(study, run, run_directory(study, run))
+        require_task_data(whole)
+        require_initial_encoder(whole)
+    shared = SharedStages(os.path.join(study.config.workspace, STAGES_DIRECTORY))
+    metrics: list[Metric] = []
+    guard = Lock()
+
+    def one(numbered: tuple[int, Run]) -> RunResult:
+        number, run = numbered
+        say(f"[{number}/{len(runs)}] {run.label}")
+        try:
+            result, measured = _train(study, run, shared, lambda line: say(f"{run.label}: {line}"))
+        except (InputError, RuntimeError) as error:
+            problem = str(error).partition("\n")[0]
+            say(f"[{number}/{len(runs)}] {run.label}: FAILED: {problem}")
+            return RunResult(run, problem=problem)
+        with guard:
+            metrics.extend(measured)
+        say(f"[{number}/{len(runs)}] {run.label}: complete")
+        return result
+
+    if study.config.parallel_runs == 1:
+        results = [one(numbered) for numbered in enumerate(runs, start=1)]
+    else:
+        with ThreadPoolExecutor(study.config.parallel_runs) as pool:
+            results = list(pool.map(one, enumerate(runs, start=1)))
+    return compared(study, results, metrics)
+
+
+def run_directory(study: Study, run: Run) -> str:
+    """The workspace of a run."""
+    name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", run.variant)
+    return os.path.join(study.config.workspace, RUNS_DIRECTORY, name, str(run.seed))
+
+
+def _train(study: Study, run: Run, shared: SharedStages, say: Say) -> tuple[RunResult, list[Metric]]:
+    own = run_directory(study, run)
+    opened = partial(_opened, study, run)
+    shared.build(opened, own, say)
+    whole, stages = opened(own)
+    for stage in finetuning_stages(whole):
+        build_stage(whole, stage, say)
+    return result_of(run, whole, stages)
+
+
+def _opened(study: Study, run: Run, workspace: str) -> tuple[WholeRecipe, list[Stage]]:
+    whole = _whole(study, run, workspace)
+    return whole, [*preprocessing_stages(whole), pretraining_stage(whole), *finetuning_stages(whole)]
+
+
+def _whole(study: Study, run: Run, workspace: str) -> WholeRecipe:
+    return WholeRecipe.check(read_recipe(study.base, [*run.overrides, f"run.workspace={json.dumps(workspace)}"]))

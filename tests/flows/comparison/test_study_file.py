@@ -1,0 +1,106 @@
+"""Files of studies: which runs they describe, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.support import REPOSITORY
+
+from flows.comparison.execution import run_directory, run_study
+from flows.comparison.study_file import read_study
+from flows.parameters.whole_recipe import WholeRecipe
+from pipelines.contract.errors import InputError
+from pipelines.contract.recipe import read_recipe
+from pipelines.contract.recipe_text import RecipeError
+
+STUDIES = REPOSITORY / "flows" / "studies"
+STUDY = """
+[study]
+name = "trial"
+base = "recipe.toml"
+workspace = "{workspace}"
+seeds = [1, 2]
+overrides = ["pretraining.log_every_steps=5"]
+[[study.variants]]
+name = "base"
+[[study.variants]]
+name = "unmasked"
+overrides = ["pretraining.masking=dynamic", "pretraining.mask_shares={{mask = 0.0, random = 1.0}}"]
+published = {{ mlm_accuracy = 0.5 }}
+"""
+
+
+def written(tmp_path: Path, text: str = STUDY) -> str:
+    path = tmp_path / "study.toml"
+    path.write_text(text.format(workspace=tmp_path / "ws"))
+    return str(path)
+
+
+def test_every_variant_has_every_seed_and_the_first_seed_is_first(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path), ("pretraining.ranks=1",))
+    assert study.base == str(tmp_path / "recipe.toml")
+    runs = study.runs()
+    assert [(run.variant, run.seed) for run in runs] == [("base", 1), ("unmasked", 1), ("base", 2), ("unmasked", 2)]
+    assert runs[1].overrides == (
+        "pretraining.log_every_steps=5",
+        "pretraining.ranks=1",
+        "pretraining.masking=dynamic",
+        "pretraining.mask_shares={mask = 0.0, random = 1.0}",
+        "pretraining.seed=1",
+        "finetuning.seed=1",
+    )
+    assert study.variants[1].published == {"mlm_accuracy": 0.5}
+
+
+def test_a_grid_multiplies_the_variants(tmp_path: Path) -> None:
+    grid = '[study.grid]\n"pretraining.learning_rate" = [1e-3, 2e-3]\n"model.size" = ["tiny", "mini"]\n'
+    study = read_study(written(tmp_path, STUDY + grid))
+    names = [variant.name for variant in study.variants]
+    assert len(names) == len(set(names)) == 8
+    assert names[1] == 'base learning_rate=0.001 size="mini"'
+    assert study.variants[1].overrides == ("pretraining.learning_rate=0.001", 'model.size="mini"')
+    directories = {run_directory(study, run) for run in study.runs()}
+    assert len(directories) == 16
+    assert all(" " not in directory and '"' not in directory for directory in directories)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[study]", "[studies]", r"unknown section \[studies\]"),
+        ('base = "recipe.toml"', "", r"study\.base: is required and missing"),
+        ("seeds = [1, 2]", "seeds = [1, 1]", "give each seed once"),
+        ("seeds = [1, 2]", "seeds = []", "seeds"),
+        ('name = "unmasked"', 'name = "base"', "each with a name of its own"),
+        ('name = "unmasked"', 'name = "un/masked"', r"study\.variants"),
+        ("seeds = [1, 2]", "sedes = [1, 2]", "unknown key.*seeds"),
+        ("[[study.variants]]", '[study.grid]\n"pretraining.seed" = []\n[[study.variants]]', "has no value"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as error:
+        read_study(written(tmp_path, STUDY.replace(old, new, 1)))
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "study.toml"))
+
+
+def test_every_recipe_is_checked_before_anything_is_built(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('[[documents.sources]]\ninputs = ["*.txt"]\n')
+    wrong = STUDY.replace("pretraining.masking=dynamic", "pretraining.maskign=dynamic")
+    with pytest.raises(InputError, match=r"pretraining\.maskign"):
+        run_study(read_study(written(tmp_path, wrong)), lambda _: None)
+    with pytest.raises(InputError, match="is not local; runs share stages by links"):
+        run_study(read_study(written(tmp_path, STUDY.replace("{workspace}", "s3://bucket/study"))), lambda _: None)
+    assert not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in STUDIES.glob("*.toml")))
+def test_a_shipped_study_describes_recipes_that_load(name: str) -> None:
+    study = read_study(str(STUDIES / name), ("finetuning.glue_dir=glue",))
+    assert study.config.name == name.removesuffix(".toml")
+    assert study.config.workspace == f"workspaces/studies/{study.config.name}"
+    for run in study.runs():
+        WholeRecipe.check(read_recipe(study.base, run.overrides))
+    measured = {"mlm_accuracy", *WholeRecipe.check(read_recipe(study.base, study.runs()[0].overrides)).finetuning.tasks}
+    assert all(variant.published.keys() <= measured for variant in study.variants)
