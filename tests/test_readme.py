@@ -18,6 +18,7 @@ import pytest
 from tests.support import REPOSITORY
 
 from flows.cli import VERBS
+from flows.comparison.study_file import read_study
 from pipelines.contract.recipe import read_recipe
 
 COMMAND = ".venv/bin/clozeworks"
@@ -106,7 +107,11 @@ def test_a_command_parses_as_printed(words: list[str], help_of: dict[str, str]) 
     overrides = [value for flag, value in itertools.pairwise(arguments) if flag == "--set"]
     for recipe in recipes:
         assert (REPOSITORY / recipe).is_file(), recipe
-        read_recipe(str(REPOSITORY / recipe), overrides)
+        if Path(recipe).parent.name == "studies":
+            study = read_study(str(REPOSITORY / recipe), tuple(overrides))
+            read_recipe(study.base, study.runs()[0].overrides)
+        else:
+            read_recipe(str(REPOSITORY / recipe), overrides)
     paths = [word for word in arguments if "/" in word and not word.startswith(("-", *OWN_FILES)) and "=" not in word]
     made = [f"workspaces/{Path(name).stem}" for name in os.listdir(REPOSITORY / "flows" / "recipes")]
     unknown = [
