@@ -23,6 +23,7 @@ from pipelines.contract.statistics import StageWarnings
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
 from pipelines.statistics.metrics import LOSS
 from pipelines.statistics.training import PretrainingStatistics
+from training.alarms.reference_curve import read_reference
 from training.tracking.flattening import flatten
 
 WARNING_CHARACTERS = 600
@@ -57,7 +58,7 @@ def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_
         "workspace": whole.run.workspace,
         "warnings": _warnings(manifests, left_out),
         "corpus": corpus.model_dump(),
-        **_samples(directories, manifests, corpus),
+        **_samples(whole, directories, manifests, corpus),
         "model": _model(whole, manifests),
         "phases": [phase.identity() for phase in whole.pretraining.phases],
         "pretraining": dict(manifests[PRETRAINING].statistics) if PRETRAINING in manifests else {},
@@ -123,7 +124,9 @@ def _warnings(manifests: Mapping[str, Manifest], left_out: Mapping[str, str]) ->
     ]
 
 
-def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest], corpus: CorpusFacts) -> Facts:
+def _samples(
+    whole: WholeRecipe, directories: Mapping[str, str], manifests: Mapping[str, Manifest], corpus: CorpusFacts
+) -> Facts:
     """Samples of single files for the page; empty for a stage that the run does not have."""
     tokens: list[str] = []
 
@@ -141,13 +144,18 @@ def _samples(directories: Mapping[str, str], manifests: Mapping[str, Manifest], 
     def curves() -> Facts:
         metrics = manifests[PRETRAINING].statistics_as(PretrainingStatistics).metrics
         names = [metric.name for metric in metrics if metric.unit in ("nats", "share") and metric != LOSS]
-        return report_samples.curves(directories[PRETRAINING], [*names, "tokens_per_second"])
+        return report_samples.curves(directories[PRETRAINING], [*names, "tokens_per_second", "tokens"])
+
+    def reference() -> Facts:
+        source = whole.pretraining.reference
+        return read_reference(source).model_dump(mode="json", include={"name", "about", "curves"}) if source else {}
 
     parts = (
         ("rejects", DOCUMENTS, rejects),
         ("vocabulary", VOCABULARY, vocabulary),
         ("examples", EXAMPLES, examples),
         ("curves", PRETRAINING, curves),
+        ("reference", PRETRAINING, reference),
     )
     return {name: sampled(read) if stage in manifests else {} for name, stage, read in parts}
 

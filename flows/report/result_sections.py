@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from flows.report.charts import Band, Bar, Group, Line, horizontal_bars, line_chart
 from flows.report.html import (
     UNKNOWN,
@@ -53,6 +55,7 @@ def training(facts: Facts) -> str:
         _lines({} if "problem" in series else series, [metric for metric in parts if metric.unit == unit])
         for unit in ("nats", "share")
     )
+    losses += reference_lines(series, facts.get("reference", {}), parts)
     charts = [
         figure(line_chart("Loss over steps", "step", losses, bands), "Loss", _keys(losses, bands)),
         figure(
@@ -66,6 +69,7 @@ def training(facts: Facts) -> str:
         *(paragraph("Started from", foreign(record.in_words())) for record in found.lineage),
         f'<div class="figures">{"".join(charts)}</div>' if any(charts) else "",
         problem(series),
+        problem(facts.get("reference")),
         _phase_table(facts["phases"]),
         _heldout_table(found),
         _pairs_table(found),
@@ -88,6 +92,24 @@ def _lines(series: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Line]:
         for prefix, words in (("", ""), (HELDOUT_PREFIX, ", held out")):
             if points := series.get(prefix + metric.name):
                 drawn.append(Line(metric.label + words, [(x, y) for x, y in points], colour, dotted=bool(prefix)))
+    return drawn
+
+
+def reference_lines(series: Mapping[str, Any], reference: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Line]:
+    """The losses of another run, by the steps at which this one has had as many tokens."""
+    tokens = [] if "problem" in series else series.get("tokens", [])
+    if not tokens or "curves" not in reference:
+        return []
+    steps, counts = zip(*tokens, strict=True)
+    drawn = []
+    for metric in metrics:
+        points = [
+            (float(np.interp(x, counts, steps)), y)
+            for x, y in reference["curves"].get(metric.name, ())
+            if counts[0] <= x <= counts[-1]
+        ]
+        if metric.unit == "nats" and points:
+            drawn.append(Line(f"{metric.label} of {reference['name']}", points, "quiet"))
     return drawn
 
 

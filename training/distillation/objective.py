@@ -14,6 +14,7 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.workspace import VOCABULARY, length_directory
 from pipelines.statistics.metrics import MASKED_LM_METRICS, MLM_LOSS, Metric
+from training.alarms.rules import Alarms
 from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, load_into, write_model
@@ -25,7 +26,6 @@ from training.distillation.report import Size, in_words, tokens_per_second
 from training.distillation.student import LearntSums, Student, chosen_layers, lesson_of, read_teacher, student_weights
 from training.engine.precision import TORCH_TYPES, resolved_precision
 from training.engine.processes import Processes
-from training.pretraining.alarms import Alarms
 from training.pretraining.bert_objective import MASKED_LM_SUMS, masked_lm_means, masked_lm_sums, output_of
 from training.pretraining.objective import Forward, Objective, Say, Tally, shown_metric
 from training.pretraining.row_feed import RowFeed

@@ -15,6 +15,8 @@ from pipelines.contract.workspace import DOCUMENTS
 from pipelines.statistics.metrics import BERT_METRICS, MASKED_LM_METRICS
 from pipelines.statistics.preprocessing import ExamplesStatistics
 from pipelines.statistics.training import Lineage
+from training.alarms.bert_rules import POOLER_GRADIENT, BertAlarms
+from training.alarms.reference_curve import read_reference
 from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, write_model
@@ -25,7 +27,6 @@ from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
 from training.engine.schedule import Schedule
-from training.pretraining.bert_alarms import POOLER_GRADIENT, BertAlarms
 from training.pretraining.evaluations import measured, open_evaluations
 from training.pretraining.fidelity import deviations, in_words
 from training.pretraining.objective import Forward, Objective, Say, Tally
@@ -59,6 +60,8 @@ class BertObjective(Objective):
         self.num_parameters, self._architecture = parameter_count(model), model.architecture
 
     def check(self) -> None:
+        if self.settings.reference is not None:
+            read_reference(self.settings.reference)
         verify_inputs(self.inputs)
         self._require_same_tokenizer(self.inputs.vocabulary_directory)
         if self.inputs.initial is not None:
@@ -119,7 +122,9 @@ class BertObjective(Objective):
 
     def alarms(self) -> BertAlarms:
         steps = about_steps(self.settings, self.inputs.examples)
-        return BertAlarms(round(sum(steps or ()) * Schedule.of(self.settings).warmup_share))
+        reference = self.settings.reference
+        curve = read_reference(reference) if reference is not None else None
+        return BertAlarms(round(sum(steps or ()) * Schedule.of(self.settings).warmup_share), curve)
 
     def introduction(self) -> str:
         lines = [f"deviations from BERT: {self._deviations}", *(record.in_words() for record in self.lineage)]

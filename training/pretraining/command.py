@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 
 from pipelines.commands.command_line import CommandParser
@@ -28,8 +29,11 @@ def train(stage: str, parser: CommandParser, arguments: list[str] | None) -> int
     add_restart_argument(parser, "start over; an earlier run is kept under a numbered name")
     if row.start is not None:
         _add_continue_argument(parser, stage)
+        parser.add_argument("--reference", metavar="CURVE", help="curve to compare with, as pretraining.reference")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     parsed = parser.parse_args(arguments)
+    if getattr(parsed, "reference", None) is not None:
+        parsed.overrides.append(f"pretraining.reference={json.dumps(parsed.reference, ensure_ascii=False)}")
     follow_lifeline()
     inputs, continuation = row.inputs(recipe_from_arguments(parsed)), None
     if row.start is not None:

@@ -11,11 +11,11 @@ from torch import nn
 from pipelines.contract.manifest import Manifest, StageKey
 from pipelines.contract.recipe import Recipe
 from pipelines.statistics.metrics import LOSS, Metric
+from training.alarms.rules import Alarms
 from training.bert.flops import step_flops
 from training.data.arrow_examples import LocalCopies
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
-from training.pretraining.alarms import Alarms
 from training.resuming.progress import Progress
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig

@@ -232,6 +232,9 @@ class PretrainingConfig(LoopConfig):
     """
     minimal_pairs: MinimalPairsConfig | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Score minimal pairs during training; None does not."""
+    reference: UserPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """A curve to compare the run with: a JSON file of `clozeworks curve`, or the name of one in
+    training/reference_curves. A run that leaves the band around it raises an alarm; the report draws it."""
     ranks: Ranks = Field(default=0, json_schema_extra=OPERATIONAL)
     """Processes of one node; 0 means one per GPU, or two without GPUs."""
     cluster: ClusterConfig = Field(default=ClusterConfig(), json_schema_extra=OPERATIONAL)

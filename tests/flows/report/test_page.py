@@ -30,9 +30,10 @@ from flows.report import samples as report_samples
 from flows.report.facts import gather
 from flows.report.manifest_facts import TaskFacts
 from flows.report.page import SECTIONS, html_page
+from flows.report.result_sections import reference_lines
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import read_manifest
-from pipelines.statistics.metrics import BERT_METRICS, MINIMAL_PAIRS
+from pipelines.statistics.metrics import BERT_METRICS, MINIMAL_PAIRS, MLM_LOSS
 
 
 @pytest.fixture
@@ -113,6 +114,24 @@ def test_warnings_of_stages_stand_at_the_top(whole: WholeRecipe) -> None:
     )
     assert "\x1b" not in line
     assert '<aside class="warnings"' not in html_page(facts | {"warnings": []})
+
+
+def test_a_reference_is_drawn_over_the_losses_by_tokens(whole: WholeRecipe) -> None:
+    facts = facts_of(whole, write_workspace(whole))
+    assert facts["reference"] == {}
+    facts["curves"] = {"mlm_loss": [[0, 9.0], [10, 5.0]], "tokens": [[0, 0.0], [10, 1_000.0]]}
+    facts["reference"] = {
+        "name": "no<v>els",
+        "about": "",
+        "curves": {"mlm_loss": [[0.0, 8.0], [500.0, 6.0], [2e3, 5.0]]},
+    }
+    (line,) = reference_lines(facts["curves"], facts["reference"], [MLM_LOSS])
+    # 500 tokens are half of this run's, so its step 5; the reference goes further than the run.
+    assert line.points == [(0.0, 8.0), (5.0, 6.0)]
+    page = html_page(facts)
+    assert "MLM loss of no&lt;v&gt;els" in page
+    facts["reference"] = {"problem": "InputError: nowhere"}
+    assert "InputError: nowhere" in html_page(facts)
 
 
 def test_minimal_pairs_have_a_table_and_a_result(whole: WholeRecipe) -> None:

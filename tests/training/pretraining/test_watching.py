@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from training.alarms.bert_rules import MLM_STEPS, NSP_STEPS, BertAlarms
 from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining
-from training.pretraining.bert_alarms import MLM_STEPS, NSP_STEPS, BertAlarms
 from training.pretraining.throughput import measured_peak_flops
 from training.settings.model import ModelConfig
 

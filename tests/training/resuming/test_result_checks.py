@@ -16,8 +16,8 @@ from tests.support import REPOSITORY
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
+from training.alarms.bert_rules import NSP_PERFECT_OBSERVATIONS, BertAlarms
 from training.data.arrow_examples import ArrowExamples
-from training.pretraining.bert_alarms import NSP_PERFECT_OBSERVATIONS, BertAlarms
 from training.pretraining.unigram_baseline import baseline_warning, unigram_baseline
 from training.resuming.result_checks import require_finite, result_fault
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 
 from pipelines.statistics.metrics import MLM_LOSS
-from training.pretraining.alarms import Alarms
+from training.alarms.reference_curve import ReferenceCurve, ReferenceRule
+from training.alarms.rules import Alarms
 
 NSP_STEPS = 2_000
 NSP_TOLERANCE = 0.01
@@ -22,9 +23,14 @@ POOLER_OBSERVATIONS = 3
 class BertAlarms(Alarms):
     """Watches masked LM, next sentence, and the pooler's gradient, which connects the latter with the encoder."""
 
-    def __init__(self, num_warmup_steps: int) -> None:
-        """`num_warmup_steps`: a constant loss during warm-up is not a sign."""
+    def __init__(self, num_warmup_steps: int, reference: ReferenceCurve | None = None) -> None:
+        """
+        Args:
+            num_warmup_steps: a constant loss during warm-up is not a sign.
+            reference: the curve that the run should follow.
+        """
         super().__init__(MLM_LOSS)
+        self._reference = ReferenceRule(reference, MLM_LOSS.name) if reference is not None else None
         self._num_warmup_steps = num_warmup_steps
         self._nsp_since: int | None = None
         self._nsp_perfect = 0
@@ -38,6 +44,7 @@ class BertAlarms(Alarms):
             "nsp_perfect": self._nsp_is_perfect(metrics),
             "mlm": self._mlm_stands(step, metrics),
             "pooler": self._pooler_is_still(metrics),
+            "reference": self._reference.observe(metrics) if self._reference is not None else "",
             **super().rules(step, metrics),
         }
 
