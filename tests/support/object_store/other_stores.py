@@ -65,12 +65,13 @@ def azurite_program() -> Path | None:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
-            command = [npm, "install", "--no-audit", "--no-fund", f"azurite@{AZURITE_VERSION}"]
-            result = subprocess.run(
-                command, cwd=folder, timeout=_INSTALL_SECONDS, capture_output=True, text=True, check=False
-            )
-            if result.returncode:
-                print(f"azurite cannot be installed: {result.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            command = [npm, "install", "--no-audit", "--no-fund", "--fetch-retries=1", f"azurite@{AZURITE_VERSION}"]
+            try:
+                subprocess.run(
+                    command, cwd=folder, timeout=_INSTALL_SECONDS, capture_output=True, text=True, check=True
+                )
+            except subprocess.SubprocessError as error:
+                print(f"azurite cannot be installed: {error}", file=sys.stderr)
                 return None
     return program
 
