@@ -99,20 +99,19 @@ def open_pairs(inputs: PretrainingInputs, processes: Processes) -> PairsDuringTr
     """
     config = inputs.pretraining.minimal_pairs
     assert config is not None
+    tokenizer = SentenceTokenizer(inputs.tokenizer_directory)
+    most_tokens = inputs.model.max_position_embeddings
     if config.data == HELDOUT:
         directory = storage.join(inputs.workspace, DOCUMENTS)
         documents = require_manifest(directory, DOCUMENTS, f"clozeworks documents {inputs.recipe.path}")
-        pairs = heldout_pairs(directory, documents, config.pairs_per_group)
+
+        def fits(sentence: str) -> bool:
+            return len(tokenizer.tokenize([sentence])[0].input_ids) <= most_tokens
+
+        pairs = heldout_pairs(directory, documents, config.pairs_per_group, fits)
     else:
         pairs = read_pairs(config.data).first_of_each_group(config.pairs_per_group)
     try:
-        return PairsDuringTraining(
-            config,
-            pairs,
-            SentenceTokenizer(inputs.tokenizer_directory),
-            inputs.model,
-            inputs.vocab_size,
-            processes,
-        )
+        return PairsDuringTraining(config, pairs, tokenizer, inputs.model, inputs.vocab_size, processes)
     except InputError as error:
         raise InputError(f"{inputs.recipe.path}: pretraining.minimal_pairs: {error}") from error

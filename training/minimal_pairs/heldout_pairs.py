@@ -8,7 +8,7 @@ of their words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
@@ -40,8 +40,18 @@ _OTHER = {
 }
 
 
-def heldout_pairs(documents_directory: str, documents: Manifest, pairs_per_group: int) -> MinimalPairs:
+def heldout_pairs(
+    documents_directory: str,
+    documents: Manifest,
+    pairs_per_group: int,
+    fits: Callable[[str], bool] = lambda _: True,
+) -> MinimalPairs:
     """The first pairs of each group, in the order of the documents; a sentence is used once.
+
+    Args:
+        documents_directory, documents: the stage and its manifest.
+        pairs_per_group: how many to take at most.
+        fits: whether a model can take a sentence; one that it cannot take is passed over.
 
     Raises:
         InputError: the held-out documents have no sentence for any group, or cannot be read.
@@ -56,7 +66,9 @@ def heldout_pairs(documents_directory: str, documents: Manifest, pairs_per_group
             continue
         # The rarest first: most sentences have an order, and few have a demonstrative.
         for group in sorted(GROUPS, key=lambda name: counts[name]):
-            if counts[group] < pairs_per_group and (bad := damaged(words, group)) is not None:
+            if counts[group] >= pairs_per_group or (bad := damaged(words, group)) is None:
+                continue
+            if fits(good) and fits(bad):
                 seen.add(good)
                 counts[group] += 1
                 for column, value in zip(
@@ -65,7 +77,7 @@ def heldout_pairs(documents_directory: str, documents: Manifest, pairs_per_group
                     strict=True,
                 ):
                     column.append(value)
-                break
+            break
         if all(count >= pairs_per_group for count in counts.values()):
             break
     if not len(pairs):

@@ -86,6 +86,13 @@ def test_each_group_has_its_pairs_and_no_sentence_is_used_twice(tmp_path: Path) 
     assert "batch 0, document 0" in pairs.places[0]
 
 
+def test_a_sentence_that_the_model_cannot_take_is_passed_over(tmp_path: Path) -> None:
+    manifest = written(tmp_path, [SENTENCES])
+    pairs = heldout_pairs(str(tmp_path), manifest, 3, lambda sentence: "number 0" not in sentence)
+    assert len(pairs) == 15
+    assert not [sentence for sentence in (*pairs.good, *pairs.bad) if "number 0" in sentence]
+
+
 def test_a_corpus_without_english_has_word_order_only(tmp_path: Path) -> None:
     german = [f"Der alte Hund von Nummer {number} schläft heute wieder sehr lange." for number in range(9)]
     pairs = heldout_pairs(str(tmp_path), written(tmp_path, [german]), 4)
