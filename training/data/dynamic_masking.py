@@ -17,7 +17,9 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.schemas import CLS, CONTINUATION, MASK, SEP, UNMASKED, WHOLE_WORDS
 from training.data.ordering import IntArray, keyed_seed
 from training.data.rows import Ragged
+from training.data.spans import Draw, Spans, choose_spans
 from training.data.whole_words import choose_words, find_words
+from training.settings.optimization import SPANS
 from training.settings.pretraining import BERT_SHARES, MaskSharesConfig
 
 KeyArray = npt.NDArray[np.uint64]
@@ -27,8 +29,8 @@ Ids = npt.NDArray[Any]
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
-# A row's stream has three parts by purpose; the first numbers, one per position (below 2**16), order the choice.
-_FATE, _REPLACEMENT = 1 << 16, 2 << 16
+# A row's stream has parts by purpose; the first numbers, one per position (below 2**16), order the choice.
+_FATE, _REPLACEMENT, _SPAN_START, _SPAN_LENGTH = 1 << 16, 2 << 16, 3 << 16, 4 << 16
 # Bits of a token's sort key: row of the group, special token or not, random number, position.
 _ROW_SHIFT, _SPECIAL_SHIFT, _SCORE_SHIFT = np.uint64(48), np.uint64(47), np.uint64(16)
 _SCORE_BITS_DROPPED = np.uint64(33)
@@ -58,6 +60,7 @@ class DynamicMasking:
     """The rule of pipelines.examples.masking.MaskingRules.
 
     continues: bool [vocabulary], true for tokens that continue a word; None masks single tokens.
+    spans: mask spans of words, and replace all tokens of a span in the same way (SpanBERT).
     shares: what becomes of the predicted tokens.
     """
 
@@ -69,6 +72,7 @@ class DynamicMasking:
     vocab_size: int
     continues: npt.NDArray[np.bool_] | None = field(default=None, compare=False)
     shares: MaskSharesConfig = BERT_SHARES
+    spans: bool = False
 
     def num_predictions(self, input_ids: Ids, offsets: IntArray, keys: KeyArray) -> IntArray:
         """Number of predicted tokens of each row, which depends on its key only if words are masked together.
@@ -84,7 +88,7 @@ class DynamicMasking:
         is_special = self._is_special(input_ids)
         special_tokens = np.diff(np.searchsorted(np.flatnonzero(is_special), offsets))
         num_predictions: IntArray = np.minimum(wanted, lengths - special_tokens)
-        if self.continues is not None:
+        if self.continues is not None and not self.spans:
             self._lower_to_words(num_predictions, input_ids, offsets, is_special, keys)
         return num_predictions
 
@@ -97,7 +101,7 @@ class DynamicMasking:
         singles = np.bincount(words.rows[words.sizes == 1], minlength=len(counts))
         rows = np.flatnonzero(singles < counts)
         own = Ragged(input_ids, offsets).take(rows)
-        chosen = self._choose_by_groups(own.values, own.lengths(), keys[rows], counts[rows])
+        chosen, _ = self._choose_by_groups(own.values, own.lengths(), keys[rows], counts[rows])
         counts[rows] = np.diff(np.searchsorted(chosen, own.offsets))
 
     def apply(
@@ -113,23 +117,41 @@ class DynamicMasking:
             masked_lm_positions: int64, flat among the T tokens, ascending; masked_lm_ids: the original tokens.
         """
         starts = np.cumsum(lengths) - lengths
-        chosen = self._choose_by_groups(input_ids, lengths, keys, num_predictions)
+        chosen, anchors = self._choose_by_groups(input_ids, lengths, keys, num_predictions)
         masked_ids = input_ids[chosen]
-        self._replace(input_ids, chosen, chosen - np.repeat(starts, num_predictions), np.repeat(keys, num_predictions))
+        row_starts = np.repeat(starts, num_predictions)
+        self._replace(input_ids, chosen, chosen - row_starts, anchors - row_starts, np.repeat(keys, num_predictions))
         return chosen, masked_ids
 
-    def _choose_by_groups(
-        self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray
-    ) -> IntArray:
+    def _choose_by_groups(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> Spans:
         ends = np.cumsum(lengths)
         starts = ends - lengths
         choose = self._choose if self.continues is None else self._choose_words
-        groups: list[IntArray] = []
+        groups: list[Spans] = []
         for first in range(0, len(lengths), GROUP_ROWS):
             own = slice(first, first + GROUP_ROWS)
             begin, end = int(starts[first]), int(ends[own][-1])
-            groups.append(choose(input_ids[begin:end], lengths[own], keys[own], num_predictions[own]) + begin)
-        return np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
+            group = input_ids[begin:end], lengths[own], keys[own], num_predictions[own]
+            if self.spans:
+                found = self._choose_spans(*group)
+            else:
+                # Each token is replaced by itself.
+                positions = choose(*group)
+                found = Spans(positions, positions)
+            groups.append(Spans(found.positions + begin, found.anchors + begin))
+        if not groups:
+            return Spans(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        return Spans(*(np.concatenate(parts) for parts in zip(*groups, strict=True)))
+
+    def _choose_spans(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, wanted: IntArray) -> Spans:
+        assert self.continues is not None
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        words = find_words(input_ids, offsets, self._is_special(input_ids), self.continues)
+
+        def draw(purpose: int) -> Draw:
+            return lambda rows, number: _draw(keys[rows], np.full(len(rows), purpose + number))
+
+        return choose_spans(words, len(input_ids), wanted, draw(_SPAN_START), draw(_SPAN_LENGTH))
 
     def _choose(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> IntArray:
         """The maskable tokens of each row with the smallest random numbers, as flat positions in ascending order."""
@@ -167,9 +189,11 @@ class DynamicMasking:
         chosen: IntArray = np.arange(int(sizes.sum())) + np.repeat(starts - before, sizes)
         return chosen
 
-    def _replace(self, input_ids: Ids, chosen: IntArray, positions: IntArray, keys: KeyArray) -> None:
-        """By BERT's shares 80 % become [MASK], 10 % stay, 10 % become any token of the vocabulary."""
-        fate = (_draw(keys, positions + _FATE) >> np.uint64(11)) * (1.0 / (1 << 53))
+    def _replace(
+        self, input_ids: Ids, chosen: IntArray, positions: IntArray, anchors: IntArray, keys: KeyArray
+    ) -> None:
+        """By BERT's shares 80 % become [MASK], 10 % stay, 10 % become any token; tokens of one anchor alike."""
+        fate = (_draw(keys, anchors + _FATE) >> np.uint64(11)) * (1.0 / (1 << 53))
         input_ids[chosen[fate < self.shares.mask]] = self.mask_id
         is_random = fate >= max(1.0 - self.shares.random, self.shares.mask)
         numbers = _draw(keys[is_random], positions[is_random] + _REPLACEMENT) >> np.uint64(32)
@@ -224,6 +248,7 @@ def masking_of(
     if masked_lm_prob is not None:
         rate, most = masked_lm_prob, int(metadata["clozeworks.max_seq_length"])
     cls_id, sep_id, mask_id = (tokens.index(token) for token in (CLS, SEP, MASK))
-    is_whole_word = (written if masking == "as_written" else masking) in WHOLE_WORDS
-    continues = np.array([token.startswith(CONTINUATION) for token in tokens]) if is_whole_word else None
-    return DynamicMasking(rate, most, cls_id, sep_id, mask_id, len(tokens), continues, shares)
+    kind = written if masking == "as_written" else masking
+    needs_words = kind in WHOLE_WORDS or kind == SPANS
+    continues = np.array([token.startswith(CONTINUATION) for token in tokens]) if needs_words else None
+    return DynamicMasking(rate, most, cls_id, sep_id, mask_id, len(tokens), continues, shares, kind == SPANS)

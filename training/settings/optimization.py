@@ -105,13 +105,18 @@ class OptimizerConfig(Section):
             raise ValueError(f"optimizer = {self.optimizer!r} is for very large batches; {verb} with {others}")
 
 
+SPANS = "dynamic_span"
+"""The value of `masking` that masks spans of words."""
+
+
 class LoopConfig(OptimizerConfig):
     """Settings shared by the sections that train by `training.pretraining.run`: pre-training and distillation."""
 
     seed: Seed = 12_345
-    masking: Literal["as_written", "dynamic", "dynamic_whole_word"] = "as_written"
+    masking: Literal["as_written", "dynamic", "dynamic_whole_word", "dynamic_span"] = "as_written"
     """`dynamic` draws new masks in each epoch instead of those in the examples; always so for unmasked examples.
-    `dynamic_whole_word` masks all pieces of a word together, whichever way the examples were masked."""
+    `dynamic_whole_word` masks all pieces of a word together, `dynamic_span` spans of words as SpanBERT does, whichever
+    way the examples were masked."""
 
     micro_batch_size: BatchSize | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Sequences that a rank computes at once; None computes its complete share of the global batch at once."""
