@@ -19,13 +19,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import EXIT_REQUEUE, InputError
 from pipelines.contract.manifest import write_manifest
 from pipelines.contract.recipe import RunConfig
-from pipelines.contract.workspace import (
-    ENCODER_DIRECTORY,
-    ENGINE_JSON_NAME,
-    EXAMPLES,
-    VOCABULARY,
-    code_version,
-)
+from pipelines.contract.workspace import ENCODER_DIRECTORY, ENGINE_JSON_NAME, EXAMPLES, VOCABULARY, code_version
 from pipelines.statistics.metrics import HELDOUT_PREFIX
 from pipelines.stores.patience import patience_seconds
 from training.bert.sizes import disk_bytes_pretraining
