@@ -23,6 +23,7 @@ from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import read_recipe
 from training import distill
+from training.alarms import rules as alarms
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
@@ -32,7 +33,6 @@ from training.data.step_reader import heldout_batches
 from training.distillation.objective import DistillationObjective
 from training.distillation.student import Student, lesson_of, read_teacher, student_weights
 from training.engine.processes import Processes
-from training.pretraining import alarms
 from training.pretraining.objective import Forward, Tally
 from training.pretraining.run import EXIT_INTERRUPTED, TrainingRun
 from training.resuming.progress import Progress
