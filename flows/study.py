@@ -17,6 +17,7 @@ from flows.comparison.results import Comparison, as_json
 from flows.comparison.study_file import Study, read_study
 from flows.console.tables import shown
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.recipe_arguments import add_set_argument
 from pipelines.contract import storage
 from pipelines.contract.errors import EXIT_FAILED, exit_code_of
 
@@ -31,14 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: clozeworks study flows/studies/masking.toml --set pretraining.ranks=1",
     )
     parser.add_argument("study", help="TOML file of the study")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        help="override for all runs",
-    )
+    add_set_argument(parser)
     parsed = parser.parse_args(arguments)
     study = read_study(parsed.study, tuple(parsed.overrides))
     guard = threading.Lock()

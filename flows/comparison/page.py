@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
 
 from flows.comparison.results import Cell, Comparison, RunResult
 from flows.comparison.study_file import Study
@@ -60,7 +61,7 @@ def _table(metric: Metric, comparison: Comparison) -> str:
     if has_published:
         header.append("published")
         for row, name in zip(rows, comparison.variants, strict=True):
-            row.append(_number(metric, cells[name].published if name in cells else None))
+            row.append(metric_value(metric, cells[name].published if name in cells else None))
     better = "more is better" if metric.more_is_better else "less is better"
     caption = f"<h3>{foreign(metric.label)}, {better}</h3>"
     return caption + table(metric.label, header, rows, numbers=range(1, len(header)))
@@ -72,11 +73,7 @@ def _shown(metric: Metric, cell: Cell | None) -> list[str]:
     difference = UNKNOWN if cell.difference is None else f"{cell.difference:+.4f}"
     error = UNKNOWN if cell.difference_error is None else f"{cell.difference_error:.4f}"
     deviation = UNKNOWN if cell.deviation is None else f"{cell.deviation:.4f}"
-    return [_number(metric, cell.mean), deviation, str(cell.num_seeds), difference, error]
-
-
-def _number(metric: Metric, value: float | None) -> str:
-    return metric_value(metric, value)
+    return [metric_value(metric, cell.mean), deviation, str(cell.num_seeds), difference, error]
 
 
 def _charts(comparison: Comparison) -> str:
@@ -105,7 +102,7 @@ def _costs(comparison: Comparison) -> str:
     for name in comparison.variants:
         own = [result for result in comparison.results if result.run.variant == name and result.problem is None]
         if own:
-            rows.append((foreign(name), count(_mean([result.tokens for result in own])), *_work(own)))
+            rows.append((foreign(name), count(round(mean(result.tokens for result in own))), *_work(own)))
     header = ("", "tokens", "operations", "pre-training")
     note = paragraph(
         text("Means over the seeds. Operations are counted from the tokens; times are those of this machine.")
@@ -115,12 +112,8 @@ def _costs(comparison: Comparison) -> str:
 
 def _work(own: Sequence[RunResult]) -> tuple[str, str]:
     seconds = [result.seconds for result in own if result.seconds is not None]
-    flops = sum(result.flops for result in own) / len(own)
-    return f"{flops:.2e}", shown_seconds(sum(seconds) / len(seconds)) if seconds else UNKNOWN
-
-
-def _mean(values: Sequence[int]) -> int:
-    return round(sum(values) / len(values))
+    flops = mean(result.flops for result in own)
+    return f"{flops:.2e}", shown_seconds(mean(seconds)) if seconds else UNKNOWN
 
 
 def _recipes(study: Study) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.running.launch import run_command
+from flows.running.launch import run_command, run_requeued
 from flows.running.plan import Stage
 from flows.running.timings import earlier_seconds, record_seconds
 from pipelines.contract.errors import InputError
@@ -85,7 +85,7 @@ def build_stage(whole: WholeRecipe, stage: Stage, say: Say) -> None:
         say(f"{stage.name}: complete")
         return
     began = time.monotonic()
-    run_command(stage.name, stage.command(), stage.difference, say, stage.environment())
+    run_requeued(lambda: run_command(stage.name, stage.command(), stage.difference, say, stage.environment()), say)
     record_seconds(whole.run.workspace, stage.name, stage.manifests(), time.monotonic() - began)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.workspace import DISTILLATION, DOCUMENTS, EXAMPLES, PRETRAINING, VOCABULARY
+from pipelines.statistics.metrics import MINIMAL_PAIRS
 from pipelines.statistics.preprocessing import DocumentsStatistics, ExamplesStatistics, VocabularyStatistics
 from pipelines.statistics.training import (
     DistillationStatistics,
@@ -47,9 +48,8 @@ def _examples(manifest: Manifest) -> list[str]:
 def _trained(statistics: TrainingStatistics) -> list[str]:
     counts = {"steps": statistics.steps, "tokens": statistics.tokens}
     parts = [f"{count:,} {name}" for name, count in counts.items() if count is not None]
-    metric = statistics.judged_by
-    if metric.name in statistics.heldout:
-        parts.append(f"held-out {metric.label} {statistics.heldout[metric.name]:.3f}")
+    shown = (metric for metric in (statistics.judged_by, MINIMAL_PAIRS) if metric.name in statistics.heldout)
+    parts += [f"held-out {metric.label} {statistics.heldout[metric.name]:.3f}" for metric in shown]
     return parts + [f"from {record.in_words()}" for record in statistics.lineage]
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from flows.parameters.ranks import World, distillation_steps, finetuning_batches, pretraining_steps, unsaid_ranks
+from flows.parameters.tracking_config import TrackingConfig
 from pipelines.contract.schemas import UNMASKED, WHOLE_WORDS
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
-from training.settings.pretraining import PretrainingConfig, lengths_problem
+from training.settings.pretraining import BERT_SHARES, PretrainingConfig, lengths_problem
 
 
 class Sections(NamedTuple):
@@ -27,6 +28,7 @@ class Sections(NamedTuple):
     pretraining: PretrainingConfig
     distillation: DistillationConfig | None
     finetuning: FinetuningConfig
+    tracking: TrackingConfig
     has_corpus: bool = True
     """False for a recipe that only fine-tunes."""
 
@@ -69,6 +71,12 @@ def _masking(sections: Sections) -> Iterator[str]:
                 f"pretraining.phases.{index}.masked_lm_prob = {phase.masked_lm_prob}, but the examples are masked "
                 f"beforehand, with examples.masking = {masking!r}; set pretraining.masking = 'dynamic', or let the "
                 "phase read one of examples.sets with this masked_lm_prob"
+            )
+        shares = pretraining.mask_shares
+        if shares != BERT_SHARES and pretraining.masking == "as_written" and masking not in UNMASKED:
+            yield (
+                f"pretraining.mask_shares = {shares.mask:g} [MASK], {shares.random:g} random, but the examples are "
+                f"masked beforehand, with examples.masking = {masking!r}; set pretraining.masking = 'dynamic'"
             )
         if pretraining.masking == "dynamic":
             yield from _masks_words(sections, "pretraining", phase.examples)
@@ -139,10 +147,19 @@ def _too_long(key: str, max_seq_length: int, model: ModelConfig) -> str:
     )
 
 
+def _encoder_metric(sections: Sections) -> Iterator[str]:
+    if sections.tracking.encoder_metric == "minimal_pairs" and sections.pretraining.minimal_pairs is None:
+        yield (
+            "tracking.encoder_metric = 'minimal_pairs', but no pairs are scored; set pretraining.minimal_pairs.data, "
+            "or use encoder_metric = 'objective'"
+        )
+
+
 _CHECKS: tuple[Callable[[Sections], Iterator[str]], ...] = (
     _pretraining,
     _masking,
     _distillation,
     _finetuning,
     _ranks,
+    _encoder_metric,
 )

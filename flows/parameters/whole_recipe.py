@@ -60,11 +60,6 @@ class WholeRecipe:
             name: recipe.section(name, model) if name not in left_out else model.model_construct(sources=())
             for name, model in SECTION_MODELS.items()
         }
-        if sections["tracking"].encoder_metric == "minimal_pairs" and sections["pretraining"].minimal_pairs is None:
-            raise RecipeError(
-                f"{recipe.path}: tracking.encoder_metric = 'minimal_pairs', but no pairs are scored; set "
-                "pretraining.minimal_pairs.data, or use encoder_metric = 'objective'"
-            )
         if problem := mixture_problem(sections["examples"], sections["documents"]):
             raise RecipeError(f"{recipe.path}: {problem}")
         sections["examples"] = with_weights(sections["examples"], sections["documents"])
@@ -98,7 +93,14 @@ class WholeRecipe:
     def _sections_to_compare(self, model: ModelConfig | None, has_corpus: bool) -> Sections:
         distillation = self.distillation if "distillation" in self.recipe.tables else None
         return Sections(
-            self.documents, self.examples, model, self.pretraining, distillation, self.finetuning, has_corpus
+            self.documents,
+            self.examples,
+            model,
+            self.pretraining,
+            distillation,
+            self.finetuning,
+            self.tracking,
+            has_corpus,
         )
 
     def _check_workspace(self) -> None:

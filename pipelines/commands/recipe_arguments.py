@@ -17,6 +17,12 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_override_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--set` and `--workspace`, which override a recipe's settings."""
+    add_set_argument(parser)
+    parser.add_argument("--workspace", help="directory of the run; overrides run.workspace")
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--set`, whose values are `overrides`."""
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -25,7 +31,6 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="override one setting of the recipe; may be repeated",
     )
-    parser.add_argument("--workspace", help="directory of the run; overrides run.workspace")
 
 
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:

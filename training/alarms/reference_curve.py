@@ -19,7 +19,7 @@ from pipelines.statistics.training import PretrainingStatistics
 SHIPPED_DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "reference_curves")
 """Curves that come with this project, as NAME.json."""
 BAND = 0.05
-"""A metric within this share of the reference is inside the band: equal recipes with other seeds differ by less."""
+"""A metric within this share of the reference is inside the band; a choice, not measured over seeds."""
 OBSERVATIONS = 3
 """Progress lines in a row outside the band before it is said."""
 _POINTS = 240

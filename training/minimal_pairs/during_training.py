@@ -14,6 +14,7 @@ from pipelines.contract.manifest import digest_of, require_manifest
 from pipelines.contract.workspace import DOCUMENTS
 from pipelines.statistics.metrics import MINIMAL_PAIRS
 from training.bert.heads import BertForPreTraining
+from training.bert.huggingface import load_into
 from training.engine.processes import Processes
 from training.minimal_pairs.accuracies import Accuracies, accuracies
 from training.minimal_pairs.heldout_pairs import HELDOUT, heldout_pairs
@@ -54,10 +55,7 @@ class PairsDuringTraining:
     def measure(self, weights: Mapping[str, torch.Tensor]) -> float:
         """Accuracy of a model with these weights; each rank scores its part of the pairs."""
         model = BertForPreTraining.masked_lm(self._model, self._vocab_size)
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        load_into(model, weights, "the weights of this run")
         processes, count = self._processes, len(self._pairs)
         own = np.arange(2 * count).reshape(2, count)[:, processes.rank :: processes.world_size].reshape(-1)
         scorer = SentenceScorer(model.to(processes.device), self._mask_id, self._config.method)

@@ -130,3 +130,13 @@ def test_an_unreachable_prefect_server_is_named(
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: PREFECT_API_URL = http://127.0.0.1:9/api: no Prefect server answers;")
     assert "Traceback" not in ended.stderr
+
+
+def test_mask_shares_of_examples_that_are_masked_beforehand_are_refused_before_the_first_stage() -> None:
+    recipe, shares = os.path.join(RECIPES, "bert-base.toml"), "pretraining.mask_shares={mask = 1.0, random = 0.0}"
+    with pytest.raises(
+        RecipeError, match=r"mask_shares = 1 \[MASK\], 0 random, but the examples are masked beforehand"
+    ):
+        RunRequest(recipe=recipe, overrides=(shares,)).read()
+    whole = RunRequest(recipe=recipe, overrides=(shares, "pretraining.masking=dynamic")).read()
+    assert whole.pretraining.mask_shares.mask == 1.0

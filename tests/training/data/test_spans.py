@@ -15,7 +15,8 @@ from tests.support.preprocessing.references import derive_key
 
 from training.data.dynamic_masking import DynamicMasking, masking_of, row_keys
 from training.data.ordering import keyed_seed
-from training.data.spans import LENGTH_SHARES, MOST_WORDS
+from training.data.spans import LENGTH_SHARES, MOST_WORDS, choose_spans
+from training.data.whole_words import Words
 from training.settings.pretraining import MaskSharesConfig
 
 CLS_ID, SEP_ID, MASK_ID, VOCAB_SIZE = 2, 3, 4, 1_000
@@ -104,24 +105,27 @@ def test_spans_equal_a_sequential_reference(rows: list[list[int]], masked_lm_pro
 
 
 def test_lengths_are_those_of_spanbert() -> None:
-    """A row that wants one token more than the longest span shows the first span in full."""
+    """Of the first span of each row, which is complete: the rows want as many tokens as the longest one has."""
     assert np.dot(LENGTH_SHARES, np.arange(1, MOST_WORDS + 1)) == pytest.approx(3.8, abs=0.05)  # section 3.1
-    row = [CLS_ID, *range(100, 600), SEP_ID]
-    masking = rule(0.02)
-    lengths = Counter[int]()
-    for _, positions in masked(masking, [row] * 4_000, list(range(4_000))):
-        runs = [len(list(run)) for _, run in groupby(enumerate(positions), lambda pair: pair[1] - pair[0])]
-        if len(runs) == 2 and max(runs) < MOST_WORDS:
-            # Two spans of ten tokens together: the first is complete, the second cut; either may stand first.
-            lengths[min(runs)] += 1
-    assert sum(lengths.values()) > 500
-    firsts = Counter[int]()
-    for number in range(4_000):
-        key = derive_key(keyed_seed("masks", 5), number)
-        uniform = (derive_key(key, 4 << 16) >> 11) / (1 << 53)
-        firsts[1 + sum(uniform >= bound for bound in np.cumsum(LENGTH_SHARES)[:-1])] += 1
-    counts = [firsts[length] for length in range(1, MOST_WORDS + 1)]
-    assert stats.chisquare(counts, 4_000 * LENGTH_SHARES).pvalue > 1e-3
+    num_rows, length = 4_000, 50
+    starts = np.arange(num_rows * length)
+    words = Words(starts, np.ones_like(starts), starts // length)
+    generator = np.random.default_rng(2)
+
+    def middle(rows: np.ndarray, number: int) -> np.ndarray:
+        # The first span starts at word 25, later ones at word 5 or 40.
+        word = 25 if number == 0 else 5 if number % 2 else 40
+        return np.full(len(rows), ((word << 32) + (1 << 31)) // length, dtype=np.uint64) << np.uint64(32)
+
+    def any_length(rows: np.ndarray, _number: int) -> np.ndarray:
+        return generator.integers(0, 1 << 64, len(rows), dtype=np.uint64)
+
+    found = choose_spans(words, len(starts), np.full(num_rows, MOST_WORDS), middle, any_length)
+    assert len(found.positions) == num_rows * MOST_WORDS
+    lengths = Counter(Counter(found.anchors[found.anchors % length == 25].tolist()).values())
+    counts = [lengths[number] for number in range(1, MOST_WORDS + 1)]
+    assert sum(counts) == num_rows
+    assert stats.chisquare(counts, num_rows * LENGTH_SHARES).pvalue > 1e-3
 
 
 def test_the_tokens_of_a_span_have_one_fate() -> None:
