@@ -21,7 +21,7 @@ def distill(request: DistillRequest) -> FlowOutcome:
     """
     with running(request) as run:
         built = run.build(stages.distillation_stage(run.whole))
-        outcome = FlowOutcome(stages=(built,), models=(register_distilled(run.whole, run.tracker, built),))
+        outcome = FlowOutcome(stages=(built,), models=register_distilled(run.whole, run.tracker, built))
         run.tracker.log_metrics(run.run_id, final_scores(outcome))
         return outcome
 

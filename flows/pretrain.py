@@ -22,7 +22,7 @@ def pretrain(request: PretrainRequest) -> FlowOutcome:
     """
     with running(request) as run:
         built = run.build(stages.pretraining_stage(run.whole, request.continue_finished))
-        outcome = FlowOutcome(stages=(built,), models=(register_encoder(run.whole, run.tracker, built),))
+        outcome = FlowOutcome(stages=(built,), models=register_encoder(run.whole, run.tracker, built))
         run.tracker.log_metrics(run.run_id, final_scores(outcome))
         tell_pretraining(run.whole, outcome)
         return outcome

@@ -4,8 +4,9 @@
 
 A sentence's score is its pseudo-log-likelihood: the sum over its tokens of the log-probability that the masked-LM head
 gives to the token when it is masked. --method word-l2r also masks the later pieces of the same word (Kauf & Ivanova,
-2023); original does not (Salazar et al., 2020). Equal scores count half, so chance is 0.5. --data is a directory or a
-file, JSON lines or TSV, with columns sentence_good, sentence_bad, UID and field, or good, bad and group.
+2023); original does not (Salazar et al., 2020). The score of a left-to-right model is the log-likelihood. Equal scores
+count half, so chance is 0.5. --data is a directory or a file, JSON lines or TSV, with columns sentence_good,
+sentence_bad, UID and field, or good, bad and group.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipelines.commands.command_line import CommandParser
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from training.resuming.process_end import run_and_leave
+from training.settings.pretraining import WORD_L2R
 from training.stages.encoders import encoder_digest, encoder_directory
 
 _PROGRESS_SECONDS = 10.0
@@ -38,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", required=True, metavar="PATH", help="directory or file of pairs")
     parser.add_argument(
-        "--method", choices=("word-l2r", "original"), default="word-l2r", help="what is masked (%(default)s)"
+        "--method",
+        choices=("word-l2r", "original"),
+        help="what a masked language model masks (default: word-l2r); a left-to-right model has no such choice",
     )
     parser.add_argument(
         "--pairs-per-group", type=int, metavar="N", help="score the first N pairs of each paradigm (default: all)"
@@ -62,10 +66,15 @@ def _score(parsed: argparse.Namespace) -> None:
     import torch
 
     from training.minimal_pairs.accuracies import accuracies, table
-    from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer, load_masked_lm
+    from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer, load_language_model, method_of
 
     tokenizer = SentenceTokenizer(directory)
-    model = load_masked_lm(directory, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_language_model(directory, "cuda" if torch.cuda.is_available() else "cpu")
+    if parsed.method is not None and model.bert.is_causal:
+        raise InputError(
+            f"--method {parsed.method}: {parsed.encoder} is a left-to-right model, which masks nothing; remove it"
+        )
+    method = parsed.method or WORD_L2R
     sentences = tokenizer.tokenize_pairs(pairs, model.bert.embeddings.position_embeddings.num_embeddings)
     if unknown := tokenizer.unknown_tokens(sentences):
         print(f"blimp: {unknown} tokens of the sentences are unknown to the vocabulary", flush=True)
@@ -77,7 +86,7 @@ def _score(parsed: argparse.Namespace) -> None:
             told = time.monotonic()
             print(f"blimp: {share:.0%} of {len(sentences)} sentences, {told - started:.0f} s", flush=True)
 
-    scores = SentenceScorer(model, tokenizer.mask_id, parsed.method).score(sentences, progress)
+    scores = SentenceScorer(model, tokenizer.mask_id, method).score(sentences, progress)
     found = accuracies(pairs, scores[: len(pairs)], scores[len(pairs) :])
     print(table(found), flush=True)
     if parsed.output:
@@ -85,7 +94,7 @@ def _score(parsed: argparse.Namespace) -> None:
             "encoder": parsed.encoder,
             "encoder_sha256": encoder_digest(directory),
             "data": parsed.data,
-            "method": parsed.method,
+            "method": method_of(model, method),
             "unknown_tokens": unknown,
             "seconds": time.monotonic() - started,
             **found.as_json(),

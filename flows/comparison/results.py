@@ -16,7 +16,7 @@ from pipelines.contract.manifest import Manifest
 from pipelines.contract.workspace import FINETUNING, PRETRAINED, PRETRAINING
 from pipelines.statistics.metrics import HELDOUT_PREFIX, Metric
 from pipelines.statistics.training import PretrainingStatistics, TrialStatistics
-from training.bert.flops import step_flops
+from training.bert.flops import predicted_tokens, step_flops
 
 _TASK_LABEL = "{task}, {metric}"
 
@@ -97,6 +97,7 @@ def _flops(whole: WholeRecipe, trained: PretrainingStatistics) -> float:
     tokens, sequences = trained.tokens or 0, trained.sequences or 1
     phase = whole.pretraining.phases[-1]
     masked = tokens * (phase.masked_lm_prob or whole.examples.of_set(phase.examples).masked_lm_prob)
+    masked = predicted_tokens(whole.model, tokens, sequences, masked)
     pairs = sequences if whole.examples.next_sentence else 0
     return step_flops(whole.model, whole.vocabulary.size, tokens, tokens * tokens / sequences, masked, pairs)
 

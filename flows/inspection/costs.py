@@ -34,7 +34,7 @@ from pipelines.jobs.sizes import (
     masked_per_row,
 )
 from pipelines.settings.examples import ExamplesPart
-from training.bert.flops import ModelStates, model_states, num_parameters, step_flops
+from training.bert.flops import ModelStates, model_states, num_parameters, predicted_tokens, step_flops
 from training.bert.sizes import disk_bytes_checkpoints, disk_bytes_finetuning, disk_bytes_model, disk_bytes_pretraining
 from training.settings.pretraining import PhaseConfig
 from training.stages.budgets import amount_in_words, sequences_of, steps_of_sequences
@@ -214,6 +214,7 @@ def _phase_cost(whole: WholeRecipe, rates: Rates, phase: PhaseConfig, lengths: M
     masked = sequences * masked_per_row(whole.examples.of_set(phase.examples), phase.max_seq_length, shape.mean_length)
     if phase.masked_lm_prob is not None:
         masked = tokens * phase.masked_lm_prob
+    masked = predicted_tokens(whole.model, tokens, sequences, masked)
     pairs = sequences if whole.examples.next_sentence else 0.0
     squared = sequences * shape.mean_squared_length
     flops = step_flops(whole.model, whole.vocabulary.size, tokens, squared, masked, pairs)

@@ -30,7 +30,7 @@ from pipelines.statistics.preprocessing import (
     LengthStatistics,
     VocabularyStatistics,
 )
-from training.bert.flops import step_flops
+from training.bert.flops import predicted_tokens, step_flops
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
 from training.stages.budgets import about_steps
@@ -219,6 +219,7 @@ def _training_speed(workspace: str, vocabulary: Manifest, examples: Manifest) ->
         shape = _measured_shape(statistics, phase.max_seq_length, 1.0)
         rows = new_tokens / shape.mean_length
         masked = new_tokens * (statistics.masked_share or examples.config["masked_lm_prob"])
+        masked = predicted_tokens(model, new_tokens, rows, masked)
         flops += step_flops(model, vocab_size, new_tokens, rows * shape.mean_squared_length, masked, rows)
         seconds += new_tokens / line["tokens_per_second"]
     return TrainingSpeed(tokens / seconds, flops / seconds) if seconds else None

@@ -13,7 +13,8 @@ from pipelines.settings.examples import ExamplesConfig
 from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
-from training.settings.pretraining import BERT_SHARES, PretrainingConfig, lengths_problem
+from training.settings.pretraining import BERT_SHARES, PretrainingConfig, model_problem
+from training.stages.pretraining import NO_PAIRS_LEFT_TO_RIGHT
 
 
 class Sections(NamedTuple):
@@ -40,11 +41,13 @@ def contradiction(sections: Sections) -> str | None:
 
 def _pretraining(sections: Sections) -> Iterator[str]:
     pretraining = sections.pretraining
-    if sections.model and (problem := lengths_problem(sections.model, pretraining)):
+    if sections.model and (problem := model_problem(sections.model, pretraining)):
         yield problem
     for index, phase in enumerate(pretraining.phases):
         place = f"pretraining.phases.{index}"
         yield from _length_is_made(sections, place, phase.max_seq_length, phase.examples)
+    if sections.has_corpus and sections.model and sections.model.is_causal and sections.examples.next_sentence:
+        yield NO_PAIRS_LEFT_TO_RIGHT
 
 
 def _length_is_made(sections: Sections, place: str, max_seq_length: int, examples: str | None = None) -> Iterator[str]:

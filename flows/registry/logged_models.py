@@ -29,6 +29,7 @@ from training.bert.model_readme import (
     QUESTION_ANSWERING,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
+    WITHOUT_PIPELINE,
 )
 
 if TYPE_CHECKING:
@@ -71,13 +72,22 @@ class ModelFiles:
             InputError: this architecture cannot be registered.
         """
         path = storage.join(self.directory, CONFIG_NAME)
-        names = self._config().get("architectures") or [""]
-        if names[0] not in PIPELINE_TASKS:
+        name = self._architecture
+        if name not in PIPELINE_TASKS:
             raise InputError(
-                f"{path}: architectures = {names}: models of this kind cannot be registered; expected one of "
+                f"{path}: architectures = ['{name}']: models of this kind cannot be registered; expected one of "
                 + ", ".join(PIPELINE_TASKS)
             )
-        return PIPELINE_TASKS[names[0]]
+        return PIPELINE_TASKS[name]
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why a model that this project trained cannot be registered; None if it can."""
+        return WITHOUT_PIPELINE.get(self._architecture)
+
+    @property
+    def _architecture(self) -> str:
+        return (self._config().get("architectures") or [""])[0]
 
     @property
     def threshold(self) -> float | None:

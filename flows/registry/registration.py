@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,25 +28,40 @@ if TYPE_CHECKING:
 
 
 @task(task_run_name="register encoder", cache_policy=NO_CACHE, persist_result=False)
-def register_encoder(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome) -> RegisteredModel:
+def register_encoder(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome) -> tuple[RegisteredModel, ...]:
     """Register the pre-trained encoder as a masked-language model."""
-    return _register(whole, tracker, outcome, pretrained_encoder(whole, outcome))
+    return _register_all(whole, tracker, outcome, [pretrained_encoder(whole, outcome)])
 
 
 @task(task_run_name="register distilled encoder", cache_policy=NO_CACHE, persist_result=False)
-def register_distilled(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome) -> RegisteredModel:
+def register_distilled(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome) -> tuple[RegisteredModel, ...]:
     """Register the student of a distillation, in the same way as the encoder."""
-    return _register(whole, tracker, outcome, distilled_encoder(whole, outcome))
+    return _register_all(whole, tracker, outcome, [distilled_encoder(whole, outcome)])
 
 
 @task(task_run_name="register {outcome.stage}", cache_policy=NO_CACHE, persist_result=False)
 def register_finetuned(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome) -> tuple[RegisteredModel, ...]:
     """Register each task's model that was initialized from the pre-trained encoder."""
-    return tuple(_register(whole, tracker, outcome, model) for model in finetuned_models(whole, outcome))
+    return _register_all(whole, tracker, outcome, finetuned_models(whole, outcome))
 
 
-def _register(whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, model: ModelToRegister) -> RegisteredModel:
+def _register_all(
+    whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, models: Iterable[ModelToRegister]
+) -> tuple[RegisteredModel, ...]:
+    """Register models, except for those that no pipeline of `transformers` runs, which are named."""
     narrator = Narrator("registry", get_run_logger())
+    registered = []
+    for model in models:
+        if reason := model.files.obstacle:
+            narrator.event(f"{model.files.name} is not registered: {reason}")
+        else:
+            registered.append(_register(whole, tracker, outcome, model, narrator))
+    return tuple(registered)
+
+
+def _register(
+    whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, model: ModelToRegister, narrator: Narrator
+) -> RegisteredModel:
     client, name = tracker.client, model.files.name
     number = registered_version(client, name, model.manifest.digest)
     new = number is None

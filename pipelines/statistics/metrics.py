@@ -43,3 +43,10 @@ BERT_METRICS = (
 """The first of an objective's metrics is the one that its models are judged by."""
 
 MASKED_LM_METRICS = tuple(metric for metric in BERT_METRICS if not metric.name.startswith("nsp_"))
+
+NEXT_TOKEN_METRICS = (
+    Metric("next_token_accuracy", "next-token accuracy", "share", more_is_better=True),
+    Metric("next_token_perplexity", "next-token perplexity", "number"),
+    LOSS,
+)
+"""Of a left-to-right model; its loss is that of the next token."""

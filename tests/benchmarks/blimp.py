@@ -25,7 +25,7 @@ from tests.support import REPOSITORY
 from tests.support.measuring import report
 
 from training.minimal_pairs.pairs import MinimalPairs, read_pairs
-from training.minimal_pairs.scorer import BATCH_TOKENS, SentenceScorer, SentenceTokenizer, load_masked_lm
+from training.minimal_pairs.scorer import BATCH_TOKENS, SentenceScorer, SentenceTokenizer, load_language_model
 from training.settings.model import SHAPES
 
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = str(Path(folder) / "model")
         write_model(directory, parsed.size)
-        tokenizer, model = SentenceTokenizer(directory), load_masked_lm(directory)
+        tokenizer, model = SentenceTokenizer(directory), load_language_model(directory)
         scorer = SentenceScorer(model, tokenizer.mask_id)
         sentences = [*pairs.good, *pairs.bad]
         ours_seconds, peer_seconds = [], []

@@ -116,7 +116,7 @@ def main() -> None:
 
             def read_epoch() -> None:
                 nonlocal tokens
-                reader = StepReader(examples, order, BATCH_SIZE, Deal(with_plan=False), masking=masking)
+                reader = StepReader(examples, order, BATCH_SIZE, Deal(with_plan=False), targets=masking)
                 for step in reader.steps(epoch * examples.num_rows, steps):
                     tokens += step.micro_batches[0].sequences.num_tokens
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pipelines.statistics.metrics import MLM_LOSS
+from pipelines.statistics.metrics import MLM_LOSS, Metric
 from training.alarms.reference_curve import ReferenceCurve, ReferenceRule
 from training.alarms.rules import Alarms
 
 NSP_STEPS = 2_000
 NSP_TOLERANCE = 0.01
 NSP_PERFECT_OBSERVATIONS = 3
-MLM_STEPS = 5_000
-MLM_PLATEAU = 6.0
+LM_STEPS = 5_000
+LM_PLATEAU = 6.0
 """Approximate loss, in nats, of a model that knows only the token frequencies of a 30,522-entry vocabulary."""
-MLM_PROGRESS = 0.02
+LM_PROGRESS = 0.02
 POOLER_GRADIENT = "pooler_gradient"
 POOLER_OBSERVATIONS = 3
 
@@ -23,26 +23,30 @@ POOLER_OBSERVATIONS = 3
 class BertAlarms(Alarms):
     """Watches masked LM, next sentence, and the pooler's gradient, which connects the latter with the encoder."""
 
-    def __init__(self, num_warmup_steps: int, reference: ReferenceCurve | None = None) -> None:
+    def __init__(
+        self, num_warmup_steps: int, reference: ReferenceCurve | None = None, lm_loss: Metric = MLM_LOSS
+    ) -> None:
         """
         Args:
             num_warmup_steps: a constant loss during warm-up is not a sign.
             reference: the curve that the run should follow.
+            lm_loss: the loss of the predicted tokens.
         """
-        super().__init__(MLM_LOSS)
-        self._reference = ReferenceRule(reference, MLM_LOSS.name) if reference is not None else None
+        super().__init__(lm_loss)
+        self._lm_loss = lm_loss
+        self._reference = ReferenceRule(reference, lm_loss.name) if reference is not None else None
         self._num_warmup_steps = num_warmup_steps
         self._nsp_since: int | None = None
         self._nsp_perfect = 0
-        self._mlm_best, self._mlm_step = math.inf, 0
+        self._lm_best, self._lm_step = math.inf, 0
         self._pooler_zeros = 0
 
     def rules(self, step: int, metrics: Mapping[str, float]) -> dict[str, str]:
-        """All rules; they read `nsp_loss`, `nsp_accuracy`, `mlm_loss`, POOLER_GRADIENT and `tokens_per_second`."""
+        """All rules; they read the loss, `nsp_loss`, `nsp_accuracy`, POOLER_GRADIENT and `tokens_per_second`."""
         return {
             "nsp": self._nsp_stands(step, metrics),
             "nsp_perfect": self._nsp_is_perfect(metrics),
-            "mlm": self._mlm_stands(step, metrics),
+            "lm": self._lm_stands(step, metrics),
             "pooler": self._pooler_is_still(metrics),
             "reference": self._reference.observe(metrics) if self._reference is not None else "",
             **super().rules(step, metrics),
@@ -76,17 +80,17 @@ class BertAlarms(Alarms):
             "fewer documents.num_shards"
         )
 
-    def _mlm_stands(self, step: int, metrics: Mapping[str, float]) -> str:
-        loss = metrics.get("mlm_loss")
+    def _lm_stands(self, step: int, metrics: Mapping[str, float]) -> str:
+        loss = metrics.get(self._lm_loss.name)
         if loss is None:
             return ""
-        if loss < self._mlm_best - MLM_PROGRESS or step <= self._num_warmup_steps:
-            self._mlm_best, self._mlm_step = min(loss, self._mlm_best), step
-        steps = step - self._mlm_step
-        if steps < MLM_STEPS or self._mlm_best < MLM_PLATEAU:
+        if loss < self._lm_best - LM_PROGRESS or step <= self._num_warmup_steps:
+            self._lm_best, self._lm_step = min(loss, self._lm_best), step
+        steps = step - self._lm_step
+        if steps < LM_STEPS or self._lm_best < LM_PLATEAU:
             return ""
         return (
-            f"MLM loss has not fallen below {self._mlm_best:.2f} for {steps:,} steps: the model knows word "
+            f"{self._lm_loss.label} has not fallen below {self._lm_best:.2f} for {steps:,} steps: the model knows word "
             "frequencies only; the learning rate may be too high or too low, or the warm-up too short"
         )
 

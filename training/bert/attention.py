@@ -119,6 +119,7 @@ def packed_attention(
     max_seqlen: int,
     dropout_p: float,
     plan: AttentionPlan | None = None,
+    is_causal: bool = False,
 ) -> torch.Tensor:
     """Bidirectional softmax(QK'/sqrt(D))V within each sequence of a packed batch.
 
@@ -128,6 +129,7 @@ def packed_attention(
         max_seqlen: length of the longest sequence, in tokens.
         dropout_p: dropout of the attention probabilities.
         plan: bins of this batch, shared by several layers; computed here if None.
+        is_causal: a token attends only to itself and those before it in its sequence.
 
     Returns:
         [T, N, D].
@@ -135,15 +137,23 @@ def packed_attention(
     if flash_attention_applies(query_TND.device.type, query_TND.dtype, dropout_p):
         kernel = _variable_length_kernel()
         assert kernel is not None
-        output: torch.Tensor = kernel(query_TND, key_TND, value_TND, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        window_size = (-1, 0) if is_causal else (-1, -1)
+        output: torch.Tensor = kernel(
+            query_TND, key_TND, value_TND, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window_size
+        )
         return output
     if plan is None:
         plan = plan_attention(cu_seqlens.cpu(), query_TND.device)
-    return _binned_attention(query_TND, key_TND, value_TND, dropout_p, plan)
+    return _binned_attention(query_TND, key_TND, value_TND, dropout_p, plan, is_causal)
 
 
 def _binned_attention(
-    query_TND: torch.Tensor, key_TND: torch.Tensor, value_TND: torch.Tensor, dropout_p: float, plan: AttentionPlan
+    query_TND: torch.Tensor,
+    key_TND: torch.Tensor,
+    value_TND: torch.Tensor,
+    dropout_p: float,
+    plan: AttentionPlan,
+    is_causal: bool,
 ) -> torch.Tensor:
     num_heads, head_size = query_TND.shape[1:]
     outputs = []
@@ -151,8 +161,10 @@ def _binned_attention(
         query_BNSD, key_BNSD, value_BNSD = (
             _rows_of(part, tensor).transpose(1, 2) for tensor in (query_TND, key_TND, value_TND)
         )
+        # Padding follows the tokens of a row, so none of them attends to it in causal attention.
+        mask_B11S = None if is_causal else part.mask_B11S
         attended_BNSD = scaled_dot_product_attention(
-            query_BNSD, key_BNSD, value_BNSD, attn_mask=part.mask_B11S, dropout_p=dropout_p
+            query_BNSD, key_BNSD, value_BNSD, attn_mask=mask_B11S, dropout_p=dropout_p, is_causal=is_causal
         )
         outputs.append(attended_BNSD.transpose(1, 2).reshape(-1, num_heads, head_size))
     rows = outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -9,6 +9,11 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.workspace import CONFIG_NAME
 from training.settings.model import ModelConfig
 
+BERT, OWN_TYPE = "bert", "clozeworks-bert"
+"""Values of `model_type`; the second is that of models which transformers has no class for, and must not load."""
+_OURS = ("size", "attention")
+"""Settings that config.json does not have under their names."""
+
 
 def read_config(directory: str) -> tuple[ModelConfig, int]:
     """Architecture and vocabulary size of a Hugging Face BERT directory.
@@ -22,15 +27,17 @@ def read_config(directory: str) -> tuple[ModelConfig, int]:
     try:
         values = json.loads(storage.read_bytes(path))
         # Missing keys have Hugging Face's defaults, which equal ours.
-        known = {name: values[name] for name in ModelConfig.model_fields if name in values and name != "size"}
-        if values.get("model_type") != "bert":
+        known = {name: values[name] for name in ModelConfig.model_fields if name in values and name not in _OURS}
+        if values.get("model_type") not in (BERT, OWN_TYPE):
             raise ValueError(f"model_type is {values.get('model_type')!r}, not 'bert'")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise ValueError(f"position_embedding_type is {values['position_embedding_type']!r}, not 'absolute'")
         if values.get("hidden_act") in ("gelu_pytorch_tanh", "gelu_fast"):
             known["hidden_act"] = "gelu_new"
-        if values.get("is_decoder") or values.get("add_cross_attention"):
-            raise ValueError("is_decoder is set, so it is not an encoder")
+        if values.get("add_cross_attention"):
+            raise ValueError("add_cross_attention is set, so it is the decoder of another model")
+        if values.get("is_decoder"):
+            known["attention"] = "left_to_right"
         return ModelConfig.model_validate(known), int(values["vocab_size"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         first_line = str(error).splitlines()[0]

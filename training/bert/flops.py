@@ -50,6 +50,11 @@ def step_flops(
     )
 
 
+def predicted_tokens(model: ModelConfig, tokens: float, sequences: float, masked_tokens: float) -> float:
+    """Tokens that the language model's head sees: masked ones or, left to right, all but the last of each sequence."""
+    return tokens - sequences if model.is_causal else masked_tokens
+
+
 def num_parameters(model: ModelConfig, vocab_size: int, with_pairs: bool = True) -> int:
     """Parameters of training/bert/heads.py's BertForPreTraining, the tied decoder counted once."""
     hidden, wide = model.hidden_size, model.intermediate_size

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_sequence
 
 from training.bert.losses import classification_loss, linear_cross_entropy
+from training.bert.model_readme import BILSTM_CLASSIFIER
 from training.bert.modeling import BertModel, activation
 from training.bert.packing import PackedSequences
 from training.settings.model import ModelConfig
@@ -94,6 +96,8 @@ class BertForPreTraining(nn.Module):
     @property
     def architecture(self) -> str:
         """Hugging Face's class that holds exactly these weights."""
+        if self.bert.is_causal:
+            return "BertLMHeadModel"
         return "BertForMaskedLM" if self.cls.seq_relationship is None else "BertForPreTraining"
 
     def forward(
@@ -107,15 +111,15 @@ class BertForPreTraining(nn.Module):
 
         Args:
             sequences: the packed batch.
-            masked_lm_positions_M: [M] int64, flat positions among the T tokens.
-            masked_lm_ids_M: [M] int64, the original tokens there.
+            masked_lm_positions_M: [M] int64, flat positions among the T tokens where a token is predicted.
+            masked_lm_ids_M: [M] int64, the tokens to predict: the original ones or, left to right, the next ones.
             next_sentence_label_B: [B] int64, 1 where segment B is random; ignored without `next_sentence`.
         """
         bert, num_masked = self.bert, len(masked_lm_positions_M)
         # After attention the last layer computes only the tokens that a head reads: masked ones, and each [CLS].
         read = masked_lm_positions_M
         if bert.pooler is not None:
-            read = torch.cat([read, sequences.first_tokens_B])
+            read = torch.cat([read, bert.pooled_tokens(sequences)])
         hidden_RH = bert.encoder(bert.embeddings(sequences), sequences, read)
         mlm_loss_sum, mlm_correct = self.cls.predictions(hidden_RH[:num_masked], masked_lm_ids_M)
         if self.cls.seq_relationship is None or bert.pooler is None:
@@ -125,21 +129,51 @@ class BertForPreTraining(nn.Module):
         return PreTrainingOutput(mlm_loss_sum, mlm_correct, nsp_loss_sum, nsp_correct)
 
 
+class BiLstm(nn.Module):
+    """A bidirectional LSTM over the encoder's output (paper, table 5, "+ BiLSTM")."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(hidden_size, hidden_size // 2, bidirectional=True)
+
+    @property
+    def output_size(self) -> int:
+        return 2 * self.lstm.hidden_size
+
+    def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
+        """Both directions' states after their last token, one after the other: [B, output_size]."""
+        lengths = sequences.cu_seqlens.diff().tolist()
+        _, (last_2BH, _) = self.lstm(pack_sequence(hidden_TH.split(lengths), enforce_sorted=False))
+        return torch.cat([last_2BH[0], last_2BH[1]], 1)
+
+
 class BertForSequenceClassification(nn.Module):
     """One dense layer on the pooled output, after dropout (run_classifier.py, create_model).
 
-    With a single label the output is a score, fitted by squared error (STS-B).
+    With a single label the output is a score, fitted by squared error (STS-B). With `with_bilstm` a BiLstm takes the
+    pooler's place.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int, with_bilstm: bool = False) -> None:
         super().__init__()
-        self.bert = BertModel(config, vocab_size)
+        self.bert = BertModel(config, vocab_size, with_pooler=not with_bilstm)
+        self.bilstm = BiLstm(config.hidden_size) if with_bilstm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        size = config.hidden_size if self.bilstm is None else self.bilstm.output_size
+        self.classifier = nn.Linear(size, num_labels)
+
+    @staticmethod
+    def architecture(with_bilstm: bool) -> str:
+        """The class of `transformers` that holds these weights, or a name of our own if there is none."""
+        return BILSTM_CLASSIFIER if with_bilstm else "BertForSequenceClassification"
 
     def forward(self, sequences: PackedSequences) -> torch.Tensor:
         """Logits [B, C] of a packed batch."""
-        logits_BC: torch.Tensor = self.classifier(self.dropout(self.bert.pooled(sequences)))
+        if self.bilstm is None:
+            features_BF = self.bert.pooled(sequences)
+        else:
+            features_BF = self.bilstm(self.bert(sequences)[0], sequences)
+        logits_BC: torch.Tensor = self.classifier(self.dropout(features_BF))
         return logits_BC
 
     @staticmethod

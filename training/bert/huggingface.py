@@ -15,7 +15,8 @@ from torch import nn
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.workspace import CONFIG_NAME
-from training.bert.model_readme import README_NAME, readme
+from training.bert.config_file import BERT, OWN_TYPE
+from training.bert.model_readme import LEFT_TO_RIGHT_CLASSIFIER, OWN_ARCHITECTURES, README_NAME, readme
 from training.settings.model import ModelConfig
 from training.tokenizing.export import write_tokenizer
 from training.tokenizing.loading import load_tokenizer
@@ -31,11 +32,15 @@ _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "Layer
 
 def huggingface_config(config: ModelConfig, vocab_size: int, architecture: str, **more: Any) -> dict[str, Any]:
     """The contents of config.json; `more` adds keys such as id2label."""
+    if config.is_causal and architecture == "BertForSequenceClassification":
+        architecture = LEFT_TO_RIGHT_CLASSIFIER
     return {
-        "model_type": "bert",
+        # Under the type `bert`, transformers would load it without an error, and compute something else.
+        "model_type": OWN_TYPE if architecture in OWN_ARCHITECTURES else BERT,
         "architectures": [architecture],
         "vocab_size": vocab_size,
-        **config.identity(),
+        **{name: value for name, value in config.identity().items() if name != "attention"},
+        **({"is_decoder": True, "use_cache": False} if config.is_causal else {}),
         "pad_token_id": 0,
         "tie_word_embeddings": True,
         "dtype": "float32",

@@ -26,6 +26,19 @@ PIPELINE_TASKS = {
 }
 """Pipeline tag of a model, by the architecture in its config.json."""
 
+LEFT_TO_RIGHT = "BertLMHeadModel"
+LEFT_TO_RIGHT_CLASSIFIER, BILSTM_CLASSIFIER = "LeftToRightForSequenceClassification", "BiLstmForSequenceClassification"
+OWN_ARCHITECTURES = {
+    LEFT_TO_RIGHT_CLASSIFIER: "no class of transformers classifies by the last token of a left-to-right BERT",
+    BILSTM_CLASSIFIER: "no class of transformers has an LSTM on a BERT",
+}
+"""Architectures that only Clozeworks loads, and why."""
+WITHOUT_PIPELINE = {
+    LEFT_TO_RIGHT: "no pipeline of transformers scores texts with a left-to-right BERT; its class BertLMHeadModel does",
+    **OWN_ARCHITECTURES,
+}
+"""Why a model of such an architecture has no pipeline tag and cannot be registered."""
+
 
 def readme(directory: str, origin: Sequence[tuple[str, str]] = ()) -> str:
     """README.md of a Hugging Face directory, with the front matter read by Hugging Face's tools.
@@ -49,7 +62,10 @@ def readme(directory: str, origin: Sequence[tuple[str, str]] = ()) -> str:
         rows.append(("labels of a text", f"all with a probability (sigmoid) of at least {threshold:g}"))
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in (*rows, *origin))
     front_matter = f"---\nlibrary_name: transformers\n{tag}---\n"
-    return f"{front_matter}\n# {architecture}\n\n| what | value |\n|---|---|\n{table}\n\n{_use(architecture)}"
+    use = _use(architecture)
+    if architecture in OWN_ARCHITECTURES:
+        use = f"Only Clozeworks loads it: {OWN_ARCHITECTURES[architecture]}.\n"
+    return f"{front_matter}\n# {architecture}\n\n| what | value |\n|---|---|\n{table}\n\n{use}"
 
 
 def _read(directory: str, name: str) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class BertSelfAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.head_size = config.head_size
         self.dropout_p = config.attention_probs_dropout_prob
+        self.is_causal = config.is_causal
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -69,6 +70,7 @@ class BertSelfAttention(nn.Module):
             sequences.max_seqlen,
             self.dropout_p if self.training else 0.0,
             sequences.plan,
+            self.is_causal,
         )
         return attended_TND.reshape(hidden_TH.shape)
 
@@ -154,7 +156,7 @@ class BertEncoder(nn.Module):
 
 
 class BertPooler(nn.Module):
-    """tanh of a dense layer on [CLS] (BertModel, `pooler`)."""
+    """tanh of a dense layer on the token that stands for its sequence (BertModel, `pooler`)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -172,6 +174,7 @@ class BertModel(nn.Module):
         self.embeddings = BertEmbeddings(config, vocab_size)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if with_pooler else None
+        self.is_causal = config.is_causal
 
     def forward(self, sequences: PackedSequences) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encode a packed batch.
@@ -182,15 +185,22 @@ class BertModel(nn.Module):
         hidden_TH = self.encoder(self.embeddings(sequences), sequences)
         if self.pooler is None:
             return hidden_TH, None
-        return hidden_TH, self.pooler(hidden_TH.index_select(0, sequences.first_tokens_B))
+        return hidden_TH, self.pooler(hidden_TH.index_select(0, self.pooled_tokens(sequences)))
 
     def pooled(self, sequences: PackedSequences) -> torch.Tensor:
-        """pooled_BH [B, H] only: after attention the last layer computes just [CLS], as nothing reads the rest."""
+        """pooled_BH [B, H] only: after attention the last layer computes just the pooled tokens."""
         assert self.pooler is not None
         pooled_BH: torch.Tensor = self.pooler(
-            self.encoder(self.embeddings(sequences), sequences, sequences.first_tokens_B)
+            self.encoder(self.embeddings(sequences), sequences, self.pooled_tokens(sequences))
         )
         return pooled_BH
+
+    def pooled_tokens(self, sequences: PackedSequences) -> torch.Tensor:
+        """Position of the token that stands for each sequence, [B] int64: [CLS], or with causal attention the last one.
+
+        That is the only one that attends to the complete sequence, as GPT's (Radford et al., 2018, section 3.3).
+        """
+        return sequences.last_tokens() if self.is_causal else sequences.first_tokens_B
 
 
 def compile_layers(model: BertModel) -> None:

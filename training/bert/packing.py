@@ -38,6 +38,10 @@ class PackedSequences:
     def num_sequences(self) -> int:
         return int(self.first_tokens_B.shape[0])
 
+    def last_tokens(self) -> torch.Tensor:
+        """Position of each sequence's last token, [B] int64."""
+        return self.cu_seqlens[1:].long() - 1
+
     def to(self, device: torch.device) -> PackedSequences:
         """Copy to a device; the plan must have been built for it, or be None."""
         if self.input_ids_T.device == device:

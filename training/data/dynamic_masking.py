@@ -74,6 +74,11 @@ class DynamicMasking:
     shares: MaskSharesConfig = BERT_SHARES
     spans: bool = False
 
+    @property
+    def predicts_in_every_row(self) -> bool:
+        """Whether a row has a token to mask if it has any; whole words may all be too long."""
+        return self.continues is None
+
     def num_predictions(self, input_ids: Ids, offsets: IntArray, keys: KeyArray) -> IntArray:
         """Number of predicted tokens of each row, which depends on its key only if words are masked together.
 

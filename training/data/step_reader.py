@@ -16,7 +16,8 @@ import torch
 from training.bert.packing import pack
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
-from training.data.dynamic_masking import DynamicMasking, KeyArray, row_keys
+from training.data.dynamic_masking import KeyArray, row_keys
+from training.data.next_tokens import Targets
 from training.data.ordering import GlobalOrder, IntArray, Window, dealt_rows, share_of
 from training.data.prefetching import prefetched
 from training.data.rows import Rows
@@ -55,7 +56,7 @@ class Deal:
 class _Samples:
     """Rows in memory that batches are gathered from.
 
-    num_predictions: [rows]. keys: [rows] if masks are drawn at reading (the rows are then unmasked), else None.
+    num_predictions: [rows]. keys: [rows] if what they predict is chosen at reading (they are then unmasked), else None.
     """
 
     rows: Rows
@@ -63,13 +64,13 @@ class _Samples:
     keys: KeyArray | None
 
     @staticmethod
-    def of(rows: Rows, row_numbers: IntArray, masking: DynamicMasking | None, *stream: int | str) -> _Samples:
+    def of(rows: Rows, row_numbers: IntArray, targets: Targets | None, *stream: int | str) -> _Samples:
         """Prepare rows copied by `read`; `stream` and the row numbers key their masks."""
-        if masking is None:
+        if targets is None:
             return _Samples(rows, rows.masked_lm_positions.lengths(), None)
         rows = rows.without_masks()
         keys = row_keys(row_numbers, *stream)
-        num_predictions = masking.num_predictions(rows.input_ids.values, rows.input_ids.offsets, keys)
+        num_predictions = targets.num_predictions(rows.input_ids.values, rows.input_ids.offsets, keys)
         return _Samples(rows, num_predictions, keys)
 
     def take(self, places: IntArray) -> _Samples:
@@ -85,15 +86,15 @@ class _Samples:
             np.concatenate(keys) if keys else None,
         )
 
-    def micro_batch(self, places: IntArray, masking: DynamicMasking | None, deal: Deal) -> MicroBatch:
+    def micro_batch(self, places: IntArray, targets: Targets | None, deal: Deal) -> MicroBatch:
         """Gather, mask and pack rows, longest first, so that sequences of one length are contiguous."""
         own = self.take(places[np.argsort(-self.rows.input_ids.lengths_of(places), kind="stable")])
         input_ids, lengths = own.rows.input_ids.values, own.rows.input_ids.lengths()
-        if masking is None:
+        if targets is None:
             positions, masked_ids = own.rows.flat_masked_positions(), own.rows.masked_lm_ids.values
         else:
             assert own.keys is not None
-            positions, masked_ids = masking.apply(input_ids, lengths, own.keys, own.num_predictions)
+            positions, masked_ids = targets.apply(input_ids, lengths, own.keys, own.num_predictions)
         segment_b_start = own.rows.segment_b_start.astype(np.int64)
         return MicroBatch(
             sequences=pack(input_ids, lengths, segment_b_start, deal.device, deal.with_plan),
@@ -166,7 +167,7 @@ class StepReader:
         deal: Deal | None = None,
         *,
         global_batch_tokens: int | None = None,
-        masking: DynamicMasking | None = None,
+        targets: Targets | None = None,
         batch_at: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
         """Read steps of a fixed number of sequences, or up to a number of tokens.
@@ -178,15 +179,15 @@ class StepReader:
             deal: how each step is distributed; None gives a single rank all of it at once.
             global_batch_tokens: maximum tokens of a step over all ranks; enough for each part to get a row of the
                 maximum length.
-            masking: how masks are drawn, new in each epoch; None uses the written ones.
+            targets: chooses what is predicted, masks anew in each epoch; None uses the written masks.
             batch_at: sequences of a step and micro-batches of each rank, by the number of steps before it, where they
                 differ from `global_batch_size` and `deal`.
         """
         assert (global_batch_size is None) != (global_batch_tokens is None), "sequences or tokens, one of both"
-        assert masking is not None or not examples.is_unmasked, "nothing is masked"
+        assert targets is not None or not examples.is_unmasked, "nothing is masked"
         self._examples, self._order, self._deal = examples, order, deal or Deal()
         self._global_batch_size, self._global_batch_tokens = global_batch_size, global_batch_tokens
-        self._masking, self._batch_at = masking, batch_at
+        self._targets, self._batch_at = targets, batch_at
         assert global_batch_size is None or global_batch_size >= self._deal.parts
         self._loaded: _LoadedWindow | None = None
 
@@ -234,7 +235,7 @@ class StepReader:
                 rows = rows - (piece.last - piece.first)
             samples = _Samples.joined(taken)
             places = np.arange(len(samples.num_predictions))
-        return samples.micro_batch(places, self._masking, self._deal)
+        return samples.micro_batch(places, self._targets, self._deal)
 
     def _pieces(self, position: int, rows_left: int | None) -> list[_Piece]:
         """The complete global batch: the next samples that fit in the step, window by window."""
@@ -268,18 +269,17 @@ class StepReader:
             self.prefetch(position)
             rows = self._examples.read(window.blocks)
             stream = (self._order.seed, self._order.stream, epoch)
-            samples = _Samples.of(rows, window.laid_out(), self._masking, *stream)
-            _require_something_to_predict(self._examples, samples, window.laid_out(), self._masking)
+            samples = _Samples.of(rows, window.laid_out(), self._targets, *stream)
+            _require_something_to_predict(self._examples, samples, window.laid_out(), self._targets)
             self._loaded = _LoadedWindow.of(window, samples)
         return self._loaded
 
 
 def _require_something_to_predict(
-    examples: ArrowExamples, samples: _Samples, row_numbers: IntArray, masking: DynamicMasking | None
+    examples: ArrowExamples, samples: _Samples, row_numbers: IntArray, targets: Targets | None
 ) -> None:
-    """If masks of single tokens are drawn at reading, every row must have a maskable token."""
-    # Whole-word masking may find no word in a row of long words that is short enough.
-    if masking is not None and masking.continues is None and samples.num_predictions.min() < 1:
+    """If what is predicted is chosen at reading, a row may have nothing only where `targets` allows it."""
+    if targets is not None and targets.predicts_in_every_row and samples.num_predictions.min() < 1:
         row = int(row_numbers[np.argmin(samples.num_predictions)])
         raise examples.refusal(row, "it has no token that can be masked, only special ones")
 
@@ -289,19 +289,19 @@ def heldout_batches(
     max_examples: int,
     batch_size: int,
     deal: Deal | None = None,
-    masking: DynamicMasking | None = None,
+    targets: Targets | None = None,
 ) -> Iterator[MicroBatch]:
     """This rank's share of the first `max_examples` rows, in batches; a rank may get none.
 
     Masks drawn at reading are the same in every evaluation of every run.
     """
-    assert masking is not None or not examples.is_unmasked, "nothing is masked"
+    assert targets is not None or not examples.is_unmasked, "nothing is masked"
     deal = deal or Deal()
     first, last = share_of(min(max_examples, examples.num_rows), deal.rank, deal.world_size)
     while first < last:
         end = min(first + batch_size, last)
         row_numbers = np.arange(first, end)
-        samples = _Samples.of(examples.read(((first, end),)), row_numbers, masking, "heldout")
-        _require_something_to_predict(examples, samples, row_numbers, masking)
-        yield samples.micro_batch(np.arange(end - first), masking, deal)
+        samples = _Samples.of(examples.read(((first, end),)), row_numbers, targets, "heldout")
+        _require_something_to_predict(examples, samples, row_numbers, targets)
+        yield samples.micro_batch(np.arange(end - first), targets, deal)
         first = end

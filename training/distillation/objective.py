@@ -198,7 +198,7 @@ class DistillationObjective(Objective):
         examples = feed.examples("train", phase)
         rows = min(_SPEED_EXAMPLES, examples.num_rows)
         deal = replace(feed.deal(), rank=0, world_size=1)
-        (batch,) = heldout_batches(examples, rows, rows, deal, feed.masking(examples, phase))
+        (batch,) = heldout_batches(examples, rows, rows, deal, feed.targets(examples, phase))
         student = read_teacher(directory)[0].to(self._processes.device, self._dtype)
         models = {"teacher": self._teacher.bert, "student": student.bert}
         return tokens_per_second(models, batch.to(self._processes.device).sequences)

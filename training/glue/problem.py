@@ -27,9 +27,11 @@ from training.settings.model import ModelConfig
 class GlueProblem:
     """One task with its files, read and tokenized."""
 
-    head_prefixes: tuple[str, ...] = ("classifier.",)
+    head_prefixes: tuple[str, ...] = ("classifier.", "bilstm.")
 
-    def __init__(self, task: Task, glue_dir: str, encoder: TextEncoder, max_seq_length: int) -> None:
+    def __init__(
+        self, task: Task, glue_dir: str, encoder: TextEncoder, max_seq_length: int, with_bilstm: bool = False
+    ) -> None:
         """Read the task's training and development files.
 
         Raises:
@@ -37,6 +39,7 @@ class GlueProblem:
         """
         self.task, self.metric = task, task.metric
         self._glue_dir, self._encoder, self._max_seq_length = glue_dir, encoder, max_seq_length
+        self._with_bilstm = with_bilstm
         train, *dev = (read_examples(task, path) for path in task_files(task.name, glue_dir))
         self.train_text, self._train_labels = self._encoded(train), _labels_of(train)
         self._dev = [(self._encoded(examples), _labels_of(examples)) for examples in dev]
@@ -44,7 +47,7 @@ class GlueProblem:
         self.coverage = encoder.coverage(chain.from_iterable(sentences))
 
     def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
-        return BertForSequenceClassification(model, vocab_size, self.task.num_labels)
+        return BertForSequenceClassification(model, vocab_size, self.task.num_labels, self._with_bilstm)
 
     def loss_sum(self, output: torch.Tensor, rows: IntArray, _packed: PackedSequences, /) -> torch.Tensor:
         labels_B = torch.from_numpy(self._train_labels[rows]).to(output.device)
@@ -70,7 +73,7 @@ class GlueProblem:
         return statistics
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
-        return "BertForSequenceClassification", described_task(self.task)
+        return BertForSequenceClassification.architecture(self._with_bilstm), described_task(self.task)
 
     def _encoded(self, examples: LabelledText) -> EncodedText:
         return self._encoder.encode(examples.sentences_a, examples.sentences_b, self._max_seq_length)
@@ -104,7 +107,8 @@ def open_glue(inputs: TaskInputs) -> GlueProblem:
     """
     assert inputs.folder is not None
     encoder = TextEncoder(inputs.vocabulary_directory)
-    return GlueProblem(TASKS[inputs.task], inputs.folder, encoder, inputs.config.max_seq_length)
+    config = inputs.config
+    return GlueProblem(TASKS[inputs.task], inputs.folder, encoder, config.max_seq_length, config.bilstm)
 
 
 def described_task(task: Task) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from training.bert.huggingface import load_into
 from training.engine.processes import Processes
 from training.minimal_pairs.accuracies import Accuracies, accuracies
 from training.minimal_pairs.heldout_pairs import HELDOUT, heldout_pairs
+from training.minimal_pairs.masking import LEFT_TO_RIGHT
 from training.minimal_pairs.pairs import MinimalPairs, read_pairs
 from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer
 from training.settings.model import ModelConfig
@@ -50,6 +51,7 @@ class PairsDuringTraining:
         self._model, self._vocab_size, self._processes = model, vocab_size, processes
         self._sentences = tokenizer.tokenize_pairs(pairs, model.max_position_embeddings)
         self._unknown_tokens = tokenizer.unknown_tokens(self._sentences)
+        self._method = LEFT_TO_RIGHT if model.is_causal else config.method
         self._found: Accuracies | None = None
 
     def measure(self, weights: Mapping[str, torch.Tensor]) -> float:
@@ -72,7 +74,7 @@ class PairsDuringTraining:
         return {
             "data": self._config.data,
             "data_sha256": digest_of([self._pairs.good, self._pairs.bad, self._pairs.group]),
-            "method": self._config.method,
+            "method": self._method,
             "unknown_tokens": self._unknown_tokens,
             **self._found.as_json(),
         }
@@ -84,7 +86,7 @@ class PairsDuringTraining:
         parts = self._found.fields or self._found.groups
         by_part = ", ".join(f"{name} {part.accuracy:.3f}" for name, part in parts.items())
         return (
-            f"minimal pairs ({overall.pairs:,} pairs, {self._config.method}): {overall.accuracy:.4f} with a standard "
+            f"minimal pairs ({overall.pairs:,} pairs, {self._method}): {overall.accuracy:.4f} with a standard "
             f"error of {overall.standard_error:.4f}; {by_part}"
         )
 

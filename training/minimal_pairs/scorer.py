@@ -1,7 +1,7 @@
-"""Pseudo-log-likelihood of sentences (Salazar et al., 2020), all masked copies packed without padding.
+"""Scores of sentences: pseudo-log-likelihood (Salazar et al., 2020) or, of a left-to-right model, log-likelihood.
 
-Copies of sentences of one length are computed together, so attention needs no mask, and after the last layer's
-attention only the predicted tokens are.
+Sentences of one length, or their masked copies, are computed together, so that attention needs no padding, and after
+the last layer's attention only the tokens that predict are.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from training.bert.config_file import read_config
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import load_into, read_weights
 from training.bert.packing import pack
-from training.minimal_pairs.masking import IntArray, MaskedCopies, Method, masked_copies
+from training.minimal_pairs.masking import LEFT_TO_RIGHT, IntArray, Method, Predictions, masked_copies, next_tokens
 from training.minimal_pairs.pairs import MinimalPairs
+from training.settings.pretraining import WORD_L2R
 from training.tokenizing.loading import load_tokenizer
 
 BATCH_TOKENS = 8_192
@@ -88,9 +89,15 @@ class SentenceTokenizer:
 
 
 class SentenceScorer:
-    """A masked language model in eval mode; scores are sums of natural logarithms of probabilities."""
+    """A language model in eval mode; scores are sums of natural logarithms of probabilities."""
 
-    def __init__(self, model: BertForPreTraining, mask_id: int, method: Method = "word-l2r") -> None:
+    def __init__(self, model: BertForPreTraining, mask_id: int, method: Method = WORD_L2R) -> None:
+        """
+        Args:
+            model: a masked language model, or a left-to-right one.
+            mask_id: the id of [MASK].
+            method: what a masked language model masks.
+        """
         self._model, self._mask_id, self._method = model.eval(), mask_id, method
         self._device = next(model.parameters()).device
 
@@ -98,7 +105,7 @@ class SentenceScorer:
     def score(
         self, sentences: Sequence[TokenizedSentence], progress: Callable[[float], None] = lambda _: None
     ) -> npt.NDArray[np.float64]:
-        """Sum over a sentence's tokens of log P(token | the copy that masks it): [sentences].
+        """Sum over a sentence's tokens of log P(token | the copy that masks it, or the tokens before it): [sentences].
 
         Equal sentences are computed once, so that their scores are equal to the last bit.
 
@@ -111,19 +118,19 @@ class SentenceScorer:
         total = sum(len(sentence.input_ids) - NUM_SPECIAL_TOKENS for sentence in distinct)
         scores = np.zeros(len(distinct), dtype=np.float64)
         done = 0
-        for copies in _batches(distinct, self._mask_id, self._method):
-            np.add.at(scores, copies.rows, self._log_probabilities(copies))
-            done += len(copies.rows)
+        for batch in self._batches(distinct):
+            np.add.at(scores, batch.rows, self._log_probabilities(batch))
+            done += len(batch.rows)
             progress(done / total)
         result: npt.NDArray[np.float64] = scores[which]
         return result
 
-    def _log_probabilities(self, copies: MaskedCopies) -> npt.NDArray[np.float64]:
-        count, length = copies.input_ids.shape
+    def _log_probabilities(self, batch: Predictions) -> npt.NDArray[np.float64]:
+        count, length = batch.input_ids.shape
         lengths = np.full(count, length, dtype=np.int64)
-        packed = pack(copies.input_ids.reshape(-1), lengths, lengths, self._device).to(self._device)
-        targets_M = torch.from_numpy(np.arange(count) * length + copies.target_positions).to(self._device)
-        labels_M1 = torch.from_numpy(copies.target_ids).to(self._device).unsqueeze(1)
+        packed = pack(batch.input_ids.reshape(-1), lengths, lengths, self._device).to(self._device)
+        targets_M = torch.from_numpy(batch.targets).to(self._device)
+        labels_M1 = torch.from_numpy(batch.target_ids).to(self._device).unsqueeze(1)
         bert = self._model.bert
         hidden_MH = bert.encoder(bert.embeddings(packed), packed, targets_M)
         logits_MV = self._model.cls.predictions.logits(hidden_MH).float()
@@ -131,31 +138,47 @@ class SentenceScorer:
         result: npt.NDArray[np.float64] = label_M.cpu().numpy().astype(np.float64)
         return result
 
+    def _batches(self, sentences: Sequence[TokenizedSentence]) -> Iterator[Predictions]:
+        """All predictions, those in sentences of one length together, the longest first."""
+        lengths = np.array([len(sentence.input_ids) for sentence in sentences], dtype=np.int64)
+        for length in np.unique(lengths)[::-1]:
+            rows = np.flatnonzero(lengths == length)
+            num_copies = max(1, BATCH_TOKENS // int(length))
+            copies_of_one = 1 if self._model.bert.is_causal else int(length) - NUM_SPECIAL_TOKENS
+            num_rows = max(1, num_copies // copies_of_one)
+            for start in range(0, len(rows), num_rows):
+                chosen = rows[start : start + num_rows]
+                batch = self._predictions([sentences[row] for row in chosen])
+                batch = batch._replace(rows=chosen[batch.rows])
+                # A long sentence alone may have more copies than a batch holds.
+                yield from _parts(batch, num_copies) if len(batch.input_ids) > num_copies else (batch,)
 
-def _batches(sentences: Sequence[TokenizedSentence], mask_id: int, method: Method) -> Iterator[MaskedCopies]:
-    """All copies, those of one length together, the longest first."""
-    lengths = np.array([len(sentence.input_ids) for sentence in sentences], dtype=np.int64)
-    for length in np.unique(lengths)[::-1]:
-        rows = np.flatnonzero(lengths == length)
-        num_copies = max(1, BATCH_TOKENS // int(length))
-        num_rows = max(1, num_copies // (int(length) - NUM_SPECIAL_TOKENS))
-        for start in range(0, len(rows), num_rows):
-            chosen = rows[start : start + num_rows]
-            ids, words = (
-                np.stack([getattr(sentences[row], name) for row in chosen]) for name in ("input_ids", "word_numbers")
-            )
-            copies = masked_copies(ids, words, mask_id, method)
-            copies = copies._replace(rows=chosen[copies.rows])
-            # A long sentence alone may have more copies than a batch holds.
-            for first in range(0, len(copies.rows), num_copies):
-                yield MaskedCopies(*(part[first : first + num_copies] for part in copies))
+    def _predictions(self, sentences: Sequence[TokenizedSentence]) -> Predictions:
+        ids = np.stack([sentence.input_ids for sentence in sentences])
+        if self._model.bert.is_causal:
+            return next_tokens(ids)
+        words = np.stack([sentence.word_numbers for sentence in sentences])
+        return masked_copies(ids, words, self._mask_id, self._method)
 
 
-def load_masked_lm(directory: str, device: torch.device | str = "cpu") -> BertForPreTraining:
-    """Read the encoder and the masked-LM head of a Hugging Face directory.
+def _parts(copies: Predictions, num_copies: int) -> Iterator[Predictions]:
+    """Masked copies, with one prediction each, in parts of at most `num_copies`."""
+    length = copies.input_ids.shape[1]
+    for first in range(0, len(copies.rows), num_copies):
+        part = Predictions(*(values[first : first + num_copies] for values in copies))
+        yield part._replace(targets=part.targets - first * length)
+
+
+def method_of(model: BertForPreTraining, method: Method) -> str:
+    """How a model's scores are made, in a word: what is masked, or `left-to-right`."""
+    return LEFT_TO_RIGHT if model.bert.is_causal else method
+
+
+def load_language_model(directory: str, device: torch.device | str = "cpu") -> BertForPreTraining:
+    """Read the encoder of a Hugging Face directory, and the head that predicts tokens.
 
     Raises:
-        InputError: it is not a BERT model that this code supports, or it has no masked-LM head.
+        InputError: it is not a BERT model that this code supports, or it has no such head.
     """
     config, vocab_size = read_config(directory)
     model = BertForPreTraining.masked_lm(config, vocab_size)

@@ -12,7 +12,7 @@ from torch import nn
 from pipelines.contract import storage
 from pipelines.contract.schemas import WHOLE_WORDS
 from pipelines.contract.workspace import DOCUMENTS
-from pipelines.statistics.metrics import BERT_METRICS, MASKED_LM_METRICS
+from pipelines.statistics.metrics import BERT_METRICS, MASKED_LM_METRICS, MLM_LOSS, Metric
 from pipelines.statistics.preprocessing import ExamplesStatistics
 from pipelines.statistics.training import Lineage
 from training.alarms.bert_rules import POOLER_GRADIENT, BertAlarms
@@ -44,6 +44,9 @@ _SUMS = (*MASKED_LM_SUMS, "nsp_loss", "nsp_correct", "pairs")
 class BertObjective(Objective):
     """The objective of the paper; the examples determine whether there is a next-sentence task."""
 
+    lm_loss: Metric = MLM_LOSS
+    """The loss of the predicted tokens."""
+
     def __init__(self, inputs: PretrainingInputs, processes: Processes) -> None:
         self.inputs: PretrainingInputs = inputs
         self.settings, self.model = inputs.pretraining, inputs.model
@@ -52,12 +55,15 @@ class BertObjective(Objective):
         self.next_sentence = inputs.next_sentence
         self.sums = _SUMS
         self.evaluations = open_evaluations(inputs, processes)
-        self.metrics = BERT_METRICS if self.next_sentence else MASKED_LM_METRICS
-        self.metrics += tuple(each.metric for each in self.evaluations)
+        self.metrics = self.token_metrics() + tuple(each.metric for each in self.evaluations)
         self._deviations = in_words(deviations(inputs.model, inputs.pretraining, inputs.examples.config))
         with torch.device("meta"):
             model = BertForPreTraining(self.model, self.vocab_size, self.next_sentence)
         self.num_parameters, self._architecture = parameter_count(model), model.architecture
+
+    def token_metrics(self) -> tuple[Metric, ...]:
+        """The metrics of `means`."""
+        return BERT_METRICS if self.next_sentence else MASKED_LM_METRICS
 
     def check(self) -> None:
         if self.settings.reference is not None:
@@ -124,7 +130,7 @@ class BertObjective(Objective):
         steps = about_steps(self.settings, self.inputs.examples)
         reference = self.settings.reference
         curve = read_reference(reference) if reference is not None else None
-        return BertAlarms(round(sum(steps or ()) * Schedule.of(self.settings).warmup_share), curve)
+        return BertAlarms(round(sum(steps or ()) * Schedule.of(self.settings).warmup_share), curve, self.lm_loss)
 
     def introduction(self) -> str:
         lines = [f"deviations from BERT: {self._deviations}", *(record.in_words() for record in self.lineage)]
@@ -157,7 +163,8 @@ class BertObjective(Objective):
 
     def statistics(self, _directory: str, progress: Progress, after: Mapping[str, float], say: Say) -> dict[str, Any]:
         baseline = self._unigram_baseline()
-        warning = baseline_warning(after["mlm_loss"], baseline.loss) if "mlm_loss" in after and baseline else None
+        loss = after.get(self.lm_loss.name)
+        warning = baseline_warning(loss, baseline.loss, self.lm_loss.label) if loss is not None and baseline else None
         if warning:
             say(f"WARNING: {warning}")
         for evaluation in self.evaluations:
@@ -181,7 +188,7 @@ class BertObjective(Objective):
         require_same_tokenizer(directory, inputs.vocabulary_directory, inputs.examples_directory, documents)
 
     def _unigram_baseline(self) -> UnigramBaseline | None:
-        """Held-out masked-LM scores of a model that knows only token frequencies."""
+        """Held-out scores of a model that knows only token frequencies."""
         inputs, phase = self.inputs, self.settings.phases[-1]
         if not inputs.examples.files_of("heldout", phase.examples_directory):
             return None
@@ -196,7 +203,7 @@ class BertObjective(Objective):
             )
             for split in ("train", "heldout")
         )
-        return unigram_baseline(train, heldout, self.settings.eval_examples)
+        return unigram_baseline(train, heldout, self.settings.eval_examples, self.model.is_causal)
 
 
 def open_bert(inputs: PretrainingInputs, processes: Processes) -> BertObjective:

@@ -47,7 +47,7 @@ def train(stage: str, parser: CommandParser, arguments: list[str] | None) -> int
     from training.engine.processes import start_processes, stop_processes
     from training.pretraining.run import TrainingRun
 
-    module, _, function = row.opener.partition(":")
+    module, _, function = row.opener(inputs).partition(":")
     open_objective = getattr(importlib.import_module(module), function)
     stop = StopRequest()
     processes = start_processes()

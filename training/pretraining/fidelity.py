@@ -21,6 +21,7 @@ FAITHFUL: dict[str, dict[str, Any]] = {
         "attention_probs_dropout_prob": 0.1,
         "layer_norm_eps": 1e-12,
         "initializer_range": 0.02,
+        "attention": "bidirectional",
     },
     "pretraining": {  # released code, optimization.py
         "optimizer": "adam",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,10 +15,12 @@ from training.alarms.rules import Alarms
 from training.bert.flops import step_flops
 from training.data.arrow_examples import LocalCopies
 from training.data.batches import MicroBatch, StepBatch
+from training.data.dynamic_masking import masking_of
+from training.data.next_tokens import Targets
 from training.engine.processes import Processes
 from training.resuming.progress import Progress
 from training.settings.model import ModelConfig
-from training.settings.pretraining import PretrainingConfig
+from training.settings.pretraining import PhaseConfig, PretrainingConfig
 
 Say = Callable[[str], None]
 Forward = Callable[..., Any]
@@ -168,6 +170,20 @@ class Objective(Protocol):
             _progress: the steps so far.
         """
         return {}
+
+    def targets(self, metadata: Mapping[str, str], tokens: Sequence[str], phase: PhaseConfig) -> Targets | None:
+        """What rows predict, if that is chosen when they are read; None uses the masks as they were written.
+
+        Args:
+            metadata: of the examples' schema.
+            tokens: the vocabulary, in order of ids.
+            phase: whose rows they are.
+
+        Raises:
+            InputError: the settings contradict those of the examples.
+        """
+        settings = self.settings
+        return masking_of(metadata, tokens, settings.masking, phase.masked_lm_prob, settings.mask_shares)
 
     def order_stream(self, phase: int) -> str:
         """Key of the order of a phase's samples, together with the seed."""

@@ -14,7 +14,7 @@ from pipelines.contract.workspace import VOCABULARY_NAME
 from training.bert.attention import flash_attention_applies
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch
-from training.data.dynamic_masking import DynamicMasking, masking_of
+from training.data.next_tokens import Targets
 from training.data.ordering import GlobalOrder
 from training.data.step_reader import Deal, StepReader, heldout_batches
 from training.engine.precision import TORCH_TYPES, resolved_precision
@@ -47,7 +47,7 @@ class RowFeed:
                     f"{self._inputs.examples_directory}: no training examples of length {phase.max_seq_length}; "
                     "add more text to the documents stage"
                 )
-            self.masking(examples, phase)
+            self.targets(examples, phase)
 
     def budget(self) -> Budget:
         """How much each phase trains; by epochs, of all its training rows."""
@@ -103,10 +103,9 @@ class RowFeed:
             inputs.example_copies,
         )
 
-    def masking(self, examples: ArrowExamples, phase: PhaseConfig) -> DynamicMasking | None:
-        """How masks are drawn at reading; None uses the written ones."""
-        config = self._config
-        return masking_of(examples.metadata, self._tokens, config.masking, phase.masked_lm_prob, config.mask_shares)
+    def targets(self, examples: ArrowExamples, phase: PhaseConfig) -> Targets | None:
+        """What is predicted, if that is chosen at reading; None uses the written masks."""
+        return self._objective.targets(examples.metadata, self._tokens, phase)
 
     @cached_property
     def _tokens(self) -> list[str]:
@@ -134,7 +133,7 @@ class RowFeed:
             phase.global_batch_size if phase.global_batch_tokens is None else None,
             self.deal(self.share(phase)[1]),
             global_batch_tokens=phase.global_batch_tokens,
-            masking=self.masking(examples, phase),
+            targets=self.targets(examples, phase),
             batch_at=None if phase.batch_warmup is None else batch_at,
         )
 
@@ -147,6 +146,6 @@ class RowFeed:
         size, most = self.share(phase)[0], self._config.eval_examples
         tally = Tally.of(self._objective.sums, device=device)
         with torch.no_grad():
-            for batch in heldout_batches(examples, most, size, self.deal(), self.masking(examples, phase)):
+            for batch in heldout_batches(examples, most, size, self.deal(), self.targets(examples, phase)):
                 tally += measure(batch.to(device))
         return self._objective.means(tally.reduced(self._processes)[0])

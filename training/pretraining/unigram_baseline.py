@@ -1,4 +1,4 @@
-"""The masked-LM loss of a model that knows only token frequencies.
+"""The loss of a model that knows only token frequencies.
 
 A model that is no better causes a warning, not an error: a short trial may be intended.
 """
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.statistics.metrics import MLM_LOSS
 from training.data.arrow_examples import ArrowExamples
 
 BASELINE_TRAIN_ROWS = 16_384
@@ -16,7 +17,7 @@ BASELINE_TRAIN_ROWS = 16_384
 
 
 class UnigramBaseline(NamedTuple):
-    """Held-out masked-LM scores of a model that knows token frequencies but no context.
+    """Held-out scores of a model that knows token frequencies but no context.
 
     loss: cross-entropy in nats. accuracy: of the best constant prediction.
     """
@@ -25,11 +26,13 @@ class UnigramBaseline(NamedTuple):
     accuracy: float
 
 
-def unigram_baseline(train: ArrowExamples, heldout: ArrowExamples, max_heldout_rows: int) -> UnigramBaseline | None:
+def unigram_baseline(
+    train: ArrowExamples, heldout: ArrowExamples, max_heldout_rows: int, predicts_all_tokens: bool = False
+) -> UnigramBaseline | None:
     """Score held-out tokens by the frequencies of training tokens; None without such rows.
 
-    Counts tokens in the first rows of both, which are in random order: predicted ones, or all if masks are drawn at
-    reading. A token missing from the training rows counts once.
+    Counts tokens in the first rows of both, which are in random order: predicted ones, or all if they are chosen at
+    reading, and with `predicts_all_tokens`. A token missing from the training rows counts once.
     """
     num_train, num_heldout = min(train.num_rows, BASELINE_TRAIN_ROWS), min(heldout.num_rows, max_heldout_rows)
     if not num_train or not num_heldout:
@@ -37,7 +40,9 @@ def unigram_baseline(train: ArrowExamples, heldout: ArrowExamples, max_heldout_r
     # Restore the original tokens, so that [MASK] and random tokens do not count.
     train_ids = train.read(((0, num_train),)).without_masks().input_ids.values
     rows = heldout.read(((0, num_heldout),))
-    predicted = rows.masked_lm_ids.values if len(rows.masked_lm_ids.values) else rows.input_ids.values
+    predicted = rows.masked_lm_ids.values
+    if predicts_all_tokens or not len(predicted):
+        predicted = rows.without_masks().input_ids.values
     size = 1 + max(int(train_ids.max()), int(predicted.max()))
     counts, wanted = np.bincount(train_ids, minlength=size), np.bincount(predicted, minlength=size)
     met = np.maximum(counts, 1)
@@ -45,12 +50,12 @@ def unigram_baseline(train: ArrowExamples, heldout: ArrowExamples, max_heldout_r
     return UnigramBaseline(loss, float(wanted.max() / wanted.sum()))
 
 
-def baseline_warning(mlm_loss: float, baseline: float | None) -> str | None:
-    """A warning if the held-out masked-LM loss is no better than word frequencies alone; None otherwise."""
-    if baseline is None or mlm_loss < baseline:
+def baseline_warning(loss: float, baseline: float | None, label: str = MLM_LOSS.label) -> str | None:
+    """A warning if the held-out loss of predicted tokens is no better than word frequencies alone; None otherwise."""
+    if baseline is None or loss < baseline:
         return None
     return (
-        f"held-out MLM loss {mlm_loss:.3f} is not below {baseline:.3f}, what the frequencies of words alone give: the "
+        f"held-out {label} {loss:.3f} is not below {baseline:.3f}, what the frequencies of words alone give: the "
         "model has learnt nothing from context; give pretraining.phases more steps, change pretraining.learning_rate, "
         "or look at the corpus"
     )

@@ -36,6 +36,9 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
     """Initialize MRPC, RTE and STS-B from the encoder fine-tuned on MNLI. A deviation: BERT did not."""
     dropout: Rate | None = None
     """Dropout everywhere in the model; None uses the encoder's own configuration."""
+    bilstm: bool = Field(default=False, json_schema_extra=ADDED)
+    """Classify by a bidirectional LSTM over the encoder's output, from random weights, instead of the pooled output
+    (paper, table 5). For GLUE and tables."""
     word_order: WordOrderConfig = WordOrderConfig()
     squad: SquadConfig = SquadConfig()
     tagging: TaggingConfig = TaggingConfig()
@@ -106,6 +109,8 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
             raise ValueError(f"tasks = {list(self.tasks)} names a task twice")
         if problem := settings_problem(self, self.tasks):
             raise ValueError(problem)
+        if self.bilstm and (others := [task for task in self.tasks if not self.family(task).reads_sequences]):
+            raise ValueError(f"bilstm = true, but {others[0]} predicts tokens; remove the task, or turn bilstm off")
         if self.mnli_first and MNLI not in self.tasks:
             raise ValueError("mnli_first = true, but tasks does not name mnli; add it, or turn mnli_first off")
         return self

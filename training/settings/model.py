@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.contract.bounds import Bounded, SequenceLength
-from pipelines.contract.recipe import OPERATIONAL, Section
+from pipelines.contract.recipe import ADDED, OPERATIONAL, Section
 from training.settings.optimization import Epsilon, Rate
 
 Spread = Annotated[float, Bounded(1e-6, 10.0, "it is the standard deviation of new weights; BERT has 0.02")]
 
 
 _WIDTH = "each layer has matrices of this width, and all are held in memory"
+
+Attention = Literal["bidirectional", "left_to_right"]
 
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -50,6 +52,9 @@ class ModelConfig(Section):
     attention_probs_dropout_prob: Rate = 0.1
     layer_norm_eps: Epsilon = 1e-12
     initializer_range: Spread = 0.02
+    attention: Attention = Field(default="bidirectional", json_schema_extra=ADDED)
+    """Which tokens a token attends to, which determines the objective of pre-training: `bidirectional`, all of them, is
+    BERT's; `left_to_right`, itself and those before it, is trained to predict the next token (paper, table 5)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,3 +75,8 @@ class ModelConfig(Section):
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token attends only to itself and those before it."""
+        return self.attention == "left_to_right"

@@ -31,6 +31,7 @@ _STEP_TOKENS = "gradients of this many tokens are summed in one step"
 
 
 PairsMethod = Literal["word-l2r", "original"]
+WORD_L2R: PairsMethod = "word-l2r"
 
 Measure = Literal["steps", "epochs", "tokens", "hours"]
 """What a run's length and its learning-rate schedule are counted in; each is a setting of a phase."""
@@ -192,8 +193,9 @@ class MinimalPairsConfig(Section):
     own held-out documents (word order, agreement, articles)."""
     pairs_per_group: Count = 20
     """The first pairs of each group (BLiMP's paradigms) to score; all of BLiMP's have 1,000."""
-    method: PairsMethod = "word-l2r"
-    """What is masked next to the predicted token; see training/minimal_pairs/masking.py."""
+    method: PairsMethod = WORD_L2R
+    """What is masked next to the predicted token; see training/minimal_pairs/masking.py. A left-to-right model masks
+    nothing."""
     every_steps: Count | None = None
     """Steps between two measurements, a multiple of eval_every_steps; None measures at each evaluation. They are also
     made before the first step and at the end."""
@@ -353,8 +355,8 @@ def wsd_decay_steps(num_train_steps: int, num_decay_steps: int | None) -> int:
     return max(1, round(WSD_DECAY_SHARE * num_train_steps)) if num_decay_steps is None else num_decay_steps
 
 
-def lengths_problem(model: ModelConfig, pretraining: PretrainingConfig) -> str | None:
-    """The error for a phase that is longer than the model's positions; None if all fit."""
+def model_problem(model: ModelConfig, pretraining: PretrainingConfig) -> str | None:
+    """The error for settings that do not fit the model; None if all do."""
     for index, phase in enumerate(pretraining.phases):
         if phase.max_seq_length > model.max_position_embeddings:
             return (
@@ -362,14 +364,25 @@ def lengths_problem(model: ModelConfig, pretraining: PretrainingConfig) -> str |
                 f"model.max_position_embeddings = {model.max_position_embeddings}; "
                 "raise the latter or shorten the phase"
             )
+    settings = {
+        "masking": pretraining.masking != "as_written",
+        "mask_shares": pretraining.mask_shares != BERT_SHARES,
+        "phases.masked_lm_prob": any(phase.masked_lm_prob is not None for phase in pretraining.phases),
+        "minimal_pairs.method": pretraining.minimal_pairs is not None and pretraining.minimal_pairs.method != WORD_L2R,
+    }
+    if model.is_causal and (unused := [name for name, is_set in settings.items() if is_set]):
+        return (
+            f"pretraining.{unused[0]} has no effect with model.attention = {model.attention!r}, which masks nothing "
+            "and predicts the next token; remove it"
+        )
     return None
 
 
-def require_lengths_fit(model: ModelConfig, pretraining: PretrainingConfig, recipe_path: str) -> None:
-    """Check the lengths of the phases against the model's positions.
+def require_model_fits(model: ModelConfig, pretraining: PretrainingConfig, recipe_path: str) -> None:
+    """Check the settings of pre-training against the model's.
 
     Raises:
-        InputError: a phase is longer than the model's positions.
+        InputError: a phase is longer than the model's positions, or a setting has no effect on such a model.
     """
-    if problem := lengths_problem(model, pretraining):
+    if problem := model_problem(model, pretraining):
         raise InputError(f"{recipe_path}: {problem}")

@@ -61,6 +61,8 @@ class Family:
     """Whether a sweep adds `small_task_restarts` seeds to the task. The third argument is as for `dev_files`."""
     takes_pairs: Callable[[TaskSettings, str], bool] = lambda _settings, _task: False
     """Whether the input is a pair of texts."""
+    reads_sequences: bool = False
+    """Whether the head reads one vector of a sequence, not one of each token, so that `finetuning.bilstm` applies."""
     key_names: Callable[[TaskSettings, str], list[str]] | None = None
     """Names by which `data_files` enter the key of a trial; None if these are their paths."""
     dev_choice: Callable[[TaskSettings, str], dict[str, Any]] = lambda _settings, _task: {}
@@ -147,6 +149,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         names=lambda _: GLUE_TASK_NAMES,
         opener="training.glue.problem:open_glue",
+        reads_sequences=True,
         problem=_glue_problem,
         data_files=_glue_files,
         dev_files=_first_dev_file,
@@ -157,6 +160,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         names=lambda _: (WORD_ORDER,),
         opener="training.glue.problem:open_glue",
+        reads_sequences=True,
         problem=lambda _settings, _tasks: None,
         data_files=lambda _settings, _task: [],
         dev_files=_first_dev_file,
@@ -189,6 +193,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         names=lambda settings: [table.name for table in settings.tables],
         opener="training.tables.problem:open_table",
+        reads_sequences=True,
         problem=lambda _settings, _tasks: None,
         data_files=lambda settings, task: list(tables.files_of(_table(settings, task)).values()),
         dev_files=lambda settings, task, _folder: tables.dev_files(_table(settings, task)),

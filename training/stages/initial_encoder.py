@@ -17,7 +17,7 @@ from training.stages.encoders import encoder_digest, encoder_directory
 INITIAL_ENCODER = "initial_encoder"
 """Name of the encoder among the inputs of pre-training; the setting has the same."""
 
-_MAY_DIFFER = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_MAY_DIFFER = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention")
 _POSITIONS = "max_position_embeddings"
 
 
@@ -55,7 +55,8 @@ def resolved_encoder(source: str) -> InitialEncoder:
 def continued_model(own: ModelConfig, encoder: ModelConfig, source: str, recipe_path: str) -> ModelConfig:
     """The architecture of a run from an initial encoder: the encoder's, with what a recipe may change.
 
-    Dropout is no property of weights, and position embeddings may be lengthened.
+    Dropout is no property of weights, position embeddings may be lengthened, and a left-to-right model may be trained
+    on as a bidirectional one, or the other way round; without the key it stays what it is.
 
     Args:
         own: `[model]` of the recipe; only the keys that it sets count.

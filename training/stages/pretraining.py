@@ -22,13 +22,18 @@ from pipelines.contract.workspace import (
 from pipelines.results.verification import verify_read, verify_stage
 from pipelines.staging.staged import StagedDirectory, staged
 from training.settings.model import ModelConfig
-from training.settings.pretraining import PretrainingConfig, require_lengths_fit
+from training.settings.pretraining import PretrainingConfig, require_model_fits
 from training.stages.initial_encoder import INITIAL_ENCODER, InitialEncoder, continued_model, resolved_encoder
 from training.stages.origins import recorded_origin, with_origin
 from training.stages.sections import PretrainingSections
 
 # Increment whenever the same settings and inputs would produce a different model.
 PRETRAINING_VERSION = 3
+
+NO_PAIRS_LEFT_TO_RIGHT = (
+    "model.attention = 'left_to_right' has no next-sentence task, but the examples are pairs of segments, half of them "
+    "at random; set examples.next_sentence = false"
+)
 
 
 @dataclass(frozen=True)
@@ -115,13 +120,15 @@ def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
     initial = resolved_encoder(source) if source is not None else None
     if initial is not None:
         model = continued_model(model, initial.model, initial.source, recipe.path)
-    require_lengths_fit(model, sections.pretraining, recipe.path)
+    require_model_fits(model, sections.pretraining, recipe.path)
     vocabulary = require_manifest(
         storage.join(workspace, VOCABULARY), VOCABULARY, f"clozeworks vocabulary {recipe.path}"
     )
     examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
     inputs = PretrainingInputs(recipe, workspace, model, sections.pretraining, vocabulary, examples, initial)
     _require_same_vocabulary(inputs)
+    if model.is_causal and inputs.next_sentence:
+        raise InputError(f"{recipe.path}: {NO_PAIRS_LEFT_TO_RIGHT}")
     return replace(inputs, continued_from=recorded_origin(inputs.key, inputs.directory))
 
 

@@ -40,9 +40,16 @@ PROBLEM_TYPES = {
 class TableProblem:
     """One table, read and tokenized."""
 
-    head_prefixes: tuple[str, ...] = ("classifier.",)
+    head_prefixes: tuple[str, ...] = ("classifier.", "bilstm.")
 
-    def __init__(self, table: TableConfig, splits: Splits, encoder: TextEncoder, max_seq_length: int) -> None:
+    def __init__(
+        self,
+        table: TableConfig,
+        splits: Splits,
+        encoder: TextEncoder,
+        max_seq_length: int,
+        with_bilstm: bool = False,
+    ) -> None:
         """Tokenize the rows.
 
         Args:
@@ -50,10 +57,11 @@ class TableProblem:
             splits: the rows, from `read_splits`.
             encoder: the tokenizer.
             max_seq_length: longer rows are truncated.
+            with_bilstm: `finetuning.bilstm`.
         """
         self.metric, self.names = table.judged_by, splits.names
         self._table, self._splits = table, splits
-        self._encoder, self._max_seq_length = encoder, max_seq_length
+        self._encoder, self._max_seq_length, self._with_bilstm = encoder, max_seq_length, with_bilstm
         self.train_text, self._dev_text = self._encoded(splits.train), self._encoded(splits.dev)
         columns = (column for rows in (splits.train, splits.dev) for column in rows.texts)
         self.coverage = encoder.coverage(chain.from_iterable(columns))
@@ -65,7 +73,7 @@ class TableProblem:
         self._weights_C = None if weights is None else torch.from_numpy(weights).float()
 
     def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
-        return BertForSequenceClassification(model, vocab_size, len(self.names))
+        return BertForSequenceClassification(model, vocab_size, len(self.names), self._with_bilstm)
 
     def loss_sum(self, output: torch.Tensor, rows: IntArray, _packed: PackedSequences, /) -> torch.Tensor:
         """Loss of rows with logits [B, C]: cross-entropy, squared error, or binary cross-entropy of each label.
@@ -115,7 +123,7 @@ class TableProblem:
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
         more = {"threshold": self._table.threshold} if self._table.kind == "multi" else {}
-        return "BertForSequenceClassification", {
+        return BertForSequenceClassification.architecture(self._with_bilstm), {
             "finetuning_task": self._table.name,
             "problem_type": PROBLEM_TYPES[self._table.kind],
             "id2label": {str(number): name for number, name in enumerate(self.names)},
@@ -179,9 +187,8 @@ def open_table(inputs: TaskInputs) -> TableProblem:
     """
     table = inputs.config.family(inputs.task).own_settings(inputs.config, inputs.task)
     assert isinstance(table, TableConfig)
-    problem = TableProblem(
-        table, read_splits(table), TextEncoder(inputs.vocabulary_directory), inputs.config.max_seq_length
-    )
+    config, encoder = inputs.config, TextEncoder(inputs.vocabulary_directory)
+    problem = TableProblem(table, read_splits(table), encoder, config.max_seq_length, config.bilstm)
     if os.environ.get("RANK", "0") == "0":
         for line in problem.in_words():
             print(f"finetuning: {table.name}: {line}", flush=True)

@@ -250,11 +250,31 @@ def example_row(generator: np.random.Generator, documents: list[list[list[int]]]
     }
 
 
-def write_examples(directory: str, vocabulary: str, size: int, documents: list[list[list[int]]], rows: int) -> None:
+def single_row(generator: np.random.Generator, documents: list[list[list[int]]], length: int) -> dict[str, object]:
+    """A sentence of its own, with one static mask."""
+    document = documents[int(generator.integers(len(documents)))]
+    sentence = document[int(generator.integers(len(document)))]
+    tokens = [2, *(word + 6 for word in sentence[: length - 2]), 3]
+    chosen = int(generator.integers(1, len(tokens) - 1))
+    label, tokens[chosen] = tokens[chosen], 4
+    return {
+        "input_ids": tokens,
+        "segment_b_start": len(tokens),
+        "masked_lm_positions": [chosen],
+        "masked_lm_ids": [label],
+        "next_sentence_label": 0,
+    }
+
+
+def write_examples(
+    directory: str, vocabulary: str, size: int, documents: list[list[list[int]]], rows: int, pairs: bool = True
+) -> None:
+    make_row = example_row if pairs else single_row
     generator = np.random.default_rng(2)
     files = []
     for length in LENGTHS:
-        metadata = {
+        metadata = {} if pairs else {"next_sentence": "false"}
+        metadata |= {
             "vocabulary_sha256": storage.sha256_of(storage.join(vocabulary, "vocab.txt")),
             "vocabulary_size": str(size),
             "lowercase": "true",
@@ -265,7 +285,7 @@ def write_examples(directory: str, vocabulary: str, size: int, documents: list[l
             count = rows if split == "train" else rows // 4
             for shard in range(2):
                 table = pa.Table.from_pylist(
-                    [example_row(generator, documents, length) for _ in range(count // 2)], schema=schema
+                    [make_row(generator, documents, length) for _ in range(count // 2)], schema=schema
                 )
                 name = storage.join(length_directory(length), shard_name(split, shard, 2))
                 write_table(storage.join(directory, name), table, max_chunksize=100)
@@ -278,10 +298,10 @@ def write_table(path: str, table: pa.Table, max_chunksize: int | None = None) ->
         writer.write_table(table, max_chunksize=max_chunksize)
 
 
-def write_workspace(path: str, num_documents: int = 200, rows: int = 400) -> Workspace:
+def write_workspace(path: str, num_documents: int = 200, rows: int = 400, pairs: bool = True) -> Workspace:
     documents = write_documents(storage.join(path, "documents"), num_documents)
     size = write_vocabulary(storage.join(path, "vocabulary"))
-    write_examples(storage.join(path, "examples"), storage.join(path, "vocabulary"), size, documents, rows)
+    write_examples(storage.join(path, "examples"), storage.join(path, "vocabulary"), size, documents, rows, pairs)
     recipe = os.path.join(path, "recipe.toml")
     storage.write_bytes(recipe, RECIPE.encode())
     return Workspace(path, recipe)

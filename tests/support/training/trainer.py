@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -11,10 +12,10 @@ from tests.support.training.stop_at import Stop
 
 from pipelines.contract.recipe import read_recipe
 from training.engine.processes import Processes
-from training.pretraining.bert_objective import BertObjective
 from training.pretraining.run import TrainingRun
 from training.resuming.checkpointed_stage import is_to_run
 from training.stages.continuing import planned_start
+from training.stages.objectives import PRETRAINING_OBJECTIVES
 from training.stages.pretraining import PretrainingInputs, pretraining_inputs
 from training.stages.sections import PretrainingSections
 
@@ -42,7 +43,8 @@ class Trainer:
         inputs, continuation = planned_start(self.inputs(*settings), continued, restart)
         if not is_to_run(inputs.key, inputs.directory, restart):
             return 0
-        objective = BertObjective(inputs, self.processes)
+        module, _, function = PRETRAINING_OBJECTIVES[inputs.model.attention].partition(":")
+        objective = getattr(importlib.import_module(module), function)(inputs, self.processes)
         run = TrainingRun(objective, self.processes, Stop(stop_at))  # type: ignore[arg-type]  # has `received`
         return run.run(restart, continuation)
 

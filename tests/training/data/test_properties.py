@@ -331,7 +331,7 @@ def test_epochs_phases_and_seeds_differ_in_their_masks(tmp_path: Any) -> None:
     examples = ArrowExamples(str(tmp_path), manifest, "train", MAX_SEQ_LENGTH)
 
     def masks(order: GlobalOrder, position: int) -> dict[tuple[int, ...], tuple[int, ...]]:
-        step = StepReader(examples, order, 40, masking=MASKING).step_at(position)
+        step = StepReader(examples, order, 40, targets=MASKING).step_at(position)
         return {unmasked(row): row[2] for row in rows_of([step])}
 
     first = masks(GlobalOrder(40, 1, "phase0"), 0)

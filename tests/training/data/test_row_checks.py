@@ -152,9 +152,9 @@ def test_dynamic_masking_is_refused_likewise(tmp_path: Path, kind: str, split: A
     manifest = write(str(tmp_path), rows, split, masking="dynamic")
     examples = ArrowExamples(str(tmp_path), manifest, split, LENGTH)
     if split == "train":
-        batches: Any = StepReader(examples, GlobalOrder(25, 1), 5, masking=MASKING).steps(0, 5)
+        batches: Any = StepReader(examples, GlobalOrder(25, 1), 5, targets=MASKING).steps(0, 5)
     else:
-        batches = heldout_batches(examples, 25, 5, masking=MASKING)
+        batches = heldout_batches(examples, 25, 5, targets=MASKING)
     with pytest.raises(InputError, match=rf"{split}-00001-of-00002\.arrow, row 7: .*{message}"):
         for _ in batches:
             pass

@@ -18,10 +18,7 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def masked_lm(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Hugging Face directory of BertForMaskedLM."""
-    directory = tmp_path_factory.mktemp("masked_lm")
+def _write(directory: Path, kind: str, **more: object) -> str:
     (directory / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -33,10 +30,23 @@ def masked_lm(tmp_path_factory: pytest.TempPathFactory) -> str:
         max_position_embeddings=24,
         # Weights of the usual 0.02 would give all tokens nearly the same probability.
         initializer_range=0.5,
+        **more,
     )
-    transformers.BertForMaskedLM(config).save_pretrained(directory)
+    getattr(transformers, kind)(config).save_pretrained(directory)
     transformers.BertTokenizer(vocab=str(directory / "vocab.txt")).save_pretrained(directory)
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def masked_lm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Hugging Face directory of BertForMaskedLM."""
+    return _write(tmp_path_factory.mktemp("masked_lm"), "BertForMaskedLM")
+
+
+@pytest.fixture(scope="session")
+def left_to_right(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Hugging Face directory of BertLMHeadModel."""
+    return _write(tmp_path_factory.mktemp("left_to_right"), "BertLMHeadModel", is_decoder=True)
 
 
 @pytest.fixture

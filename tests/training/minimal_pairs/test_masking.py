@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.minimal_pairs.masking import METHODS, Method, masked_copies
+from training.minimal_pairs.masking import METHODS, Method, masked_copies, next_tokens
 
 MASK = 99
 WORD_LENGTHS = st.lists(st.integers(1, 4), min_size=1, max_size=5)
@@ -38,5 +38,14 @@ def test_copies_equal_the_reference(first: list[int], second: list[int], method:
     expected = [(row, copy) for row in range(2) for copy in reference(ids[row], words[row], method)]
     assert copies.rows.tolist() == [row for row, _ in expected]
     assert copies.input_ids.tolist() == [copy for _, (copy, _) in expected]
-    assert copies.target_positions.tolist() == [target for _, (_, target) in expected]
+    width = length + 2
+    assert copies.targets.tolist() == [place * width + target for place, (_, (_, target)) in enumerate(expected)]
     assert copies.target_ids.tolist() == [ids[row][target] for row, (_, target) in expected]
+
+
+def test_left_to_right_each_token_but_the_special_ones_is_predicted_at_the_one_before() -> None:
+    found = next_tokens(np.array([[1, 10, 11, 2], [1, 20, 21, 2]]))
+    assert found.input_ids.tolist() == [[1, 10, 11, 2], [1, 20, 21, 2]]
+    assert found.targets.tolist() == [0, 1, 4, 5]
+    assert found.target_ids.tolist() == [10, 11, 20, 21]
+    assert found.rows.tolist() == [0, 0, 1, 1]

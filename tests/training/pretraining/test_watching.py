@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.alarms.bert_rules import MLM_STEPS, NSP_STEPS, BertAlarms
+from training.alarms.bert_rules import LM_STEPS, NSP_STEPS, BertAlarms
 from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining
 from training.pretraining.throughput import measured_peak_flops
@@ -61,7 +61,7 @@ def test_nsp_alarm_comes_once_after_its_steps_and_again_after_learning() -> None
 
 def test_mlm_alarm_needs_a_high_and_flat_loss() -> None:
     flat, low = BertAlarms(0), BertAlarms(0)
-    steps = range(0, MLM_STEPS + 2_000, 500)
+    steps = range(0, LM_STEPS + 2_000, 500)
     assert sum(bool(flat.observe(step, {"mlm_loss": 7.1})) for step in steps) == 1
     assert not any(low.observe(step, {"mlm_loss": 2.0}) for step in steps)
     falling = BertAlarms(0)
