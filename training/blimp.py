@@ -18,6 +18,7 @@ import time
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
+from training.bert.config_file import read_config
 from training.resuming.process_end import run_and_leave
 from training.settings.pretraining import WORD_L2R
 from training.stages.encoders import encoder_digest, encoder_directory
@@ -62,20 +63,21 @@ def _score(parsed: argparse.Namespace) -> None:
     if parsed.pairs_per_group is not None:
         pairs = pairs.first_of_each_group(parsed.pairs_per_group)
     directory = encoder_directory(parsed.encoder)
+    config, _ = read_config(directory)
+    if parsed.method is not None and config.predicts_next_tokens:
+        raise InputError(
+            f"--method {parsed.method}: {parsed.encoder} is a {config.attention} model, which masks nothing; remove it"
+        )
     # torch takes seconds to load: only after the arguments and the pairs have been checked.
     import torch
 
     from training.minimal_pairs.accuracies import accuracies, table
-    from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer, load_language_model, method_of
+    from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer, load_language_model, method_in_words
 
     tokenizer = SentenceTokenizer(directory)
     model = load_language_model(directory, "cuda" if torch.cuda.is_available() else "cpu")
-    if parsed.method is not None and model.bert.is_causal:
-        raise InputError(
-            f"--method {parsed.method}: {parsed.encoder} is a left-to-right model, which masks nothing; remove it"
-        )
     method = parsed.method or WORD_L2R
-    sentences = tokenizer.tokenize_pairs(pairs, model.bert.embeddings.position_embeddings.num_embeddings)
+    sentences = tokenizer.tokenize_pairs(pairs, config.max_position_embeddings)
     if unknown := tokenizer.unknown_tokens(sentences):
         print(f"blimp: {unknown} tokens of the sentences are unknown to the vocabulary", flush=True)
     started = told = time.monotonic()
@@ -94,7 +96,7 @@ def _score(parsed: argparse.Namespace) -> None:
             "encoder": parsed.encoder,
             "encoder_sha256": encoder_digest(directory),
             "data": parsed.data,
-            "method": method_of(model, method),
+            "method": method_in_words(config, method),
             "unknown_tokens": unknown,
             "seconds": time.monotonic() - started,
             **found.as_json(),

@@ -14,7 +14,7 @@ from training.settings.distillation import DistillationConfig
 from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
 from training.settings.pretraining import BERT_SHARES, PretrainingConfig, model_problem
-from training.stages.pretraining import NO_PAIRS_LEFT_TO_RIGHT
+from training.stages.pretraining import NO_PAIRS
 
 
 class Sections(NamedTuple):
@@ -46,8 +46,9 @@ def _pretraining(sections: Sections) -> Iterator[str]:
     for index, phase in enumerate(pretraining.phases):
         place = f"pretraining.phases.{index}"
         yield from _length_is_made(sections, place, phase.max_seq_length, phase.examples)
-    if sections.has_corpus and sections.model and sections.model.is_causal and sections.examples.next_sentence:
-        yield NO_PAIRS_LEFT_TO_RIGHT
+    model, has_pairs = sections.model, sections.has_corpus and sections.examples.next_sentence
+    if model and model.predicts_next_tokens and has_pairs:
+        yield NO_PAIRS
 
 
 def _length_is_made(sections: Sections, place: str, max_seq_length: int, examples: str | None = None) -> Iterator[str]:

@@ -29,7 +29,7 @@ from training.bert.model_readme import (
     QUESTION_ANSWERING,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
-    WITHOUT_PIPELINE,
+    without_pipeline,
 )
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ class ModelFiles:
     @property
     def obstacle(self) -> str | None:
         """Why a model that this project trained cannot be registered; None if it can."""
-        return WITHOUT_PIPELINE.get(self._architecture)
+        return without_pipeline(self._architecture)
 
     @property
     def _architecture(self) -> str:
-        return (self._config().get("architectures") or [""])[0]
+        return str((self._config().get("architectures") or [""])[0])
 
     @property
     def threshold(self) -> float | None:

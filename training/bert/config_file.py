@@ -38,6 +38,8 @@ def read_config(directory: str) -> tuple[ModelConfig, int]:
             raise ValueError("add_cross_attention is set, so it is the decoder of another model")
         if values.get("is_decoder"):
             known["attention"] = "left_to_right"
+        if values.get("model_type") == OWN_TYPE and "attention" in values:
+            known["attention"] = values["attention"]
         return ModelConfig.model_validate(known), int(values["vocab_size"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         first_line = str(error).splitlines()[0]

@@ -28,7 +28,7 @@ def step_flops(
     6 ((L - 1) (A + F) + A) T + 6 F R + 12 L H sum(S^2) + 6 M (H^2 + H V) + 6 B (H^2 + 2 H), where A = 3 H^2 counts a
     layer's matrices before attention and F = H^2 + 2 H I those after it, T the tokens, S the length of each sequence,
     M the masked tokens and B the paired sequences. After its attention the last layer computes only the R = M + B
-    tokens that the heads read.
+    tokens that the heads read. Two encoders cost twice as much.
 
     Args:
         tokens, squared_tokens: sums of the lengths of the step's sequences, and of their squares.
@@ -41,7 +41,7 @@ def step_flops(
     read_tokens = tokens if reads_all_tokens else masked_tokens + paired_sequences
     masked_head = hidden * hidden + hidden * vocab_size
     pair_head = hidden * hidden + 2 * hidden
-    return (
+    return model.num_encoders * (
         6.0 * ((layers - 1) * (before_attention + after_attention) + before_attention) * tokens
         + 6.0 * after_attention * read_tokens
         + 12.0 * layers * hidden * squared_tokens
@@ -52,7 +52,7 @@ def step_flops(
 
 def predicted_tokens(model: ModelConfig, tokens: float, sequences: float, masked_tokens: float) -> float:
     """Tokens that the language model's head sees: masked ones or, left to right, all but the last of each sequence."""
-    return tokens - sequences if model.is_causal else masked_tokens
+    return tokens - sequences if model.predicts_next_tokens else masked_tokens
 
 
 def num_parameters(model: ModelConfig, vocab_size: int, with_pairs: bool = True) -> int:
@@ -64,7 +64,7 @@ def num_parameters(model: ModelConfig, vocab_size: int, with_pairs: bool = True)
     layer = 4 * square + (hidden * wide + wide) + (wide * hidden + hidden) + 2 * layer_norm
     masked_head = square + layer_norm + vocab_size
     pooler_and_pair_head = square + 2 * hidden + 2 if with_pairs else 0
-    return embeddings + model.num_hidden_layers * layer + masked_head + pooler_and_pair_head
+    return model.num_encoders * (embeddings + model.num_hidden_layers * layer + masked_head) + pooler_and_pair_head
 
 
 class ModelStates(NamedTuple):

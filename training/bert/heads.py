@@ -10,9 +10,10 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence
 
 from training.bert.losses import classification_loss, linear_cross_entropy
-from training.bert.model_readme import BILSTM_CLASSIFIER
+from training.bert.model_readme import BILSTM_CLASSIFIER, TWO_DIRECTIONS
 from training.bert.modeling import BertModel, activation
 from training.bert.packing import PackedSequences
+from training.bert.two_directions import TwoDirectionsModel, build_encoder
 from training.settings.model import ModelConfig
 
 
@@ -83,6 +84,7 @@ class BertForPreTraining(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, next_sentence: bool = True) -> None:
         super().__init__()
+        self.predicts_next_tokens = config.predicts_next_tokens
         self.bert = BertModel(config, vocab_size, with_pooler=next_sentence)
         weight_VH = self.bert.embeddings.word_embeddings.weight
         assert isinstance(weight_VH, nn.Parameter)
@@ -128,6 +130,103 @@ class BertForPreTraining(nn.Module):
         nsp_loss_sum, nsp_correct = classification_loss(self.cls.seq_relationship(pooled_BH), next_sentence_label_B)
         return PreTrainingOutput(mlm_loss_sum, mlm_correct, nsp_loss_sum, nsp_correct)
 
+    def log_probabilities(
+        self, sequences: PackedSequences, positions_M: torch.Tensor, ids_M: torch.Tensor
+    ) -> torch.Tensor:
+        """Natural logarithm of the probability of each of these tokens where it is predicted: [M] float32."""
+        hidden_MH = self.bert.encoder(self.bert.embeddings(sequences), sequences, positions_M)
+        return _log_probabilities(self.cls.predictions.logits(hidden_MH), ids_M)
+
+
+class TwoDirectionsForPreTraining(nn.Module):
+    """A TwoDirectionsModel whose encoders predict the next token in their direction, each with a head of its own."""
+
+    predicts_next_tokens = True
+    architecture = f"{TWO_DIRECTIONS}ForPreTraining"
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.bert = TwoDirectionsModel(config, vocab_size, with_pooler=False)
+        self.cls = nn.ModuleDict()
+        for name, encoder in self._encoders().items():
+            weight_VH = encoder.embeddings.word_embeddings.weight
+            assert isinstance(weight_VH, nn.Parameter)
+            self.cls[name] = PreTrainingHeads(config, weight_VH, next_sentence=False)
+
+    def forward(
+        self,
+        sequences: PackedSequences,
+        masked_lm_positions_M: torch.Tensor,
+        masked_lm_ids_M: torch.Tensor,
+        _next_sentence_label_B: torch.Tensor,
+    ) -> PreTrainingOutput:
+        """Sums over both directions.
+
+        Args:
+            sequences: the packed batch.
+            masked_lm_positions_M: [M] int64, flat positions of all tokens but the last of each sequence.
+            masked_lm_ids_M: [M] int64, the tokens after them.
+        """
+        backward = sequences.in_order(sequences.reversed_order())
+        loss_sum, correct = self._sums("left_to_right", sequences, masked_lm_positions_M, masked_lm_ids_M)
+        # The same positions of the reversed sequences, all but their last ones.
+        backward_ids_M = backward.input_ids_T[masked_lm_positions_M + 1]
+        other_sum, other_correct = self._sums("right_to_left", backward, masked_lm_positions_M, backward_ids_M)
+        return PreTrainingOutput(loss_sum + other_sum, correct + other_correct, None, None)
+
+    def log_probabilities(
+        self, sequences: PackedSequences, positions_M: torch.Tensor, ids_M: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum over both directions of log P(token), [M] float32.
+
+        Args:
+            sequences: the packed batch.
+            positions_M: [M] int64, flat positions before the predicted tokens; two further tokens follow each.
+            ids_M: [M] int64, the predicted tokens.
+        """
+        order_T = sequences.reversed_order()
+        parts = (
+            ("left_to_right", sequences, positions_M),
+            # From the other end, the token after the predicted one comes before it.
+            ("right_to_left", sequences.in_order(order_T), order_T[positions_M + 2]),
+        )
+        found_M = torch.zeros(len(ids_M), device=ids_M.device)
+        for name, part, places_M in parts:
+            encoder = self._encoders()[name]
+            hidden_MH = encoder.encoder(encoder.embeddings(part), part, places_M)
+            found_M = found_M + _log_probabilities(self._head(name).logits(hidden_MH), ids_M)
+        return found_M
+
+    def _sums(
+        self, name: str, sequences: PackedSequences, positions_M: torch.Tensor, ids_M: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        encoder = self._encoders()[name]
+        hidden_MH = encoder.encoder(encoder.embeddings(sequences), sequences, positions_M)
+        result: tuple[torch.Tensor, torch.Tensor] = self._head(name)(hidden_MH, ids_M)
+        return result
+
+    def _encoders(self) -> dict[str, BertModel]:
+        return {"left_to_right": self.bert.left_to_right, "right_to_left": self.bert.right_to_left}
+
+    def _head(self, name: str) -> MaskedLMHead:
+        heads = self.cls[name]
+        assert isinstance(heads, PreTrainingHeads)
+        return heads.predictions
+
+
+PreTrainingModel = BertForPreTraining | TwoDirectionsForPreTraining
+
+
+def build_pretraining_model(config: ModelConfig, vocab_size: int, next_sentence: bool = False) -> PreTrainingModel:
+    """The model that `model.attention` names, with its heads."""
+    if config.attention == "two_directions":
+        return TwoDirectionsForPreTraining(config, vocab_size)
+    return BertForPreTraining(config, vocab_size, next_sentence)
+
+
+def _log_probabilities(logits_MV: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+    return functional.log_softmax(logits_MV.float(), dim=1).gather(1, ids_M.unsqueeze(1)).squeeze(1)
+
 
 class BiLstm(nn.Module):
     """A bidirectional LSTM over the encoder's output (paper, table 5, "+ BiLSTM")."""
@@ -143,7 +242,7 @@ class BiLstm(nn.Module):
     def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
         """Both directions' states after their last token, one after the other: [B, output_size]."""
         lengths = sequences.cu_seqlens.diff().tolist()
-        _, (last_2BH, _) = self.lstm(pack_sequence(hidden_TH.split(lengths), enforce_sorted=False))
+        _, (last_2BH, _) = self.lstm(pack_sequence(torch.split(hidden_TH, lengths), enforce_sorted=False))
         return torch.cat([last_2BH[0], last_2BH[1]], 1)
 
 
@@ -156,10 +255,10 @@ class BertForSequenceClassification(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int, with_bilstm: bool = False) -> None:
         super().__init__()
-        self.bert = BertModel(config, vocab_size, with_pooler=not with_bilstm)
-        self.bilstm = BiLstm(config.hidden_size) if with_bilstm else None
+        self.bert = build_encoder(config, vocab_size, with_pooler=not with_bilstm)
+        self.bilstm = BiLstm(config.output_size) if with_bilstm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        size = config.hidden_size if self.bilstm is None else self.bilstm.output_size
+        size = config.output_size if self.bilstm is None else self.bilstm.output_size
         self.classifier = nn.Linear(size, num_labels)
 
     @staticmethod

@@ -16,17 +16,23 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.workspace import CONFIG_NAME
 from training.bert.config_file import BERT, OWN_TYPE
-from training.bert.model_readme import LEFT_TO_RIGHT_CLASSIFIER, OWN_ARCHITECTURES, README_NAME, readme
-from training.settings.model import ModelConfig
+from training.bert.model_readme import LEFT_TO_RIGHT_CLASSIFIER, README_NAME, TWO_DIRECTIONS, own_reason, readme
+from training.settings.model import Attention, ModelConfig
 from training.tokenizing.export import write_tokenizer
 from training.tokenizing.loading import load_tokenizer
 
 WEIGHTS_NAME, OLD_WEIGHTS_NAME = "model.safetensors", "pytorch_model.bin"
 
 _DECODER = "cls.predictions.decoder"
-_TIED = f"{_DECODER}.weight"
+_TIED, _ANY_TIED = f"{_DECODER}.weight", "predictions.decoder.weight"
 _BUFFERS = (".position_ids", ".embeddings.token_type_ids")
 _HEADS = ("cls.", "classifier.")
+_ATTENTION_KEYS: dict[Attention, dict[str, Any]] = {
+    "bidirectional": {},
+    "left_to_right": {"is_decoder": True, "use_cache": False},
+    "two_directions": {"attention": "two_directions"},
+}
+"""Keys of config.json by `model.attention`; read_config reads them."""
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
 
@@ -34,13 +40,15 @@ def huggingface_config(config: ModelConfig, vocab_size: int, architecture: str, 
     """The contents of config.json; `more` adds keys such as id2label."""
     if config.is_causal and architecture == "BertForSequenceClassification":
         architecture = LEFT_TO_RIGHT_CLASSIFIER
+    if config.attention == "two_directions":
+        architecture = TWO_DIRECTIONS + architecture.removeprefix(TWO_DIRECTIONS).removeprefix("Bert")
     return {
         # Under the type `bert`, transformers would load it without an error, and compute something else.
-        "model_type": OWN_TYPE if architecture in OWN_ARCHITECTURES else BERT,
+        "model_type": BERT if own_reason(architecture) is None else OWN_TYPE,
         "architectures": [architecture],
         "vocab_size": vocab_size,
         **{name: value for name, value in config.identity().items() if name != "attention"},
-        **({"is_decoder": True, "use_cache": False} if config.is_causal else {}),
+        **_ATTENTION_KEYS[config.attention],
         "pad_token_id": 0,
         "tie_word_embeddings": True,
         "dtype": "float32",
@@ -71,7 +79,7 @@ def write_model(
         InputError: the tokenizer cannot be read, or its export would produce different ids.
     """
     os.makedirs(directory, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in state.items() if name != _TIED}
+    tensors = {name: tensor.contiguous() for name, tensor in state.items() if not name.endswith(_ANY_TIED)}
     storage.write_bytes(
         storage.join(directory, WEIGHTS_NAME), safetensors.torch.save(tensors, metadata={"format": "pt"})
     )

@@ -28,16 +28,25 @@ PIPELINE_TASKS = {
 
 LEFT_TO_RIGHT = "BertLMHeadModel"
 LEFT_TO_RIGHT_CLASSIFIER, BILSTM_CLASSIFIER = "LeftToRightForSequenceClassification", "BiLstmForSequenceClassification"
-OWN_ARCHITECTURES = {
+TWO_DIRECTIONS = "TwoDirections"
+"""Begins the names of all architectures with two encoders."""
+_OWN = {
     LEFT_TO_RIGHT_CLASSIFIER: "no class of transformers classifies by the last token of a left-to-right BERT",
     BILSTM_CLASSIFIER: "no class of transformers has an LSTM on a BERT",
+    TWO_DIRECTIONS: "no class of transformers has two encoders that read a text from opposite ends",
 }
-"""Architectures that only Clozeworks loads, and why."""
-WITHOUT_PIPELINE = {
-    LEFT_TO_RIGHT: "no pipeline of transformers scores texts with a left-to-right BERT; its class BertLMHeadModel does",
-    **OWN_ARCHITECTURES,
-}
-"""Why a model of such an architecture has no pipeline tag and cannot be registered."""
+
+
+def own_reason(architecture: str) -> str | None:
+    """Why only Clozeworks loads a model of this architecture; None if `transformers` does."""
+    return next((reason for name, reason in _OWN.items() if architecture.startswith(name)), None)
+
+
+def without_pipeline(architecture: str) -> str | None:
+    """Why no pipeline of `transformers` runs a model of this architecture, one of this project's; None otherwise."""
+    if architecture == LEFT_TO_RIGHT:
+        return "no pipeline of transformers scores texts with a left-to-right BERT; its class BertLMHeadModel does"
+    return own_reason(architecture)
 
 
 def readme(directory: str, origin: Sequence[tuple[str, str]] = ()) -> str:
@@ -63,8 +72,8 @@ def readme(directory: str, origin: Sequence[tuple[str, str]] = ()) -> str:
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in (*rows, *origin))
     front_matter = f"---\nlibrary_name: transformers\n{tag}---\n"
     use = _use(architecture)
-    if architecture in OWN_ARCHITECTURES:
-        use = f"Only Clozeworks loads it: {OWN_ARCHITECTURES[architecture]}.\n"
+    if reason := own_reason(architecture):
+        use = f"Only Clozeworks loads it: {reason}.\n"
     return f"{front_matter}\n# {architecture}\n\n| what | value |\n|---|---|\n{table}\n\n{use}"
 
 

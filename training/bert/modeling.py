@@ -158,12 +158,12 @@ class BertEncoder(nn.Module):
 class BertPooler(nn.Module):
     """tanh of a dense layer on the token that stands for its sequence (BertModel, `pooler`)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, first_BH: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.dense(first_BH))
+    def forward(self, pooled_BH: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.dense(pooled_BH))
 
 
 class BertModel(nn.Module):
@@ -173,7 +173,7 @@ class BertModel(nn.Module):
         super().__init__()
         self.embeddings = BertEmbeddings(config, vocab_size)
         self.encoder = BertEncoder(config)
-        self.pooler = BertPooler(config) if with_pooler else None
+        self.pooler = BertPooler(config.hidden_size) if with_pooler else None
         self.is_causal = config.is_causal
 
     def forward(self, sequences: PackedSequences) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -203,16 +203,23 @@ class BertModel(nn.Module):
         return sequences.last_tokens() if self.is_causal else sequences.first_tokens_B
 
 
-def compile_layers(model: BertModel) -> None:
+def checkpoint_activations(model: nn.Module, is_on: bool) -> None:
+    """Set `activation_checkpointing` of all encoders of a model."""
+    for module in model.modules():
+        if isinstance(module, BertEncoder):
+            module.activation_checkpointing = is_on
+
+
+def compile_layers(model: nn.Module) -> None:
     """Compile the token-wise part of every layer: projections, GELU, dropout, residuals, LayerNorms.
 
     The number of tokens is symbolic and all layers share the code, so a run compiles only a few graphs for training
     and evaluation, and none for new lengths. Attention is not compiled: on CUDA it is one kernel, on a CPU a loop
     over length bins, whose number and sizes change with every batch.
     """
-    for layer in model.encoder.layer:
-        assert isinstance(layer, BertLayer)
-        layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
+    for layer in model.modules():
+        if isinstance(layer, BertLayer):
+            layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
 
 
 def initialize_weights(model: nn.Module, initializer_range: float, seed: int) -> None:

@@ -42,6 +42,17 @@ class PackedSequences:
         """Position of each sequence's last token, [B] int64."""
         return self.cu_seqlens[1:].long() - 1
 
+    def reversed_order(self) -> torch.Tensor:
+        """For each token the position of the one as far from its sequence's other end: [T] int64, its own inverse."""
+        ends_B = (self.cu_seqlens[:-1] + self.cu_seqlens[1:] - 1).long()
+        numbers_T = torch.arange(self.num_tokens, device=ends_B.device)
+        lengths_B = self.cu_seqlens.diff().long()
+        return torch.repeat_interleave(ends_B, lengths_B, output_size=self.num_tokens) - numbers_T
+
+    def in_order(self, order_T: torch.Tensor) -> PackedSequences:
+        """The same sequences with their tokens in another order; positions count from the new first ones."""
+        return replace(self, input_ids_T=self.input_ids_T[order_T], token_type_ids_T=self.token_type_ids_T[order_T])
+
     def to(self, device: torch.device) -> PackedSequences:
         """Copy to a device; the plan must have been built for it, or be None."""
         if self.input_ids_T.device == device:

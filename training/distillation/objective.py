@@ -19,7 +19,7 @@ from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, load_into, write_model
 from training.bert.losses import MLM_DENOMINATOR_EPS
-from training.bert.modeling import compile_layers, parameter_count
+from training.bert.modeling import checkpoint_activations, compile_layers, parameter_count
 from training.data.batches import MicroBatch, StepBatch
 from training.data.step_reader import heldout_batches
 from training.distillation.report import Size, in_words, tokens_per_second
@@ -91,9 +91,9 @@ class DistillationObjective(Objective):
     def build(self) -> Student:
         model = self._new_student()
         load_into(model, self._first_weights, self.inputs.teacher_directory)
-        model.bert.encoder.activation_checkpointing = self.settings.activation_checkpointing
+        checkpoint_activations(model, self.settings.activation_checkpointing)
         if self.settings.compile:
-            compile_layers(model.bert)
+            compile_layers(model)
         return Student(model, self._config.temperature, self._is_masked_only)
 
     def learn(self, engine: Forward, batch: MicroBatch, step: StepBatch) -> tuple[torch.Tensor, Tally]:

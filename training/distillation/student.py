@@ -125,8 +125,8 @@ def read_teacher(directory: str) -> tuple[BertForPreTraining, ModelConfig, int]:
         InputError: it is not a BERT, or lacks the masked-LM head.
     """
     model, vocab_size = read_config(directory)
-    if model.is_causal:
-        raise InputError(f"{directory}: is a left-to-right model; distillation needs a masked LM as teacher")
+    if model.predicts_next_tokens:
+        raise InputError(f"{directory}: is a {model.attention} model; distillation needs a masked LM as teacher")
     teacher = BertForPreTraining.masked_lm(model, vocab_size)
     load_into(teacher, read_weights(directory), directory)
     return teacher.eval().requires_grad_(False), model, vocab_size

@@ -344,6 +344,8 @@ def load_encoder(directory: str, device: torch.device | str = "cpu") -> Encoder:
         InputError: it is not a BERT model that this code supports, or its vocabulary does not fit.
     """
     config, vocab_size = read_config(directory)
+    if config.num_encoders > 1:
+        raise InputError(f"{directory}: has two encoders; features are extracted from one, give another model")
     tokenizer = LineTokenizer(directory)
     if (highest := max(tokenizer.tokens().values())) >= vocab_size:
         raise InputError(

@@ -13,14 +13,13 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import digest_of, require_manifest
 from pipelines.contract.workspace import DOCUMENTS
 from pipelines.statistics.metrics import MINIMAL_PAIRS
-from training.bert.heads import BertForPreTraining
+from training.bert.heads import build_pretraining_model
 from training.bert.huggingface import load_into
 from training.engine.processes import Processes
 from training.minimal_pairs.accuracies import Accuracies, accuracies
 from training.minimal_pairs.heldout_pairs import HELDOUT, heldout_pairs
-from training.minimal_pairs.masking import LEFT_TO_RIGHT
 from training.minimal_pairs.pairs import MinimalPairs, read_pairs
-from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer
+from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer, method_in_words
 from training.settings.model import ModelConfig
 from training.settings.pretraining import MinimalPairsConfig
 from training.stages.pretraining import PretrainingInputs
@@ -51,12 +50,12 @@ class PairsDuringTraining:
         self._model, self._vocab_size, self._processes = model, vocab_size, processes
         self._sentences = tokenizer.tokenize_pairs(pairs, model.max_position_embeddings)
         self._unknown_tokens = tokenizer.unknown_tokens(self._sentences)
-        self._method = LEFT_TO_RIGHT if model.is_causal else config.method
+        self._method = method_in_words(model, config.method)
         self._found: Accuracies | None = None
 
     def measure(self, weights: Mapping[str, torch.Tensor]) -> float:
         """Accuracy of a model with these weights; each rank scores its part of the pairs."""
-        model = BertForPreTraining.masked_lm(self._model, self._vocab_size)
+        model = build_pretraining_model(self._model, self._vocab_size)
         load_into(model, weights, "the weights of this run")
         processes, count = self._processes, len(self._pairs)
         own = np.arange(2 * count).reshape(2, count)[:, processes.rank :: processes.world_size].reshape(-1)

@@ -16,8 +16,6 @@ Method = PairsMethod
 `original`: none (Salazar et al., 2020, equation 2).
 """
 METHODS: tuple[Method, ...] = get_args(Method)
-LEFT_TO_RIGHT = "left-to-right"
-"""Shown as the method of a left-to-right model, which masks nothing: the sum is the sentence's log-likelihood."""
 
 IntArray = npt.NDArray[np.int64]
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from pipelines.contract.errors import InputError
 from training.bert.config_file import read_config
-from training.bert.heads import BertForPreTraining
+from training.bert.heads import PreTrainingModel, build_pretraining_model
 from training.bert.huggingface import load_into, read_weights
 from training.bert.packing import pack
-from training.minimal_pairs.masking import LEFT_TO_RIGHT, IntArray, Method, Predictions, masked_copies, next_tokens
+from training.minimal_pairs.masking import IntArray, Method, Predictions, masked_copies, next_tokens
 from training.minimal_pairs.pairs import MinimalPairs
+from training.settings.model import ModelConfig
 from training.settings.pretraining import WORD_L2R
 from training.tokenizing.loading import load_tokenizer
 
@@ -28,7 +28,7 @@ BATCH_TOKENS = 8_192
 """Tokens of one forward pass."""
 NUM_SPECIAL_TOKENS = 2
 """[CLS] and [SEP], which are not predicted."""
-_HEAD = "cls.predictions."
+_HEAD = "predictions."
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SentenceTokenizer:
 class SentenceScorer:
     """A language model in eval mode; scores are sums of natural logarithms of probabilities."""
 
-    def __init__(self, model: BertForPreTraining, mask_id: int, method: Method = WORD_L2R) -> None:
+    def __init__(self, model: PreTrainingModel, mask_id: int, method: Method = WORD_L2R) -> None:
         """
         Args:
             model: a masked language model, or a left-to-right one.
@@ -130,12 +130,9 @@ class SentenceScorer:
         lengths = np.full(count, length, dtype=np.int64)
         packed = pack(batch.input_ids.reshape(-1), lengths, lengths, self._device).to(self._device)
         targets_M = torch.from_numpy(batch.targets).to(self._device)
-        labels_M1 = torch.from_numpy(batch.target_ids).to(self._device).unsqueeze(1)
-        bert = self._model.bert
-        hidden_MH = bert.encoder(bert.embeddings(packed), packed, targets_M)
-        logits_MV = self._model.cls.predictions.logits(hidden_MH).float()
-        label_M = functional.log_softmax(logits_MV, dim=1).gather(1, labels_M1).squeeze(1)
-        result: npt.NDArray[np.float64] = label_M.cpu().numpy().astype(np.float64)
+        ids_M = torch.from_numpy(batch.target_ids).to(self._device)
+        found_M = self._model.log_probabilities(packed, targets_M, ids_M)
+        result: npt.NDArray[np.float64] = found_M.cpu().numpy().astype(np.float64)
         return result
 
     def _batches(self, sentences: Sequence[TokenizedSentence]) -> Iterator[Predictions]:
@@ -144,7 +141,7 @@ class SentenceScorer:
         for length in np.unique(lengths)[::-1]:
             rows = np.flatnonzero(lengths == length)
             num_copies = max(1, BATCH_TOKENS // int(length))
-            copies_of_one = 1 if self._model.bert.is_causal else int(length) - NUM_SPECIAL_TOKENS
+            copies_of_one = 1 if self._model.predicts_next_tokens else int(length) - NUM_SPECIAL_TOKENS
             num_rows = max(1, num_copies // copies_of_one)
             for start in range(0, len(rows), num_rows):
                 chosen = rows[start : start + num_rows]
@@ -155,7 +152,7 @@ class SentenceScorer:
 
     def _predictions(self, sentences: Sequence[TokenizedSentence]) -> Predictions:
         ids = np.stack([sentence.input_ids for sentence in sentences])
-        if self._model.bert.is_causal:
+        if self._model.predicts_next_tokens:
             return next_tokens(ids)
         words = np.stack([sentence.word_numbers for sentence in sentences])
         return masked_copies(ids, words, self._mask_id, self._method)
@@ -169,21 +166,21 @@ def _parts(copies: Predictions, num_copies: int) -> Iterator[Predictions]:
         yield part._replace(targets=part.targets - first * length)
 
 
-def method_of(model: BertForPreTraining, method: Method) -> str:
-    """How a model's scores are made, in a word: what is masked, or `left-to-right`."""
-    return LEFT_TO_RIGHT if model.bert.is_causal else method
+def method_in_words(model: ModelConfig, method: Method) -> str:
+    """How a model's scores are made: what is masked, or the attention of a model that masks nothing."""
+    return model.attention if model.predicts_next_tokens else method
 
 
-def load_language_model(directory: str, device: torch.device | str = "cpu") -> BertForPreTraining:
+def load_language_model(directory: str, device: torch.device | str = "cpu") -> PreTrainingModel:
     """Read the encoder of a Hugging Face directory, and the head that predicts tokens.
 
     Raises:
         InputError: it is not a BERT model that this code supports, or it has no such head.
     """
     config, vocab_size = read_config(directory)
-    model = BertForPreTraining.masked_lm(config, vocab_size)
+    model = build_pretraining_model(config, vocab_size)
     state = read_weights(directory)
-    if not any(name.startswith(_HEAD) for name in state):
+    if not any(name.startswith("cls.") and _HEAD in name for name in state):
         raise InputError(
             f"{directory}: has no masked-LM head, whose predictions are the scores; give a pre-trained model that was "
             "saved with it, not a fine-tuned one"

@@ -18,11 +18,11 @@ from pipelines.statistics.training import Lineage
 from training.alarms.bert_rules import POOLER_GRADIENT, BertAlarms
 from training.alarms.reference_curve import read_reference
 from training.bert.flops import step_flops
-from training.bert.heads import BertForPreTraining, PreTrainingOutput
+from training.bert.heads import BertForPreTraining, PreTrainingModel, PreTrainingOutput, build_pretraining_model
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.initial_weights import load_initial_weights
 from training.bert.losses import MLM_DENOMINATOR_EPS
-from training.bert.modeling import compile_layers, initialize_weights, parameter_count
+from training.bert.modeling import checkpoint_activations, compile_layers, initialize_weights, parameter_count
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
@@ -58,7 +58,7 @@ class BertObjective(Objective):
         self.metrics = self.token_metrics() + tuple(each.metric for each in self.evaluations)
         self._deviations = in_words(deviations(inputs.model, inputs.pretraining, inputs.examples.config))
         with torch.device("meta"):
-            model = BertForPreTraining(self.model, self.vocab_size, self.next_sentence)
+            model = self._new_model()
         self.num_parameters, self._architecture = parameter_count(model), model.architecture
 
     def token_metrics(self) -> tuple[Metric, ...]:
@@ -71,22 +71,26 @@ class BertObjective(Objective):
         verify_inputs(self.inputs)
         self._require_same_tokenizer(self.inputs.vocabulary_directory)
         if self.inputs.initial is not None:
-            self._load_initial(BertForPreTraining(self.model, self.vocab_size, self.next_sentence))
+            self._load_initial(self._new_model())
 
-    def build(self) -> BertForPreTraining:
-        model = BertForPreTraining(self.model, self.vocab_size, self.next_sentence)
+    def _new_model(self) -> PreTrainingModel:
+        return build_pretraining_model(self.model, self.vocab_size, self.next_sentence)
+
+    def build(self) -> PreTrainingModel:
+        model = self._new_model()
         initialize_weights(model, self.model.initializer_range, self.settings.seed)
         self.lineage = self._load_initial(model)
-        model.bert.encoder.activation_checkpointing = self.settings.activation_checkpointing
+        checkpoint_activations(model, self.settings.activation_checkpointing)
         if self.settings.compile:
-            compile_layers(model.bert)
+            compile_layers(model)
         return model
 
-    def _load_initial(self, model: BertForPreTraining) -> tuple[Lineage, ...]:
+    def _load_initial(self, model: PreTrainingModel) -> tuple[Lineage, ...]:
         """Copy the initial encoder into a model, if there is one; a checkpoint is loaded over it."""
         initial = self.inputs.initial
         if initial is None:
             return ()
+        assert isinstance(model, BertForPreTraining), "refused by model_problem"
         added = new_entries(initial.directory, self.inputs.vocabulary_directory)
         changes = load_initial_weights(model, initial.directory, added)
         facts = {name: value for name, value in vars(changes).items() if value}
@@ -150,7 +154,7 @@ class BertObjective(Objective):
         }
 
     def watched(self, model: nn.Module) -> Mapping[str, torch.Tensor]:
-        assert isinstance(model, BertForPreTraining)
+        assert isinstance(model, PreTrainingModel)
         pooler = model.bert.pooler
         return {} if pooler is None else {POOLER_GRADIENT: pooler.dense.weight}
 
@@ -203,7 +207,7 @@ class BertObjective(Objective):
             )
             for split in ("train", "heldout")
         )
-        return unigram_baseline(train, heldout, self.settings.eval_examples, self.model.is_causal)
+        return unigram_baseline(train, heldout, self.settings.eval_examples, self.model.predicts_next_tokens)
 
 
 def open_bert(inputs: PretrainingInputs, processes: Processes) -> BertObjective:

@@ -19,7 +19,7 @@ from training.settings.model import ModelConfig
 from training.stages.checkpoint_source import CheckpointSource, require_unchanged
 
 _WAIT_SECONDS = 3600.0
-_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+_EMBEDDINGS = ".embeddings.word_embeddings.weight"
 _NEXT_SENTENCE_HEAD = "cls.seq_relationship.weight"
 
 
@@ -94,7 +94,7 @@ def _write(checkpoint: CheckpointSource, vocabulary: str, directory: str, run: R
     # torch takes seconds to load: only after these checks.
     import torch
 
-    from training.bert.heads import BertForPreTraining
+    from training.bert.heads import build_pretraining_model
     from training.bert.huggingface import huggingface_config, write_model
     from training.engine.checkpoint_weights import full_precision_weights, stored_shapes
     from training.resuming.result_checks import require_finite
@@ -103,9 +103,10 @@ def _write(checkpoint: CheckpointSource, vocabulary: str, directory: str, run: R
         files = _local_files(checkpoint, run)
         config = ModelConfig.model_validate(checkpoint.manifest.config["model"])
         shapes = stored_shapes(files)
-        vocab_size, next_sentence = shapes[_EMBEDDINGS][0], _NEXT_SENTENCE_HEAD in shapes
+        embeddings = next(name for name in shapes if name.endswith(_EMBEDDINGS))
+        vocab_size, next_sentence = shapes[embeddings][0], _NEXT_SENTENCE_HEAD in shapes
         with torch.device("meta"):
-            model = BertForPreTraining(config, vocab_size, next_sentence)
+            model = build_pretraining_model(config, vocab_size, next_sentence)
         weights = full_precision_weights(files, model)
     except (OSError, LookupError, ValueError) as error:
         require_unchanged(checkpoint)

@@ -15,7 +15,7 @@ Spread = Annotated[float, Bounded(1e-6, 10.0, "it is the standard deviation of n
 
 _WIDTH = "each layer has matrices of this width, and all are held in memory"
 
-Attention = Literal["bidirectional", "left_to_right"]
+Attention = Literal["bidirectional", "left_to_right", "two_directions"]
 
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -54,7 +54,8 @@ class ModelConfig(Section):
     initializer_range: Spread = 0.02
     attention: Attention = Field(default="bidirectional", json_schema_extra=ADDED)
     """Which tokens a token attends to, which determines the objective of pre-training: `bidirectional`, all of them, is
-    BERT's; `left_to_right`, itself and those before it, is trained to predict the next token (paper, table 5)."""
+    BERT's; `left_to_right`, itself and those before it, is trained to predict the next token (paper, table 5);
+    `two_directions` has two such encoders, one for each direction, with twice the parameters (ELMo)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -80,3 +81,17 @@ class ModelConfig(Section):
     def is_causal(self) -> bool:
         """Whether a token attends only to itself and those before it."""
         return self.attention == "left_to_right"
+
+    @property
+    def predicts_next_tokens(self) -> bool:
+        """Whether pre-training predicts the next token, and not masked ones."""
+        return self.attention != "bidirectional"
+
+    @property
+    def num_encoders(self) -> int:
+        return 2 if self.attention == "two_directions" else 1
+
+    @property
+    def output_size(self) -> int:
+        """Numbers of a token's output: those of all encoders."""
+        return self.num_encoders * self.hidden_size

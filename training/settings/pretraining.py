@@ -370,10 +370,15 @@ def model_problem(model: ModelConfig, pretraining: PretrainingConfig) -> str | N
         "phases.masked_lm_prob": any(phase.masked_lm_prob is not None for phase in pretraining.phases),
         "minimal_pairs.method": pretraining.minimal_pairs is not None and pretraining.minimal_pairs.method != WORD_L2R,
     }
-    if model.is_causal and (unused := [name for name, is_set in settings.items() if is_set]):
+    if model.predicts_next_tokens and (unused := [name for name, is_set in settings.items() if is_set]):
         return (
             f"pretraining.{unused[0]} has no effect with model.attention = {model.attention!r}, which masks nothing "
             "and predicts the next token; remove it"
+        )
+    if model.num_encoders > 1 and pretraining.initial_encoder is not None:
+        return (
+            f"pretraining.initial_encoder with model.attention = {model.attention!r}: two encoders cannot start from "
+            "one; remove one of the settings"
         )
     return None
 
@@ -382,7 +387,7 @@ def require_model_fits(model: ModelConfig, pretraining: PretrainingConfig, recip
     """Check the settings of pre-training against the model's.
 
     Raises:
-        InputError: a phase is longer than the model's positions, or a setting has no effect on such a model.
+        InputError: a phase is longer than the model's positions, or a setting does not apply to such a model.
     """
     if problem := model_problem(model, pretraining):
         raise InputError(f"{recipe_path}: {problem}")

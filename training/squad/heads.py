@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.bert.modeling import BertModel
 from training.bert.packing import PackedSequences
+from training.bert.two_directions import build_encoder
 from training.settings.model import ModelConfig
 
 
@@ -19,8 +19,8 @@ class BertForQuestionAnswering(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.bert = BertModel(config, vocab_size, with_pooler=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.bert = build_encoder(config, vocab_size, with_pooler=False)
+        self.qa_outputs = nn.Linear(config.output_size, 2)
 
     def forward(self, sequences: PackedSequences) -> torch.Tensor:
         """Logits [T, 2] of a packed batch: the token starts the answer, the token ends it."""

@@ -35,7 +35,8 @@ def _distillation(recipe: Recipe) -> DistillationInputs:
 
 PRETRAINING_OBJECTIVES: dict[Attention, str] = {
     "bidirectional": "training.pretraining.bert_objective:open_bert",
-    "left_to_right": "training.pretraining.left_to_right:open_left_to_right",
+    "left_to_right": "training.pretraining.next_token_objective:open_next_token",
+    "two_directions": "training.pretraining.next_token_objective:open_next_token",
 }
 """What pre-training trains, by `model.attention`: a new objective needs its own module and a row here."""
 

@@ -30,9 +30,9 @@ from training.stages.sections import PretrainingSections
 # Increment whenever the same settings and inputs would produce a different model.
 PRETRAINING_VERSION = 3
 
-NO_PAIRS_LEFT_TO_RIGHT = (
-    "model.attention = 'left_to_right' has no next-sentence task, but the examples are pairs of segments, half of them "
-    "at random; set examples.next_sentence = false"
+NO_PAIRS = (
+    "model.attention other than 'bidirectional' has no next-sentence task, but the examples are pairs of segments, "
+    "half of them at random; set examples.next_sentence = false"
 )
 
 
@@ -127,8 +127,8 @@ def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
     examples = require_manifest(storage.join(workspace, EXAMPLES), EXAMPLES, f"clozeworks examples {recipe.path}")
     inputs = PretrainingInputs(recipe, workspace, model, sections.pretraining, vocabulary, examples, initial)
     _require_same_vocabulary(inputs)
-    if model.is_causal and inputs.next_sentence:
-        raise InputError(f"{recipe.path}: {NO_PAIRS_LEFT_TO_RIGHT}")
+    if model.predicts_next_tokens and inputs.next_sentence:
+        raise InputError(f"{recipe.path}: {NO_PAIRS}")
     return replace(inputs, continued_from=recorded_origin(inputs.key, inputs.directory))
 
 

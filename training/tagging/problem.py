@@ -16,8 +16,8 @@ from torch.nn import functional
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.statistics.training import FamilyStatistics
-from training.bert.modeling import BertModel
 from training.bert.packing import IntArray, PackedSequences
+from training.bert.two_directions import build_encoder
 from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import TextEncoder
 from training.settings.model import ModelConfig
@@ -35,9 +35,9 @@ class BertForTokenClassification(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int) -> None:
         super().__init__()
-        self.bert = BertModel(config, vocab_size, with_pooler=False)
+        self.bert = build_encoder(config, vocab_size, with_pooler=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.classifier = nn.Linear(config.output_size, num_labels)
 
     def forward(self, sequences: PackedSequences) -> torch.Tensor:
         """Logits [T, C] of a packed batch."""

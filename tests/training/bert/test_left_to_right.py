@@ -153,7 +153,7 @@ def test_an_encoder_is_loaded_by_its_class_of_transformers(tmp_path: Path, vocab
     assert read_config(exported) == (CONFIG, size)
     again = BertForPreTraining.masked_lm(*read_config(exported))
     assert load_into(again, read_weights(exported), exported) == []
-    with pytest.raises(InputError, match="is a left-to-right model; distillation needs a masked LM as teacher"):
+    with pytest.raises(InputError, match="is a left_to_right model; distillation needs a masked LM as teacher"):
         read_teacher(exported)
 
 

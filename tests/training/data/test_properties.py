@@ -158,7 +158,7 @@ class Reading:
             size,
             Deal(rank, world_size, with_plan=False, micro_batches=self.micro_batches),
             global_batch_tokens=tokens,
-            masking=self.masking,
+            targets=self.masking,
         )
 
     def order(self, examples: ArrowExamples) -> GlobalOrder:

@@ -1,4 +1,4 @@
-"""The left-to-right objective from examples to a fine-tuned encoder, and what is refused."""
+"""Next-token objectives from examples to a fine-tuned encoder, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file
 from tests.support.training.synthetic_run import Workspace, write_workspace
 from tests.support.training.trainer import Trainer
 
@@ -18,13 +20,17 @@ from pipelines.contract.manifest import read_manifest
 from pipelines.statistics.metrics import MINIMAL_PAIRS
 from pipelines.statistics.training import PretrainingStatistics
 from training import blimp, finetune
+from training.bert.config_file import OWN_TYPE
 from training.engine.processes import Processes
-from training.settings.model import Attention
+from training.settings.model import Attention, ModelConfig
+from training.settings.pretraining import PretrainingConfig, model_problem
+from training.stages.encoders import encoder_directory
 from training.stages.objectives import PRETRAINING_OBJECTIVES
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
 
 LEFT_TO_RIGHT = 'model.attention="left_to_right"'
+WITHOUT_DROPOUT = ("--set", "model.hidden_dropout_prob=0.0", "--set", "model.attention_probs_dropout_prob=0.0")
 
 
 @pytest.fixture
@@ -42,14 +48,19 @@ def test_each_kind_of_attention_has_an_objective() -> None:
     assert set(PRETRAINING_OBJECTIVES) == set(Attention.__args__)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("attention", ["left_to_right", "two_directions"])
 def test_a_run_learns_and_is_scored_on_pairs(
-    workspace: Workspace, tmp_path: Path, single_process: Processes, capsys: pytest.CaptureFixture[str]
+    attention: str,
+    workspace: Workspace,
+    tmp_path: Path,
+    single_process: Processes,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("good\tbad\tgroup\nw1 w2 w3\tw3 w1\tone\nw4 w5\tw5 w4 w6\tone\n")
     train = Trainer(workspace, single_process)
     settings = (
-        LEFT_TO_RIGHT,
+        f'model.attention="{attention}"',
         "pretraining.phases=[{max_seq_length=32, steps=30, global_batch_size=16}]",
         "pretraining.checkpoint_every_steps=30",
         "pretraining.learning_rate=5e-3",
@@ -57,67 +68,86 @@ def test_a_run_learns_and_is_scored_on_pairs(
     )
     assert train(*settings) == 0
     printed = capsys.readouterr().out
-    assert "attention left_to_right (BERT: bidirectional)" in printed
+    assert f"attention {attention} (BERT: bidirectional)" in printed
     assert "next-token accuracy" in printed
     assert "MLM" not in printed
-    assert "minimal pairs (2 pairs, left-to-right): " in printed
+    assert f"minimal pairs (2 pairs, {attention}): " in printed
 
     found = statistics_of(workspace)
     names = ["next_token_accuracy", "next_token_perplexity", "loss", MINIMAL_PAIRS.name]
     assert [metric.name for metric in found.heldout_metrics] == names
     assert found.judged_by.name == "next_token_accuracy"
     before, after = found.heldout_before, found.heldout
-    assert before["loss"] == pytest.approx(math.log(206), abs=0.2)
+    encoders = 2 if attention == "two_directions" else 1
+    assert before["loss"] == pytest.approx(encoders * math.log(206), abs=0.4)
     assert after["loss"] < before["loss"] - 0.3
-    assert after["next_token_perplexity"] == pytest.approx(math.exp(after["loss"]))
-    assert type(transformers.AutoModelForCausalLM.from_pretrained(f"{workspace.stage()}/encoder")).__name__ == (
-        "BertLMHeadModel"
-    )
+    assert after["next_token_perplexity"] == pytest.approx(math.exp(after["loss"] / encoders))
 
     output = tmp_path / "found.json"
     assert blimp.main([workspace.path, "--data", str(pairs), "--output", str(output)]) == 0
     report = json.loads(output.read_bytes())
-    assert report["method"] == "left-to-right"
+    assert report["method"] == attention
     assert report["overall"]["accuracy"] == after[MINIMAL_PAIRS.name]
-    with pytest.raises(InputError, match="is a left-to-right model, which masks nothing; remove it"):
+    with pytest.raises(InputError, match=f"is a {attention} model, which masks nothing; remove it"):
         blimp.main([workspace.path, "--data", str(pairs), "--method", "original"])
 
 
 @pytest.mark.slow
-def test_ranks_give_the_same_losses_and_the_encoder_is_fine_tuned_and_turned_around(
-    workspace: Workspace,
+@pytest.mark.parametrize(
+    ("attention", "classifier"),
+    [
+        ("left_to_right", "LeftToRightForSequenceClassification"),
+        ("two_directions", "TwoDirectionsForSequenceClassification"),
+    ],
+)
+def test_ranks_give_the_same_losses_and_the_encoder_is_fine_tuned(
+    attention: str, classifier: str, workspace: Workspace
 ) -> None:
     losses = []
-    common = ("--set", "model.hidden_dropout_prob=0.0", "--set", "model.attention_probs_dropout_prob=0.0")
+    setting = ("--set", f'model.attention="{attention}"')
     for ranks, stage in ((1, 0), (2, 2)):
-        setting = ("--set", LEFT_TO_RIGHT, "--set", f"pretraining.zero_stage={stage}")
-        done = workspace.run("training.pretrain", *setting, *common, "--restart", ranks=ranks)
+        zero = ("--set", f"pretraining.zero_stage={stage}", "--restart")
+        done = workspace.run("training.pretrain", *setting, *zero, *WITHOUT_DROPOUT, ranks=ranks)
         assert done.returncode == 0, done.stdout + done.stderr
         losses.append(workspace.losses())
     assert losses[0].keys() == losses[1].keys()
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), abs=2e-4)
 
-    for more, architecture in (
-        ([], "LeftToRightForSequenceClassification"),
-        (["finetuning.bilstm=true"], "BiLstmForSequenceClassification"),
-    ):
-        words = [word for each in (LEFT_TO_RIGHT, *more) for word in ("--set", each)]
-        done = workspace.run("training.finetune", *words)
+    for more, architecture in (((), classifier), (("finetuning.bilstm=true",), "BiLstmForSequenceClassification")):
+        done = workspace.run("training.finetune", *setting, *(word for each in more for word in ("--set", each)))
         assert done.returncode == 0, done.stdout + done.stderr
         for start in ("pretrained", "random"):
             model = Path(workspace.path, "finetuning", "word-order", start, "model")
             config = json.loads((model / "config.json").read_bytes())
-            assert config["architectures"] == [architecture]
-            assert config["is_decoder"]
+            assert config["architectures"][0].endswith(architecture)
+            assert config["model_type"] == OWN_TYPE
 
+
+@pytest.mark.slow
+def test_a_checkpoint_is_exported_and_a_bidirectional_run_starts_from_the_encoder(
+    workspace: Workspace,
+) -> None:
+    done = workspace.run("training.pretrain", "--set", LEFT_TO_RIGHT, *WITHOUT_DROPOUT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    exported = encoder_directory(f"{workspace.path}@latest")
     encoder = f"{workspace.stage()}/encoder"
+    first, second = (load_file(f"{directory}/model.safetensors") for directory in (exported, encoder))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
     other = write_workspace(f"{workspace.path}-continued", pairs=False)
     start = ("--set", f"pretraining.initial_encoder={json.dumps(encoder)}")
-    done = other.run("training.pretrain", *start, "--set", 'model.attention="bidirectional"', *common)
+    done = other.run("training.pretrain", *start, "--set", 'model.attention="bidirectional"', *WITHOUT_DROPOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert statistics_of(other).judged_by.name == "mlm_accuracy"
-    exported = transformers.AutoModelForMaskedLM.from_pretrained(f"{other.stage()}/encoder")
-    assert type(exported).__name__ == "BertForMaskedLM"
+    turned = transformers.AutoModelForMaskedLM.from_pretrained(f"{other.stage()}/encoder")
+    assert type(turned).__name__ == "BertForMaskedLM"
+
+
+def test_two_encoders_do_not_start_from_one() -> None:
+    problem = model_problem(ModelConfig(attention="two_directions"), PretrainingConfig(initial_encoder="somewhere"))
+    assert problem is not None
+    assert "two encoders cannot start from one" in problem
 
 
 @pytest.mark.parametrize(
