@@ -11,12 +11,12 @@ from flows.comparison.shared_stages import seconds_of
 from flows.comparison.study_file import Run, Study
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import samples
+from flows.report.cost import pretraining_flops
 from flows.running.plan import Stage
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.workspace import FINETUNING, PRETRAINED, PRETRAINING
 from pipelines.statistics.metrics import HELDOUT_PREFIX, Metric
 from pipelines.statistics.training import PretrainingStatistics, TrialStatistics
-from training.bert.flops import predicted_tokens, step_flops
 
 _TASK_LABEL = "{task}, {metric}"
 
@@ -78,8 +78,8 @@ def result_of(run: Run, whole: WholeRecipe, stages: Sequence[Stage]) -> tuple[Ru
     names = [metric.name for metric in trained.heldout_metrics]
     found = samples.sampled(lambda: samples.curves(pretraining.outputs[0].directory, names))
     curves = {name: found[HELDOUT_PREFIX + name] for name in names if HELDOUT_PREFIX + name in found}
-    result = RunResult(run, values, trained.tokens or 0, _flops(whole, trained), seconds_of(whole, pretraining), curves)
-    return result, metrics
+    flops, seconds = pretraining_flops(whole, trained), seconds_of(whole, pretraining)
+    return RunResult(run, values, trained.tokens or 0, flops, seconds, curves), metrics
 
 
 def _scores(manifests: Mapping[str, Manifest]) -> list[tuple[Metric, float]]:
@@ -91,15 +91,6 @@ def _scores(manifests: Mapping[str, Manifest]) -> list[tuple[Metric, float]]:
             label = _TASK_LABEL.format(task=task, metric=trial.metric.replace("_", " "))
             scores.append((Metric(task, label, "share", more_is_better=True), trial.score))
     return scores
-
-
-def _flops(whole: WholeRecipe, trained: PretrainingStatistics) -> float:
-    tokens, sequences = trained.tokens or 0, trained.sequences or 1
-    phase = whole.pretraining.phases[-1]
-    masked = tokens * (phase.masked_lm_prob or whole.examples.of_set(phase.examples).masked_lm_prob)
-    masked = predicted_tokens(whole.model, tokens, sequences, masked)
-    pairs = sequences if whole.examples.next_sentence else 0
-    return step_flops(whole.model, whole.vocabulary.size, tokens, tokens * tokens / sequences, masked, pairs)
 
 
 def compared(study: Study, results: Sequence[RunResult], metrics: Sequence[Metric]) -> Comparison:

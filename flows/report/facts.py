@@ -7,11 +7,12 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.report import samples as report_samples
+from flows.report.cost import cost_facts
 from flows.report.html import UNKNOWN
 from flows.report.manifest_facts import CorpusFacts, corpus_facts, task_facts
 from flows.report.samples import sampled
@@ -24,6 +25,7 @@ from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, PRETRAINING, VOCAB
 from pipelines.statistics.metrics import LOSS
 from pipelines.statistics.training import PretrainingStatistics
 from training.alarms.reference_curve import read_reference
+from training.stages.budgets import about_steps
 from training.tracking.flattening import flatten
 
 WARNING_CHARACTERS = 600
@@ -60,9 +62,10 @@ def gather(whole: WholeRecipe, outcome: FlowOutcome, tracking_uri: str, prefect_
         "corpus": corpus.model_dump(),
         **_samples(whole, directories, manifests, corpus),
         "model": _model(whole, manifests),
-        "phases": [phase.identity() for phase in whole.pretraining.phases],
+        "phases": _phases(whole, manifests),
         "pretraining": dict(manifests[PRETRAINING].statistics) if PRETRAINING in manifests else {},
         "tasks": [task.to_json() for task in task_facts(whole, manifests)],
+        "cost": cost_facts(whole, outcome, manifests),
         "stages": [{"stage": stage.stage, "built": stage.built, "seconds": stage.seconds} for stage in outcome.stages],
         "models": [{"uri": model.uri, **model.model_dump()} for model in outcome.models],
         "commands": commands(tracking_uri, prefect_home),
@@ -107,6 +110,16 @@ def versions() -> dict[str, str]:
 def _manifests(directories: Mapping[str, str]) -> dict[str, Manifest]:
     found = {name: read_manifest(directory) for name, directory in directories.items()}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _phases(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> list[Facts]:
+    """The phases, each with the number of steps that it took, about; None if nothing says so."""
+    steps = about_steps(whole.pretraining, manifests.get(EXAMPLES))
+    counts: Sequence[int | None] = steps or [None] * len(whole.pretraining.phases)
+    return [
+        {**phase.identity(), "about_steps": count}
+        for phase, count in zip(whole.pretraining.phases, counts, strict=True)
+    ]
 
 
 def _model(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> Facts:

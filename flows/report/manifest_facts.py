@@ -149,7 +149,7 @@ def task_facts(whole: WholeRecipe, manifests: Mapping[str, Manifest]) -> list[Ta
     """The recipe's tasks in its order, then other tasks in the workspace."""
     trials: dict[str, TrialStatistics | str | None] = {f"{task}/{PRETRAINED}": None for task in whole.finetuning.tasks}
     trials |= _trials_in_workspace(whole)
-    trials |= {name: _trial(manifest) for name, manifest in manifests.items() if _start_of(name) is not None}
+    trials |= {name: trial_of(manifest) for name, manifest in manifests.items() if _start_of(name) is not None}
     tasks: dict[str, TaskFacts] = {}
     for name, trial in trials.items():
         task, _, start = name.rpartition("/")
@@ -174,7 +174,7 @@ def _start_of(name: str) -> str | None:
     return start if start in (PRETRAINED, RANDOM) else None
 
 
-def _trial(manifest: Manifest) -> TrialStatistics | str:
+def trial_of(manifest: Manifest) -> TrialStatistics | str:
     """The statistics of a trial, or why they cannot be read."""
     try:
         return manifest.statistics_as(TrialStatistics)
@@ -197,5 +197,5 @@ def _trials_in_workspace(whole: WholeRecipe) -> dict[str, TrialStatistics | str 
             continue
         assert manifest is not None, trial
         if manifest.stage == FINETUNING:
-            found[trial] = _trial(manifest)
+            found[trial] = trial_of(manifest)
     return found

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flows.report import data_sections, origin_sections, result_sections
+from flows.report.cost import cost
 from flows.report.html import UNKNOWN, count, foreign, large, metric_value, score, text
 from flows.report.manifest_facts import TaskFacts
 from pipelines.statistics.training import PretrainingStatistics
@@ -41,6 +42,7 @@ SECTIONS = (
     Section("examples", "Examples", data_sections.examples),
     Section("training", "Pre-training", result_sections.training),
     Section("tasks", "Tasks", result_sections.tasks),
+    Section("cost", "Cost", cost),
     Section("timings", "Timings", result_sections.timings),
     Section("models", "Models", origin_sections.models),
     Section("reproduce", "Reproduce", origin_sections.reproduce),

@@ -80,7 +80,10 @@ def training(facts: Facts) -> str:
 def _bands(phases: Sequence[Facts]) -> list[Band]:
     bands, begin = [], 0
     for phase in phases:
-        end = begin + phase["steps"]
+        steps = phase.get("about_steps", phase.get("steps"))
+        if steps is None:
+            return []
+        end = begin + steps
         bands.append(Band(f"length {phase['max_seq_length']}", begin, end))
         begin = end
     return bands if len(bands) > 1 else []

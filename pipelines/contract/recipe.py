@@ -117,6 +117,10 @@ class RunConfig(Section):
         int, Bounded(100_000_000, 10**15, "less holds no shard of examples, and no machine has more local disk")
     ] = Field(default=200_000_000_000, json_schema_extra=OPERATIONAL)
     """Most bytes of staged files there; the disk's free space bounds them too."""
+    euros_per_device_hour: Annotated[float, Bounded(0.0, 1e6, "it is the price of one device for an hour")] | None = (
+        Field(default=None, json_schema_extra=OPERATIONAL)
+    )
+    """Price of one rank's device for an hour (a GPU, or its share of a machine), for the report's costs."""
 
 
 SectionT = TypeVar("SectionT", bound=Section)
