@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import threading
+from collections.abc import Callable
 
 from flows.comparison.execution import run_study
 from flows.comparison.page import study_page
@@ -41,11 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         with guard:
             print(f"study: {shown(line)}", flush=True)
 
-    comparison = run_study(study, say)
-    for line in table_lines(comparison):
-        print(line, flush=True)
-    paths = _written(study, comparison)
-    say(f"written to {paths[0]} and {paths[1]}")
+    comparison = run_study(study, say, lambda found: _written(study, found, say))
     return EXIT_FAILED if any(result.problem for result in comparison.results) else 0
 
 
@@ -71,11 +68,17 @@ def table_lines(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _written(study: Study, comparison: Comparison) -> tuple[str, str]:
-    page, figures = (os.path.join(study.config.workspace, name) for name in (PAGE_NAME, FIGURES_NAME))
-    storage.write_bytes(page, study_page(study, comparison).encode())
-    storage.write_bytes(figures, json.dumps(as_json(study, comparison), indent=1).encode() + b"\n")
-    return page, figures
+def _written(study: Study, comparison: Comparison, say: Callable[[str], None]) -> dict[str, str]:
+    """Show the table, and write page and figures; returns them by name."""
+    for line in table_lines(comparison):
+        print(line, flush=True)
+    figures = json.dumps(as_json(study, comparison), indent=1) + "\n"
+    texts = {PAGE_NAME: study_page(study, comparison), FIGURES_NAME: figures}
+    for name, text in texts.items():
+        storage.write_bytes(os.path.join(study.config.workspace, name), text.encode())
+    page, figures = (os.path.join(study.config.workspace, name) for name in texts)
+    say(f"written to {page} and {figures}")
+    return texts
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Lock
@@ -13,6 +13,7 @@ from threading import Lock
 from flows.comparison.results import Comparison, RunResult, compared, result_of
 from flows.comparison.shared_stages import SharedStages, build_stage
 from flows.comparison.study_file import Run, Study
+from flows.comparison.tracking import StudyTracking
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.plan import (
     Stage,
@@ -30,10 +31,16 @@ from pipelines.statistics.metrics import Metric
 STAGES_DIRECTORY, RUNS_DIRECTORY = "stages", "runs"
 
 Say = Callable[[str], None]
+Publish = Callable[[Comparison], Mapping[str, str]]
 
 
-def run_study(study: Study, say: Say) -> Comparison:
+def run_study(study: Study, say: Say, publish: Publish) -> Comparison:
     """Train every variant with every seed, except for what is complete, and compare them.
+
+    Args:
+        study: what to compare.
+        say: prints a line.
+        publish: writes the files of the comparison; returns them by name, for MLflow.
 
     Raises:
         InputError: a recipe is wrong or inputs are missing, before anything is built.
@@ -48,6 +55,18 @@ def run_study(study: Study, say: Say) -> Comparison:
         whole = _whole(study, run, run_directory(study, run))
         require_task_data(whole)
         require_initial_encoder(whole)
+    named = f"run.name={json.dumps(study.config.name)}"
+    tracking = StudyTracking(study, _whole(study, runs[0], study.config.workspace, named))
+    with tracking.parent() as parent_run_id:
+        results, metrics = _train_all(study, runs, tracking, parent_run_id, say)
+        comparison = compared(study, results, metrics)
+        tracking.log_files(parent_run_id, publish(comparison))
+    return comparison
+
+
+def _train_all(
+    study: Study, runs: Sequence[Run], tracking: StudyTracking, parent_run_id: str, say: Say
+) -> tuple[list[RunResult], list[Metric]]:
     shared = SharedStages(os.path.join(study.config.workspace, STAGES_DIRECTORY))
     metrics: list[Metric] = []
     guard = Lock()
@@ -56,7 +75,10 @@ def run_study(study: Study, say: Say) -> Comparison:
         number, run = numbered
         say(f"[{number}/{len(runs)}] {run.label}")
         try:
-            result, measured = _train(study, run, shared, lambda line: say(f"{run.label}: {line}"))
+            with tracking.child(run, parent_run_id) as run_id:
+                environment = tracking.environment(run_id)
+                result, measured = _train(study, run, shared, environment, lambda line: say(f"{run.label}: {line}"))
+                tracking.log_result(run_id, result)
         except (InputError, RuntimeError) as error:
             problem = str(error).partition("\n")[0]
             say(f"[{number}/{len(runs)}] {run.label}: FAILED: {problem}")
@@ -67,11 +89,9 @@ def run_study(study: Study, say: Say) -> Comparison:
         return result
 
     if study.config.parallel_runs == 1:
-        results = [one(numbered) for numbered in enumerate(runs, start=1)]
-    else:
-        with ThreadPoolExecutor(study.config.parallel_runs) as pool:
-            results = list(pool.map(one, enumerate(runs, start=1)))
-    return compared(study, results, metrics)
+        return [one(numbered) for numbered in enumerate(runs, start=1)], metrics
+    with ThreadPoolExecutor(study.config.parallel_runs) as pool:
+        return list(pool.map(one, enumerate(runs, start=1))), metrics
 
 
 def run_directory(study: Study, run: Run) -> str:
@@ -80,13 +100,15 @@ def run_directory(study: Study, run: Run) -> str:
     return os.path.join(study.config.workspace, RUNS_DIRECTORY, name, str(run.seed))
 
 
-def _train(study: Study, run: Run, shared: SharedStages, say: Say) -> tuple[RunResult, list[Metric]]:
+def _train(
+    study: Study, run: Run, shared: SharedStages, environment: Mapping[str, str], say: Say
+) -> tuple[RunResult, list[Metric]]:
     own = run_directory(study, run)
     opened = partial(_opened, study, run)
-    shared.build(opened, own, say)
+    shared.build(opened, own, environment, say)
     whole, stages = opened(own)
     for stage in finetuning_stages(whole):
-        build_stage(whole, stage, say)
+        build_stage(whole, stage, environment, say)
     return result_of(run, whole, stages)
 
 
@@ -95,5 +117,6 @@ def _opened(study: Study, run: Run, workspace: str) -> tuple[WholeRecipe, list[S
     return whole, [*preprocessing_stages(whole), pretraining_stage(whole), *finetuning_stages(whole)]
 
 
-def _whole(study: Study, run: Run, workspace: str) -> WholeRecipe:
-    return WholeRecipe.check(read_recipe(study.base, [*run.overrides, f"run.workspace={json.dumps(workspace)}"]))
+def _whole(study: Study, run: Run, workspace: str, *more: str) -> WholeRecipe:
+    overrides = [*run.overrides, f"run.workspace={json.dumps(workspace)}", *more]
+    return WholeRecipe.check(read_recipe(study.base, overrides))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.launch import run_command, run_requeued
@@ -39,8 +39,14 @@ class SharedStages:
         self._failed: dict[str, str] = {}
         self._guard = threading.Lock()
 
-    def build(self, opened: Opened, run_directory: str, say: Say) -> None:
+    def build(self, opened: Opened, run_directory: str, environment: Mapping[str, str], say: Say) -> None:
         """Build or find the chain of one run, and link its stages into the run's workspace.
+
+        Args:
+            opened: recipe and stages of the run, for a workspace.
+            run_directory: the run's workspace.
+            environment: further variables of the stages' processes, such as where they log.
+            say: prints a line.
 
         Raises:
             InputError: a stage refused its input, now or for another run of this study.
@@ -56,7 +62,7 @@ class SharedStages:
                 if reason := self._failed.get(workspace):
                     raise InputError(f"{name} failed for another run: {reason}")
                 try:
-                    self._build_stage(name, opened, workspace, run_directory, say)
+                    self._build_stage(name, opened, workspace, run_directory, environment, say)
                 except (InputError, RuntimeError) as error:
                     self._failed[workspace] = str(error).partition("\n")[0]
                     raise
@@ -66,15 +72,23 @@ class SharedStages:
         with self._guard:
             return self._locks.setdefault(workspace, threading.Lock())
 
-    def _build_stage(self, name: str, opened: Opened, workspace: str, run_directory: str, say: Say) -> None:
+    def _build_stage(
+        self,
+        name: str,
+        opened: Opened,
+        workspace: str,
+        run_directory: str,
+        environment: Mapping[str, str],
+        say: Say,
+    ) -> None:
         os.makedirs(workspace, exist_ok=True)
         for earlier in CHAIN[: CHAIN.index(name)]:
             _link(os.path.realpath(os.path.join(run_directory, earlier)), os.path.join(workspace, earlier))
         whole, stages = opened(workspace)
-        build_stage(whole, _stage(stages, name), say)
+        build_stage(whole, _stage(stages, name), environment, say)
 
 
-def build_stage(whole: WholeRecipe, stage: Stage, say: Say) -> None:
+def build_stage(whole: WholeRecipe, stage: Stage, environment: Mapping[str, str], say: Say) -> None:
     """Run a stage's command unless it is complete, and record how long it took.
 
     Raises:
@@ -85,7 +99,8 @@ def build_stage(whole: WholeRecipe, stage: Stage, say: Say) -> None:
         say(f"{stage.name}: complete")
         return
     began = time.monotonic()
-    run_requeued(lambda: run_command(stage.name, stage.command(), stage.difference, say, stage.environment()), say)
+    variables = {**environment, **stage.environment()}
+    run_requeued(lambda: run_command(stage.name, stage.command(), stage.difference, say, variables), say)
     record_seconds(whole.run.workspace, stage.name, stage.manifests(), time.monotonic() - began)
 
 

@@ -170,7 +170,9 @@ def read_study(path: str, more: tuple[str, ...] = ()) -> Study:
 
 
 def _toml(value: Any) -> str:
-    """A value as an override has it: JSON's numbers, texts, booleans and lists are TOML's, too."""
+    """A value as an override has it: JSON's numbers, texts and booleans are TOML's, too."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value)

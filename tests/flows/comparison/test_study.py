@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from tests.support.preprocessing.small_run import RECIPE, write_corpus
 
 from flows import study as study_command
+from flows.tracking.runs import PARENT_TAG
 from pipelines.contract.manifest import read_manifest
 from pipelines.statistics.training import PretrainingStatistics
 
@@ -76,6 +78,24 @@ def test_a_study_builds_shared_stages_once_and_leaves_out_what_fails(
     assert cell["difference"] == pytest.approx(losses[1] - losses[0])
     page = (workspace / "study.html").read_text()
     assert "2 of 3 runs are complete" in page
+
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    (experiment,) = (each for each in client.search_experiments() if each.name == "clozeworks")
+    logged = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in logged if PARENT_TAG not in run.data.tags)
+    children = {run.info.run_name: run for run in logged if run.data.tags.get(PARENT_TAG) == parent.info.run_id}
+    assert {name: run.info.status for name, run in children.items()} == {
+        "base, seed 12345": "FINISHED",
+        "another-rate, seed 12345": "FINISHED",
+        "broken, seed 12345": "FAILED",
+    }
+    assert children["another-rate, seed 12345"].data.metrics["mlm_loss"] == losses[1]
+    # What the training process logged by step is in the same run.
+    assert len(client.get_metric_history(children["base, seed 12345"].info.run_id, "pretraining.heldout_mlm_loss")) == 3
+    assert {file.path for file in client.list_artifacts(parent.info.run_id, "study")} == {
+        "study/study.html",
+        "study/study.json",
+    }
 
     before = {path: path.stat().st_mtime_ns for path in workspace.glob("stages/*/*/manifest.json")}
     assert study_command.main([str(tmp_path / "study.toml")]) == 1

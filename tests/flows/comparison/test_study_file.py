@@ -65,6 +65,12 @@ def test_a_grid_multiplies_the_variants(tmp_path: Path) -> None:
     assert all(" " not in directory and '"' not in directory for directory in directories)
 
 
+def test_a_grid_may_have_lists_of_tables(tmp_path: Path) -> None:
+    phases = [f"[{{{{ max_seq_length = 32, steps = {steps} }}}}]" for steps in (5, 9)]
+    study = read_study(written(tmp_path, STUDY + f'[study.grid]\n"pretraining.phases" = [{", ".join(phases)}]\n'))
+    assert study.variants[1].overrides == ("pretraining.phases=[{max_seq_length = 32, steps = 9}]",)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -89,7 +95,7 @@ def test_every_recipe_is_checked_before_anything_is_built(tmp_path: Path) -> Non
     (tmp_path / "recipe.toml").write_text('[[documents.sources]]\ninputs = ["*.txt"]\n')
     wrong = STUDY.replace("pretraining.masking=dynamic", "pretraining.maskign=dynamic")
     with pytest.raises(InputError, match=r"pretraining\.maskign"):
-        run_study(read_study(written(tmp_path, wrong)), lambda _: None)
+        run_study(read_study(written(tmp_path, wrong)), lambda _: None, lambda _: {})
     with pytest.raises(InputError, match="is not local; runs share stages by links"):
         run_study(read_study(written(tmp_path, STUDY.replace("{workspace}", "s3://bucket/study"))), lambda _: None)
     assert not (tmp_path / "ws").exists()
