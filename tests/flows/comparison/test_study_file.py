@@ -97,7 +97,11 @@ def test_every_recipe_is_checked_before_anything_is_built(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"pretraining\.maskign"):
         run_study(read_study(written(tmp_path, wrong)), lambda _: None, lambda _: {})
     with pytest.raises(InputError, match="is not local; runs share stages by links"):
-        run_study(read_study(written(tmp_path, STUDY.replace("{workspace}", "s3://bucket/study"))), lambda _: None)
+        run_study(
+            read_study(written(tmp_path, STUDY.replace("{workspace}", "s3://bucket/study"))),
+            lambda _: None,
+            lambda _: {},
+        )
     assert not (tmp_path / "ws").exists()
 
 
