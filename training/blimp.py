@@ -69,13 +69,12 @@ def _score(parsed: argparse.Namespace) -> None:
             f"--method {parsed.method}: {parsed.encoder} is a {config.attention} model, which masks nothing; remove it"
         )
     # torch takes seconds to load: only after the arguments and the pairs have been checked.
-    import torch
-
+    from training.engine.devices import device_of_one_process
     from training.minimal_pairs.accuracies import accuracies, table
     from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer, load_language_model, method_in_words
 
     tokenizer = SentenceTokenizer(directory)
-    model = load_language_model(directory, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_language_model(directory, device_of_one_process())
     method = parsed.method or WORD_L2R
     sentences = tokenizer.tokenize_pairs(pairs, config.max_position_embeddings)
     if unknown := tokenizer.unknown_tokens(sentences):

@@ -119,13 +119,13 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
 def _extract(parsed: argparse.Namespace, directory: str, stream: BinaryIO) -> None:
     # torch takes seconds to load: not for --help, nor for a missing model or file.
     import pyarrow as pa
-    import torch
 
     from pipelines.contract.workspace import code_version
+    from training.engine.devices import device_of_one_process
     from training.features.extractor import FeatureExtractor, chosen_layers, chosen_length, load_encoder
 
     started = time.monotonic()
-    encoder = load_encoder(directory, "cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(directory, device_of_one_process())
     layers = chosen_layers(parsed.layers, encoder.config.num_hidden_layers)
     length = chosen_length(parsed.max_seq_length, encoder.config)
     extractor = FeatureExtractor(encoder.model, encoder.tokenizer, layers, parsed.pool, length, encoder.device)

@@ -6,6 +6,7 @@ import socket
 import sys
 
 from flows.launching.job import Job
+from pipelines.commands.gpus import ACCELERATOR_VARIABLE, visible_gpus
 
 LOOPBACK = "127.0.0.1"
 RANKS_WITHOUT_GPU = 2
@@ -20,8 +21,8 @@ def command(job: Job) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The accelerator of this machine."""
-    return {} if gpu_count() else {"DS_ACCELERATOR": "cpu"}
+    """The accelerator of this machine; ranks refuse a GPU that torch cannot use, instead of training on the CPU."""
+    return {} if gpu_count() or visible_gpus() else {ACCELERATOR_VARIABLE: "cpu"}
 
 
 def gpu_count() -> int:

@@ -20,6 +20,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 MAX_PADDED_SHARE = 0.125
+_HEAD_SIZE_STEP, _LARGEST_HEAD_SIZE = 8, 256
+"""Of the variable-length kernel, which fails for others."""
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ def packed_attention(
     Returns:
         [T, N, D].
     """
-    if flash_attention_applies(query_TND.device.type, query_TND.dtype, dropout_p):
+    if flash_attention_applies(query_TND.device.type, query_TND.dtype, dropout_p, query_TND.shape[-1]):
         kernel = _variable_length_kernel()
         assert kernel is not None
         window_size = (-1, 0) if is_causal else (-1, -1)
@@ -181,7 +183,7 @@ def _rows_of(part: LengthBin, tensor_TND: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def flash_attention_applies(device_type: str, dtype: torch.dtype, dropout_p: float) -> bool:
+def flash_attention_applies(device_type: str, dtype: torch.dtype, dropout_p: float, head_size: int) -> bool:
     """Return whether the variable-length flash kernel applies. On a GPU, logs once why it does not."""
     if device_type != "cuda":
         return False
@@ -189,6 +191,11 @@ def flash_attention_applies(device_type: str, dtype: torch.dtype, dropout_p: flo
         reason = "it has no dropout; set model.attention_probs_dropout_prob = 0 for the fast path"
     elif dtype not in (torch.bfloat16, torch.float16):
         reason = f"it does not support {dtype}; set pretraining.precision = bf16"
+    elif head_size % _HEAD_SIZE_STEP or head_size > _LARGEST_HEAD_SIZE:
+        reason = (
+            f"it needs heads of a multiple of {_HEAD_SIZE_STEP} up to {_LARGEST_HEAD_SIZE}, these are of {head_size}; "
+            "set another model.num_attention_heads"
+        )
     elif _variable_length_kernel() is None:
         reason = f"torch {torch.__version__} does not include it"
     else:

@@ -15,7 +15,9 @@ from typing import Any, cast
 import torch
 import torch.distributed
 
+from pipelines.commands.gpus import ACCELERATOR_VARIABLE
 from training.engine.communication_op import extensions_directory, load_communication_operator
+from training.engine.devices import chosen_device
 from training.engine.peers import Peers, watch_peers
 from training.engine.rendezvous import LOOPBACK, all_ranks_are_here, meeting_store, stay_on_loopback
 from training.engine.shared_memory import forget_own_buffer, remove_abandoned_buffers
@@ -73,10 +75,14 @@ def start_processes() -> Processes:
     """Join the launcher's process group or, without a launcher, create a group of one; start watching peers.
 
     If all ranks are on this machine, sockets listen on the loopback interface only.
+
+    Raises:
+        InputError: the machine has a GPU that torch cannot use.
     """
     global _peers
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+    device = chosen_device(int(os.environ.get("LOCAL_RANK", "0")))
+    on_gpu = device.type == "cuda"
+    os.environ.setdefault(ACCELERATOR_VARIABLE, device.type)
     extensions_directory()
     defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": "0"}
     for name, value in defaults.items():
@@ -84,13 +90,6 @@ def start_processes() -> Processes:
     if all_ranks_are_here() or os.environ["MASTER_ADDR"] == LOOPBACK:
         stay_on_loopback()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        peers = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        torch.set_num_threads(max(1, _available_cores() // peers))
 
     # DeepSpeed prints on standard output while it loads; that stream is for our own lines. Its output, such as that
     # an operator was built when it was only loaded, is shown only if loading fails.
@@ -162,7 +161,3 @@ def _without_mlflow() -> Iterator[None]:
     finally:
         if missing:
             del sys.modules["mlflow"]
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -93,8 +93,9 @@ class Fitting:
         self._problem, self._beginning, self._config = problem, beginning, fitting
         self._optimizer, self._processes, self._say = optimizer, processes, say
         self._precision = resolved_precision(optimizer.precision, processes.device)
+        model, dtype = beginning.model, TORCH_TYPES[self._precision]
         self._with_plan = not flash_attention_applies(
-            processes.device.type, TORCH_TYPES[self._precision], beginning.model.attention_probs_dropout_prob
+            processes.device.type, dtype, model.attention_probs_dropout_prob, model.head_size
         )
         self._num_rows = len(problem.train_text.lengths)
         self._steps_per_epoch = math.ceil(self._num_rows / fitting.batch_size)

@@ -13,8 +13,9 @@ _MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of the fastest of several large matrix products on this device; takes 0.25 s."""
     size = _MATRIX_SIZE.get(device.type, 1024)
-    left = torch.ones(size, size, device=device, dtype=dtype)
-    right, result = torch.ones_like(left), torch.empty_like(left)
+    # A GPU lowers its clock for numbers that flip many bits: equal ones would give a peak that no training reaches.
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    result = torch.empty_like(left)
     deadline = time.perf_counter() + _PEAK_SECONDS
     _product_seconds(left, right, result)
     # Measure at least once, even if the first one was slow on a busy machine.
