@@ -9,13 +9,7 @@ import numpy.typing as npt
 
 from training.settings.pretraining import WORD_L2R, PairsMethod
 
-Method = PairsMethod
-"""Which tokens a copy masks next to the one it predicts.
-
-`word-l2r`: the later pieces of the same word, too, since they give it away (Kauf & Ivanova, 2023, section 3).
-`original`: none (Salazar et al., 2020, equation 2).
-"""
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[PairsMethod, ...] = get_args(PairsMethod)
 
 IntArray = npt.NDArray[np.int64]
 
@@ -33,14 +27,14 @@ class Predictions(NamedTuple):
     rows: IntArray
 
 
-def masked_copies(input_ids: IntArray, word_numbers: IntArray, mask_id: int, method: Method) -> Predictions:
+def masked_copies(input_ids: IntArray, word_numbers: IntArray, mask_id: int, method: PairsMethod) -> Predictions:
     """One copy per token of sentences of one length, sentence after sentence.
 
     Args:
         input_ids: [sentences, S], from [CLS] to [SEP], which are not predicted.
         word_numbers: [sentences, S], equal for the pieces of one word.
         mask_id: the id of [MASK].
-        method: see `Method`.
+        method: see `PairsMethod`.
     """
     count, length = input_ids.shape
     positions = np.arange(length)

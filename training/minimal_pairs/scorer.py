@@ -18,10 +18,10 @@ from training.bert.config_file import read_config
 from training.bert.heads import PreTrainingModel, build_pretraining_model
 from training.bert.huggingface import load_into, read_weights
 from training.bert.packing import pack
-from training.minimal_pairs.masking import IntArray, Method, Predictions, masked_copies, next_tokens
+from training.minimal_pairs.masking import IntArray, Predictions, masked_copies, next_tokens
 from training.minimal_pairs.pairs import MinimalPairs
 from training.settings.model import ModelConfig
-from training.settings.pretraining import WORD_L2R
+from training.settings.pretraining import WORD_L2R, PairsMethod
 from training.tokenizing.loading import load_tokenizer
 
 BATCH_TOKENS = 8_192
@@ -91,7 +91,7 @@ class SentenceTokenizer:
 class SentenceScorer:
     """A language model in eval mode; scores are sums of natural logarithms of probabilities."""
 
-    def __init__(self, model: PreTrainingModel, mask_id: int, method: Method = WORD_L2R) -> None:
+    def __init__(self, model: PreTrainingModel, mask_id: int, method: PairsMethod = WORD_L2R) -> None:
         """
         Args:
             model: a masked language model, or a left-to-right one.
@@ -166,7 +166,7 @@ def _parts(copies: Predictions, num_copies: int) -> Iterator[Predictions]:
         yield part._replace(targets=part.targets - first * length)
 
 
-def method_in_words(model: ModelConfig, method: Method) -> str:
+def method_in_words(model: ModelConfig, method: PairsMethod) -> str:
     """How a model's scores are made: what is masked, or the attention of a model that masks nothing."""
     return model.attention if model.predicts_next_tokens else method
 

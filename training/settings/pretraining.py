@@ -31,6 +31,8 @@ _STEP_TOKENS = "gradients of this many tokens are summed in one step"
 
 
 PairsMethod = Literal["word-l2r", "original"]
+"""What a masked copy masks next to the token that it predicts: `word-l2r` the later pieces of the same word, too, since
+they give it away (Kauf & Ivanova, 2023, section 3), `original` nothing (Salazar et al., 2020, equation 2)."""
 WORD_L2R: PairsMethod = "word-l2r"
 
 Measure = Literal["steps", "epochs", "tokens", "hours"]
@@ -194,8 +196,7 @@ class MinimalPairsConfig(Section):
     pairs_per_group: Count = 20
     """The first pairs of each group (BLiMP's paradigms) to score; all of BLiMP's have 1,000."""
     method: PairsMethod = WORD_L2R
-    """What is masked next to the predicted token; see training/minimal_pairs/masking.py. A left-to-right model masks
-    nothing."""
+    """A left-to-right model masks nothing."""
     every_steps: Count | None = None
     """Steps between two measurements, a multiple of eval_every_steps; None measures at each evaluation. They are also
     made before the first step and at the end."""

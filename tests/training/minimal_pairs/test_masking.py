@@ -6,13 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.minimal_pairs.masking import METHODS, Method, masked_copies, next_tokens
+from training.minimal_pairs.masking import METHODS, masked_copies, next_tokens
+from training.settings.pretraining import PairsMethod
 
 MASK = 99
 WORD_LENGTHS = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 
 
-def reference(ids: list[int], words: list[int], method: Method) -> list[tuple[list[int], int]]:
+def reference(ids: list[int], words: list[int], method: PairsMethod) -> list[tuple[list[int], int]]:
     """One copy per token between the first and the last."""
     found = []
     for target in range(1, len(ids) - 1):
@@ -27,7 +28,7 @@ def reference(ids: list[int], words: list[int], method: Method) -> list[tuple[li
 
 
 @given(WORD_LENGTHS, WORD_LENGTHS, st.sampled_from(METHODS))
-def test_copies_equal_the_reference(first: list[int], second: list[int], method: Method) -> None:
+def test_copies_equal_the_reference(first: list[int], second: list[int], method: PairsMethod) -> None:
     length = min(sum(first), sum(second))
     ids, words = [], []
     for row, lengths in enumerate((first, second)):

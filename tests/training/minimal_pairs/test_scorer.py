@@ -13,13 +13,13 @@ from tests.training.minimal_pairs.conftest import PAIRS
 
 from pipelines.contract.errors import InputError
 from training.minimal_pairs import scorer as scoring
-from training.minimal_pairs.masking import Method
 from training.minimal_pairs.scorer import SentenceScorer, SentenceTokenizer, load_language_model
+from training.settings.pretraining import PairsMethod
 
 SENTENCES = [sentence for pair in PAIRS for sentence in pair] + ["The cats sleeping barking dogs is the cat."]
 
 
-def plain_loop(directory: str, sentence: str, method: Method) -> float:
+def plain_loop(directory: str, sentence: str, method: PairsMethod) -> float:
     """The score by one forward pass for each token."""
     model = transformers.BertForMaskedLM.from_pretrained(directory).eval()
     tokenizer = transformers.BertTokenizer.from_pretrained(directory)
@@ -37,10 +37,10 @@ def plain_loop(directory: str, sentence: str, method: Method) -> float:
     return score
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(PairsMethod))
 @pytest.mark.parametrize("batch_tokens", [1, 20, 8_192])
 def test_scores_equal_a_plain_loop(
-    method: Method, batch_tokens: int, masked_lm: str, monkeypatch: pytest.MonkeyPatch
+    method: PairsMethod, batch_tokens: int, masked_lm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "BATCH_TOKENS", batch_tokens)
     tokenizer = SentenceTokenizer(masked_lm)
