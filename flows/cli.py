@@ -53,7 +53,7 @@ GROUPS = {
         "features": Verb("training.extract_features", "write the hidden states of each line of a text", "training"),
         "export": Verb("training.export_checkpoint", "write a checkpoint as a Hugging Face directory", "training"),
         "probe": Verb("training.probe", "score an encoder by linear models on its features", "training"),
-        "curve": Verb("training.write_curve", "write the curves of a run for others to compare with", "training"),
+        "curve": Verb("flows.curve", "write and draw the curves of a run for others to compare with", "flows"),
         "blimp": Verb("training.blimp", "score an encoder on minimal pairs of sentences (BLiMP)", "training"),
         "glue fetch": Verb("training.glue.fetch", "download GLUE's archives and verify them", ""),
         "glue submit": Verb("training.glue.submission", "zip predictions for GLUE's server, check a zip", ""),

@@ -21,6 +21,15 @@ _HEADING_CHARACTERS, _LABEL_CHARACTERS = 46, 18
 _ROW_HEIGHT, _GROUP_HEIGHT, _BAR_HEIGHT = 20, 24, 11
 
 
+_COLOURS = {"s1": "#1f5fbf", "s2": "#a84a08", "s3": "#17733f", "s4": "#7a3fa8", "quiet": "#8b9098"}
+# Without variables, which not every reader of SVG knows.
+_STANDALONE_STYLE = (
+    "svg{background:#fff;font:11px sans-serif}text{fill:#585c63}"
+    ".grid{stroke:#dcdcd6}.stroke{fill:none;stroke-width:1.8}"
+    + "".join(f".{name}.stroke{{stroke:{colour}}}.{name}.fill{{fill:{colour}}}" for name, colour in _COLOURS.items())
+)
+
+
 @dataclass(frozen=True)
 class Line:
     """One curve; `dotted` marks each point and draws dashes between them, for values that are far apart."""
@@ -97,6 +106,21 @@ def line_chart(
     parts.append(_text(plot.middle, plot.bottom + 30, x_label, "middle"))
     parts += [_curve(plot, line) for line in lines if line.points]
     return _svg(title, plot.bottom + _BOTTOM, parts)
+
+
+def standalone(chart: str, lines: Sequence[Line]) -> str:
+    """A chart of `lines` as a file of its own, with colours on white and a legend below."""
+    height = float(chart.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
+    legend, x = [], 0.0
+    for line in lines:
+        dashes = ' stroke-dasharray="2 3"' if line.dotted else ""
+        stroke = f'<line class="{line.colour} stroke" x1="{_r(x)}" x2="{_r(x + 16)}" y1="{_r(height + 6)}" '
+        legend.append(f'{stroke}y2="{_r(height + 6)}"{dashes}/>{_text(x + 20, height + 10, line.label)}')
+        x += 34 + LETTER_WIDTH * len(line.label)
+    width = max(WIDTH, round(x))
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {_r(height + 18)}">'
+    body = chart.partition(">")[2].removesuffix("</svg>")
+    return f"{opening}<style>{_STANDALONE_STYLE}</style>{body}{''.join(legend)}</svg>\n"
 
 
 def histogram(title: str, x_label: str, bars: Sequence[tuple[str, float]]) -> str:

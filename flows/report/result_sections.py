@@ -33,7 +33,7 @@ from training.stages.budgets import amount_in_words
 
 Facts = dict[str, Any]
 
-_COLOURS = ("s1", "s2", "s3", "s4")
+COLOURS = ("s1", "s2", "s3", "s4")
 
 
 def standard_error(metric: str | None, share: float | None, rows: int | None) -> float | None:
@@ -91,7 +91,7 @@ def _bands(phases: Sequence[Facts]) -> list[Band]:
 
 def _lines(series: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Line]:
     drawn = []
-    for metric, colour in zip(metrics, _COLOURS, strict=False):
+    for metric, colour in zip(metrics, COLOURS, strict=False):
         for prefix, words in (("", ""), (HELDOUT_PREFIX, ", held out")):
             if points := series.get(prefix + metric.name):
                 drawn.append(Line(metric.label + words, [(x, y) for x, y in points], colour, dotted=bool(prefix)))

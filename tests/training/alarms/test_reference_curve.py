@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.training.trainer import Trainer
 
+from flows.curve import main as write_curve
 from pipelines.contract.errors import InputError
-from training import write_curve
 from training.alarms.bert_rules import BertAlarms
 from training.alarms.reference_curve import OBSERVATIONS, SHIPPED_DIRECTORY, ReferenceCurve, read_reference
 from training.engine.processes import Processes
 
+SVG = "{http://www.w3.org/2000/svg}"
 CURVE = ReferenceCurve(
     name="trial",
     about="",
@@ -87,9 +89,20 @@ def test_a_run_follows_its_own_curve_and_leaves_that_of_another(
     train = Trainer(make_workspace("reference"), single_process)
     assert train("pretraining.log_every_steps=1") == 0
     output = tmp_path / "own.json"
-    assert write_curve.main([train.workspace.path, "--about", "synthetic", "--output", str(output)]) == 0
+    assert write_curve([train.workspace.path, "--about", "synthetic", "--output", str(output)]) == 0
     curve = read_reference(str(output))
     assert curve.about == "synthetic"
+    drawn = ElementTree.parse(tmp_path / "own.svg").getroot()
+    titles = [element.text for element in drawn.iter(f"{SVG}title")]
+    assert titles[1:] == [
+        "loss",
+        "loss, held out",
+        *(f"{name} loss{more}" for name in ("MLM", "NSP") for more in ("", ", held out")),
+    ]
+    width, height = map(float, drawn.attrib["viewBox"].split()[2:])
+    for polyline in drawn.iter(f"{SVG}polyline"):
+        places = [tuple(map(float, place.split(","))) for place in polyline.attrib["points"].split()]
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in places)
     assert len(curve.curves["mlm_loss"]) == 4
     assert curve.curves["heldout_mlm_loss"][0][0] == 0.0
 
