@@ -20,7 +20,11 @@ from training.stages.pretraining import PretrainingInputs
 
 
 class NextTokenObjective(BertObjective):
-    """The next token's cross-entropy, over all tokens but the last of each row; the sum of both directions' losses."""
+    """The next token's cross-entropy, over all tokens but the last of each row.
+
+    Two encoders learn from the sum of their losses, so that each has the gradients of its own; metrics are means over
+    the predictions of both.
+    """
 
     lm_loss = LOSS
 
@@ -31,12 +35,12 @@ class NextTokenObjective(BertObjective):
         return NextTokens()
 
     def means(self, tally: Tally) -> dict[str, float]:
-        encoders, tokens = self.model.num_encoders, tally["masked"]
-        loss = tally["mlm_loss"] / tokens
+        predictions = self.model.num_encoders * tally["masked"]
+        loss = tally["mlm_loss"] / predictions
         return {
             "loss": loss,
-            "next_token_accuracy": tally["mlm_correct"] / (encoders * tokens),
-            "next_token_perplexity": math.exp(min(loss / encoders, 700.0)),
+            "next_token_accuracy": tally["mlm_correct"] / predictions,
+            "next_token_perplexity": math.exp(min(loss, 700.0)),
         }
 
 
