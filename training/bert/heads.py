@@ -242,7 +242,7 @@ class BiLstm(nn.Module):
     def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
         """Both directions' states after their last token, one after the other: [B, output_size]."""
         lengths = sequences.cu_seqlens.diff().tolist()
-        _, (last_2BH, _) = self.lstm(pack_sequence(torch.split(hidden_TH, lengths), enforce_sorted=False))
+        _, (last_2BH, _) = self.lstm(pack_sequence(list(torch.split(hidden_TH, lengths)), enforce_sorted=False))
         return torch.cat([last_2BH[0], last_2BH[1]], 1)
 
 

@@ -74,7 +74,7 @@ def _reason() -> str:
     if torch.version.cuda is None:
         return "a build without CUDA"
     try:
-        torch.cuda.init()
+        torch.empty(0, device="cuda")
     except (RuntimeError, AssertionError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0]
     return "it finds none"
