@@ -189,12 +189,13 @@ def test_refusals_are_stated_at_once(
 def test_patience_ends_with_one_line(
     uri: str, s3_proxy: FaultProxy, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
+    # More than one attempt takes on a loaded machine, so that there is a second one.
+    monkeypatch.setenv(PATIENCE_VARIABLE, "6")
     s3_proxy.add("down")
     with pytest.raises(StoreUnavailableError) as given_up:
         storage.file_size_bytes(uri)
     assert report(given_up.value) == EXIT_FAILED
     waiting, error = capfd.readouterr().err.splitlines()
-    assert "retrying for up to 1 s" in waiting
+    assert "retrying for up to 6 s" in waiting
     assert error.startswith(f"error: {uri}: the connection to the store fails (NETWORK_CONNECTION, HeadObject), for ")
     assert error.endswith("run the same command again")
