@@ -88,10 +88,8 @@ def test_phases_read_their_sets(tmp_path: Path) -> None:
 def _check_batches(path: str) -> None:
     """Steps of the second phase hold tokens of two sources, with masks of complete words drawn in training."""
     inputs = pretraining_inputs(PretrainingSections.of(read_recipe(path)))
-    objective: Any = SimpleNamespace(
-        inputs=inputs, settings=inputs.pretraining, model=inputs.model, order_stream=lambda phase: f"phase{phase}"
-    )
-    feed = RowFeed(objective, Processes(0, 1, torch.device("cpu")))
+    processes = Processes(0, 1, torch.device("cpu"))
+    feed = RowFeed(BertObjective(inputs, processes), processes)
     tokens = Path(inputs.vocabulary_directory, "vocab.txt").read_text().splitlines()
     first, second = (feed.reader(phase).step_at(0).micro_batches[0] for phase in (0, 1))
     for batch, sources, share in ((first, set(LETTERS), 0.15), (second, {"law", "novels"}, 0.3)):
