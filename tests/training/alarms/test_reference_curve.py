@@ -77,7 +77,7 @@ def test_a_shipped_curve_has_losses_that_fall(path: Path) -> None:
     curve = read_reference(path.stem)
     assert curve.name == path.stem
     assert curve.about
-    for points in (curve.curves["mlm_loss"], curve.curves["heldout_mlm_loss"]):
+    for points in (curve.curves["loss"], curve.curves["heldout_loss"]):
         assert [x for x, _ in points] == sorted(x for x, _ in points)
         assert points[-1][1] < points[0][1] - 1.0
 
