@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence
 
-from training.bert.losses import classification_loss, linear_cross_entropy
+from training.bert.losses import chunk_rows, classification_loss, linear_cross_entropy
 from training.bert.model_readme import BILSTM_CLASSIFIER, TWO_DIRECTIONS
 from training.bert.modeling import BertModel, activation
 from training.bert.packing import PackedSequences
@@ -57,6 +57,15 @@ class MaskedLMHead(nn.Module):
 
     def logits(self, hidden_MH: torch.Tensor) -> torch.Tensor:
         return functional.linear(self.transform(hidden_MH), self.decoder.weight, self.bias)
+
+    def log_probabilities(self, hidden_MH: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        """Natural logarithm of the probability of each token: [M] float32; logits are made chunk by chunk."""
+        rows = chunk_rows(hidden_MH.device.type, self.decoder.weight.shape[0])
+        parts = [
+            functional.log_softmax(self.logits(hidden).float(), dim=1).gather(1, ids.unsqueeze(1)).squeeze(1)
+            for hidden, ids in zip(torch.split(hidden_MH, rows), torch.split(ids_M, rows), strict=True)
+        ]
+        return torch.cat(parts)
 
 
 class PreTrainingHeads(nn.Module):
@@ -135,7 +144,7 @@ class BertForPreTraining(nn.Module):
     ) -> torch.Tensor:
         """Natural logarithm of the probability of each of these tokens where it is predicted: [M] float32."""
         hidden_MH = self.bert.encoder(self.bert.embeddings(sequences), sequences, positions_M)
-        return _log_probabilities(self.cls.predictions.logits(hidden_MH), ids_M)
+        return self.cls.predictions.log_probabilities(hidden_MH, ids_M)
 
 
 class TwoDirectionsForPreTraining(nn.Module):
@@ -194,7 +203,7 @@ class TwoDirectionsForPreTraining(nn.Module):
         for name, part, places_M in parts:
             encoder = self._encoders()[name]
             hidden_MH = encoder.encoder(encoder.embeddings(part), part, places_M)
-            found_M = found_M + _log_probabilities(self._head(name).logits(hidden_MH), ids_M)
+            found_M = found_M + self._head(name).log_probabilities(hidden_MH, ids_M)
         return found_M
 
     def _sums(
@@ -222,10 +231,6 @@ def build_pretraining_model(config: ModelConfig, vocab_size: int, next_sentence:
     if config.attention == "two_directions":
         return TwoDirectionsForPreTraining(config, vocab_size)
     return BertForPreTraining(config, vocab_size, next_sentence)
-
-
-def _log_probabilities(logits_MV: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
-    return functional.log_softmax(logits_MV.float(), dim=1).gather(1, ids_M.unsqueeze(1)).squeeze(1)
 
 
 class BiLstm(nn.Module):

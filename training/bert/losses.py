@@ -14,6 +14,11 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits per chunk: on a CPU few enough to stay in cache, on a GPU enough to occupy it."""
 
 
+def chunk_rows(device_type: str, vocab_size: int) -> int:
+    """Rows of a chunk of logits."""
+    return max(16, _CHUNK_ELEMENTS.get(device_type, 1 << 24) // vocab_size)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """sum(cross_entropy(hidden @ weight' + bias, labels)), with gradients computed chunk by chunk in forward.
 
@@ -30,7 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels_M: torch.Tensor,
         with_gradients: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = max(16, _CHUNK_ELEMENTS.get(hidden_MH.device.type, 1 << 24) // weight_VH.shape[0])
+        rows = chunk_rows(hidden_MH.device.type, weight_VH.shape[0])
         loss = torch.zeros((), dtype=torch.float32, device=hidden_MH.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden_MH.device)
         grad_hidden_MH = torch.empty_like(hidden_MH) if with_gradients else None
