@@ -11,14 +11,14 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from flows.report.charts import Line, line_chart, standalone
-from flows.report.result_sections import COLOURS
+from flows.report.charts import line_chart, standalone
+from flows.report.result_sections import curve_lines
 from pipelines.commands.command_line import CommandParser
 from pipelines.contract import storage
 from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import require_manifest
 from pipelines.contract.workspace import EXAMPLES, PRETRAINING
-from pipelines.statistics.metrics import HELDOUT_PREFIX, Metric
+from pipelines.statistics.metrics import Metric
 from pipelines.statistics.training import PretrainingStatistics
 from training.alarms.reference_curve import ReferenceCurve, curve_of
 
@@ -50,12 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def drawing(curve: ReferenceCurve, losses: Sequence[Metric]) -> str:
     """The losses of a curve by tokens as an SVG file, held-out ones dotted; empty without any."""
-    lines = [
-        Line(metric.label + words, curve.curves[prefix + metric.name], colour, dotted=bool(prefix))
-        for metric, colour in zip(losses, COLOURS, strict=False)
-        for prefix, words in (("", ""), (HELDOUT_PREFIX, ", held out"))
-        if prefix + metric.name in curve.curves
-    ]
+    lines = curve_lines(curve.curves, losses)
     chart = line_chart(f"{curve.name}: loss by tokens", "tokens", lines)
     return standalone(chart, lines) if chart else ""
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.gpus import ACCELERATOR_VARIABLE
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
@@ -141,7 +142,7 @@ def _told(problems: dict[Trial, str], tried: set[Trial]) -> int:
 
 def _visible_gpus() -> list[str]:
     """Names of the GPUs for CUDA_VISIBLE_DEVICES."""
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
+    if os.environ.get(ACCELERATOR_VARIABLE) == "cpu":
         return []
     # Takes seconds to import, so only if there is something to train.
     import torch

@@ -56,7 +56,7 @@ def run_study(study: Study, say: Say, publish: Publish) -> Comparison:
         require_task_data(whole)
         require_initial_encoder(whole)
     named = f"run.name={json.dumps(study.config.name)}"
-    tracking = StudyTracking(study, _whole(study, runs[0], study.config.workspace, named))
+    tracking = StudyTracking(_whole(study, runs[0], study.config.workspace, named))
     with tracking.parent() as parent_run_id:
         results, metrics = _train_all(study, runs, tracking, parent_run_id, say)
         comparison = compared(study, results, metrics)

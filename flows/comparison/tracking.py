@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 from flows.comparison.results import RunResult
-from flows.comparison.study_file import Run, Study
+from flows.comparison.study_file import Run
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.tracking.runs import Tracker
 
@@ -16,26 +16,21 @@ _FLOW, _FOLDER = "study", "study"
 class StudyTracking:
     """The runs of one study in its tracking store: the recipe's server, or SQLite in the workspace of the study."""
 
-    def __init__(self, study: Study, whole: WholeRecipe) -> None:
+    def __init__(self, whole: WholeRecipe) -> None:
         """Open the store; `whole` is a recipe of the study with the study's name and workspace.
 
         Raises:
             InputError: the store does not answer, or its database cannot be used.
         """
-        self._study, self._whole, self._tracker = study, whole, Tracker(whole)
+        self._whole, self._tracker = whole, Tracker(whole)
 
-    @contextmanager
-    def parent(self) -> Iterator[str]:
+    def parent(self) -> AbstractContextManager[str]:
         """The study's run, yields its id; a study that was interrupted resumes in its run."""
-        with self._tracker.flow_run(_FLOW, self._whole) as run_id:
-            yield run_id
+        return self._tracker.flow_run(_FLOW, self._whole)
 
-    @contextmanager
-    def child(self, run: Run, parent_run_id: str) -> Iterator[str]:
+    def child(self, run: Run, parent_run_id: str) -> AbstractContextManager[str]:
         """The run of a variant with one seed, yields its id; it fails if the block raises."""
-        key = "\n".join([run.label, *run.overrides])
-        with self._tracker.stage_run(run.label, parent_run_id, key) as run_id:
-            yield run_id
+        return self._tracker.stage_run(run.label, parent_run_id, "\n".join([run.label, *run.overrides]))
 
     def environment(self, run_id: str) -> dict[str, str]:
         """Variables with which the processes of a run log their metrics by step."""

@@ -13,7 +13,7 @@ from flows.report.manifest_facts import trial_of
 from flows.running.outcomes import FlowOutcome
 from pipelines.contract.manifest import Manifest
 from pipelines.contract.workspace import PRETRAINED, PRETRAINING
-from pipelines.statistics.metrics import Metric
+from pipelines.statistics.metrics import Metric, Unit
 from pipelines.statistics.training import PretrainingStatistics, TrialStatistics
 from training.bert.flops import predicted_tokens, step_flops
 
@@ -23,15 +23,15 @@ _SECONDS_PER_HOUR = 3600.0
 
 
 class Expense(BaseModel):
-    """One model that a run trained. seconds: measured, of all its processes together once."""
+    """One model that a run trained. seconds: wall time, during which it had all its devices."""
 
     model_config = ConfigDict(frozen=True)
 
     what: str
     metric: str
     score: float | None = None
-    unit: str = ""
-    """Of a metric of pre-training; empty for that of a task."""
+    unit: Unit | None = None
+    """Of a metric of pre-training; None for that of a task."""
     tokens: int | None = None
     flops: float | None = None
     devices: int | None = None
@@ -110,7 +110,10 @@ def cost(facts: Facts) -> str:
         if price is None
         else f"A device hour costs {price:g} euros (run.euros_per_device_hour)."
     )
-    note = f"Hours are measured, from the start of a stage's processes to its end; operations are counted. {paid}"
+    note = (
+        "Hours are measured: those of pre-training with the start of its processes, those of a task without. "
+        f"Operations are counted. {paid}"
+    )
     return joined(table("Cost of the models", header, rows, numbers=(1, 2, 3, 4, 5, 6)), paragraph(text(note)))
 
 
@@ -128,7 +131,7 @@ def _row(name: str, shown: str, expense: Expense, price: float | None) -> tuple[
 
 
 def _score(expense: Expense) -> str:
-    if not expense.unit:
+    if expense.unit is None:
         return f"{text(expense.metric.replace('_', ' '))} {score(expense.metric, expense.score)}"
-    metric = Metric(expense.metric, expense.metric, expense.unit)  # type: ignore[arg-type]  # checked when it was written
+    metric = Metric(expense.metric, expense.metric, expense.unit)
     return f"{text(expense.metric)} {metric_value(metric, expense.score)}"

@@ -33,7 +33,7 @@ from training.stages.budgets import amount_in_words
 
 Facts = dict[str, Any]
 
-COLOURS = ("s1", "s2", "s3", "s4")
+_COLOURS = ("s1", "s2", "s3", "s4")
 
 
 def standard_error(metric: str | None, share: float | None, rows: int | None) -> float | None:
@@ -52,7 +52,7 @@ def training(facts: Facts) -> str:
     bands = _bands(facts["phases"])
     parts = [metric for metric in found.metrics if metric != LOSS]
     losses, accuracies = (
-        _lines({} if "problem" in series else series, [metric for metric in parts if metric.unit == unit])
+        curve_lines({} if "problem" in series else series, [metric for metric in parts if metric.unit == unit])
         for unit in ("nats", "share")
     )
     losses += reference_lines(series, facts.get("reference", {}), parts)
@@ -80,18 +80,18 @@ def training(facts: Facts) -> str:
 def _bands(phases: Sequence[Facts]) -> list[Band]:
     bands, begin = [], 0
     for phase in phases:
-        steps = phase.get("about_steps", phase.get("steps"))
-        if steps is None:
+        if phase.get("about_steps") is None:
             return []
-        end = begin + steps
+        end = begin + phase["about_steps"]
         bands.append(Band(f"length {phase['max_seq_length']}", begin, end))
         begin = end
     return bands if len(bands) > 1 else []
 
 
-def _lines(series: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Line]:
+def curve_lines(series: Mapping[str, Any], metrics: Sequence[Metric]) -> list[Line]:
+    """The metrics that a series has points of, a colour each, held-out ones dotted."""
     drawn = []
-    for metric, colour in zip(metrics, COLOURS, strict=False):
+    for metric, colour in zip(metrics, _COLOURS, strict=False):
         for prefix, words in (("", ""), (HELDOUT_PREFIX, ", held out")):
             if points := series.get(prefix + metric.name):
                 drawn.append(Line(metric.label + words, [(x, y) for x, y in points], colour, dotted=bool(prefix)))

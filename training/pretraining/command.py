@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 
@@ -13,6 +12,7 @@ from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restar
 from training.resuming.adoption import in_words
 from training.resuming.checkpointed_stage import is_to_run
 from training.resuming.process_end import StopRequest
+from training.settings.tasks import load
 from training.stages.continuing import Continuation, possible_continuation
 from training.stages.objectives import OBJECTIVES
 from training.stages.pretraining import PretrainingInputs
@@ -47,8 +47,7 @@ def train(stage: str, parser: CommandParser, arguments: list[str] | None) -> int
     from training.engine.processes import start_processes, stop_processes
     from training.pretraining.run import TrainingRun
 
-    module, _, function = row.opener(inputs).partition(":")
-    open_objective = getattr(importlib.import_module(module), function)
+    open_objective = load(row.opener(inputs))
     stop = StopRequest()
     processes = start_processes()
     try:

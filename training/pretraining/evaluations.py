@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import torch
 from pipelines.statistics.metrics import Metric
 from training.engine.processes import Processes
 from training.resuming.progress import Progress
+from training.settings.tasks import load
 from training.stages.pretraining import PretrainingInputs
 
 
@@ -50,8 +50,7 @@ def open_evaluations(inputs: PretrainingInputs, processes: Processes) -> tuple[E
     opened = []
     for setting, opener in EVALUATIONS.items():
         if getattr(inputs.pretraining, setting) is not None:
-            module, _, function = opener.partition(":")
-            opened.append(getattr(importlib.import_module(module), function)(inputs, processes))
+            opened.append(load(opener)(inputs, processes))
     return tuple(opened)
 
 

@@ -165,6 +165,22 @@ def test_only_known_architectures_are_registered(tmp_path: Path) -> None:
         assert ModelFiles("trial-x", directory, {}).pipeline_task
 
 
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("BertForPreTraining", None),
+        ("BertLMHeadModel", "no pipeline of transformers scores texts"),
+        ("LeftToRightForSequenceClassification", "classifies by the last token"),
+        ("BiLstmForSequenceClassification", "has an LSTM on a BERT"),
+        ("TwoDirectionsForTokenClassification", "read a text from opposite ends"),
+    ],
+)
+def test_models_without_a_pipeline_say_why(tmp_path: Path, architecture: str, reason: str | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    obstacle = ModelFiles("trial-x", str(tmp_path), {}).obstacle
+    assert obstacle is None if reason is None else reason in str(obstacle)
+
+
 def expected_answers(directory: str) -> list[dict[str, object]]:
     import transformers
 

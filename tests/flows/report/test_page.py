@@ -156,34 +156,6 @@ def test_minimal_pairs_have_a_table_and_a_result(whole: WholeRecipe) -> None:
     assert "accuracy on minimal pairs, held out 62.5" in text
 
 
-def test_costs_are_scores_hours_and_euros(whole: WholeRecipe) -> None:
-    outcome = write_workspace(whole)
-    facts = facts_of(whole, outcome)
-    pretraining, *tasks = facts["cost"]["expenses"]
-    assert (pretraining["tokens"], pretraining["seconds"]) == (2_344_405, 172.1)
-    assert pretraining["flops"] > 6 * pretraining["tokens"] * 100_000
-    assert [task["what"] for task in tasks] == ["cola"]
-    assert "No price is set; run.euros_per_device_hour gives one." in Outline(html_page(facts)).text
-
-    priced = facts["cost"] | {
-        "euros_per_device_hour": 3.0,
-        "expenses": [
-            {"what": "pre-training", "metric": "MLM accuracy", "unit": "share", "score": 0.5, "tokens": 4_000_000}
-            | {"flops": 1.5e15, "devices": 4, "seconds": 1_800.0},
-            {"what": "co<l>a", "metric": "accuracy", "score": 0.75, "devices": 1, "seconds": 360.0},
-            {"what": "rte", "metric": "accuracy", "score": 0.5, "devices": None, "seconds": 10.0},
-        ],
-    }
-    text = Outline(html_page(facts | {"cost": priced})).text
-    for told in (
-        "pre-training MLM accuracy 50.0 % 4 million 1.50e+15 4 2 6.00",
-        "co<l>a accuracy 75.0 % 1 0.1 0.30",
-        "together at least 2.1 at least 6.30",
-        "A device hour costs 3 euros",
-    ):
-        assert told in text, told
-
-
 def test_phases_by_tokens_have_a_place_on_the_curves(write_recipe: Callable[..., str]) -> None:
     phases = "[" + ", ".join(f"{{ max_seq_length = 32, tokens = {count} }}" for count in (96_000, 48_000)) + "]"
     overrides = (f"pretraining.phases={phases}", "pretraining.num_warmup_steps=10_000")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipelines.contract.recipe import read_recipe
 from training.engine.processes import Processes
 from training.pretraining.run import TrainingRun
 from training.resuming.checkpointed_stage import is_to_run
+from training.settings.tasks import load
 from training.stages.continuing import planned_start
 from training.stages.objectives import PRETRAINING_OBJECTIVES
 from training.stages.pretraining import PretrainingInputs, pretraining_inputs
@@ -43,8 +43,7 @@ class Trainer:
         inputs, continuation = planned_start(self.inputs(*settings), continued, restart)
         if not is_to_run(inputs.key, inputs.directory, restart):
             return 0
-        module, _, function = PRETRAINING_OBJECTIVES[inputs.model.attention].partition(":")
-        objective = getattr(importlib.import_module(module), function)(inputs, self.processes)
+        objective = load(PRETRAINING_OBJECTIVES[inputs.model.attention])(inputs, self.processes)
         run = TrainingRun(objective, self.processes, Stop(stop_at))  # type: ignore[arg-type]  # has `received`
         return run.run(restart, continuation)
 

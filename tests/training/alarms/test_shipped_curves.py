@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.support import REPOSITORY
@@ -27,10 +25,6 @@ CURVE = read_reference("tiny-novels")
 STEPS = 300
 TOLERANCE = 0.02
 """Of the loss; machines round differently, and 300 steps multiply it."""
-
-
-def without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
 
 
 def test_the_recipe_is_that_of_the_curve() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from training.bert.packing import PackedSequences, pack
 from training.data.next_tokens import NextTokens
 from training.distillation.student import read_teacher
 from training.settings.model import ModelConfig
+from training.squad.heads import BertForQuestionAnswering
+from training.tagging.problem import BertForTokenClassification
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,6 +122,26 @@ def test_a_classifier_reads_the_last_token() -> None:
     for row, logits_C in zip(rows, logits_BC, strict=True):
         last_H = reference(input_ids=torch.from_numpy(row)[None]).last_hidden_state[0, -1]
         torch.testing.assert_close(logits_C, classifier(torch.tanh(pooler.dense(last_H))), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda: BertForTokenClassification(CONFIG, VOCAB_SIZE, 3), "BertForTokenClassification"),
+        (lambda: BertForQuestionAnswering(CONFIG, VOCAB_SIZE), "BertForQuestionAnswering"),
+    ],
+)
+def test_heads_on_tokens_equal_the_reference(ours: Callable[[], torch.nn.Module], theirs: str) -> None:
+    model = built(ours(), 5).eval()
+    settings = huggingface_config(CONFIG, VOCAB_SIZE, theirs, num_labels=3 if "Token" in theirs else 2)
+    assert settings["model_type"] == "bert"
+    reference = getattr(transformers, theirs)(transformers.BertConfig(**settings)).eval()
+    reference.load_state_dict(model.state_dict())
+    rows, packed = random_batch([12, 5, 9], 2)
+    for row, logits_SC in zip(rows, torch.split(model(packed), [12, 5, 9]), strict=True):
+        output = reference(input_ids=torch.from_numpy(row)[None])
+        wanted = output.logits if "Token" in theirs else torch.stack([output.start_logits, output.end_logits], -1)
+        torch.testing.assert_close(logits_SC, wanted[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_bilstm_reads_each_sequence_in_both_directions() -> None:
