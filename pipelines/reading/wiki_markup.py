@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from html.entities import name2codepoint
 
 import mwparserfromhell
 from mwparserfromhell.nodes import ExternalLink, HTMLEntity, Node, Tag, Text, Wikilink
@@ -34,6 +35,18 @@ _FILE_LINK = re.compile(
 )
 _LINES = re.compile(r"^[ \t]*(?:=.*=[ \t]*|[*#;:|!].*|-{4,})$", re.MULTILINE)
 _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?:(?! )")
+_BARE_SCHEMES = ("bitcoin:", "geo:", "magnet:", "mailto:", "news:", "sip:", "sips:", "sms:", "tel:", "urn:", "xmpp:")
+# Links whose label holds no brackets, most of all links. What begins as an address is none.
+_PLAIN_LINK = re.compile(
+    rf"\[\[(?!\s*(?:(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//|(?i:{'|'.join(_BARE_SCHEMES)})))"
+    r"([^\[\]{}|\n]+)(?:\|([^\[\]{}\n]*))?\]\]"
+)
+_HEADING = re.compile(r"^(={1,6})(?!=)[^=\n]+\1(?=[ \t]*$)", re.MULTILINE)
+# Entities and brackets in an address are no markup.
+_ADDRESS_WITH_MARKUP = re.compile(r"(?://|[a-z]:)\S*?(?:&#?\w+;|\}\}|\|\}|\]\])", re.IGNORECASE)
+_WEB_ADDRESS_WITH_MARKUP = re.compile(r"//\S*?(?:&#?\w+;|\}\}|\|\}|\]\])")
+_ENTITY = re.compile(r"&(?:#(?:[xX]([0-9a-fA-F]+)|([0-9]+))|([A-Za-z0-9]+));")
+_LARGEST_CHARACTER = 0x10FFFF
 _LEFT_BRACKETS = re.compile(r"\[\[|\]\]|\{\{+|\}\}+|\{\||\|\}")
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
@@ -49,8 +62,10 @@ _CONVERSION_DEPTH = 5
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
 _QUOTES = re.compile(r"'{2,}")
 _WIDE_GAP = re.compile(r"[ \t\xa0]{2,}")
-_EMPTY_PARENTHESES = re.compile(r"[ \xa0]?\([ \xa0,;:]*\)|[ \xa0]?\[[ \xa0,;:]*\]")
-_PARENTHESIS_GAP = re.compile(r"(?<=\()[ \xa0]?[,;:][ \xa0,;:]*|[ \xa0]?[,;][ \xa0]?(?=\))")
+# Each begins with its bracket or comma, which is found faster than a space that may precede it.
+_EMPTY_PARENTHESES = re.compile(r"\([ \xa0,;:]*\)|\[[ \xa0,;:]*\]")
+_GAP_IN_PARENTHESES = re.compile(r"\([ \xa0]?[,;:][ \xa0,;:]*")
+_GAP_BEFORE_PARENTHESIS = re.compile(r"[,;][ \xa0]?(?=\))")
 _GAP_BEFORE_STOP = re.compile(r"[ \xa0](?=[,.](?:\s|$))")
 _INACTIVE = str.maketrans({character: f"&#{ord(character)};" for character in "[]{}|<>'=*#:;!-_()"})
 _INACTIVE_ENTITY = _INACTIVE | str.maketrans({"&": "&#38;"})
@@ -89,12 +104,25 @@ def prose_of(wikitext: str, dropped_namespaces: Iterable[str] = ()) -> str:
     text = _EXTERNAL_OPENING.sub("\x02", text.replace("\x02", ""))
     dropped = ALWAYS_DROPPED_NAMESPACES.union(dropped_namespaces)
     # Lists and headings are removed after links became text: a caption may hold a line that looks like a list.
-    text = _text_of(mwparserfromhell.parse(text, skip_style_tags=True), dropped)
+    text = _without_links(text, dropped)
     text = _LINES.sub("", _EXTERNAL_LINK.sub(r"\1", text))
     text = _WIDE_GAP.sub(" ", _QUOTES.sub("", _MAGIC_WORD.sub("", text)))
-    text = _EMPTY_PARENTHESES.sub("", _PARENTHESIS_GAP.sub("", text))
+    text = _without(_GAP_BEFORE_PARENTHESIS, _GAP_IN_PARENTHESES.sub("(", text))
+    text = _without(_EMPTY_PARENTHESES, text)
     text = _GAP_BEFORE_STOP.sub("", text)
     return _INACTIVE_CHARACTER.sub(lambda match: _ACTIVE[match.group()], text).strip()
+
+
+def _without(pattern: re.Pattern[str], text: str) -> str:
+    """Cut out what matches, with a space in front of it."""
+    kept: list[str] = []
+    position = 0
+    for match in pattern.finditer(text):
+        start, end = match.span()
+        has_space = start > position and text[start - 1] in " \xa0"
+        kept.append(text[position : start - has_space])
+        position = end
+    return "".join([*kept, text[position:]]) if position else text
 
 
 def _converted(text: str) -> str:
@@ -162,6 +190,59 @@ def _line_of_unclosed(text: str, kind: str, start: int) -> tuple[int, int]:
     return start, start
 
 
+def _without_links(text: str, dropped: frozenset[str]) -> str:
+    """Replace links by their labels, entities by their characters, headings by a break.
+
+    Plain links, entities and headings are replaced here; what holds more markup goes to the parser, which is slow.
+    """
+    with_links = ""
+    while text != with_links:
+        with_links, text = text, _PLAIN_LINK.sub(lambda match: _plain_label(match, dropped), text)
+    plain = _HEADING.sub("\n\n", text)
+    if _needs_parser(plain):
+        return _text_of(mwparserfromhell.parse(text, skip_style_tags=True), dropped)
+    return _ENTITY.sub(_entity_character, _LEFT_BRACKETS.sub("", plain))
+
+
+def _needs_parser(plain: str) -> bool:
+    # The last one is a heading with text behind it.
+    if any(markup in plain for markup in ("[[", "{{", "{|", "\n=")) or plain.startswith("="):
+        return True
+    if _WEB_ADDRESS_WITH_MARKUP.search(plain):
+        return True
+    lowered = plain.lower()
+    return any(scheme in lowered for scheme in _BARE_SCHEMES) and _ADDRESS_WITH_MARKUP.search(plain) is not None
+
+
+def _plain_label(match: re.Match[str], dropped: frozenset[str]) -> str:
+    title, label = match.group(1).strip(), match.group(2)
+    if _is_dropped(title, label is None, dropped):
+        return ""
+    shown = label or title.removeprefix(":")
+    # With these a line could become a heading, and a title is trimmed after its entities are characters.
+    return match.group() if "=" in shown or (not label and _ENTITY.search(shown)) else shown
+
+
+def _entity_character(match: re.Match[str]) -> str:
+    hexadecimal, decimal, name = match.groups()
+    if name is not None:
+        code = name2codepoint.get(name)
+        if code is None:
+            return match.group()
+    else:
+        code = int(hexadecimal, 16) if hexadecimal else int(decimal)
+        if not 0 < code <= _LARGEST_CHARACTER:
+            return match.group()
+    return _shown(chr(code))
+
+
+def _shown(character: str) -> str:
+    """The character of an entity; markup characters stay entities until markup has been removed."""
+    if character == "\xa0" or "\ud800" <= character <= "\udfff":
+        return " "
+    return character.translate(_INACTIVE_ENTITY)
+
+
 def _text_of(wikicode: Wikicode, dropped: frozenset[str]) -> str:
     return "".join(_node_text(node, dropped) for node in wikicode.nodes)
 
@@ -174,11 +255,7 @@ def _node_text(node: Node, dropped: frozenset[str]) -> str:
     if isinstance(node, ExternalLink):
         return _text_of(node.title, dropped) if node.title is not None else "" if node.brackets else str(node.url)
     if isinstance(node, HTMLEntity):
-        # Markup characters stay entities until markup has been removed.
-        character = node.normalize()
-        if character == "\xa0" or "\ud800" <= character <= "\udfff":
-            return " "
-        return character.translate(_INACTIVE_ENTITY)
+        return _shown(node.normalize())
     if isinstance(node, Tag):
         contents = _text_of(node.contents, dropped) if node.contents is not None else ""
         return f"{node.wiki_markup or ''}{contents}"
@@ -187,9 +264,14 @@ def _node_text(node: Node, dropped: frozenset[str]) -> str:
 
 
 def _link_text(link: Wikilink, dropped: frozenset[str]) -> str:
-    title = str(link.title).strip()
-    namespace = title.partition(":")[0].strip().lower()
-    if namespace in dropped or _MEDIA_TITLE.fullmatch(title) or (link.text is None and _LANGUAGE_LINK.match(title)):
+    if _is_dropped(str(link.title).strip(), link.text is None, dropped):
         return ""
     label = _text_of(link.text, dropped) if link.text is not None else ""
     return label or _text_of(link.title, dropped).strip().removeprefix(":")
+
+
+def _is_dropped(title: str, has_no_label: bool, dropped: frozenset[str]) -> bool:
+    namespace = title.partition(":")[0].strip().lower()
+    if namespace in dropped or _MEDIA_TITLE.fullmatch(title):
+        return True
+    return has_no_label and _LANGUAGE_LINK.match(title) is not None

@@ -182,7 +182,7 @@ def run_case(
     case = CASES[name]
     config = ModelConfig(**SHAPES[case.size])
     sequences = arguments.sequences or case.sequences
-    flash = flash_attention_applies(device.type, dtype, 0.0, config.head_size)
+    flash = flash_attention_applies(device.type, dtype, config.head_size)
     batches = [
         make_batch(seed, sequences, case.max_seq_length, VOCAB_SIZE, device, True, case.full_rows)
         for seed in range(BATCHES)

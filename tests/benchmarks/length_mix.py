@@ -86,7 +86,7 @@ def make_batch(
         return torch.from_numpy(array.astype(np.int64)).to(device)
 
     return Batch(
-        sequences=pack(padded[real], lengths, segment_b, device, with_plan).to(torch.device(device)),
+        sequences=pack(padded[real], lengths, segment_b, with_plan).to(torch.device(device)),
         masked_lm_positions_M=there(positions),
         masked_lm_ids_M=there(flat_labels[positions]),
         next_sentence_label_B=there(generator.integers(0, 2, num_sequences)),

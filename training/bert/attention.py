@@ -1,7 +1,7 @@
 """Self-attention over packed sequences, without computing padding where the device has a kernel for that.
 
-CUDA without dropout: the variable-length flash kernel of torch.nn.attention.varlen. Elsewhere: PyTorch's scaled dot
-product attention on length bins. Sequences are ordered by length and cut into bins of nearly equal length, so padding
+On a GPU in 16 bit: PyTorch's variable-length flash kernel. Elsewhere: PyTorch's scaled dot product attention on length
+bins. Sequences are ordered by length and cut into bins of nearly equal length, so padding
 inside a bin stays below an eighth of its tokens; a bin of one length whose tokens are contiguous is a plain view.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -51,15 +51,23 @@ class AttentionPlan:
     bins: tuple[LengthBin, ...]
     restore_T: torch.Tensor | None
 
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> AttentionPlan:
+        """The plan with all its tensors passed through `move`."""
 
-def plan_attention(
-    cu_seqlens: npt.NDArray[np.int64] | torch.Tensor, device: torch.device | str = "cpu"
-) -> AttentionPlan:
-    """Cut a packed batch into length bins.
+        def optional(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else move(tensor)
+
+        bins = [
+            replace(part, tokens_BS=optional(part.tokens_BS), mask_B11S=optional(part.mask_B11S)) for part in self.bins
+        ]
+        return AttentionPlan(tuple(bins), optional(self.restore_T))
+
+
+def plan_attention(cu_seqlens: npt.NDArray[np.int64] | torch.Tensor) -> AttentionPlan:
+    """Cut a packed batch into length bins; the index tensors are on the CPU.
 
     Args:
         cu_seqlens: [B+1], integers on the CPU; sequence i holds tokens cu_seqlens[i] to cu_seqlens[i+1].
-        device: device of the index tensors.
     """
     offsets = np.asarray(cu_seqlens, dtype=np.int64)
     lengths = np.diff(offsets)
@@ -69,9 +77,9 @@ def plan_attention(
     row = 0
     for first, last in _bin_edges(lengths[order]):
         members = order[first:last]
-        row += _add_bin(bins, offsets[members], lengths[members], restore, row, device)
+        row += _add_bin(bins, offsets[members], lengths[members], restore, row)
     identity = row == len(restore) and bool((restore == np.arange(row)).all())
-    return AttentionPlan(tuple(bins), None if identity else torch.from_numpy(restore).to(device))
+    return AttentionPlan(tuple(bins), None if identity else torch.from_numpy(restore))
 
 
 def _bin_edges(descending_lengths: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -95,7 +103,6 @@ def _add_bin(
     lengths: npt.NDArray[np.int64],
     restore: npt.NDArray[np.int64],
     first_row: int,
-    device: torch.device | str,
 ) -> int:
     count, longest = len(starts), int(lengths[0])
     uniform = int(lengths[-1]) == longest
@@ -107,8 +114,8 @@ def _add_bin(
     if uniform and bool((np.diff(starts) == longest).all()):
         bins.append(LengthBin(count, longest, int(starts[0]), None, None))
     else:
-        gather = torch.from_numpy(np.where(real, tokens, starts[:, None])).to(device)
-        mask = None if uniform else torch.from_numpy(real[:, None, None, :]).to(device)
+        gather = torch.from_numpy(np.where(real, tokens, starts[:, None]))
+        mask = None if uniform else torch.from_numpy(real[:, None, None, :])
         bins.append(LengthBin(count, longest, None, gather, mask))
     return count * longest
 
@@ -136,16 +143,19 @@ def packed_attention(
     Returns:
         [T, N, D].
     """
-    if flash_attention_applies(query_TND.device.type, query_TND.dtype, dropout_p, query_TND.shape[-1]):
-        kernel = _variable_length_kernel()
-        assert kernel is not None
-        window_size = (-1, 0) if is_causal else (-1, -1)
-        output: torch.Tensor = kernel(
-            query_TND, key_TND, value_TND, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window_size
-        )
+    if flash_attention_applies(query_TND.device.type, query_TND.dtype, query_TND.shape[-1]):
+        tensors = (query_TND, key_TND, value_TND, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        output: torch.Tensor
+        if dropout_p:
+            # varlen_attn is this operator without its dropout.
+            output, *_ = torch.ops.aten._flash_attention_forward(*tensors, dropout_p, is_causal, False)
+        else:
+            kernel = _variable_length_kernel()
+            assert kernel is not None
+            output = kernel(*tensors, window_size=(-1, 0) if is_causal else (-1, -1))
         return output
     if plan is None:
-        plan = plan_attention(cu_seqlens.cpu(), query_TND.device)
+        plan = plan_attention(cu_seqlens.cpu()).moved(lambda tensor: tensor.to(query_TND.device))
     return _binned_attention(query_TND, key_TND, value_TND, dropout_p, plan, is_causal)
 
 
@@ -183,13 +193,11 @@ def _rows_of(part: LengthBin, tensor_TND: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def flash_attention_applies(device_type: str, dtype: torch.dtype, dropout_p: float, head_size: int) -> bool:
+def flash_attention_applies(device_type: str, dtype: torch.dtype, head_size: int) -> bool:
     """Return whether the variable-length flash kernel applies. On a GPU, logs once why it does not."""
     if device_type != "cuda":
         return False
-    if dropout_p > 0.0:
-        reason = "it has no dropout; set model.attention_probs_dropout_prob = 0 for the fast path"
-    elif dtype not in (torch.bfloat16, torch.float16):
+    if dtype not in (torch.bfloat16, torch.float16):
         reason = f"it does not support {dtype}; set pretraining.precision = bf16"
     elif head_size % _HEAD_SIZE_STEP or head_size > _LARGEST_HEAD_SIZE:
         reason = (

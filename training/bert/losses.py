@@ -10,6 +10,12 @@ from torch.nn import functional
 MLM_DENOMINATOR_EPS = 1e-5
 """Added to the number of masked tokens, as in run_pretraining.py, `get_masked_lm_output`."""
 
+_ALIGNED_ELEMENTS = 64
+"""Row lengths of a GPU's logits are multiples of this: a vocabulary of 30,522 keeps cuBLAS from its fast kernels."""
+
+_HALF_SCALE = 1024.0
+"""Factor of fp16 gradients until backward: probabilities below 6e-8 would be 0."""
+
 _CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits per chunk: on a CPU few enough to stay in cache, on a GPU enough to occupy it."""
 
@@ -36,6 +42,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with_gradients: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = chunk_rows(hidden_MH.device.type, weight_VH.shape[0])
+        half_scale = _HALF_SCALE if hidden_MH.dtype == torch.float16 else 1.0
         loss = torch.zeros((), dtype=torch.float32, device=hidden_MH.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden_MH.device)
         grad_hidden_MH = torch.empty_like(hidden_MH) if with_gradients else None
@@ -44,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_MH.shape[0], rows):
             hidden = hidden_MH[start : start + rows]
             labels = labels_M[start : start + rows].unsqueeze(1)
-            logits = torch.addmm(bias_V, hidden, weight_VH.t()).float()
+            logits = _float32_logits(hidden, weight_VH, bias_V)
             label_logits = logits.gather(1, labels)
             maximum = logits.amax(1, keepdim=True)
             correct += (label_logits >= maximum).sum()
@@ -56,21 +63,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = exponents.div_(total)
             gradient.scatter_add_(1, labels, torch.full_like(label_logits, -1.0))
             grad_bias_V += gradient.sum(0)
-            gradient = gradient.to(hidden.dtype)
+            gradient = _in_precision_of(hidden, gradient, half_scale)
             torch.mm(gradient, weight_VH, out=grad_hidden_MH[start : start + rows])
             if hidden.dtype == torch.float32:
                 grad_weight_VH.addmm_(gradient.t(), hidden)
             else:
                 grad_weight_VH += torch.mm(gradient.t(), hidden)
         if grad_hidden_MH is not None and grad_weight_VH is not None and grad_bias_V is not None:
-            ctx.save_for_backward(grad_hidden_MH, grad_weight_VH.to(weight_VH.dtype), grad_bias_V.to(bias_V.dtype))
+            ctx.save_for_backward(grad_hidden_MH, grad_weight_VH, grad_bias_V)
+            ctx.scales = (1.0 / half_scale, 1.0 / half_scale, 1.0)
+            ctx.dtypes = (hidden_MH.dtype, weight_VH.dtype, bias_V.dtype)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scale = grad_outputs[0]
-        return (*(gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors), None, None)
+        # In fp32: 16 bits would round the factor itself, or overflow.
+        gradients = (
+            (gradient.float() * (grad_outputs[0] * scale)).to(dtype)
+            for gradient, scale, dtype in zip(ctx.saved_tensors, ctx.scales, ctx.dtypes, strict=True)
+        )
+        return (*gradients, None, None)
+
+
+def _float32_logits(hidden_MH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:
+    """[M, V] float32; on a GPU 16-bit products are not rounded before, as ties would count as correct."""
+    if hidden_MH.dtype == torch.float32 or hidden_MH.device.type != "cuda":
+        return torch.addmm(bias_V, hidden_MH, weight_VH.t()).float()
+    logits_MV = _aligned_rows(hidden_MH, weight_VH.shape[0], torch.float32)
+    return torch.mm(hidden_MH, weight_VH.t(), out_dtype=torch.float32, out=logits_MV).add_(bias_V)
+
+
+def _in_precision_of(hidden_MH: torch.Tensor, gradient_MV: torch.Tensor, scale: float) -> torch.Tensor:
+    if hidden_MH.dtype == torch.float32:
+        return gradient_MV
+    if scale != 1.0:
+        gradient_MV.mul_(scale)
+    if hidden_MH.device.type != "cuda":
+        return gradient_MV.to(hidden_MH.dtype)
+    return _aligned_rows(hidden_MH, gradient_MV.shape[1], hidden_MH.dtype).copy_(gradient_MV)
+
+
+def _aligned_rows(hidden_MH: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialized [M, columns] view of longer, aligned rows."""
+    length = -(-columns // _ALIGNED_ELEMENTS) * _ALIGNED_ELEMENTS
+    return torch.empty(hidden_MH.shape[0], length, dtype=dtype, device=hidden_MH.device)[:, :columns]
 
 
 def linear_cross_entropy(

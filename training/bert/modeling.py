@@ -61,11 +61,16 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        shape_TND = (-1, self.num_attention_heads, self.head_size)
+        # One product for all three; joining the weights copies far less than the tokens.
+        layers = (self.query, self.key, self.value)
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
+        joined = functional.linear(hidden_TH, weight, bias)
+        query_TND, key_TND, value_TND = joined.view(-1, 3, self.num_attention_heads, self.head_size).unbind(1)
         attended_TND = packed_attention(
-            self.query(hidden_TH).view(shape_TND),
-            self.key(hidden_TH).view(shape_TND),
-            self.value(hidden_TH).view(shape_TND),
+            query_TND,
+            key_TND,
+            value_TND,
             sequences.cu_seqlens,
             sequences.max_seqlen,
             self.dropout_p if self.training else 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,16 +55,21 @@ class PackedSequences:
         return replace(self, input_ids_T=self.input_ids_T[order_T], token_type_ids_T=self.token_type_ids_T[order_T])
 
     def to(self, device: torch.device) -> PackedSequences:
-        """Copy to a device; the plan must have been built for it, or be None."""
+        """Copy to a device, without waiting if the tensors are pinned."""
         if self.input_ids_T.device == device:
             return self
+        return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> PackedSequences:
+        """The batch with all its tensors passed through `move`."""
         return replace(
             self,
-            input_ids_T=self.input_ids_T.to(device, non_blocking=True),
-            token_type_ids_T=self.token_type_ids_T.to(device, non_blocking=True),
-            position_ids_T=self.position_ids_T.to(device, non_blocking=True),
-            first_tokens_B=self.first_tokens_B.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            input_ids_T=move(self.input_ids_T),
+            token_type_ids_T=move(self.token_type_ids_T),
+            position_ids_T=move(self.position_ids_T),
+            first_tokens_B=move(self.first_tokens_B),
+            cu_seqlens=move(self.cu_seqlens),
+            plan=None if self.plan is None else self.plan.moved(move),
         )
 
 
@@ -71,16 +77,14 @@ def pack(
     input_ids: npt.NDArray[np.integer],
     lengths: IntArray,
     segment_b_starts: IntArray,
-    device: torch.device | str = "cpu",
     with_plan: bool = True,
 ) -> PackedSequences:
-    """Build the encoder's input from tokens, lengths and the starts of segment B.
+    """Build the encoder's input, on the CPU, from tokens, lengths and the starts of segment B.
 
     Args:
         input_ids: [T] integers, sequence after sequence.
         lengths: [B], tokens of each sequence; rows in descending order of length need the fewest copies.
         segment_b_starts: [B], position of segment B's first token, or the length if there is no B.
-        device: device of the plan's index tensors; everything else stays on the CPU until `to`.
         with_plan: build the length bins.
     """
     cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int64)
@@ -94,5 +98,5 @@ def pack(
         first_tokens_B=torch.from_numpy(cu_seqlens[:-1].copy()),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(lengths.max(initial=0)),
-        plan=plan_attention(cu_seqlens, device) if with_plan else None,
+        plan=plan_attention(cu_seqlens) if with_plan else None,
     )

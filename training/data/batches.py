@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -22,14 +23,21 @@ class MicroBatch:
     next_sentence_label_B: torch.Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
+        """Copy to a device, without waiting if the tensors are pinned."""
         if self.masked_lm_ids_M.device == device:
             return self
-        return replace(
-            self,
-            sequences=self.sequences.to(device),
-            masked_lm_positions_M=self.masked_lm_positions_M.to(device, non_blocking=True),
-            masked_lm_ids_M=self.masked_lm_ids_M.to(device, non_blocking=True),
-            next_sentence_label_B=self.next_sentence_label_B.to(device, non_blocking=True),
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> MicroBatch:
+        """Copy to page-locked memory, which a GPU reads while the CPU works on."""
+        return self._moved(torch.Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+        return MicroBatch(
+            sequences=self.sequences.moved(move),
+            masked_lm_positions_M=move(self.masked_lm_positions_M),
+            masked_lm_ids_M=move(self.masked_lm_ids_M),
+            next_sentence_label_B=move(self.next_sentence_label_B),
         )
 
 

@@ -31,8 +31,8 @@ PREFETCHED_WINDOWS = 3
 class Deal:
     """How steps are distributed over the ranks, and in which form.
 
-    micro_batches: parts of each rank's share of a step, at least one row each. device, with_plan: as in
-    training/bert/packing.py, `pack`.
+    micro_batches: parts of each rank's share of a step, at least one row each. device: where they are computed; for a
+    GPU they are pinned. with_plan: as in training/bert/packing.py, `pack`.
     """
 
     rank: int = 0
@@ -96,12 +96,13 @@ class _Samples:
             assert own.keys is not None
             positions, masked_ids = targets.apply(input_ids, lengths, own.keys, own.num_predictions)
         segment_b_start = own.rows.segment_b_start.astype(np.int64)
-        return MicroBatch(
-            sequences=pack(input_ids, lengths, segment_b_start, deal.device, deal.with_plan),
+        batch = MicroBatch(
+            sequences=pack(input_ids, lengths, segment_b_start, deal.with_plan),
             masked_lm_positions_M=torch.from_numpy(positions),
             masked_lm_ids_M=torch.from_numpy(masked_ids.astype(np.int64)),
             next_sentence_label_B=torch.from_numpy(own.rows.next_sentence_label.astype(np.int64)),
         )
+        return batch.pinned() if torch.device(deal.device).type == "cuda" else batch
 
 
 @dataclass(frozen=True)

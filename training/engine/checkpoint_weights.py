@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.engine.optimizer import decay_groups
+from training.optimizers.building import decay_groups
 
 _MODEL_STATES_NAME = "mp_rank_00_model_states.pt"
 

@@ -18,11 +18,13 @@ import torch.distributed
 from pipelines.commands.gpus import ACCELERATOR_VARIABLE
 from training.engine.communication_op import extensions_directory, load_communication_operator
 from training.engine.devices import chosen_device
+from training.engine.meeting import Meeting
 from training.engine.peers import Peers, watch_peers
 from training.engine.rendezvous import LOOPBACK, all_ranks_are_here, meeting_store, stay_on_loopback
 from training.engine.shared_memory import forget_own_buffer, remove_abandoned_buffers
 
 _peers: Peers | None = None
+_meeting: Meeting | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Processes:
     device: torch.device
     peers: Peers | None = None
     """Watches the other ranks of this machine; None if there are none."""
+    meeting: Meeting | None = None
+    """Where all ranks wait for each other; None for one rank."""
 
     @property
     def is_first(self) -> bool:
@@ -49,6 +53,11 @@ class Processes:
         """Number of ranks on which a condition holds."""
         return int(self.sum(torch.tensor(int(value), device=self.device)))
 
+    def number_of_first(self, number: float) -> float:
+        """Rank 0's number on every rank, by an all-reduce: for each step, as `from_first` keeps all its values."""
+        own = number if self.is_first else 0.0
+        return float(self.sum(torch.tensor(own, dtype=torch.float64, device=self.device)))
+
     def reached(self, step: int) -> None:
         """Record the step that this rank has completed, for its peers to report if it dies."""
         if self.peers is not None:
@@ -60,15 +69,13 @@ class Processes:
             self.peers.explain_by(describe)
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            torch.distributed.barrier()
+        """Wait for all ranks, however long one of them works."""
+        if self.meeting is not None:
+            self.meeting.barrier()
 
     def from_first(self, value: Any) -> Any:
-        """Broadcast rank 0's value to every rank, pickled; the ranks are our own processes."""
-        values = [value]
-        if self.world_size > 1:
-            torch.distributed.broadcast_object_list(values, src=0)
-        return values[0]
+        """Rank 0's value on every rank, pickled; the others wait, however long rank 0 works on it."""
+        return value if self.meeting is None else self.meeting.from_first(value)
 
 
 def start_processes() -> Processes:
@@ -79,7 +86,7 @@ def start_processes() -> Processes:
     Raises:
         InputError: the machine has a GPU that torch cannot use.
     """
-    global _peers
+    global _peers, _meeting
     device = chosen_device(int(os.environ.get("LOCAL_RANK", "0")))
     on_gpu = device.type == "cuda"
     os.environ.setdefault(ACCELERATOR_VARIABLE, device.type)
@@ -119,18 +126,20 @@ def start_processes() -> Processes:
                 device_id=device if on_gpu and world_size > 1 else None,
             )
             _peers = watch_peers(store, rank, world_size)
+            _meeting = Meeting(store, rank, world_size) if world_size > 1 else None
             deepspeed.init_distributed(verbose=False)
             torch.distributed.barrier()
             forget_own_buffer()
-    return Processes(rank, world_size, device, _peers)
+    return Processes(rank, world_size, device, _peers, _meeting)
 
 
 def stop_processes() -> None:
     """Leave the process group; a later `start_processes` in this process creates a new one."""
-    global _peers
+    global _peers, _meeting
     if _peers is not None:
         _peers.leave(failed=sys.exc_info()[0] is not None)
         _peers = None
+    _meeting = None
     if torch.distributed.is_initialized():
         from deepspeed import comm
 

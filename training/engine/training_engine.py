@@ -19,6 +19,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+from training.engine.gradient_norm import measure_gradients_once
 from training.engine.processes import Processes
 
 
@@ -52,6 +53,8 @@ class EngineSettings:
             # Use our optimizer with offload, too: the update formulas must not depend on where the state is kept.
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
+            # It would empty the GPU's queue before each forward pass.
+            "timers": {"throughput": {"enabled": False}},
         }
 
 
@@ -73,6 +76,7 @@ class TrainingEngine:
                 config=settings.deepspeed_json(),
                 dist_init_required=False,
             )
+        measure_gradients_once(self._engine.optimizer)
         for state in optimizer.state.values():
             # Some of DeepSpeed's wrappers call step() during initialization, which bias correction would count.
             state["step"].zero_()
@@ -97,12 +101,12 @@ class TrainingEngine:
         factor = self.processes.world_size + 0.0 * loss.detach()
         self._engine.backward(loss * factor, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float) -> float | torch.Tensor:
         """Clip the gradients, update, and clear them; no update if a gradient is not finite on any rank.
 
         Returns:
-            The global gradient norm before clipping, NaN if DeepSpeed does not report it. `was_updated` then holds
-            whether there was an update.
+            The global gradient norm before clipping, [] where it is still on the device, NaN if DeepSpeed does not
+            report it. `was_updated` then holds whether there was an update.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -115,10 +119,16 @@ class TrainingEngine:
             else:
                 self._engine.zero_grad()
             return norm
+        scale = self._unscaled_norms()
         self._engine.step()
         self.was_updated = self._engine.was_step_applied()
-        norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        norm: float | torch.Tensor | None = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else norm / scale
+
+    def _unscaled_norms(self) -> float:
+        """The loss scale, where DeepSpeed reports norms with it: 16-bit weights without ZeRO."""
+        scaler = getattr(self._engine.optimizer, "loss_scale_config", None)
+        return float(scaler.cur_scale) if scaler is not None and scaler.use_grad_scaling else 1.0
 
     def _reduced_grad_norm(self) -> float:
         gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]

@@ -232,7 +232,7 @@ class FeatureExtractor:
             chosen, order = order[:count], order[count:]
             lengths = np.array([group[index].num_tokens for index in chosen], dtype=np.int64)
             ids = [self._input_ids(group[index]) for index in chosen]
-            packed = pack(np.concatenate(ids), lengths, lengths, self._device).to(self._device)
+            packed = pack(np.concatenate(ids), lengths, lengths).to(self._device)
             vectors_TF = hidden_states(self._model, packed, self._layers).float().cpu().numpy()
             for index, vectors in zip(chosen, np.split(vectors_TF, np.cumsum(lengths)[:-1]), strict=True):
                 result[index] = vectors

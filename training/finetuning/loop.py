@@ -22,13 +22,13 @@ from training.bert.huggingface import load_into, read_weights
 from training.bert.modeling import initialize_weights
 from training.bert.packing import PackedSequences, pack
 from training.data.ordering import IntArray, keyed_permutation, keyed_seed
-from training.engine.optimizer import build_optimizer
 from training.engine.precision import TORCH_TYPES, resolved_precision, seed_dropout
 from training.engine.processes import Processes
-from training.engine.schedule import Schedule
 from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.finetuning.problem import Batches, Forward, Problem
 from training.finetuning.text import EncodedText
+from training.optimizers.building import build_optimizer
+from training.optimizers.schedule import Schedule
 from training.resuming.result_checks import result_fault, unusable
 from training.settings.model import ModelConfig
 from training.settings.optimization import FittingConfig, OptimizerConfig
@@ -94,9 +94,7 @@ class Fitting:
         self._optimizer, self._processes, self._say = optimizer, processes, say
         self._precision = resolved_precision(optimizer.precision, processes.device)
         model, dtype = beginning.model, TORCH_TYPES[self._precision]
-        self._with_plan = not flash_attention_applies(
-            processes.device.type, dtype, model.attention_probs_dropout_prob, model.head_size
-        )
+        self._with_plan = not flash_attention_applies(processes.device.type, dtype, model.head_size)
         self._num_rows = len(problem.train_text.lengths)
         self._steps_per_epoch = math.ceil(self._num_rows / fitting.batch_size)
         self._total_steps = self._steps_per_epoch * fitting.num_train_epochs
@@ -197,7 +195,7 @@ class Fitting:
     def _packed(self, text: EncodedText, rows: IntArray) -> PackedSequences:
         tokens = np.concatenate([text.input_ids[row] for row in rows])
         device = self._processes.device
-        return pack(tokens, text.lengths[rows], text.segment_b_starts[rows], device, self._with_plan).to(device)
+        return pack(tokens, text.lengths[rows], text.segment_b_starts[rows], self._with_plan).to(device)
 
     def forward(self, engine: TrainingEngine) -> Forward:
         """The function by which a problem runs the model over its rows."""

@@ -128,7 +128,7 @@ class SentenceScorer:
     def _log_probabilities(self, batch: Predictions) -> npt.NDArray[np.float64]:
         count, length = batch.input_ids.shape
         lengths = np.full(count, length, dtype=np.int64)
-        packed = pack(batch.input_ids.reshape(-1), lengths, lengths, self._device).to(self._device)
+        packed = pack(batch.input_ids.reshape(-1), lengths, lengths).to(self._device)
         targets_M = torch.from_numpy(batch.targets).to(self._device)
         ids_M = torch.from_numpy(batch.target_ids).to(self._device)
         found_M = self._model.log_probabilities(packed, targets_M, ids_M)

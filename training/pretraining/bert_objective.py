@@ -26,7 +26,7 @@ from training.bert.modeling import checkpoint_activations, compile_layers, initi
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
-from training.engine.schedule import Schedule
+from training.optimizers.schedule import Schedule
 from training.pretraining.evaluations import measured, open_evaluations
 from training.pretraining.fidelity import deviations, in_words
 from training.pretraining.objective import Forward, Objective, Say, Tally

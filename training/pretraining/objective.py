@@ -53,12 +53,21 @@ class Tally:
     def __getitem__(self, name: str) -> float:
         return float(self._values[self.names.index(name)])
 
-    def reduced(self, processes: Processes, *flags: bool) -> tuple[Tally, tuple[int, ...]]:
-        """The sums over all ranks, on the CPU, and the number of ranks with each flag set; uses one all-reduce."""
-        own = torch.tensor(flags, dtype=torch.float64, device=self._values.device)
-        values = processes.sum(torch.cat([self._values, own])).cpu()
+    def reduced(self, processes: Processes, *others: float | torch.Tensor) -> tuple[Tally, tuple[float, ...]]:
+        """The sums over all ranks, on the CPU, and those of other numbers: one all-reduce, one wait for the device."""
+        device = self._values.device
+        # `full` passes its number with the kernel; torch.tensor would copy it and wait.
+        own = [
+            other.detach().double().view(1)
+            if isinstance(other, torch.Tensor)
+            else torch.full((1,), float(other), dtype=torch.float64, device=device)
+            for other in others
+        ]
+        values = processes.sum(torch.cat([self._values, *own]))
+        if device.type == "cuda":
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)
         count = len(self.names)
-        return Tally(self.names, values[:count]), tuple(int(value) for value in values[count:].tolist())
+        return Tally(self.names, values[:count]), tuple(values[count:].tolist())
 
 
 class StageInputs(Protocol):

@@ -31,10 +31,7 @@ class RowFeed:
         self._objective, self._processes = objective, processes
         self._inputs, self._config = objective.inputs, objective.settings
         dtype = TORCH_TYPES[resolved_precision(self._config.precision, processes.device)]
-        model, device = objective.model, processes.device.type
-        self._with_plan = not flash_attention_applies(
-            device, dtype, model.attention_probs_dropout_prob, model.head_size
-        )
+        self._with_plan = not flash_attention_applies(processes.device.type, dtype, objective.model.head_size)
 
     def require_rows(self) -> None:
         """Check that each phase has training rows, and that they can be masked by the settings.

@@ -25,11 +25,11 @@ from pipelines.stores.patience import patience_seconds
 from training.bert.sizes import disk_bytes_pretraining
 from training.data.batches import StepBatch
 from training.data.ordering import keyed_seed
-from training.engine.optimizer import build_optimizer
 from training.engine.precision import TORCH_TYPES, resolved_precision, seed_dropout
 from training.engine.processes import Processes
-from training.engine.schedule import Schedule
 from training.engine.training_engine import EngineSettings, TrainingEngine
+from training.optimizers.building import build_optimizer
+from training.optimizers.schedule import Schedule
 from training.pretraining.meter import Meter
 from training.pretraining.objective import Objective, Tally
 from training.pretraining.row_feed import RowFeed
@@ -210,15 +210,14 @@ class TrainingRun:
             self._feed.require_rows_for_ranks(phase)
         on_first(self._processes, self._objective.check)
         self._feed.require_rows()
+        on_first(self._processes, self._require_free_space)
+
+    def _require_free_space(self) -> None:
+        # Only rank 0 looks: it creates the directory soon after, perhaps before another rank gets here.
         if not os.path.isdir(self._directory):
             steps = about_steps(self._config, self._inputs.examples)
             needed_bytes = disk_bytes_pretraining(self._config, self._objective.num_parameters, sum(steps or ()))
-            on_first(
-                self._processes,
-                lambda: storage.require_free_space(
-                    self._inputs.directory, needed_bytes, "the checkpoints and the encoder"
-                ),
-            )
+            storage.require_free_space(self._inputs.directory, needed_bytes, "the checkpoints and the encoder")
 
     def _build_engine(self) -> RunState:
         config, objective, processes = self._config, self._objective, self._processes
@@ -310,7 +309,7 @@ class TrainingRun:
                 tokens=progress.tokens + batch.global_tokens,
                 sequences=progress.sequences + batch.global_sequences,
                 # All ranks must see the same hours.
-                seconds=progress.seconds + (self._processes.from_first(seconds) if by_hours else seconds),
+                seconds=progress.seconds + (self._processes.number_of_first(seconds) if by_hours else seconds),
             )
             self._processes.reached(progress.step)
             loss = self._objective.means(result.tally)["loss"]
@@ -372,9 +371,10 @@ class TrainingRun:
             tally += part
         rate = self._schedule.rate_at(self._budget.done(progress))
         norm = engine.step(rate)
-        tally, (stops, updates) = tally.reduced(processes, self._stop.received, engine.was_updated)
+        tally, (stops, updates, norms) = tally.reduced(processes, self._stop.received, engine.was_updated, norm)
         assert updates in (0, processes.world_size), "some ranks have taken a step that others have not"
-        return StepResult(tally, rate, norm, stops > 0)
+        # All ranks have the same norm.
+        return StepResult(tally, rate, norms / processes.world_size, stops > 0)
 
     def _export(self, weights: Mapping[str, torch.Tensor], progress: Progress, after: Mapping[str, float]) -> None:
         require_finite(weights, after, self._inputs.recipe.path)

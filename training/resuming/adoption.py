@@ -15,7 +15,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, verify_file, write_manifest
 from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY, METRICS_NAME
-from training.engine.schedule import Schedule
+from training.optimizers.schedule import Schedule
 from training.resuming.checkpoints import INCOMPLETE, LATEST_NAME
 from training.resuming.progress import Progress
 from training.settings.pretraining import PretrainingConfig

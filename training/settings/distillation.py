@@ -43,7 +43,7 @@ class DistillationConfig(LoopConfig):
     learning_rate: LearningRate = 5e-4
     warmup_proportion: Rate = 0.05
     schedule: ScheduleKind = Field(default="linear", json_schema_extra=ADDED)
-    """The decay after warm-up: training/engine/schedule.py has the formulas."""
+    """The decay after warm-up: training/optimizers/schedule.py has the formulas."""
 
     eval_every_steps: Count = Field(default=1_000, json_schema_extra=OPERATIONAL)
     log_every_steps: Count = Field(default=50, json_schema_extra=OPERATIONAL)
@@ -52,7 +52,7 @@ class DistillationConfig(LoopConfig):
     def _something_is_learnt(self) -> DistillationConfig:
         if not self.soft_target_weight + self.mlm_weight + self.cosine_weight:
             raise ValueError("soft_target_weight, mlm_weight and cosine_weight are all 0; raise one")
-        self.refuse_large_batch_optimizer("distil")
+        self.refuse_pretraining_optimizer("distil")
         return self
 
     @model_validator(mode="after")

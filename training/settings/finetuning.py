@@ -96,7 +96,7 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
 
     @model_validator(mode="after")
     def _batches_are_small(self) -> FinetuningConfig:
-        self.refuse_large_batch_optimizer("fine-tune")
+        self.refuse_pretraining_optimizer("fine-tune")
         return self
 
     @model_validator(mode="after")

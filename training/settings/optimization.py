@@ -34,22 +34,34 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class OptimizerFacts(NamedTuple):
-    """Facts about an optimizer that the settings depend on; `training.engine.optimizer` has its class."""
+    """Facts about an optimizer that the settings depend on; `training.optimizers.building` has its class."""
 
     corrects_bias: bool
     """Default of `adam_bias_correction`, as in the optimizer's source."""
     always_corrects_bias: bool = False
-    works_under_zero: bool = True
-    """Whether it treats each weight separately, so that ZeRO may partition matrices into flat pieces."""
-    for_large_batches_only: bool = False
+    reads_matrices_to: str = ""
+    """What it needs all of a matrix for; ZeRO 1-3 partition matrices into flat pieces. Empty: it treats each weight
+    separately."""
+    only_for: str = ""
+    """What it is for, where that excludes fine-tuning."""
 
 
 OPTIMIZERS = {
     "adam": OptimizerFacts(corrects_bias=False),
     "adamw": OptimizerFacts(corrects_bias=True, always_corrects_bias=True),
-    "lamb": OptimizerFacts(corrects_bias=True, works_under_zero=False, for_large_batches_only=True),
+    "lamb": OptimizerFacts(
+        corrects_bias=True,
+        reads_matrices_to="scale its change by its norm",
+        only_for="very large batches",
+    ),
+    "muon": OptimizerFacts(
+        corrects_bias=True,
+        always_corrects_bias=True,
+        reads_matrices_to="make its change orthogonal",
+        only_for="pre-training",
+    ),
 }
-"""A new optimizer needs one builder in `training.engine.optimizer` and one row here."""
+"""A new optimizer needs one builder in `training.optimizers.building` and one row here."""
 
 if TYPE_CHECKING:
     Optimizer: TypeAlias = str
@@ -58,7 +70,7 @@ else:
 
 
 ScheduleKind = Literal["linear", "cosine", "warmup_stable_decay"]
-"""The decay after warm-up; formulas in training/engine/schedule.py."""
+"""The decay after warm-up; formulas in training/optimizers/schedule.py."""
 
 Deviations = Annotated[float, Bounded(0.0, 1e6, "it counts robust standard deviations; 0 disables spike detection")]
 
@@ -67,7 +79,8 @@ class OptimizerConfig(Section):
     """Settings shared by pre-training and fine-tuning: BERT's Adam with the paper's values, clipping, precision."""
 
     optimizer: Optimizer = "adam"
-    """`adam` is the released code's, `adamw` PyTorch's fused one, `lamb` is for very large batches."""
+    """`adam` is the released code's, `adamw` PyTorch's fused one, `lamb` is for very large batches, `muon` makes the
+    changes of the layers' matrices orthogonal and is AdamW for all other weights."""
     weight_decay: WeightDecay = 0.01
     adam_beta1: Rate = 0.9
     adam_beta2: Rate = 0.999
@@ -94,15 +107,15 @@ class OptimizerConfig(Section):
             )
         return self
 
-    def refuse_large_batch_optimizer(self, verb: str) -> None:
-        """Refuse an optimizer for very large batches.
+    def refuse_pretraining_optimizer(self, verb: str) -> None:
+        """Refuse an optimizer that is for pre-training.
 
         Raises:
             ValueError: the recipe names one.
         """
-        if OPTIMIZERS[self.optimizer].for_large_batches_only:
-            others = " or ".join(repr(name) for name, facts in OPTIMIZERS.items() if not facts.for_large_batches_only)
-            raise ValueError(f"optimizer = {self.optimizer!r} is for very large batches; {verb} with {others}")
+        if purpose := OPTIMIZERS[self.optimizer].only_for:
+            others = " or ".join(repr(name) for name, facts in OPTIMIZERS.items() if not facts.only_for)
+            raise ValueError(f"optimizer = {self.optimizer!r} is for {purpose}; {verb} with {others}")
 
 
 SPANS = "dynamic_span"

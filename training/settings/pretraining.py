@@ -214,7 +214,7 @@ class PretrainingConfig(LoopConfig):
     learning_rate: LearningRate = 1e-4
     num_warmup_steps: CountOrNone = 10_000
     schedule: ScheduleKind = "linear"
-    """The decay after warm-up, one over all phases; formulas in training/engine/schedule.py."""
+    """The decay after warm-up, one over all phases; formulas in training/optimizers/schedule.py."""
     num_decay_steps: Count | None = None
     """Number of final steps in which `warmup_stable_decay` decays the rate to 0; None is a tenth of all steps."""
     warmup_proportion: Rate | None = Field(default=None, json_schema_extra=ADDED)
@@ -262,11 +262,11 @@ class PretrainingConfig(LoopConfig):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> PretrainingConfig:
-        if self.zero_stage and not OPTIMIZERS[self.optimizer].works_under_zero:
+        name, purpose = self.optimizer, OPTIMIZERS[self.optimizer].reads_matrices_to
+        if self.zero_stage and purpose:
             raise ValueError(
-                f"optimizer = {self.optimizer!r} with zero_stage = {self.zero_stage}: {self.optimizer.upper()} scales "
-                "each matrix's change by that matrix's norm, and ZeRO 1-3 cut all matrices into flat pieces; set "
-                "zero_stage = 0, or use 'adamw'"
+                f"optimizer = {name!r} with zero_stage = {self.zero_stage}: {name} needs each matrix to {purpose}, "
+                f"and ZeRO 1-3 cut all matrices into flat pieces; set zero_stage = 0, or use 'adamw'"
             )
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError(

@@ -13,12 +13,12 @@ from training.bert.config_file import read_config
 from training.bert.modeling import initialize_weights
 from training.data.ordering import keyed_permutation
 from training.engine.processes import Processes
-from training.engine.schedule import Schedule
 from training.finetuning.loop import Beginning, Fitting
 from training.finetuning.text import TextEncoder
 from training.glue.metrics import scores
 from training.glue.problem import GlueProblem
 from training.glue.reading import LabelledText, read_examples
+from training.optimizers.schedule import Schedule
 from training.settings.finetuning import FinetuningConfig
 from training.settings.glue import TASKS, Task, task_files
 

@@ -13,7 +13,6 @@ from transformers import BertForPreTraining as ReferenceBert
 from training.bert.attention import packed_attention, plan_attention
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config
-from training.bert.losses import linear_cross_entropy
 from training.bert.modeling import initialize_weights, parameter_count
 from training.bert.packing import pack
 from training.pretraining.bert_objective import pretraining_loss
@@ -203,25 +202,6 @@ def test_attention_dropout_keeps_the_mean() -> None:
     assert not torch.equal(dropped[0], plain)
     assert not torch.equal(dropped[0], dropped[1])
     torch.testing.assert_close(dropped.mean(0), plain, atol=0.05, rtol=0.0)
-
-
-def test_fused_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("training.bert.losses", fromlist=["x"])._CHUNK_ELEMENTS, "cpu", 16 * 31)
-    torch.manual_seed(0)
-    hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((50, 7), (31, 7), (31,)))
-    labels = torch.randint(0, 31, (50,))
-    loss, correct = linear_cross_entropy(hidden, weight, bias, labels)
-    torch.autograd.backward(3.0 * loss)
-    found = [tensor.grad.clone() for tensor in (hidden, weight, bias) if tensor.grad is not None]
-    for tensor in (hidden, weight, bias):
-        tensor.grad = None
-    logits = hidden @ weight.t() + bias
-    wanted = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    torch.autograd.backward(3.0 * wanted)
-    torch.testing.assert_close(loss, wanted)
-    assert int(correct) == int((logits.argmax(1) == labels).sum())
-    for gradient, tensor in zip(found, (hidden, weight, bias), strict=True):
-        torch.testing.assert_close(gradient, tensor.grad, atol=1e-4, rtol=1e-5)
 
 
 def test_pooled_alone_is_what_the_whole_encoder_pools() -> None:

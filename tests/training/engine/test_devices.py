@@ -90,7 +90,7 @@ def test_the_variable_length_kernel_takes_some_sizes_of_heads(
 ) -> None:
     flash_attention_applies.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert flash_attention_applies("cuda", torch.bfloat16, 0.0, head_size) is applies
+        assert flash_attention_applies("cuda", torch.bfloat16, head_size) is applies
     assert ("heads of a multiple of 8 up to 256" in caplog.text) is not applies
 
 

@@ -24,9 +24,9 @@ from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import read_recipe
 from pipelines.statistics.training import PretrainingStatistics
 from training.data.batches import MicroBatch
-from training.engine.optimizer import build_optimizer
 from training.engine.processes import Processes
 from training.engine.training_engine import EngineSettings, TrainingEngine
+from training.optimizers.building import build_optimizer
 from training.pretraining.bert_objective import BertObjective
 from training.pretraining.row_feed import RowFeed
 from training.pretraining.run import TrainingRun

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training.engine.schedule import Schedule
+from training.optimizers.schedule import Schedule
 from training.settings.pretraining import BatchWarmup, PhaseConfig, PretrainingConfig
 from training.stages.budgets import Budget, about_steps, rows_of_epochs, sequences_of_steps, steps_of_sequences
 

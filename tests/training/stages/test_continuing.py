@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.engine.schedule import Schedule
+from training.optimizers.schedule import Schedule
 from training.settings.pretraining import PretrainingConfig
 from training.stages.continuing import Place, place_of_checkpoint, steps_of_equal_rate
 

@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from training.bert.heads import BertForPreTraining
-from training.engine.optimizer import BertAdam, Lamb, build_optimizer, decay_groups
+from training.optimizers.adam import BertAdam, Lamb
+from training.optimizers.building import build_optimizer, decay_groups
 from training.settings.finetuning import FinetuningConfig
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
@@ -133,9 +134,10 @@ def test_bias_correction_is_as_the_source_has_it_unless_said_otherwise() -> None
         corrected(optimizer="adamw", adam_bias_correction=False)
 
 
+@pytest.mark.parametrize("name", ["lamb", "muon"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_lamb_is_refused_where_matrices_are_cut(stage: int) -> None:
-    with pytest.raises(ValidationError, match=rf"'lamb' with zero_stage = {stage}: LAMB scales each matrix"):
-        PretrainingConfig.model_validate({"optimizer": "lamb", "zero_stage": stage})
+def test_what_reads_matrices_is_refused_where_they_are_cut(name: str, stage: int) -> None:
+    with pytest.raises(ValidationError, match=rf"'{name}' with zero_stage = {stage}: {name} needs each matrix to"):
+        PretrainingConfig.model_validate({"optimizer": name, "zero_stage": stage})
     with pytest.raises(ValidationError, match="fine-tune with 'adam' or 'adamw'"):
-        FinetuningConfig.model_validate({"optimizer": "lamb"})
+        FinetuningConfig.model_validate({"optimizer": name})

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training.engine.schedule import Schedule
+from training.optimizers.schedule import Schedule
 from training.settings.optimization import ScheduleKind
 from training.settings.pretraining import PhaseConfig, PretrainingConfig
 

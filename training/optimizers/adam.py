@@ -1,4 +1,4 @@
-"""BERT's Adam (AdamWeightDecayOptimizer in optimization.py of the released code), AdamW, and LAMB."""
+"""BERT's Adam (AdamWeightDecayOptimizer in optimization.py of the released code) and, built on it, LAMB."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
-
-from training.settings.optimization import OPTIMIZERS, OptimizerConfig
-
-NO_DECAY = ("LayerNorm.weight", "bias")
-"""Name suffixes of parameters without weight decay (exclude_from_weight_decay in the released code)."""
 
 
 class BertAdam(torch.optim.Optimizer):
@@ -112,46 +106,3 @@ class Lamb(BertAdam):
         ratios = torch.where(usable, weight_norms / update_norms, torch.ones_like(weight_norms))
         torch._foreach_mul_(updates, list(ratios.unbind()))
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: matrices with weight decay, LayerNorm scales and all biases without."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer; its rate is 0 until the schedule sets it before each step."""
-    return _BUILDERS[config.optimizer](decay_groups(model, config.weight_decay), config)
-
-
-# The rate is 0 because DeepSpeed may call step() during initialization.
-def _bert_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    return BertAdam(
-        groups, lr=0.0, betas=_betas(config), eps=config.adam_eps, bias_correction=config.adam_bias_correction
-    )
-
-
-def _fused_adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    # The fused form is one kernel over all parameters, on both CUDA and CPU.
-    return torch.optim.AdamW(groups, lr=0.0, betas=_betas(config), eps=config.adam_eps, fused=True)
-
-
-def _lamb(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    return Lamb(groups, lr=0.0, betas=_betas(config), eps=config.adam_eps, bias_correction=config.adam_bias_correction)
-
-
-def _betas(config: OptimizerConfig) -> tuple[float, float]:
-    return config.adam_beta1, config.adam_beta2
-
-
-_BUILDERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]] = {
-    "adam": _bert_adam,
-    "adamw": _fused_adamw,
-    "lamb": _lamb,
-}
-assert _BUILDERS.keys() == OPTIMIZERS.keys()

@@ -1,0 +1,83 @@
+"""Run a training command under the stand-in and write what one of its steps asked of the device.
+
+    python -m tests.gpu.traced_training REPORT STEP MODULE ARGUMENTS...
+
+MODULE is training.pretrain, training.distill, ... The report is JSON, one line per rank, of `Trace`; the
+command ends after that step or, for STEP 0, at its end. The stand-in computes nothing, all numbers on the device are 0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+
+from training.pretraining import run
+from training.pretraining.run_state import RunState
+from training.resuming.process_end import exit_code_of_rank, run_and_leave
+
+_STAND_IN = ctypes.CDLL(None)
+_IN_STEP = "called a synchronizing"
+
+
+def main() -> None:
+    report, watched, module, *arguments = sys.argv[1:]
+    # The measured one comes back from the device as 0.
+    run.RunState = lambda engine, gradients, _: RunState(engine, gradients, 1e15)  # type: ignore[assignment,misc]
+    if int(watched):
+        _watch(int(watched), report)
+    sys.argv = [module, *arguments]
+    command = importlib.import_module(module).main
+    run_and_leave(lambda: exit_code_of_rank(command))
+
+
+def _watch(watched: int, report: str) -> None:
+    original, waits = run.TrainingRun._step, Counter[str]()
+    steps = 0
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        if _IN_STEP in str(message):
+            frames = [frame for frame in traceback.extract_stack()[:-1] if "warnings.py" not in frame.filename]
+            names = [f"{frame.filename.split('site-packages/')[-1]}:{frame.lineno}" for frame in frames[:-5:-1]]
+            waits[" < ".join(names)] += 1
+
+    def step(self: Any, engine: Any, batch: Any, progress: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps != watched:
+            return original(self, engine, batch, progress)
+        warnings.showwarning = show
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        torch.cuda.reset_peak_memory_stats()
+        _STAND_IN.stand_in_reset()
+        original(self, engine, batch, progress)
+        torch.cuda.set_sync_debug_mode("default")
+        with open(report, "a", encoding="utf-8") as stream:
+            print(json.dumps({"waits": waits, "tokens": batch.global_tokens, **_counted(report)}), file=stream)
+        os._exit(0)
+
+    run.TrainingRun._step = step  # type: ignore[method-assign]
+
+
+def _counted(report: str) -> dict[str, Any]:
+    listed = f"{report}.{os.getpid()}"
+    _STAND_IN.stand_in_write(listed.encode())
+    calls, amounts = {}, {}
+    with open(listed, encoding="utf-8") as stream:
+        for line in stream:
+            count, amount, name = line.rstrip("\n").split("\t")
+            calls[name], amounts[name] = int(count), int(amount)
+    return {"calls": calls, "amounts": amounts, "peak_bytes": torch.cuda.max_memory_allocated()}
+
+
+if __name__ == "__main__":
+    main()

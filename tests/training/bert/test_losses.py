@@ -1,0 +1,80 @@
+"""The loss of the output layer, chunk by chunk, against PyTorch's own on all logits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from training.bert import losses
+from training.bert.losses import linear_cross_entropy
+
+ROWS, HIDDEN, WORDS = 50, 7, 31
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((ROWS, HIDDEN), (WORDS, HIDDEN), (WORDS,))
+    tensors = [torch.randn(*shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    return tensors, torch.randint(0, WORDS, (ROWS,), generator=generator)
+
+
+def reference(
+    tensors: list[torch.Tensor], labels_M: torch.Tensor, factor: float
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and gradients in double precision."""
+    hidden, weight, bias = exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    loss = torch.nn.functional.cross_entropy(hidden @ weight.t() + bias, labels_M, reduction="sum")
+    torch.autograd.backward(factor * loss)
+    return loss, [tensor.grad for tensor in exact if tensor.grad is not None]
+
+
+def test_fused_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses._CHUNK_ELEMENTS, "cpu", 16 * WORDS)
+    (hidden, weight, bias), labels = inputs()
+    loss, correct = linear_cross_entropy(hidden, weight, bias, labels)
+    torch.autograd.backward(3.0 * loss)
+    found = [tensor.grad.clone() for tensor in (hidden, weight, bias) if tensor.grad is not None]
+    for tensor in (hidden, weight, bias):
+        tensor.grad = None
+    logits = hidden @ weight.t() + bias
+    wanted = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    torch.autograd.backward(3.0 * wanted)
+    torch.testing.assert_close(loss, wanted)
+    assert int(correct) == int((logits.argmax(1) == labels).sum())
+    for gradient, tensor in zip(found, (hidden, weight, bias), strict=True):
+        torch.testing.assert_close(gradient, tensor.grad, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_gradients_in_16_bits_are_those_of_exact_numbers_rounded(dtype: torch.dtype, tolerance: float) -> None:
+    """A factor that bfloat16 would round by 0.3 percent, and a loss scale that float16 cannot hold."""
+    tensors, labels_M = inputs(dtype)
+    factor = 257.0 if dtype == torch.bfloat16 else 70_000.0 / 65_536.0
+    loss, _ = linear_cross_entropy(*tensors, labels_M)
+    torch.autograd.backward(factor * loss)
+    expected_loss, expected = reference(tensors, labels_M, factor)
+    assert float(loss.detach()) == pytest.approx(float(expected_loss.detach()), rel=tolerance)
+    for tensor, gradient in zip(tensors, expected, strict=True):
+        assert tensor.grad is not None
+        assert tensor.grad.dtype == dtype
+        scale = gradient.abs().max()
+        torch.testing.assert_close(tensor.grad.double() / scale, gradient / scale, atol=tolerance, rtol=tolerance)
+
+
+def test_a_large_loss_scale_and_small_probabilities_survive_in_fp16() -> None:
+    """A loss scale above 65,504 and a word of probability 8e-9 are both beyond fp16; their products are not."""
+    hidden = torch.zeros(1, HIDDEN, dtype=torch.float16, requires_grad=True)
+    weight = torch.zeros(WORDS, HIDDEN, dtype=torch.float16, requires_grad=True)
+    bias = torch.zeros(WORDS, dtype=torch.float16)
+    bias[:2], bias[3] = 10.0, -8.0
+    with torch.no_grad():
+        hidden[0, 0] = 1.0
+    loss, _ = linear_cross_entropy(hidden, weight, bias.requires_grad_(), torch.tensor([0]))
+    torch.autograd.backward(70_000.0 * loss)
+    assert weight.grad is not None
+    assert float(weight.grad[0, 0]) == pytest.approx(-35_000.0, rel=2e-3)
+    assert float(weight.grad[3, 0]) == pytest.approx(70_000.0 * math.exp(-18.0) / 2.0, rel=2e-2)

@@ -1,0 +1,66 @@
+"""Ranks that wait for each other without a time-out, by the store they have met at.
+
+A collective gives up after its group's time-out, ten minutes, although rank 0 may only be reading checksums of a large
+corpus or converting a checkpoint. A rank that is gone is noticed all the same: the launcher or a peer ends the others,
+and with rank 0 the store's connection closes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed
+from torch.distributed import Store
+
+_ROUND_SECONDS = 60.0
+"""Of one request to the store, which is repeated."""
+
+
+class Meeting:
+    """One rank's view of the ranks at a store; all ranks must make the same calls in the same order."""
+
+    def __init__(self, store: Store, rank: int, world_size: int, round_seconds: float = _ROUND_SECONDS) -> None:
+        self._store = torch.distributed.PrefixStore("clozeworks/meeting", store)
+        self._rank, self._world_size = rank, world_size
+        self._round = timedelta(seconds=round_seconds)
+        self._number = 0
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, pickled; the ranks are our own processes.
+
+        Raises:
+            ConnectionError: rank 0 is gone.
+        """
+        key = self._next_key()
+        if self._rank == 0:
+            self._store.set(key, pickle.dumps(value))
+            return value
+        self._wait_for(key)
+        return pickle.loads(self._store.get(key))  # noqa: S301 - written by rank 0 of this run
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here.
+
+        Raises:
+            ConnectionError: rank 0 is gone.
+        """
+        key = self._next_key()
+        if self._store.add(f"{key}/arrived", 1) == self._world_size:
+            self._store.set(key, b"")
+        self._wait_for(key)
+
+    def _next_key(self) -> str:
+        self._number += 1
+        return str(self._number)
+
+    def _wait_for(self, key: str) -> None:
+        while True:
+            try:
+                self._store.wait([key], self._round)
+            except torch.distributed.DistNetworkError as error:
+                raise ConnectionError(f"the store of rank 0 is gone ({error})") from error
+            except torch.distributed.DistStoreError:
+                continue
+            return

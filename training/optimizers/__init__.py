@@ -1,0 +1,1 @@
+"""Optimizers, the learning rate over a run, and which weights decay."""
