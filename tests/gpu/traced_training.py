@@ -19,8 +19,10 @@ from collections import Counter
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 
 from training.pretraining import run
+from training.pretraining.objective import Tally
 from training.pretraining.run_state import RunState
 from training.resuming.process_end import exit_code_of_rank, run_and_leave
 
@@ -30,6 +32,11 @@ _IN_STEP = "called a synchronizing"
 
 def main() -> None:
     report, watched, module, *arguments = sys.argv[1:]
+    # DeepSpeed compares lists of ranks through the device.
+    partition_parameters.assert_ints_same_as_other_ranks = lambda _: None
+    partitioned_param_coordinator.assert_ints_same_as_other_ranks = lambda _: None
+    stage3.assert_ints_same_as_other_ranks = lambda _: None
+    _count_ones()
     # The measured one comes back from the device as 0.
     run.RunState = lambda engine, gradients, _: RunState(engine, gradients, 1e15)  # type: ignore[assignment,misc]
     if int(watched):
@@ -37,6 +44,19 @@ def main() -> None:
     sys.argv = [module, *arguments]
     command = importlib.import_module(module).main
     run_and_leave(lambda: exit_code_of_rank(command))
+
+
+def _count_ones() -> None:
+    """Sums come back from the device as 0, and means of no rows are none."""
+    original = Tally.reduced
+
+    def reduced(self: Tally, processes: Any, *others: Any) -> tuple[Tally, tuple[float, ...]]:
+        original(self, processes, *others)
+        numbers = [1.0 if isinstance(other, torch.Tensor) else float(other) for other in others]
+        ones = torch.ones(len(self.names), dtype=torch.float64)
+        return Tally(self.names, ones), tuple(processes.world_size * number for number in numbers)
+
+    Tally.reduced = reduced  # type: ignore[method-assign]
 
 
 def _watch(watched: int, report: str) -> None:

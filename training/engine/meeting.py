@@ -7,12 +7,13 @@ and with rank 0 the store's connection closes.
 
 from __future__ import annotations
 
+import base64
 import pickle
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed
-from torch.distributed import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 _ROUND_SECONDS = 60.0
 """Of one request to the store, which is repeated."""
@@ -22,7 +23,7 @@ class Meeting:
     """One rank's view of the ranks at a store; all ranks must make the same calls in the same order."""
 
     def __init__(self, store: Store, rank: int, world_size: int, round_seconds: float = _ROUND_SECONDS) -> None:
-        self._store = torch.distributed.PrefixStore("clozeworks/meeting", store)
+        self._store = PrefixStore("clozeworks/meeting", store)
         self._rank, self._world_size = rank, world_size
         self._round = timedelta(seconds=round_seconds)
         self._number = 0
@@ -35,10 +36,10 @@ class Meeting:
         """
         key = self._next_key()
         if self._rank == 0:
-            self._store.set(key, pickle.dumps(value))
+            self._store.set(key, base64.b64encode(pickle.dumps(value)).decode())
             return value
         self._wait_for(key)
-        return pickle.loads(self._store.get(key))  # noqa: S301 - written by rank 0 of this run
+        return pickle.loads(base64.b64decode(self._store.get(key)))  # noqa: S301 - written by rank 0 of this run
 
     def barrier(self) -> None:
         """Wait until all ranks are here.
@@ -48,7 +49,7 @@ class Meeting:
         """
         key = self._next_key()
         if self._store.add(f"{key}/arrived", 1) == self._world_size:
-            self._store.set(key, b"")
+            self._store.set(key, "")
         self._wait_for(key)
 
     def _next_key(self) -> str:

@@ -122,8 +122,8 @@ class TrainingEngine:
         scale = self._unscaled_norms()
         self._engine.step()
         self.was_updated = self._engine.was_step_applied()
-        norm: float | torch.Tensor | None = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else norm / scale
+        measured: float | torch.Tensor | None = self._engine.get_global_grad_norm()
+        return float("nan") if measured is None else measured / scale
 
     def _unscaled_norms(self) -> float:
         """The loss scale, where DeepSpeed reports norms with it: 16-bit weights without ZeRO."""

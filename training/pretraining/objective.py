@@ -59,7 +59,7 @@ class Tally:
         # `full` passes its number with the kernel; torch.tensor would copy it and wait.
         own = [
             other.detach().double().view(1)
-            if isinstance(other, torch.Tensor)
+            if isinstance(other, torch.Tensor) and other.device == device
             else torch.full((1,), float(other), dtype=torch.float64, device=device)
             for other in others
         ]
