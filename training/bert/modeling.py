@@ -61,12 +61,7 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        # One product for all three; joining the weights copies far less than the tokens.
-        layers = (self.query, self.key, self.value)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = torch.cat([layer.bias for layer in layers])
-        joined = functional.linear(hidden_TH, weight, bias)
-        query_TND, key_TND, value_TND = joined.view(-1, 3, self.num_attention_heads, self.head_size).unbind(1)
+        query_TND, key_TND, value_TND = self._projected(hidden_TH)
         attended_TND = packed_attention(
             query_TND,
             key_TND,
@@ -78,6 +73,19 @@ class BertSelfAttention(nn.Module):
             self.is_causal,
         )
         return attended_TND.reshape(hidden_TH.shape)
+
+    def _projected(self, hidden_TH: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Query, key and value, each [T, N, D]."""
+        layers = (self.query, self.key, self.value)
+        if hasattr(self.query.weight, "ds_id"):
+            # ZeRO-3 gathers the weights of a module that is called.
+            shape_TND = (-1, self.num_attention_heads, self.head_size)
+            return tuple(layer(hidden_TH).view(shape_TND) for layer in layers)
+        # One product for all three; joining the weights copies far less than the tokens.
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
+        joined = functional.linear(hidden_TH, weight, bias)
+        return joined.view(-1, 3, self.num_attention_heads, self.head_size).unbind(1)
 
 
 class BertResidualOutput(nn.Module):

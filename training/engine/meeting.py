@@ -37,9 +37,11 @@ class Meeting:
         key = self._next_key()
         if self._rank == 0:
             self._store.set(key, base64.b64encode(pickle.dumps(value)).decode())
-            return value
-        self._wait_for(key)
-        return pickle.loads(base64.b64decode(self._store.get(key)))  # noqa: S301 - written by rank 0 of this run
+        else:
+            self._wait_for(key)
+            value = pickle.loads(base64.b64decode(self._store.get(key)))  # noqa: S301 - written by rank 0 of this run
+        self._leave(key)
+        return value
 
     def barrier(self) -> None:
         """Wait until all ranks are here.
@@ -48,9 +50,20 @@ class Meeting:
             ConnectionError: rank 0 is gone.
         """
         key = self._next_key()
-        if self._store.add(f"{key}/arrived", 1) == self._world_size:
+        if self._store.add(f"{key}/here", 1) == self._world_size:
             self._store.set(key, "")
         self._wait_for(key)
+        self._leave(key)
+
+    def _leave(self, key: str) -> None:
+        """Rank 0 leaves last: the store may end with it."""
+        if self._rank:
+            if self._store.add(f"{key}/read", 1) == self._world_size - 1:
+                self._store.set(f"{key}/done", "")
+            return
+        self._wait_for(f"{key}/done")
+        for name in (key, f"{key}/here", f"{key}/read", f"{key}/done"):
+            self._store.delete_key(name)
 
     def _next_key(self) -> str:
         self._number += 1

@@ -55,6 +55,36 @@ def test_others_wait_for_a_first_rank_that_works_longer_than_a_round(on_all_rank
     assert on_all_ranks(value) == [("checked", True)] * RANKS
 
 
+def test_the_first_rank_leaves_last_as_its_store_ends_with_it(on_all_ranks: Callable[..., list[Any]]) -> None:
+    read: list[int] = []
+
+    def readers(rank: int, meeting: Meeting) -> int:
+        time.sleep(3 * rank * ROUND_SECONDS)
+        if rank:
+            read.append(rank)
+        meeting.from_first(None)
+        meeting.barrier()
+        return len(read)
+
+    assert on_all_ranks(readers)[0] == RANKS - 1
+
+
+def test_no_values_are_kept() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    before = server.num_keys()
+    stores = [TCPStore("127.0.0.1", server.port, is_master=False) for _ in range(2)]
+
+    def calls(rank: int) -> None:
+        meeting = Meeting(stores[rank], rank, 2)
+        for _ in range(5):
+            meeting.from_first("value")
+            meeting.barrier()
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(calls, range(2)))
+    assert server.num_keys() == before
+
+
 @pytest.mark.parametrize("slow_rank", range(RANKS))
 def test_a_barrier_waits_for_the_last_rank(on_all_ranks: Callable[..., list[Any]], slow_rank: int) -> None:
     arrived = threading.Event()

@@ -79,7 +79,7 @@ class Scene:
         self.is_open.set()
         self.refused_rank: int | None = None
         together = Together(world_size)
-        self.ranks = [Rank(rank, world_size, torch.device("cpu"), None, together) for rank in range(world_size)]
+        self.ranks = [Rank(rank, world_size, torch.device("cpu"), together=together) for rank in range(world_size)]
         self.engines = [Engine(rank) for rank in range(world_size)]
         self.metrics: list[int] = []
 
