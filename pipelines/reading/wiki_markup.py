@@ -25,7 +25,8 @@ _EMPTY_ELEMENT = re.compile(rf"<(?:{_DROPPED_TAGS})\b[^<>]*/>", re.IGNORECASE)
 # Innermost elements only: searching past the next opening would be quadratic in the unclosed ones.
 _ELEMENT = re.compile(rf"<({_DROPPED_TAGS})\b[^<>]*>[^<]*(?:<(?!/?\1\b)[^<]*)*</\1\s*>", re.IGNORECASE)
 _UNCLOSED_ELEMENT = re.compile(rf"<(?:{_DROPPED_TAGS})\b[^\n]*", re.IGNORECASE)
-_BRACES = re.compile(r"\{\{|\}\}|\[\[|\]\]|^[ \t:*]*\{\||^[ \t]*\|\}(?!\})", re.MULTILINE)
+# The first alternative is a link without other markup, most of all brackets: it opens and closes at once.
+_BRACES = re.compile(r"\[\[[^\[\]{}\n]*\]\]|\{\{|\}\}|\[\[|\]\]|^[ \t:*]*\{\||^[ \t]*\|\}(?!\})", re.MULTILINE)
 _OPENING = {"}}": "{{", "]]": "[[", "|}": "{|"}
 # Names of the file namespace differ between languages, the endings of media files do not.
 _MEDIA_ENDING = r"\.(?:jpe?g|png|svg|gif|tiff?|webp|xcf|pdf|djvu|og[gva]|opus|webm|mp[34]|mpe?g|wav|flac|midi?|stl)"
@@ -38,7 +39,7 @@ _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(?:-[a-z-]+)?:(?! )")
 _BARE_SCHEMES = ("bitcoin:", "geo:", "magnet:", "mailto:", "news:", "sip:", "sips:", "sms:", "tel:", "urn:", "xmpp:")
 # Links whose label holds no brackets, most of all links. What begins as an address is none.
 _PLAIN_LINK = re.compile(
-    rf"\[\[(?!\s*(?:(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//|(?i:{'|'.join(_BARE_SCHEMES)})))"
+    rf"(?<!\[)\[\[(?!\s*(?:(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//|(?i:{'|'.join(_BARE_SCHEMES)})))"
     r"([^\[\]{}|\n]+)(?:\|([^\[\]{}\n]*))?\]\]"
 )
 _HEADING = re.compile(r"^(={1,6})(?!=)[^=\n]+\1(?=[ \t]*$)", re.MULTILINE)
@@ -159,7 +160,11 @@ def _without_braces(text: str) -> str:
     opened: list[tuple[str, int]] = []
     num_opened = dict.fromkeys(_OPENING.values(), 0)
     for match in _BRACES.finditer(text):
-        brace = match.group().strip(" \t:*")
+        brace = match.group()
+        if len(brace) > 2:
+            if brace[0] == "[":
+                continue
+            brace = brace.strip(" \t:*")
         if brace in num_opened:
             opened.append((brace, match.start()))
             num_opened[brace] += 1
