@@ -44,7 +44,7 @@ _PLAIN_LINK = re.compile(
 )
 _HEADING = re.compile(r"^(={1,6})(?!=)[^=\n]+\1(?=[ \t]*$)", re.MULTILINE)
 # Entities and brackets in an address are no markup.
-_ADDRESS_WITH_MARKUP = re.compile(r"(?://|[a-z]:)\S*?(?:&#?\w+;|\}\}|\|\}|\]\])", re.IGNORECASE)
+_ADDRESS_WITH_MARKUP = re.compile(r"[a-z]:\S*?(?:&#?\w+;|\}\}|\|\}|\]\])", re.IGNORECASE)
 _WEB_ADDRESS_WITH_MARKUP = re.compile(r"//\S*?(?:&#?\w+;|\}\}|\|\}|\]\])")
 _ENTITY = re.compile(r"&(?:#(?:[xX]([0-9a-fA-F]+)|([0-9]+))|([A-Za-z0-9]+));")
 _LARGEST_CHARACTER = 0x10FFFF

@@ -27,11 +27,8 @@ TIMEOUT_SECONDS = 280
 class Trace:
     """What one step asked of the device; `waits` by where they were."""
 
-    tokens: int
     calls: dict[str, int]
-    amounts: dict[str, int]
     waits: dict[str, int]
-    peak_bytes: int
 
     def count(self, *prefixes: str) -> int:
         return sum(number for name, number in self.calls.items() if name.startswith(prefixes))

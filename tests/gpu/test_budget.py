@@ -74,3 +74,13 @@ def test_peak_memory_of_bert_large(stand_in: StandIn, rows: int, attention_dropo
     products = [name for name in measured["products"] if "30522" in name or "30528" in name]
     assert products
     assert not any("lda 30522" in name or "ldb 30522" in name for name in products), products
+
+
+def test_the_stand_in_has_no_more_memory_than_a_card(stand_in: StandIn) -> None:
+    program = (
+        "import torch\n"
+        "torch.empty(78 << 30, dtype=torch.uint8, device='cuda')\n"
+        "try:\n    torch.empty(80 << 30, dtype=torch.uint8, device='cuda')\n"
+        "except torch.OutOfMemoryError:\n    print('refused')\n"
+    )
+    assert stand_in.python("-c", program).splitlines()[-1] == "refused"

@@ -77,26 +77,22 @@ def _watch(watched: int, report: str) -> None:
         warnings.showwarning = show
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
-        torch.cuda.reset_peak_memory_stats()
         _STAND_IN.stand_in_reset()
         original(self, engine, batch, progress)
         torch.cuda.set_sync_debug_mode("default")
         with open(report, "a", encoding="utf-8") as stream:
-            print(json.dumps({"waits": waits, "tokens": batch.global_tokens, **_counted(report)}), file=stream)
+            print(json.dumps({"waits": waits, "calls": _calls(report)}), file=stream)
         os._exit(0)
 
     run.TrainingRun._step = step  # type: ignore[method-assign]
 
 
-def _counted(report: str) -> dict[str, Any]:
+def _calls(report: str) -> dict[str, int]:
     listed = f"{report}.{os.getpid()}"
     _STAND_IN.stand_in_write(listed.encode())
-    calls, amounts = {}, {}
     with open(listed, encoding="utf-8") as stream:
-        for line in stream:
-            count, amount, name = line.rstrip("\n").split("\t")
-            calls[name], amounts[name] = int(count), int(amount)
-    return {"calls": calls, "amounts": amounts, "peak_bytes": torch.cuda.max_memory_allocated()}
+        lines = [line.rstrip("\n").split("\t") for line in stream]
+    return {name: int(count) for count, _, name in lines}
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def _muon(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     matrices = {parameter for name, parameter in model.named_parameters() if ".layer." in name and parameter.ndim == 2}
     for group in groups:
         group["is_matrix"] = [parameter in matrices for parameter in group["params"]]
-    return Muon(groups, **_rates(config))
+    return Muon(groups, bias_correction=config.adam_bias_correction, **_rates(config))
 
 
 def _rates(config: OptimizerConfig) -> dict[str, Any]:

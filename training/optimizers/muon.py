@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,11 +13,13 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a X + b (X X') X + c (X X')^2 X, which Jordan et al. chose for a steep slope at 0."""
 
 ITERATIONS = 5
+MOMENTUM = 0.95
 
 
 class Muon(BertAdam):
-    """Muon for the matrices that a group names, AdamW for everything else.
+    """Muon for the matrices that a group names, Adam for everything else.
 
+    `torch.optim.Muon` takes nothing but matrices, and DeepSpeed takes one optimizer.
     A group's `is_matrix` has one entry per parameter, by place: wrappers for 16-bit weights replace the parameters.
 
     m = momentum m + g;  p -= lr (0.2 sqrt(max(rows, columns)) orthogonal(g + momentum m) + decay p)
@@ -26,17 +27,6 @@ class Muon(BertAdam):
     The factor gives the update the size of an Adam update (Liu et al., 2025, "Muon is Scalable for LLM Training",
     section 2.2), so that one learning rate serves both parts.
     """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        momentum: float = 0.95,
-    ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, bias_correction=True)
-        self._momentum = momentum
 
     def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         named = {id(parameter) for parameter, named in zip(group["params"], group["is_matrix"], strict=True) if named}
@@ -58,9 +48,9 @@ class Muon(BertAdam):
                 state["exp_avg"] = torch.zeros_like(matrix)
             state["step"] += 1
         momenta: list[torch.Tensor] = [self.state[matrix]["exp_avg"] for matrix in matrices]
-        torch._foreach_mul_(momenta, self._momentum)
+        torch._foreach_mul_(momenta, MOMENTUM)
         torch._foreach_add_(momenta, gradients)
-        looked_ahead = torch._foreach_add(gradients, momenta, alpha=self._momentum)
+        looked_ahead = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
         updates = orthogonalized(torch.stack(looked_ahead))
         scale = 0.2 * max(matrices[0].shape) ** 0.5
         torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
@@ -68,7 +58,7 @@ class Muon(BertAdam):
 
 
 def orthogonalized(matrices_KRC: torch.Tensor) -> torch.Tensor:
-    """U V' of each matrix U S V', roughly: singular values come out between 0.7 and 1.2.
+    """U V' of each matrix U S V', roughly: singular values come out between 0.6 and 1.3.
 
     Args:
         matrices_KRC: K matrices of one shape.

@@ -56,7 +56,6 @@ OPTIMIZERS = {
     ),
     "muon": OptimizerFacts(
         corrects_bias=True,
-        always_corrects_bias=True,
         reads_matrices_to="make its change orthogonal",
         only_for="pre-training",
     ),

@@ -127,7 +127,7 @@ def test_bias_correction_is_as_the_source_has_it_unless_said_otherwise() -> None
     def corrected(**settings: object) -> bool:
         return PretrainingConfig.model_validate({"zero_stage": 0, **settings}).adam_bias_correction
 
-    assert [corrected(optimizer=name) for name in ("adam", "adamw", "lamb")] == [False, True, True]
+    assert [corrected(optimizer=name) for name in ("adam", "adamw", "lamb", "muon")] == [False, True, True, True]
     assert corrected(adam_bias_correction=True)
     assert not corrected(optimizer="lamb", adam_bias_correction=False)
     with pytest.raises(ValidationError, match="'adamw' is Adam with bias correction"):
