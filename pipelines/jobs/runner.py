@@ -129,7 +129,8 @@ def limit_worker_threads() -> None:
 class Progress:
     """Progress of a job, counted from the files in its directory, with any runner.
 
-    Prints a line (`documents: 5 of 16 shards after 4 s`) when the count changes, at most every five seconds.
+    Prints a line (`documents: 5 of 16 shards after 4 s`) when the count changes, at most every five seconds, and a last
+    one when the job has completed.
     """
 
     def __init__(self, stage: str, steps: list[tuple[str, str, int]]):
@@ -137,9 +138,12 @@ class Progress:
         self._stage = stage
         self._steps = steps
         self._finished = threading.Event()
+        self._started = 0.0
+        self._last_line = ""
 
     @contextmanager
     def shown(self) -> Iterator[None]:
+        self._started = time.monotonic()
         thread = threading.Thread(target=self._report, name="progress", daemon=True)
         thread.start()
         try:
@@ -147,20 +151,26 @@ class Progress:
         finally:
             self._finished.set()
             thread.join()
+        # The directory has its final name by now, and a completed job has written every file.
+        _, label, total = self._steps[-1]
+        self._print(total, total, label)
 
     def _report(self) -> None:
-        started, step, most, last = time.monotonic(), 0, 0, ""
-        while not self._finished.wait(_FIRST_PROGRESS_SECONDS if not last else _PROGRESS_SECONDS):
+        step, most = 0, 0
+        while not self._finished.wait(_PROGRESS_SECONDS if self._last_line else _FIRST_PROGRESS_SECONDS):
             # A completed step is not counted again: its files may be deleted.
             while step < len(self._steps) - 1 and _count_files(self._steps[step][0]) >= self._steps[step][2]:
                 step, most = step + 1, 0
             directory, label, total = self._steps[step]
             # Scratch files are deleted at the end, but the count must not fall.
             most = max(most, min(_count_files(directory), total))
-            line = f"{self._stage}: {most} of {total} {label}"
-            if line != last:
-                print(f"{line} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-                last = line
+            self._print(most, total, label)
+
+    def _print(self, count: int, total: int, label: str) -> None:
+        line = f"{self._stage}: {count} of {total} {label}"
+        if line != self._last_line:
+            print(f"{line} after {time.monotonic() - self._started:.0f} s", file=sys.stderr, flush=True)
+            self._last_line = line
 
 
 def _count_files(directory: str) -> int:
