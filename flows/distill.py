@@ -9,6 +9,7 @@ from flows.running.command import run_as_command
 from flows.running.final_scores import final_scores
 from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
+from pipelines.commands.process_exit import exit_process
 
 
 @clozeworks_flow("distill")
@@ -27,4 +28,4 @@ def distill(request: DistillRequest) -> FlowOutcome:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_as_command(distill))
+    exit_process(lambda: run_as_command(distill))

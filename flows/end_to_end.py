@@ -22,6 +22,7 @@ from flows.running.command import run_as_command
 from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import private_home
+from pipelines.commands.process_exit import exit_process
 
 
 @clozeworks_flow("end-to-end", on_crashed=[cancel_children_of_crashed])
@@ -64,4 +65,4 @@ def _require_inputs(whole: WholeRecipe, request: RunRequest) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_as_command(end_to_end))
+    exit_process(lambda: run_as_command(end_to_end))

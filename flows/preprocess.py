@@ -8,6 +8,7 @@ from flows.running import plan as stages
 from flows.running.command import run_as_command
 from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
+from pipelines.commands.process_exit import exit_process
 from pipelines.stage_keys import vocabulary_key
 
 
@@ -28,4 +29,4 @@ def preprocess(request: PreprocessRequest) -> FlowOutcome:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_as_command(preprocess))
+    exit_process(lambda: run_as_command(preprocess))

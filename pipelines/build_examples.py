@@ -10,13 +10,12 @@ documents of the same shard, which is a random sample of the corpus. Other optio
 
 from __future__ import annotations
 
-import sys
-
 import apache_beam as beam
 
-from pipelines.commands.lifeline import follow_lifeline
+from pipelines.commands.process_exit import exit_process
+from pipelines.compile_loops import load_loops
 from pipelines.contract import storage
-from pipelines.contract.errors import InputError, exit_code_of
+from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, require_manifest
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.schemas import SPLITS
@@ -48,7 +47,7 @@ from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
 from pipelines.results.verification import verify_stage
-from pipelines.runners.running import job_of, run_pipeline
+from pipelines.runners.running import job_of, run_jobs, run_pipeline
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.settings.examples import ExamplesConfig
 from pipelines.settings.mixtures import mixture_problem, with_weights
@@ -101,8 +100,12 @@ def build(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
-    job = job_of(EXAMPLES, __doc__, argv)
-    config = _config_of(job.recipe)
+    run_job(job_of(EXAMPLES, __doc__, argv))
+
+
+def run_job(job: Job) -> None:
+    """Build the stage, unless it is complete and unchanged."""
+    config = config_of(job.recipe)
     directories = {stage: storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY, EXAMPLES)}
     documents = require_manifest(directories[DOCUMENTS], DOCUMENTS, "clozeworks documents")
     vocabulary = require_manifest(directories[VOCABULARY], VOCABULARY, "clozeworks vocabulary")
@@ -112,7 +115,7 @@ def run(argv: list[str] | None = None) -> None:
             _run(job, config, key, documents, vocabulary, directories)
 
 
-def _config_of(recipe: Recipe) -> ExamplesConfig:
+def config_of(recipe: Recipe) -> ExamplesConfig:
     """The section `[examples]` with the weights of the sources.
 
     Raises:
@@ -190,9 +193,8 @@ def _needed_bytes(documents: Manifest, vocabulary: Manifest, config: ExamplesCon
 
 
 def main() -> None:
-    follow_lifeline()
-    run(sys.argv[1:])
+    run_jobs([(job_of(EXAMPLES, __doc__, None), run_job)], load_loops)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    exit_process(main)

@@ -1,6 +1,7 @@
 """Compile the numba loops ahead of time: `python -m pipelines.compile_loops`.
 
-numba caches the machine code next to the source; a worker image runs this once when it is built.
+numba caches the machine code next to the source; a worker image runs this once when it is built. A process that forks
+workers loads it first, so that each of them need not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.trainer import train
 
 
-def main() -> None:
+def load_loops() -> None:
+    """Run every loop on a few words: compiled the first time, then loaded from the cache."""
     words = pa.array(["low", "lower", "lowest"])
     vocabulary = train(words, np.array([3, 2, 2], np.int64), size=len(SPECIAL_TOKENS) + 14)
     tokenized = WordPieceTokenizer(vocabulary, lowercase=True).tokenize(pa.array(["low lower", "lowest"] * 2))
@@ -35,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    load_loops()

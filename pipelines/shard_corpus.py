@@ -9,14 +9,11 @@ end up in one shard, where all but one are dropped. Other options are passed to 
 
 from __future__ import annotations
 
-import sys
-
 import apache_beam as beam
 import pyarrow as pa
 
-from pipelines.commands.lifeline import follow_lifeline
+from pipelines.commands.process_exit import exit_process
 from pipelines.contract import storage
-from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, StageKey
 from pipelines.contract.workspace import DOCUMENTS, PARTS_GROUP, SHARDS_GROUP
 from pipelines.documents.document import CorpusPart, PartSummary, plan_parts, shards_of
@@ -27,13 +24,13 @@ from pipelines.documents.summary import closing_lines
 from pipelines.filtering.decontamination import collect_grams
 from pipelines.filtering.evaluation_texts import evaluation_files_of
 from pipelines.jobs.arrow_files import write_table
-from pipelines.jobs.runner import Progress
+from pipelines.jobs.runner import Job, Progress
 from pipelines.jobs.sizes import disk_bytes_documents
 from pipelines.reading.unpacking import codec_of
 from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
-from pipelines.runners.running import job_of, run_pipeline
+from pipelines.runners.running import job_of, run_jobs, run_pipeline
 from pipelines.settings.documents import DocumentsConfig
 from pipelines.sources.formats import find_inputs
 from pipelines.stage_keys import documents_key
@@ -96,7 +93,11 @@ def _choose_documents(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
-    job = job_of(DOCUMENTS, __doc__, argv)
+    run_job(job_of(DOCUMENTS, __doc__, argv))
+
+
+def run_job(job: Job) -> None:
+    """Build the stage, unless it is complete and unchanged."""
     config = job.recipe.section("documents", DocumentsConfig)
     directory = storage.join(job.workspace, DOCUMENTS)
     key = documents_key(config, job.workspace)
@@ -149,9 +150,8 @@ def _evaluation_grams(config: DocumentsConfig) -> pa.Table | None:
 
 
 def main() -> None:
-    follow_lifeline()
-    run(sys.argv[1:])
+    run_jobs([(job_of(DOCUMENTS, __doc__, None), run_job)])
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    exit_process(main)

@@ -11,20 +11,19 @@ vocabulary.extend adds. Other options are passed to Beam (--runner, --direct_num
 
 from __future__ import annotations
 
-import sys
-
 import apache_beam as beam
 import pyarrow as pa
 
-from pipelines.commands.lifeline import follow_lifeline
+from pipelines.commands.process_exit import exit_process
+from pipelines.compile_loops import load_loops
 from pipelines.contract import storage
-from pipelines.contract.errors import exit_code_of
 from pipelines.contract.manifest import Manifest, require_manifest
 from pipelines.contract.workspace import DOCUMENTS, VOCABULARY
+from pipelines.jobs.runner import Job
 from pipelines.jobs.summary import vocabulary_summary
 from pipelines.results.builds import open_build
 from pipelines.results.verification import verify_stage
-from pipelines.runners.running import job_of, run_pipeline
+from pipelines.runners.running import job_of, run_jobs, run_pipeline
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.stage_keys import vocabulary_key
 from pipelines.vocabularies.making import Adoption, CompleteVocabulary, Training, VocabularyMaker
@@ -53,7 +52,11 @@ def build(
 
 def run(argv: list[str] | None = None) -> None:
     """Run the job from command-line arguments; a complete and unchanged stage is skipped."""
-    job = job_of(VOCABULARY, __doc__, argv)
+    run_job(job_of(VOCABULARY, __doc__, argv))
+
+
+def run_job(job: Job) -> None:
+    """Build the stage, unless it is complete and unchanged."""
     config = job.recipe.section("vocabulary", VocabularyConfig)
     documents_directory, directory = (storage.join(job.workspace, stage) for stage in (DOCUMENTS, VOCABULARY))
     documents = require_manifest(documents_directory, DOCUMENTS, "clozeworks documents")
@@ -80,9 +83,8 @@ def _maker(config: VocabularyConfig) -> VocabularyMaker:
 
 
 def main() -> None:
-    follow_lifeline()
-    run(sys.argv[1:])
+    run_jobs([(job_of(VOCABULARY, __doc__, None), run_job)], load_loops)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    exit_process(main)

@@ -24,7 +24,7 @@ def main() -> None:
     sdk_worker.SdkHarness._execute = _execute_quietly
     # Silence a warning about a staging directory that only containers have.
     logging.getLogger(sdk_worker_main.__name__).setLevel(logging.ERROR)
-    sdk_worker_main.main(sys.argv)
+    sdk_worker_main.main(sys.argv[:1])
 
 
 def _execute_quietly(harness: Any, task: Callable[[], Any], request: Any) -> None:

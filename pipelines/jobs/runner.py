@@ -22,6 +22,7 @@ from pipelines.contract.manifest import Manifest, StageKey, read_manifest
 from pipelines.contract.recipe import Recipe, RunConfig
 from pipelines.contract.workspace import OUTSIDE_INPUTS
 from pipelines.jobs.beam_options import arguments_of_recipe, pipeline_options
+from pipelines.jobs.forked_workers import ForkedWorkers
 from pipelines.results.builds import finish_exchange, has_leftovers
 from pipelines.results.kept import kept_directories
 from pipelines.results.locks import consumed, workspace_lock
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     options: Beam's, from the recipe and from the command line, which overrides.
     beam_runner: Beam's name of a runner, such as DirectRunner, that the command line gives in place of one of ours.
     workers: processes of the local runner; 0 means one per core.
+    forked: processes that wait to become workers of the local runner.
     """
 
     stage: str
@@ -49,6 +51,7 @@ class Job(NamedTuple):
     workers: int
     beam_runner: str | None = None
     restart: str | None = None
+    forked: ForkedWorkers | None = None
 
     @contextmanager
     def build_of(self, key: StageKey, directory: str) -> Iterator[bool]:
@@ -93,12 +96,19 @@ class Job(NamedTuple):
         return is_done
 
 
-def parse_job(stage: str, description: str | None, argv: list[str] | None) -> Job:
-    """Parse the command line that all three jobs share: recipe, `--set`, `--workspace`; the rest goes to Beam."""
+def parse_job(stage: str, description: str | None, argv: list[str] | None, verb: str | None = None) -> Job:
+    """Parse the command line that all three jobs share: recipe, `--set`, `--workspace`; the rest goes to Beam.
+
+    Args:
+        stage: what the job builds.
+        description: of the command, for its help.
+        argv: the arguments; None means those of this process.
+        verb: name of the command, if it is not that of the stage.
+    """
     parser = CommandParser(
-        prog=f"clozeworks {stage}",
+        prog=f"clozeworks {verb or stage}",
         description=description,
-        epilog=f"example: clozeworks {stage} flows/recipes/demo.toml --set run.workers=2",
+        epilog=f"example: clozeworks {verb or stage} flows/recipes/demo.toml --set run.workers=2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_recipe_arguments(parser)

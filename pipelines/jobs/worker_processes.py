@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from apache_beam.io.filesystem import CompressionTypes
@@ -37,6 +37,7 @@ from google.protobuf import json_format, text_format
 
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
 from pipelines.contract.errors import InputError
+from pipelines.jobs.forked_workers import ForkedWorker, ForkedWorkers
 
 LOOPBACK = "127.0.0.1"
 
@@ -53,6 +54,9 @@ _SERVER_OPTIONS = [
 ]
 
 
+WorkerProcess: TypeAlias = "subprocess.Popen[bytes] | ForkedWorker"
+
+
 class WorkerDiedError(InputError):
     """A worker process of the local runner ended before the run did; the message gives the cause and the remedy."""
 
@@ -60,21 +64,28 @@ class WorkerDiedError(InputError):
 class Crew:
     """The worker processes of one run of a pipeline."""
 
-    def __init__(self, woken: threading.Event, environment: Mapping[str, str] | None = None):
-        """`woken` is set when the first worker has died; `environment` is added to that of the workers."""
+    def __init__(
+        self,
+        woken: threading.Event,
+        environment: Mapping[str, str] | None = None,
+        forked: ForkedWorkers | None = None,
+    ):
+        """`woken` is set when the first worker has died; `environment` is added to that of the workers; those that
+        are `forked` are used before any is started."""
         self.death: str | None = None
         self._woken = woken
         self._environment = dict(environment or {})
+        self._forked = forked
         self._lock = threading.Lock()
         self._is_over = False
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[WorkerProcess] = []
         self._connections: list[_Connection] = []
 
-    def start(self, environment: Mapping[str, str], connection: _Connection) -> subprocess.Popen[bytes]:
+    def start(self, environment: Mapping[str, str], connection: _Connection) -> WorkerProcess:
         """Start one worker and a thread that waits for its end."""
         everything = {**os.environ, **self._environment, **environment, LIFELINE_VARIABLE: str(os.getpid())}
         with self._lock:
-            process = subprocess.Popen([sys.executable, "-m", "pipelines.jobs.local_worker"], env=everything)
+            process = self._process(everything)
             self._processes.append(process)
             self._connections.append(connection)
         if self._is_over:
@@ -82,6 +93,13 @@ class Crew:
         watcher = threading.Thread(target=self._watch, args=(process, connection), name="worker", daemon=True)
         watcher.start()
         return process
+
+    def _process(self, environment: Mapping[str, str]) -> WorkerProcess:
+        forked = self._forked.take() if self._forked is not None else None
+        if forked is None:
+            return subprocess.Popen([sys.executable, "-m", "pipelines.jobs.local_worker"], env=environment)
+        forked.begin(environment)
+        return forked
 
     def end(self) -> None:
         """Kill the remaining workers; files being written are not under their final names yet."""
@@ -91,7 +109,7 @@ class Crew:
                 if process.poll() is None:
                     process.kill()
 
-    def _watch(self, process: subprocess.Popen[bytes], connection: _Connection) -> None:
+    def _watch(self, process: WorkerProcess, connection: _Connection) -> None:
         returncode = process.wait()
         with self._lock:
             if self._is_over or connection.is_closing:
@@ -260,7 +278,7 @@ class _WorkerHandler(worker_handlers.GrpcWorkerHandler):
     def __init__(self, key: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
         self._crew = _crews[key]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: WorkerProcess | None = None
 
     def host_from_worker(self) -> str:
         return LOOPBACK

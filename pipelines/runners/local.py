@@ -12,6 +12,8 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, WorkerOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from pipelines.jobs import local_worker
+from pipelines.jobs.forked_workers import IS_AVAILABLE, ForkedWorkers
 from pipelines.jobs.runner import Job
 from pipelines.jobs.worker_processes import Crew, WorkerDiedError, environment_of
 from pipelines.runners.ending import Construct, run_to_end
@@ -45,7 +47,7 @@ def run(job: Job, construct: Construct, scratch: str) -> None:
         WorkerDiedError: worker processes died repeatedly.
         RuntimeError: the pipeline ended in another state than DONE.
     """
-    workers = job.workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    workers = num_workers(job)
     job.options.view_as(DirectOptions).direct_num_workers = workers
     job.options.view_as(WorkerOptions).default_sdk_harness_log_level = "WARNING"
     for retry in range(MOST_RETRIES + 1):
@@ -68,6 +70,23 @@ def run(job: Job, construct: Construct, scratch: str) -> None:
             return
 
 
+def num_workers(job: Job) -> int:
+    """Number of worker processes; with one, the work is done in the job's own process."""
+    return job.workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+
+
+def forks_workers(job: Job) -> bool:
+    """Whether the job's workers are forked; else they are started as programs, if there are any."""
+    is_local = job.beam_runner is None and job.settings.runner == "local"
+    # A variable of the recipe may be one that a library reads when it is imported.
+    return IS_AVAILABLE and is_local and num_workers(job) > 1 and not job.settings.environment
+
+
+def fork_workers(job: Job) -> ForkedWorkers | None:
+    """Fork the job's workers, before this process has threads; None if they are not forked."""
+    return ForkedWorkers(num_workers(job), local_worker.main) if forks_workers(job) else None
+
+
 def _is_worth_retrying(error: WorkerDiedError | OSError) -> bool:
     return isinstance(error, WorkerDiedError) or error.errno in _TRANSIENT
 
@@ -76,7 +95,7 @@ def _run_with_crew(job: Job, construct: Construct, scratch: str) -> None:
     """One run with worker processes; it ends when one of them dies."""
     woken = threading.Event()
     problems: list[BaseException] = []
-    crew = Crew(woken, {"TMPDIR": scratch})
+    crew = Crew(woken, {"TMPDIR": scratch}, job.forked)
 
     def work() -> None:
         try:

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 
 import apache_beam as beam
 
+from pipelines.commands.lifeline import follow_lifeline
 from pipelines.jobs.runner import Job, Progress, parse_job, quiet_logs
 from pipelines.jobs.scratch import scratch_directory
+from pipelines.runners import local
 from pipelines.runners.ending import Construct, run_on_cluster, run_to_end
 from pipelines.runners.portable import worker_environment
 from pipelines.runners.table import RUNNERS
 
 
-def job_of(stage: str, description: str | None, argv: list[str] | None) -> Job:
+def job_of(stage: str, description: str | None, argv: list[str] | None, verb: str | None = None) -> Job:
     """As `parse_job`, and the settings have what their runner needs.
 
     Raises:
         InputError: a setting is wrong, or missing.
     """
-    job = parse_job(stage, description, argv)
+    job = parse_job(stage, description, argv, verb)
     if job.beam_runner is None:
         RUNNERS[job.settings.runner].require(job)
     return job
+
+
+def run_jobs(jobs: Sequence[tuple[Job, Callable[[Job], None]]], prepare: Callable[[], None] | None = None) -> None:
+    """Build stages one after another, as a command does: their workers are forked while this process has no threads.
+
+    Args:
+        jobs: each with the function that builds its stage.
+        prepare: called before workers are forked, which then have what it has loaded.
+    """
+    if prepare is not None and any(local.forks_workers(job) for job, _ in jobs):
+        prepare()
+    with ExitStack() as stack:
+        forked = [local.fork_workers(job) for job, _ in jobs]
+        for workers in forked:
+            if workers is not None:
+                stack.callback(workers.close)
+        follow_lifeline()
+        for (job, build), workers in zip(jobs, forked, strict=True):
+            build(job._replace(forked=workers))
 
 
 def run_pipeline(job: Job, construct: Construct, progress: Progress | None = None) -> None:

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import itertools
 import random
-import subprocess
-import sys
-import types
-from typing import Any
 
 import pyarrow as pa
-from tests.support import REPOSITORY
 from tests.support.measuring import cpu_seconds, english_paragraphs, medians, report
+from tests.support.preprocessing.lddl import lddl_functions
 from transformers import BertTokenizerFast
 
 from pipelines.contract.schemas import DOCUMENTS_SCHEMA, examples_schema
@@ -35,35 +31,6 @@ PASSES, LENGTH, MASKED_SHARE = 5, 128, 0.15
 PARAGRAPHS_PER_DOCUMENT = 40
 PEER_DOCUMENTS = 60
 SHARD_DOCUMENTS = 600
-
-
-def lddl_functions() -> Any:
-    """LDDL's BERT module; its imports for reading and for Dask are not called and are replaced by stubs."""
-    target = REPOSITORY / "build" / "lddl-0.1.0"
-    if not target.is_dir():
-        install = ["-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(target), "lddl==0.1.0"]
-        subprocess.run([sys.executable, *install], check=True)
-    sys.path.insert(0, str(target))
-    for name in ("dask", "dask.bag", "dask.distributed", "dask.dataframe", "nltk", "lddl.dask.readers"):
-        sys.modules[name] = types.ModuleType(name)
-    for name in ("lddl.dask.bert.binning", "lddl.download.utils"):
-        sys.modules[name] = types.ModuleType(name)
-    for module, names in {
-        "lddl.dask.readers": [
-            "read_wikipedia",
-            "read_books",
-            "read_common_crawl",
-            "split_id_text",
-            "estimate_block_size",
-        ],
-        "lddl.dask.bert.binning": ["to_textfiles_binned", "to_dataframe_binned", "to_parquet_binned"],
-        "lddl.download.utils": ["parse_str_of_num_bytes"],
-    }.items():
-        for name in names:
-            setattr(sys.modules[module], name, None)
-    from lddl.dask.bert import pretrain
-
-    return pretrain
 
 
 def main() -> None:

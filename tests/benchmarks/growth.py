@@ -13,19 +13,16 @@ one kind.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tests.support import REPOSITORY
 from tests.support.measuring import english_paragraphs, report
+from tests.support.process_usage import Usage, total, usage_of
 
 JOBS = ("shard_corpus", "train_vocabulary", "build_examples")
 PARAGRAPHS_PER_DOCUMENT = 40
@@ -49,52 +46,6 @@ size = 8000
 passes = 5
 lengths = [{{ max_seq_length = 128, max_predictions_per_seq = 20 }}]
 """
-
-
-class Usage(NamedTuple):
-    """What one job took; memory is the peak of the process with the most."""
-
-    wall_seconds: float
-    cpu_seconds: float
-    peak_megabytes: float
-
-
-class ProcessTree:
-    """CPU time and peak memory of a process and all below it, polled from /proc: workers are killed, not waited for."""
-
-    _POLL_SECONDS = 0.1
-
-    def __init__(self, pid: int):
-        self._pid = pid
-        self._cpu_seconds: dict[int, float] = {}
-        self._peak_megabytes: dict[int, float] = {}
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-        self._thread.start()
-
-    def finish(self) -> tuple[float, float]:
-        self._finished.set()
-        self._thread.join()
-        return sum(self._cpu_seconds.values()), max(self._peak_megabytes.values())
-
-    def _poll(self) -> None:
-        while not self._finished.is_set():
-            self._look(self._pid)
-            self._finished.wait(self._POLL_SECONDS)
-
-    def _look(self, pid: int) -> None:
-        process = Path(f"/proc/{pid}")
-        try:
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-            status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-            children = " ".join(path.read_text() for path in process.glob("task/*/children"))
-        except OSError:
-            return
-        if "VmHWM" in status:
-            self._cpu_seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            self._peak_megabytes[pid] = int(status["VmHWM"].split()[0]) / 1024
-        for child in children.split():
-            self._look(int(child))
 
 
 def write_corpus(directory: Path, paragraphs: list[str], copies: int) -> float:
@@ -122,24 +73,8 @@ def run_jobs(root: Path, corpus: Path, scale: int, workers: int) -> dict[str, Us
         )
         usages = {}
         for job in JOBS:
-            started = time.monotonic()
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"pipelines.{job}", str(recipe)], stderr=subprocess.DEVNULL, cwd=REPOSITORY
-            )
-            tree = ProcessTree(process.pid)
-            if process.wait() != 0:
-                raise RuntimeError(f"{job} ended with {process.returncode}")
-            usages[job] = Usage(time.monotonic() - started, *tree.finish())
+            usages[job] = usage_of([sys.executable, "-m", f"pipelines.{job}", str(recipe)])
         return usages
-
-
-def total(usages: dict[str, Usage]) -> Usage:
-    values = list(usages.values())
-    return Usage(
-        sum(usage.wall_seconds for usage in values),
-        sum(usage.cpu_seconds for usage in values),
-        max(usage.peak_megabytes for usage in values),
-    )
 
 
 def shown(usage: Usage) -> dict[str, float]:
@@ -164,14 +99,14 @@ def main() -> None:
             corpus = root / f"corpus{scale}"
             megabytes = write_corpus(corpus, paragraphs, COPIES * scale)
             one = run_jobs(root, corpus, scale, workers=1)
-            rows.append({"scale": scale, "megabytes": round(megabytes, 1), **shown(total(one))})
-            rows[-1]["cpu_seconds_per_megabyte"] = round(total(one).cpu_seconds / megabytes, 4)
+            rows.append({"scale": scale, "megabytes": round(megabytes, 1), **shown(total(one.values()))})
+            rows[-1]["cpu_seconds_per_megabyte"] = round(total(one.values()).cpu_seconds / megabytes, 4)
             rows[-1]["jobs"] = {job: shown(usage) for job, usage in one.items()}
             print(rows[-1], flush=True)
             if scale == arguments.scales[-1]:
                 two = run_jobs(root, corpus, scale, workers=2)
                 speedups = {job: one[job].wall_seconds / two[job].wall_seconds for job in JOBS}
-                speedups["all"] = total(one).wall_seconds / total(two).wall_seconds
+                speedups["all"] = total(one.values()).wall_seconds / total(two.values()).wall_seconds
                 print({job: round(speedup, 3) for job, speedup in speedups.items()}, flush=True)
     per_megabyte = [row["cpu_seconds_per_megabyte"] for row in rows]
     marginal = [

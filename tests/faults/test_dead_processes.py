@@ -145,7 +145,8 @@ def beam_workers(process: subprocess.Popen[str], least: int) -> list[psutil.Proc
 
     def found() -> list[psutil.Process]:
         children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "pipelines.jobs.local_worker" in child.cmdline()]
+        forked = psutil.Process(process.pid).cmdline()
+        return [c for c in children if "pipelines.jobs.local_worker" in c.cmdline() or c.cmdline() == forked]
 
     return until(lambda: workers if len(workers := found()) >= least else None, f"{least} workers", process)
 

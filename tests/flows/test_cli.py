@@ -76,7 +76,7 @@ def test_no_verb_prints_the_map(words: list[str], capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("clozeworks pre", {"pretrain"}),
+        ("clozeworks pre", {"preprocess", "pretrain"}),
         ("clozeworks glue ", {"fetch", "submit"}),
         ("clozeworks run rec", {"recipe.toml"}),
         ("clozeworks x", set()),
