@@ -121,8 +121,9 @@ def _extract(parsed: argparse.Namespace, directory: str, stream: BinaryIO) -> No
     import pyarrow as pa
 
     from pipelines.contract.workspace import code_version
+    from training.bert.modeling import chosen_layers
     from training.engine.devices import device_of_one_process
-    from training.features.extractor import FeatureExtractor, chosen_layers, chosen_length, load_encoder
+    from training.features.extractor import FeatureExtractor, chosen_length, load_encoder
 
     started = time.monotonic()
     encoder = load_encoder(directory, device_of_one_process())

@@ -71,9 +71,9 @@ def _checked_paths(parsed: argparse.Namespace) -> dict[str, list[str]]:
 
 def _probe_all(parsed: argparse.Namespace, directory: str, paths: dict[str, list[str]]) -> dict[str, Any]:
     # torch and scikit-learn take seconds to load: only after the arguments have been checked.
-    from training.bert.modeling import initialize_weights
+    from training.bert.modeling import chosen_layers, initialize_weights
     from training.engine.devices import device_of_one_process
-    from training.features.extractor import FeatureExtractor, chosen_layers, chosen_length, load_encoder
+    from training.features.extractor import FeatureExtractor, chosen_length, load_encoder
 
     device = device_of_one_process()
     extractors: dict[str, FeatureExtractor] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from flows.parameters.ranks import World, distillation_steps, finetuning_batches, pretraining_steps, unsaid_ranks
@@ -122,11 +122,23 @@ def _finetuning(sections: Sections) -> Iterator[str]:
         is_own = finetuning.encoder is None or finetuning.compare_with_random
         if is_own and model and fitting.max_seq_length > model.max_position_embeddings:
             yield _too_long(f"{key}.max_seq_length", fitting.max_seq_length, model)
+        if is_own and model and finetuning.family(task).section == "tagging":
+            yield from _feature_layers(finetuning.tagging.feature_layers, model)
     for task in finetuning.tasks:
         if finetuning.family(task).preparer and not sections.documents.heldout_share:
             yield (
                 f"finetuning.tasks names {task!r}, which is made from held-out documents, but "
                 "documents.heldout_share = 0; raise the latter, or remove the task"
+            )
+
+
+def _feature_layers(layers: Sequence[int], model: ModelConfig) -> Iterator[str]:
+    depth = model.num_hidden_layers
+    for layer in layers:
+        if not -depth - 1 <= layer <= depth:
+            yield (
+                f"finetuning.tagging.feature_layers names {layer}, but model.num_hidden_layers = {depth}; name layers "
+                f"from 0 (embeddings) to {depth}, or from {-depth - 1} to -1"
             )
 
 

@@ -161,7 +161,7 @@ class Progress:
         finally:
             self._finished.set()
             thread.join()
-        # The directory has its final name by now, and a completed job has written every file.
+        # The directory has its final name, and a completed job has written every file.
         _, label, total = self._steps[-1]
         self._print(total, total, label)
 

@@ -353,6 +353,7 @@ def test_a_slip_of_the_pen_is_named(override: str, message: str) -> None:
     assert message in (outcome(RECIPES / "demo.toml", override) or "accepted")
 
 
+FILES = "finetuning.tagging={train_file='a', dev_file='b'}"
 CONTRADICTIONS = [
     (["examples.masking=whole_word", "pretraining.masking=dynamic"], "pretraining.masking = 'dynamic' masks single"),
     (["examples.masking=whole_word", "distillation.masking=dynamic"], "distillation.masking = 'dynamic' masks single"),
@@ -386,6 +387,10 @@ CONTRADICTIONS = [
     (["finetuning.ranks=64"], "finetuning.batch_size = 32 is below finetuning.ranks = 64"),
     (["documents.heldout_share=0"], "documents.heldout_share = 0; raise the latter"),
     (["distillation.max_seq_length=64"], "distillation.max_seq_length = 64: examples.lengths makes only 32, 128"),
+    (
+        ["finetuning.tasks=['tagging']", FILES, "finetuning.tagging.feature_layers=[3]"],
+        "finetuning.tagging.feature_layers names 3, but",
+    ),
     (["distillation.teacher_layers=[0, 2]"], "distillation.teacher_layers names layer 2, but model.num_hidden_layers"),
     (["documents.max_characters=10"], "max_characters = 10 splits all texts into documents below min_characters = 20"),
     (["vocabulary.layout=bert", "vocabulary.size=999"], "size = 999 has no room besides the 999 reserved tokens"),

@@ -13,13 +13,17 @@ Shape suffixes, read left to right as the tensor's axes:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pipelines.contract.errors import InputError
 from training.bert.attention import packed_attention
-from training.bert.packing import PackedSequences
+from training.bert.packing import IntArray, PackedSequences
 from training.settings.model import ModelConfig
 
 
@@ -214,6 +218,48 @@ class BertModel(nn.Module):
         That is the only one that attends to the complete sequence, as GPT's (Radford et al., 2018, section 3.3).
         """
         return sequences.last_tokens() if self.is_causal else sequences.first_tokens_B
+
+
+def hidden_states(model: BertModel, sequences: PackedSequences, layers: Sequence[int]) -> torch.Tensor:
+    """Chosen hidden states of each token, concatenated.
+
+    Args:
+        model: the encoder.
+        sequences: the packed batch, on the model's device.
+        layers: 0 for the embeddings' output, L for that of layer L; layers above the highest are not computed.
+
+    Returns:
+        [T, len(layers) * H] on the model's device.
+    """
+    hidden_TH = model.embeddings(sequences)
+    found = {0: hidden_TH}
+    for index in range(max(layers)):
+        hidden_TH = model.encoder.layer[index](hidden_TH, sequences)
+        found[index + 1] = hidden_TH
+    return torch.cat([found[layer] for layer in layers], dim=1)
+
+
+def chosen_layers(numbers: Sequence[int], num_hidden_layers: int, setting: str = "--layers") -> IntArray:
+    """Layer numbers from 0 (embeddings) to num_hidden_layers; negative ones count from the last layer, -1.
+
+    Args:
+        numbers: as a user gives them.
+        num_hidden_layers: of the encoder.
+        setting: name of the option or setting that has them, for errors.
+
+    Raises:
+        InputError: the encoder has no such layer, or one is named twice.
+    """
+    layers = [number if number >= 0 else num_hidden_layers + 1 + number for number in numbers]
+    for number, layer in zip(numbers, layers, strict=True):
+        if not 0 <= layer <= num_hidden_layers:
+            raise InputError(
+                f"{setting} names {number}; this encoder has 0 (embeddings) to {num_hidden_layers}, or "
+                f"{-num_hidden_layers - 1} to -1 counted from its last; choose others"
+            )
+    if len(set(layers)) < len(layers):
+        raise InputError(f"{setting} {','.join(map(str, numbers))} names a layer twice; remove one")
+    return np.array(layers, dtype=np.int64)
 
 
 def checkpoint_activations(model: nn.Module, is_on: bool) -> None:

@@ -145,9 +145,9 @@ class TrainingEngine:
                 masters.update(zip(own, master, strict=True))
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
-            whole = (
-                safe_get_full_fp32_param(parameter) if self.settings.zero_stage else masters.get(parameter, parameter)
-            )
+            # A parameter that is not trained is unknown to the optimizer.
+            is_sharded = self.settings.zero_stage and parameter.requires_grad
+            whole = safe_get_full_fp32_param(parameter) if is_sharded else masters.get(parameter, parameter)
             assert whole is not None, name
             state[name] = whole.detach().float().cpu().clone()
         return state

@@ -23,8 +23,8 @@ import torch
 from pipelines.contract.errors import InputError
 from training.bert.config_file import read_config
 from training.bert.huggingface import load_into, read_weights
-from training.bert.modeling import BertModel
-from training.bert.packing import IntArray, PackedSequences, pack
+from training.bert.modeling import BertModel, hidden_states
+from training.bert.packing import IntArray, pack
 from training.finetuning.text import TextEncoder
 from training.settings.model import ModelConfig
 from training.stages.encoders import encoder_digest
@@ -127,25 +127,6 @@ def windows_of(num_tokens: int, room: int) -> list[Window]:
     ]
 
 
-def hidden_states(model: BertModel, packed: PackedSequences, layers: IntArray) -> torch.Tensor:
-    """Chosen hidden states of each token, concatenated.
-
-    Args:
-        packed: on the model's device.
-        layers: 0 for the embeddings' output, L for that of layer L; layers above the highest are not computed.
-
-    Returns:
-        [T, len(layers) * H] on the model's device.
-    """
-    hidden_TH = model.embeddings(packed)
-    found = {0: hidden_TH}
-    for index in range(int(layers.max())):
-        hidden_TH = model.encoder.layer[index](hidden_TH, packed)
-        if index + 1 in layers:
-            found[index + 1] = hidden_TH
-    return torch.cat([found[int(layer)] for layer in layers], dim=1)
-
-
 class _Piece(NamedTuple):
     """A window to encode; `is_last` marks the last window of its line."""
 
@@ -233,7 +214,7 @@ class FeatureExtractor:
             lengths = np.array([group[index].num_tokens for index in chosen], dtype=np.int64)
             ids = [self._input_ids(group[index]) for index in chosen]
             packed = pack(np.concatenate(ids), lengths, lengths).to(self._device)
-            vectors_TF = hidden_states(self._model, packed, self._layers).float().cpu().numpy()
+            vectors_TF = hidden_states(self._model, packed, self._layers.tolist()).float().cpu().numpy()
             for index, vectors in zip(chosen, np.split(vectors_TF, np.cumsum(lengths)[:-1]), strict=True):
                 result[index] = vectors
         return result
@@ -358,24 +339,6 @@ def load_encoder(directory: str, device: torch.device | str = "cpu") -> Encoder:
     return Encoder(
         model.eval().to(device), config, vocab_size, tokenizer, encoder_digest(directory), torch.device(device)
     )
-
-
-def chosen_layers(numbers: list[int], num_hidden_layers: int) -> IntArray:
-    """Layer numbers from 0 (embeddings) to num_hidden_layers; negative ones count from the last layer, -1.
-
-    Raises:
-        InputError: the encoder has no such layer, or one is named twice.
-    """
-    layers = [number if number >= 0 else num_hidden_layers + 1 + number for number in numbers]
-    for number, layer in zip(numbers, layers, strict=True):
-        if not 0 <= layer <= num_hidden_layers:
-            raise InputError(
-                f"--layers names {number}; this encoder has 0 (embeddings) to {num_hidden_layers}, or "
-                f"{-num_hidden_layers - 1} to -1 counted from its last; choose with --layers"
-            )
-    if len(set(layers)) < len(layers):
-        raise InputError(f"--layers {','.join(map(str, numbers))} names a layer twice; remove one")
-    return np.array(layers, dtype=np.int64)
 
 
 def chosen_length(max_seq_length: int | None, config: ModelConfig) -> int:

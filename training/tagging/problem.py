@@ -16,6 +16,7 @@ from torch.nn import functional
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.statistics.training import FamilyStatistics
+from training.bert.model_readme import FEATURES_TAGGER
 from training.bert.packing import IntArray, PackedSequences
 from training.bert.two_directions import build_encoder
 from training.finetuning.problem import Forward, TaskInputs
@@ -23,6 +24,7 @@ from training.finetuning.text import TextEncoder
 from training.settings.model import ModelConfig
 from training.settings.tagging import TaggingConfig, data_files
 from training.tagging.encoding import TaggingRows, encode_words
+from training.tagging.features import NEW_PARTS, FeaturesForTokenClassification
 from training.tagging.reading import DOCUMENT_START, TaggedText, read_conll
 from training.tagging.schemes import OUTSIDE, label_of
 from training.tagging.scores import scores_by_token_label, scores_by_type, span_scores, token_scores
@@ -66,8 +68,20 @@ class TaggingProblem:
 
     head_prefixes: tuple[str, ...] = (CLASSIFIER,)
 
-    def __init__(self, train: TaggedFile, dev: TaggedFile, test: TaggedFile | None, encoder: TextEncoder) -> None:
+    def __init__(
+        self,
+        train: TaggedFile,
+        dev: TaggedFile,
+        test: TaggedFile | None,
+        encoder: TextEncoder,
+        feature_layers: tuple[int, ...] = (),
+        feature_mix: str = "concatenated",
+    ) -> None:
+        """Prepare the files; the last two arguments as in `TaggingConfig`."""
         self._train, self._dev = train, dev
+        self._feature_layers, self._feature_mix = feature_layers, feature_mix
+        if feature_layers:
+            self.head_prefixes = NEW_PARTS
         self._files = {"train": train, "dev": dev} | ({"test": test} if test else {})
         self.train_text = train.rows.text
         self.metric = "accuracy" if train.text.is_plain else "f1"
@@ -83,6 +97,9 @@ class TaggingProblem:
         )
 
     def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
+        if self._feature_layers:
+            is_sum = self._feature_mix == "weighted_sum"
+            return FeaturesForTokenClassification(model, vocab_size, len(self.labels), self._feature_layers, is_sum)
         return BertForTokenClassification(model, vocab_size, len(self.labels))
 
     def loss_sum(self, output: torch.Tensor, rows: IntArray, packed: PackedSequences) -> torch.Tensor:
@@ -121,10 +138,14 @@ class TaggingProblem:
         return statistics.model_copy(update=results)
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
-        return "BertForTokenClassification", {
+        names = {
             "id2label": {str(index): label for index, label in enumerate(self.labels)},
             "label2id": {label: index for index, label in enumerate(self.labels)},
         }
+        if self._feature_layers:
+            features = {"feature_layers": list(self._feature_layers), "feature_mix": self._feature_mix}
+            return FEATURES_TAGGER, names | features
+        return "BertForTokenClassification", names
 
     def _scores(self, gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
         return (token_scores if self._train.text.is_plain else span_scores)(gold, predicted)
@@ -207,7 +228,8 @@ def open_tagging(config: TaggingConfig, encoder_directory: str) -> TaggingProble
             )
         if unseen := sorted(set(file.text.types) - set(train.text.types)):
             _say(f"{file.text.path}: has {', '.join(unseen)}, which the training file lacks: they count as missed")
-    return TaggingProblem(train, dev, tests[0] if tests else None, encoder)
+    test = tests[0] if tests else None
+    return TaggingProblem(train, dev, test, encoder, config.feature_layers, config.feature_mix)
 
 
 def _say(line: str) -> None:

@@ -107,7 +107,8 @@ def test_every_recipe_is_checked_before_anything_is_built(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", sorted(path.name for path in STUDIES.glob("*.toml")))
 def test_a_shipped_study_describes_recipes_that_load(name: str) -> None:
-    study = read_study(str(STUDIES / name), ("finetuning.glue_dir=glue",))
+    files = ("finetuning.glue_dir=glue", "finetuning.tagging.train_file=train", "finetuning.tagging.dev_file=dev")
+    study = read_study(str(STUDIES / name), files)
     assert study.config.name == name.removesuffix(".toml")
     assert study.config.workspace == f"workspaces/studies/{study.config.name}"
     for run in study.runs():

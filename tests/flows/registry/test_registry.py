@@ -172,6 +172,7 @@ def test_only_known_architectures_are_registered(tmp_path: Path) -> None:
         ("BertLMHeadModel", "no pipeline of transformers scores texts"),
         ("LeftToRightForSequenceClassification", "classifies by the last token"),
         ("BiLstmForSequenceClassification", "has an LSTM on a BERT"),
+        ("FeaturesForTokenClassification", "has an LSTM on a BERT's hidden states"),
         ("TwoDirectionsForTokenClassification", "read a text from opposite ends"),
     ],
 )

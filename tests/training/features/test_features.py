@@ -27,9 +27,9 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.schemas import SPECIAL_TOKENS
 from training import extract_features
 from training.bert.huggingface import huggingface_config, write_model
-from training.bert.modeling import BertModel, initialize_weights
+from training.bert.modeling import BertModel, chosen_layers, initialize_weights
 from training.features import extractor as features
-from training.features.extractor import FeatureExtractor, LineTokenizer, chosen_layers, load_encoder, windows_of
+from training.features.extractor import FeatureExtractor, LineTokenizer, load_encoder, windows_of
 from training.settings.model import ModelConfig
 
 TOLERANCE = 1e-5
