@@ -176,7 +176,10 @@ def refusal_in(log_path: str, start_bytes: int = 0) -> str | None:
 
 
 def _server_environment(home: str) -> dict[str, str]:
+    # `set_up_prefect` has brought a database of ours up to date; looking again takes over a second.
+    is_ours = os.environ.get(URL_VARIABLE, database_url(home)) == database_url(home)
     return {
+        **({"PREFECT_API_DATABASE_MIGRATE_ON_START": "false"} if is_ours else {}),
         URL_VARIABLE: database_url(home),
         **os.environ,
         "PREFECT_HOME": home,
