@@ -9,7 +9,7 @@ from flows.running.command import run_as_command
 from flows.running.final_scores import final_scores
 from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
-from pipelines.commands.process_exit import exit_process
+from pipelines.commands.process_exit import run_and_leave_in_order
 
 
 @clozeworks_flow("distill")
@@ -28,4 +28,4 @@ def distill(request: DistillRequest) -> FlowOutcome:
 
 
 if __name__ == "__main__":
-    exit_process(lambda: run_as_command(distill))
+    run_and_leave_in_order(lambda: run_as_command(distill))

@@ -22,7 +22,7 @@ from flows.running.command import run_as_command
 from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
 from flows.servers.local_server import private_home
-from pipelines.commands.process_exit import exit_process
+from pipelines.commands.process_exit import run_and_leave_in_order
 
 
 @clozeworks_flow("end-to-end", on_crashed=[cancel_children_of_crashed])
@@ -65,4 +65,4 @@ def _require_inputs(whole: WholeRecipe, request: RunRequest) -> None:
 
 
 if __name__ == "__main__":
-    exit_process(lambda: run_as_command(end_to_end))
+    run_and_leave_in_order(lambda: run_as_command(end_to_end))

@@ -8,7 +8,7 @@ from flows.running import plan as stages
 from flows.running.command import run_as_command
 from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
-from pipelines.commands.process_exit import exit_process
+from pipelines.commands.process_exit import run_and_leave_in_order
 from pipelines.stage_keys import vocabulary_key
 
 
@@ -29,4 +29,4 @@ def preprocess(request: PreprocessRequest) -> FlowOutcome:
 
 
 if __name__ == "__main__":
-    exit_process(lambda: run_as_command(preprocess))
+    run_and_leave_in_order(lambda: run_as_command(preprocess))

@@ -10,7 +10,7 @@ from flows.running.command import run_as_command
 from flows.running.final_scores import final_scores
 from flows.running.flow import clozeworks_flow, running
 from flows.running.outcomes import FlowOutcome
-from pipelines.commands.process_exit import exit_process
+from pipelines.commands.process_exit import run_and_leave_in_order
 
 
 @clozeworks_flow("pretrain")
@@ -30,4 +30,4 @@ def pretrain(request: PretrainRequest) -> FlowOutcome:
 
 
 if __name__ == "__main__":
-    exit_process(lambda: run_as_command(pretrain))
+    run_and_leave_in_order(lambda: run_as_command(pretrain))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import apache_beam as beam
 
-from pipelines.commands.process_exit import exit_process
+from pipelines.commands.process_exit import run_and_leave_in_order
 from pipelines.compile_loops import load_loops
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
@@ -197,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_process(main)
+    run_and_leave_in_order(main)

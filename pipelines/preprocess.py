@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines import build_examples, shard_corpus, train_vocabulary
-from pipelines.commands.process_exit import exit_process
+from pipelines.commands.process_exit import run_and_leave_in_order
 from pipelines.compile_loops import load_loops
 from pipelines.contract.recipe import Recipe
 from pipelines.contract.workspace import DOCUMENTS, EXAMPLES, VOCABULARY
@@ -36,4 +36,4 @@ def require_sections(recipe: Recipe) -> None:
 
 
 if __name__ == "__main__":
-    exit_process(main)
+    run_and_leave_in_order(main)

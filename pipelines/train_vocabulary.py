@@ -14,7 +14,7 @@ from __future__ import annotations
 import apache_beam as beam
 import pyarrow as pa
 
-from pipelines.commands.process_exit import exit_process
+from pipelines.commands.process_exit import run_and_leave_in_order
 from pipelines.compile_loops import load_loops
 from pipelines.contract import storage
 from pipelines.contract.manifest import Manifest, require_manifest
@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_process(main)
+    run_and_leave_in_order(main)

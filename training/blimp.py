@@ -16,10 +16,10 @@ import json
 import time
 
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.process_exit import run_and_leave
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from training.bert.config_file import read_config
-from training.resuming.process_end import run_and_leave
 from training.settings.pretraining import WORD_L2R
 from training.stages.encoders import encoder_digest, encoder_directory
 

@@ -11,9 +11,10 @@ speeds and held-out scores of both. Run again, it resumes from the newest checkp
 from __future__ import annotations
 
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.process_exit import run_and_leave
 from pipelines.contract.workspace import DISTILLATION
 from training.pretraining.command import train
-from training.resuming.process_end import exit_code_of_rank, run_and_leave
+from training.resuming.process_end import exit_code_of_rank
 
 
 def main(arguments: list[str] | None = None) -> int:

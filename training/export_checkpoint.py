@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.process_exit import run_and_leave
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.recipe import RunConfig, read_recipe
 from training.resuming.checkpoint_export import export_checkpoint
-from training.resuming.process_end import run_and_leave
 from training.stages.checkpoint_source import LATEST, find_checkpoint
 
 

@@ -14,9 +14,10 @@ import argparse
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
+from pipelines.commands.process_exit import run_and_leave
 from pipelines.commands.recipe_arguments import add_recipe_arguments, add_restart_argument, recipe_from_arguments
 from pipelines.contract.errors import InputError
-from training.resuming.process_end import exit_code_of_rank, run_and_leave
+from training.resuming.process_end import exit_code_of_rank
 from training.stages.finetuning import require_task_data
 from training.stages.sections import FinetuningSections
 from training.trials.trial import Trial

@@ -13,9 +13,10 @@ With other settings, `--continue` starts from a checkpoint of the finished run.
 from __future__ import annotations
 
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.process_exit import run_and_leave
 from pipelines.contract.workspace import PRETRAINING
 from training.pretraining.command import train
-from training.resuming.process_end import exit_code_of_rank, run_and_leave
+from training.resuming.process_end import exit_code_of_rank
 
 _EXAMPLE = (
     "example: clozeworks pretrain recipe.toml --set pretraining.seed=7; on two ranks: "

@@ -16,10 +16,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.process_exit import run_and_leave
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from training.features.encoder_arguments import add_encoder_arguments, parse_encoder_arguments
-from training.resuming.process_end import run_and_leave
 from training.stages.encoders import encoder_directory
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from collections.abc import Callable
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.gpus import ACCELERATOR_VARIABLE
 from pipelines.commands.lifeline import follow_lifeline
+from pipelines.commands.process_exit import run_and_leave
 from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
 from pipelines.contract.workspace import FINETUNING
-from training.resuming.process_end import run_and_leave
 from training.stages.finetuning import sweep_directory
 from training.stages.sections import FinetuningSections
 from training.tracking.trial_runs import SweepRun

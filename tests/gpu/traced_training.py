@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 
+from pipelines.commands.process_exit import run_and_leave
 from training.pretraining import run
 from training.pretraining.objective import Tally
 from training.pretraining.run_state import RunState
-from training.resuming.process_end import exit_code_of_rank, run_and_leave
+from training.resuming.process_end import exit_code_of_rank
 
 _STAND_IN = ctypes.CDLL(None)
 _IN_STEP = "called a synchronizing"

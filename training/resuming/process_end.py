@@ -1,15 +1,12 @@
-"""Shut down: finish the current step on SIGTERM, then exit without interpreter teardown."""
+"""How a rank ends: it finishes the current step on SIGTERM, and one of several ranks reports why a run failed."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
 
 from pipelines.contract.errors import InputError, exit_code_of, first_cause
 from pipelines.stores.failures import StoreError
@@ -38,23 +35,6 @@ class StopRequest:
     def seconds_left(self) -> float:
         """Until this process must have ended; all of them if only another rank was asked to stop."""
         return STOP_SECONDS if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-
-def run_and_leave(main: Callable[[], int]) -> NoReturn:
-    """Run a command's main and exit with its code, without interpreter teardown.
-
-    When `main` returns, all is written and closed. Teardown sometimes aborted a finished rank in a native thread of a
-    library ("terminate called without an active exception"), and the launcher reported a failure. Errors exit the
-    same way: their traceback must not be followed by an abort that hides it.
-    """
-    try:
-        exit_code = main()
-    except Exception:  # noqa: BLE001 - the traceback is printed, and the process ends
-        traceback.print_exc()
-        exit_code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
 
 
 def exit_code_of_rank(main: Callable[[], int]) -> int:

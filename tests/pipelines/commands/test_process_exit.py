@@ -1,4 +1,4 @@
-"""`exit_process`: exit codes, output, threads and exit handlers as at any exit, in a process that then ends at once."""
+"""How commands end: exit codes, output, threads and exit handlers as at any exit; then the process is gone at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import REPOSITORY
 
 SCRIPT = """
 import atexit, sys, threading, time
-from pipelines.commands.process_exit import exit_process
+from pipelines.commands.process_exit import run_and_leave_in_order
 from pipelines.contract.errors import InputError
 
 class Freed:
@@ -26,7 +26,7 @@ def main():
     threading.Thread(target=lambda: (time.sleep(0.3), print(", thread, ", end=""))).start()
     {ending}
 
-exit_process(main)
+run_and_leave_in_order(main)
 """
 
 
