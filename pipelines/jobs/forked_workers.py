@@ -18,14 +18,23 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NoReturn
-
-IS_AVAILABLE = sys.platform == "linux"
-"""Elsewhere the system's own libraries forbid it, and there is no pidfd."""
 
 _open_pipes: set[int] = set()
 """The ends to write to of all workers that wait. A worker closes its copies: a pipe that another process holds open too
 would not end with the parent."""
+
+
+@cache
+def can_fork() -> bool:
+    """Whether this system has pidfds: not elsewhere than on Linux, where a fork may not use the system's libraries
+    either, nor on old kernels and in some sandboxes."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 class ForkedWorker:
@@ -36,6 +45,7 @@ class ForkedWorker:
         self.pid = pid
         self.returncode: int | None = None
         self._pipe = pipe
+        # Stays open: a thread may wait on it while another one learns of the end.
         self._handle = os.pidfd_open(pid)
         self._lock = threading.Lock()
 
@@ -59,7 +69,6 @@ class ForkedWorker:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
                 if pid:
                     self.returncode = os.waitstatus_to_exitcode(status)
-                    os.close(self._handle)
             return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -77,8 +86,8 @@ class ForkedWorker:
 
     def kill(self) -> None:
         """Send SIGKILL, unless the process has ended."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
 
 class ForkedWorkers:

@@ -13,7 +13,7 @@ from apache_beam.options.pipeline_options import DirectOptions, WorkerOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines.jobs import local_worker
-from pipelines.jobs.forked_workers import IS_AVAILABLE, ForkedWorkers
+from pipelines.jobs.forked_workers import ForkedWorkers, can_fork
 from pipelines.jobs.runner import Job
 from pipelines.jobs.worker_processes import Crew, WorkerDiedError, environment_of
 from pipelines.runners.ending import Construct, run_to_end
@@ -79,7 +79,7 @@ def forks_workers(job: Job) -> bool:
     """Whether the job's workers are forked; else they are started as programs, if there are any."""
     is_local = job.beam_runner is None and job.settings.runner == "local"
     # A variable of the recipe may be one that a library reads when it is imported.
-    return IS_AVAILABLE and is_local and num_workers(job) > 1 and not job.settings.environment
+    return is_local and num_workers(job) > 1 and not job.settings.environment and can_fork()
 
 
 def fork_workers(job: Job) -> ForkedWorkers | None:

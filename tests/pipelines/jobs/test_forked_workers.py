@@ -13,9 +13,9 @@ import psutil
 import pytest
 from tests.support import REPOSITORY
 
-from pipelines.jobs.forked_workers import IS_AVAILABLE
+from pipelines.jobs.forked_workers import can_fork
 
-pytestmark = pytest.mark.skipif(not IS_AVAILABLE, reason="workers are forked on Linux only")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="this system has no pidfds")
 
 PROLOGUE = """
 import json, os, signal, subprocess, sys, tempfile, time
