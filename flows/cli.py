@@ -40,7 +40,7 @@ GROUPS = {
         ),
         "study": Verb("flows.study", "compare variants of a recipe on the same data with the same seeds", "flows"),
     },
-    "single stages, without Prefect": {
+    "stages, without Prefect": {
         "preprocess": Verb("pipelines.preprocess", "documents, vocabulary and examples in one process", "pipelines"),
         "documents": Verb("pipelines.shard_corpus", "read and clean a corpus, write documents", "pipelines"),
         "vocabulary": Verb("pipelines.train_vocabulary", "train a WordPiece vocabulary on the documents", "pipelines"),

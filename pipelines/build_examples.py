@@ -166,6 +166,7 @@ def _run(
     num_files = len(shards) * config.num_length_bins
     progress = Progress(
         EXAMPLES,
+        directory,
         [
             (rows_directory, "documents shards cut into rows", len(shards)),
             *((storage.join(building, one.directory), f"files of {one.directory}", num_files) for one in parts),

@@ -117,6 +117,7 @@ def run_job(job: Job) -> None:
             write_table(scratch_uri(building, EVALUATION_GRAMS_NAME), grams, len(grams))
         progress = Progress(
             DOCUMENTS,
+            directory,
             [
                 (scratch_uri(building, PARTS_GROUP), PARTS_GROUP, totals[PARTS_GROUP]),
                 (building, SHARDS_GROUP, totals[SHARDS_GROUP]),

@@ -28,8 +28,7 @@ would not end with the parent."""
 
 @cache
 def can_fork() -> bool:
-    """Whether this system has pidfds: not elsewhere than on Linux, where a fork may not use the system's libraries
-    either, nor on old kernels and in some sandboxes."""
+    """Whether this system has pidfds: Linux has, except for old kernels and some sandboxes."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
@@ -38,7 +37,10 @@ def can_fork() -> bool:
 
 
 class ForkedWorker:
-    """A forked process, with what `subprocess.Popen` offers for one."""
+    """A forked process, with what `subprocess.Popen` offers for one.
+
+    Two threads may wait for it, unlike for a process of `multiprocessing`.
+    """
 
     def __init__(self, pid: int, pipe: int):
         """`pipe`: a descriptor to write the settings to."""

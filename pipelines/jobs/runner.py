@@ -143,9 +143,9 @@ class Progress:
     one when the job has completed.
     """
 
-    def __init__(self, stage: str, steps: list[tuple[str, str, int]]):
-        """`steps`: (directory, label of its files, expected number of files)."""
-        self._stage = stage
+    def __init__(self, stage: str, directory: str, steps: list[tuple[str, str, int]]):
+        """`directory`: of the result; `steps`: (directory, label of its files, expected number of files)."""
+        self._stage, self._directory = stage, directory
         self._steps = steps
         self._finished = threading.Event()
         self._started = 0.0
@@ -161,9 +161,10 @@ class Progress:
         finally:
             self._finished.set()
             thread.join()
-        # The directory has its final name, and a completed job has written every file.
-        _, label, total = self._steps[-1]
-        self._print(total, total, label)
+        # A runner may have returned early (a dry run). A complete build has written every file, now under other names.
+        if not is_open(self._directory):
+            _, label, total = self._steps[-1]
+            self._print(total, total, label)
 
     def _report(self) -> None:
         step, most = 0, 0

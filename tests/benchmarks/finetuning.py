@@ -63,7 +63,7 @@ def main() -> None:
     if not GLUE.is_dir():
         sys.exit(f"{GLUE}: GLUE's files are not here; this benchmark measures on their lengths")
     torch.set_num_threads(1)
-    encoder = str(fetch_real_encoder(REPOSITORY))
+    encoder = str(fetch_real_encoder())
     processes = start_processes()
     torch.set_num_threads(1)
     ratios: dict[str, list[float]] = {name: [] for name in NAMES}

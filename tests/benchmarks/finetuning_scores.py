@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--encoder", help="Hugging Face directory; without it MiniLM of 6 layers")
     parsed = parser.parse_args()
-    encoder = parsed.encoder or str(fetch_real_encoder(REPOSITORY))
+    encoder = parsed.encoder or str(fetch_real_encoder())
     processes = start_processes()
     results = {}
     with tempfile.TemporaryDirectory() as folder:

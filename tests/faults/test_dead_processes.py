@@ -21,7 +21,7 @@ from tests.support import REPOSITORY
 from tests.support.faults import failing_steps
 from tests.support.faults.scale import rounds
 from tests.support.flows.database_templates import install_prefect_database
-from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
+from tests.support.preprocessing.small_run import built_recipe, files_below
 from tests.support.training.synthetic_run import Workspace, write_workspace
 
 from flows.running.command import HOME_NAME
@@ -162,22 +162,10 @@ def until(look: Callable[[], Any], what: str, process: subprocess.Popen[str]) ->
     pytest.fail(f"{what}: not seen; the command says {process.communicate()[0] if process.poll() is not None else ''}")
 
 
-def files_below(directory: Path) -> dict[str, bytes]:
-    """Content by name, without locks and the record of verified files, which has inodes and times."""
-    paths = [path for path in directory.rglob("*") if path.is_file()]
-    names = {str(path.relative_to(directory)): path for path in paths}
-    return {name: path.read_bytes() for name, path in names.items() if not name.startswith((".locks/", ".verified/"))}
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A recipe, and a workspace `expected` next to it in which its jobs have run undisturbed."""
-    folder = tmp_path_factory.mktemp("jobs")
-    write_corpus(folder / "corpus")
-    path = folder / "small.toml"
-    path.write_text(RECIPE.format(workspace=folder / "expected", corpus=folder / "corpus"))
-    run_all(str(path))
-    return str(path)
+    return built_recipe(tmp_path_factory.mktemp("jobs"))
 
 
 @pytest.mark.slow

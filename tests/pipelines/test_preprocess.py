@@ -8,29 +8,21 @@ from pathlib import Path
 
 import pytest
 from tests.support import REPOSITORY
-from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
+from tests.support.preprocessing.small_run import built_recipe, files_below
+
+from pipelines.runners import local
+from pipelines.runners.running import job_of
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A recipe, and a workspace `expected` next to it in which its jobs have run with one worker."""
-    folder = tmp_path_factory.mktemp("preprocess")
-    write_corpus(folder / "corpus")
-    path = folder / "small.toml"
-    path.write_text(RECIPE.format(workspace=folder / "expected", corpus=folder / "corpus"))
-    run_all(str(path))
-    return str(path)
+    return built_recipe(tmp_path_factory.mktemp("preprocess"))
 
 
 def preprocess(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", "preprocess", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-
-def files_below(directory: Path) -> dict[str, bytes]:
-    """All files but locks and verification records, whose folders begin with a dot."""
-    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.slow
@@ -54,6 +46,17 @@ def test_all_ways_to_run_write_the_same_bytes_and_skip_what_is_complete(
     assert again.stdout == "".join(
         f"{stage}: complete and unchanged in {tmp_path}/{stage}\n" for stage in ("documents", "vocabulary", "examples")
     )
+
+
+def test_workers_are_started_as_programs_where_they_cannot_be_forked(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of("documents", None, [recipe, "--set", "run.workers=2"])
+    assert local.forks_workers(job)
+    assert not local.forks_workers(job._replace(workers=1))
+    assert not local.forks_workers(job._replace(beam_runner="DirectRunner"))
+    monkeypatch.setattr(local, "can_fork", lambda: False)
+    assert local.fork_workers(job) is None
 
 
 def test_a_wrong_setting_of_the_last_job_is_refused_before_the_first_one_starts(recipe: str, tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 
 @pytest.fixture(scope="session")
-def real_encoder(repository: Path) -> Path:
+def real_encoder() -> Path:
     """A 6-layer BERT with real weights."""
     try:
-        return fetch_real_encoder(repository)
+        return fetch_real_encoder()
     except RuntimeError as error:
         pytest.skip(str(error))
 

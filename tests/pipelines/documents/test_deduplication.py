@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.preprocessing.small_run import files_below
 
 from pipelines import shard_corpus
 from pipelines.contract.manifest import StageKey, read_manifest
@@ -199,12 +200,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "corpus/other-signs.txt").write_text("... ---")
     (root / "recipe.toml").write_text(RECIPE.format(root=root))
     return root
-
-
-def files_below(directory: Path) -> dict[str, bytes]:
-    """All files but locks and verification records, whose names begin with a dot."""
-    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.preprocessing.small_run import files_below
 
 from pipelines import build_examples
 from pipelines.contract import storage
@@ -21,12 +22,6 @@ from pipelines.contract.manifest import Manifest, read_manifest
 from pipelines.contract.schemas import SPLITS
 from pipelines.jobs.arrow_files import read_table
 from pipelines.validation.workspace import validate
-
-
-def files_below(directory: Path) -> dict[str, bytes]:
-    """All files but locks and verification records, whose names begin with a dot."""
-    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture

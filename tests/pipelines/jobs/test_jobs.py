@@ -13,18 +13,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests.support.preprocessing.small_run import run_all
+from tests.support.preprocessing.small_run import files_below, run_all
 
 from pipelines import shard_corpus, train_vocabulary
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
 from pipelines.jobs.arrow_files import read_table
-
-
-def files_below(directory: Path) -> dict[str, bytes]:
-    """All files but locks and verification records, whose names begin with a dot."""
-    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 def test_two_worker_processes_write_the_same_bytes(built: tuple[Path, str], tmp_path: Path) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.contract.manifest import StageKey
 from pipelines.jobs import runner
 from pipelines.jobs.runner import Progress
+from pipelines.results.builds import open_build
 
 
 @pytest.fixture
 def progress(tmp_path: Path) -> Progress:
     for name in ("parts", "shards"):
         (tmp_path / name).mkdir()
-    return Progress("documents", [(f"{tmp_path}/parts", "parts", 1), (f"{tmp_path}/shards", "shards", 2)])
+    steps = [(f"{tmp_path}/parts", "parts", 1), (f"{tmp_path}/shards", "shards", 2)]
+    return Progress("documents", f"{tmp_path}/documents", steps)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -35,6 +38,15 @@ def test_a_job_shorter_than_the_interval_shows_its_end(progress: Progress, capsy
 def test_a_job_that_fails_shows_no_end(progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(OSError, match="full"), progress.shown():
         raise OSError("full")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_runner_that_returns_before_the_job_is_complete_shows_no_end(
+    progress: Progress, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not open_build(f"{tmp_path}/documents", StageKey("documents", 1, {}, {}), None)
+    with progress.shown():
+        pass
     assert capsys.readouterr().err == ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
+from tests.support.preprocessing.small_run import RECIPE, files_below, run_all, write_corpus
 
 from pipelines.contract import storage
 
@@ -62,12 +62,6 @@ def ours(kind: type) -> list[type]:
     """All kinds of DoFn of this project that have a `process` of their own."""
     found = [kind] if kind.__module__.startswith("pipelines.") and "process" in vars(kind) else []
     return found + [each for below in kind.__subclasses__() for each in ours(below)]
-
-
-def files_below(directory: Path) -> dict[str, bytes]:
-    """All files but locks and verification records, whose names begin with a dot."""
-    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.slow

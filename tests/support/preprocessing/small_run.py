@@ -49,3 +49,18 @@ def write_corpus(directory: Path, num_documents: int = 60) -> None:
 def run_all(recipe: str, *arguments: str) -> None:
     for job in JOBS:
         job.run([recipe, *arguments])
+
+
+def built_recipe(folder: Path) -> str:
+    """Write a corpus and its recipe, and run the jobs in the workspace `expected` next to it; returns the recipe."""
+    write_corpus(folder / "corpus")
+    path = folder / "small.toml"
+    path.write_text(RECIPE.format(workspace=folder / "expected", corpus=folder / "corpus"))
+    run_all(str(path))
+    return str(path)
+
+
+def files_below(directory: Path) -> dict[str, bytes]:
+    """Content by name of all files but locks and verification records, whose folders begin with a dot."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and not path.parent.name.startswith("."))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.training.tagging.test_problem import MODEL, VOCABULARY, packed_rows, write_corpus
+from tests.support.training.tagged_corpus import MODEL, VOCABULARY, packed_rows, tagging_settings
 from transformers import BertConfig
 from transformers import BertModel as ReferenceBert
 
@@ -31,15 +31,7 @@ CONFIG = MODEL.model_copy(
 
 @pytest.fixture
 def settings(tmp_path: Path) -> TaggingConfig:
-    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCABULARY))
-    return TaggingConfig(
-        train_file=write_corpus(tmp_path / "train.txt", 60, 1, "iob2"),
-        dev_file=write_corpus(tmp_path / "dev.txt", 20, 2, "iob2"),
-        max_seq_length=32,
-        batch_size=16,
-        learning_rate=1e-2,
-        num_train_epochs=8,
-    )
+    return tagging_settings(tmp_path, 60, 20, learning_rate=1e-2, num_train_epochs=8)
 
 
 def built(problem: TaggingProblem) -> FeaturesForTokenClassification:

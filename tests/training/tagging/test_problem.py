@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
+from tests.support.training.tagged_corpus import MODEL, VOCABULARY, packed_rows, tagging_settings, write_corpus
 from transformers import AutoModelForTokenClassification, BertConfig
 from transformers import BertForTokenClassification as ReferenceBert
 
@@ -19,85 +20,21 @@ from pipelines.contract.errors import InputError
 from pipelines.statistics.training import FamilyStatistics
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
-from training.bert.packing import IntArray, PackedSequences, pack
 from training.engine.processes import Processes
 from training.finetuning.loop import Beginning, Fitting
-from training.settings.model import ModelConfig
 from training.settings.optimization import OptimizerConfig
 from training.settings.tagging import TaggingConfig
 from training.tagging.problem import TaggingProblem, open_tagging
 from training.tagging.reading import read_conll
-from training.tagging.schemes import Scheme, converted, spans_of
+from training.tagging.schemes import spans_of
 from training.tagging.scores import scores_by_type, span_scores
 from training.tracking.tracker import Tracker
-
-FIRST_NAMES, SURNAMES = ("anna", "omar", "li", "eva"), ("smith", "novak", "brown", "jordan")
-CITIES, COUNTRIES = ("paris", "oslo", "lima", "cairo"), ("peru", "jordan", "chad")
-PLAIN = ("met", "in", "again", "about", "spoke", "was", "the", "news", "and", ".", "##s", "##a")
-VOCABULARY = (
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *dict.fromkeys(FIRST_NAMES + SURNAMES + CITIES + COUNTRIES + PLAIN),
-)
-MODEL = ModelConfig(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64
-)
-
-Rows = list[tuple[str, str]]
-
-
-def document(generator: np.random.Generator) -> list[Rows]:
-    """Two sentences, in which "jordan" is a person or a country; the second one alone is ambiguous."""
-
-    def one_of(words: tuple[str, ...]) -> str:
-        return str(generator.choice(words))
-
-    is_person = bool(generator.random() < 0.5)
-    if is_person:
-        first = [(one_of(FIRST_NAMES), "B-PER"), ("jordan", "I-PER"), ("spoke", "O"), ("in", "O")]
-        first += [(one_of(CITIES), "B-LOC")]
-    else:
-        first = [(one_of(FIRST_NAMES), "B-PER"), (one_of(SURNAMES[:3]), "I-PER"), ("was", "O"), ("in", "O")]
-        first += [("jordan", "B-LOC")]
-    second = [("jordan", "B-PER" if is_person else "B-LOC"), (one_of(("was", "again")), "O"), ("in", "O")]
-    second += [("the", "O"), ("news", "O"), (".", "O")]
-    return [[*first, (".", "O")], second]
-
-
-def write_corpus(path: Path, num_documents: int, seed: int, scheme: Scheme) -> str:
-    generator = np.random.default_rng(seed)
-    lines: list[str] = []
-    for _ in range(num_documents):
-        lines += ["-DOCSTART- -X- O", ""]
-        for rows in document(generator):
-            labels = converted([label for _, label in rows], scheme)
-            lines += [f"{word.title()} X {label}" for (word, _), label in zip(rows, labels, strict=True)]
-            lines.append("")
-    path.write_text("\n".join(lines))
-    return str(path)
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> TaggingConfig:
-    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCABULARY))
-    return TaggingConfig(
-        train_file=write_corpus(tmp_path / "train.txt", 120, 1, "iob1"),
-        dev_file=write_corpus(tmp_path / "dev.txt", 30, 2, "bioes"),
-        test_file=write_corpus(tmp_path / "test.txt", 30, 3, "iob2"),
-        max_seq_length=32,
-        batch_size=16,
-        learning_rate=5e-3,
-        num_train_epochs=6,
-    )
-
-
-def packed_rows(problem: TaggingProblem, rows: IntArray) -> PackedSequences:
-    text = problem.train_text
-    tokens = np.concatenate([text.input_ids[row] for row in rows])
-    return pack(tokens, text.lengths[rows], text.segment_b_starts[rows])
+    test_file = write_corpus(tmp_path / "test.txt", 30, 3, "iob2")
+    return tagging_settings(tmp_path, 120, 30, test_file=test_file, learning_rate=5e-3, num_train_epochs=6)
 
 
 def test_loss_and_gradients_equal_transformers(settings: TaggingConfig, tmp_path: Path) -> None:
