@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from threading import Lock
 
@@ -32,47 +33,57 @@ STAGES_DIRECTORY, RUNS_DIRECTORY = "stages", "runs"
 
 Say = Callable[[str], None]
 Publish = Callable[[Comparison], Mapping[str, str]]
+Train = Callable[[], RunResult]
+Enclose = Callable[[Run, Train], RunResult]
 
 
-def run_study(study: Study, say: Say, publish: Publish) -> Comparison:
+def run_study(study: Study, say: Say, publish: Publish, enclose: Enclose) -> Comparison:
     """Train every variant with every seed, except for what is complete, and compare them.
 
     Args:
         study: what to compare.
         say: prints a line.
         publish: writes the files of the comparison; returns them by name, for MLflow.
+        enclose: calls the training of a run, as a task of Prefect; in a thread with a copy of this one's context.
 
     Raises:
         InputError: a recipe is wrong or inputs are missing, before anything is built.
+    """
+    require_runs(study)
+    runs = study.runs()
+    tracking = StudyTracking(whole_study(study))
+    with tracking.parent() as parent_run_id:
+        results, metrics = _train_all(study, runs, tracking, parent_run_id, say, enclose)
+        comparison = compared(study, results, metrics)
+        tracking.log_files(parent_run_id, publish(comparison))
+    return comparison
+
+
+def require_runs(study: Study) -> None:
+    """Check the recipes and inputs of all runs.
+
+    Raises:
+        InputError: one is wrong or missing.
     """
     if not storage.is_local(study.config.workspace):
         raise InputError(
             f"{study.path}: study.workspace = {study.config.workspace} is not local; runs share stages by links, so "
             "give a directory of this machine"
         )
-    runs = study.runs()
-    for run in runs:
+    for run in study.runs():
         whole = _whole(study, run, run_directory(study, run))
         require_task_data(whole)
         require_initial_encoder(whole)
-    named = f"run.name={json.dumps(study.config.name)}"
-    tracking = StudyTracking(_whole(study, runs[0], study.config.workspace, named))
-    with tracking.parent() as parent_run_id:
-        results, metrics = _train_all(study, runs, tracking, parent_run_id, say)
-        comparison = compared(study, results, metrics)
-        tracking.log_files(parent_run_id, publish(comparison))
-    return comparison
 
 
 def _train_all(
-    study: Study, runs: Sequence[Run], tracking: StudyTracking, parent_run_id: str, say: Say
+    study: Study, runs: Sequence[Run], tracking: StudyTracking, parent_run_id: str, say: Say, enclose: Enclose
 ) -> tuple[list[RunResult], list[Metric]]:
     shared = SharedStages(os.path.join(study.config.workspace, STAGES_DIRECTORY))
     metrics: list[Metric] = []
     guard = Lock()
 
-    def one(numbered: tuple[int, Run]) -> RunResult:
-        number, run = numbered
+    def train(number: int, run: Run) -> RunResult:
         say(f"[{number}/{len(runs)}] {run.label}")
         try:
             with tracking.child(run, parent_run_id) as run_id:
@@ -88,10 +99,23 @@ def _train_all(
         say(f"[{number}/{len(runs)}] {run.label}: complete")
         return result
 
+    enclosed = [partial(enclose, run, partial(train, number, run)) for number, run in enumerate(runs, start=1)]
     if study.config.parallel_runs == 1:
-        return [one(numbered) for numbered in enumerate(runs, start=1)], metrics
+        # In the flow's own thread, where cancelling reaches the end of a stage's process.
+        return [one() for one in enclosed], metrics
     with ThreadPoolExecutor(study.config.parallel_runs) as pool:
-        return list(pool.map(one, enumerate(runs, start=1))), metrics
+        futures = [pool.submit(copy_context().run, one) for one in enclosed]
+        return [future.result() for future in futures], metrics
+
+
+def whole_study(study: Study) -> WholeRecipe:
+    """A recipe of the study with the study's name and workspace, which decide where it is tracked.
+
+    Raises:
+        InputError: the first recipe of the study is wrong.
+    """
+    named = f"run.name={json.dumps(study.config.name)}"
+    return _whole(study, study.runs()[0], study.config.workspace, named)
 
 
 def run_directory(study: Study, run: Run) -> str:

@@ -14,9 +14,14 @@ _RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
 """Set by Prefect when a worker runs a flow."""
 
 
-def completed(given: Any) -> Any:
-    """The request merged over the deployment's; unchanged if it names a recipe or there is no deployment."""
-    if not isinstance(given, Mapping) or given.get("recipe") is not None:
+def completed(given: Any, file: str) -> Any:
+    """The request merged over the deployment's; unchanged if it names a file or there is no deployment.
+
+    Args:
+        given: a request.
+        file: the key of the file that decides what is run: a recipe or a study.
+    """
+    if not isinstance(given, Mapping) or given.get(file) is not None:
         return given
     deployed = _request_of_deployment()
     return given if deployed is None else overlaid(deployed, given)

@@ -84,7 +84,12 @@ class BaseRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _completed_with_tuples(cls, values: Any) -> Any:
-        return lists_as_tuples(completed(values))
+        return lists_as_tuples(completed(values, "recipe"))
+
+    @property
+    def file(self) -> str:
+        """What the run is named after."""
+        return self.recipe
 
     def read(self) -> WholeRecipe:
         """Read and check the recipe.
@@ -104,6 +109,27 @@ class BaseRequest(BaseModel):
         if self.workspace is not None:
             found.append(f"run.workspace={toml_value(self.workspace)}")
         return (*found, *self.overrides)
+
+
+class StudyRequest(BaseModel):
+    """Parameters of a study. In a run of a deployment `study` may be omitted, as `recipe` of the other requests."""
+
+    model_config = BaseRequest.model_config
+
+    study: str = Field(min_length=1, description="path of the study (TOML), such as flows/studies/masking.toml")
+    overrides: tuple[str, ...] = Field(
+        default=(), description="settings to override in all runs of the study, each as section.key=value"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completed_with_tuples(cls, values: Any) -> Any:
+        return lists_as_tuples(completed(values, "study"))
+
+    @property
+    def file(self) -> str:
+        """What the run is named after."""
+        return self.study
 
 
 class PreprocessRequest(BaseRequest):

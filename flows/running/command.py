@@ -72,13 +72,30 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
 def _run(flow: Any, arguments: argparse.Namespace) -> int:
     request_type = get_type_hints(flow.fn)["request"]
     whole = WholeRecipe.check(recipe_from_arguments(arguments), request_type.needs_corpus)
+    flags = {"rebuild": arguments.rebuild}
+    if "continue_finished" in arguments:
+        flags["continue_finished"] = arguments.continue_finished
+    request = request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides, **flags)
+    return run_flow(flow, request, whole)
+
+
+def run_flow(flow: Any, request: Any, whole: WholeRecipe) -> int:
+    """Run a flow with a Prefect server, one of its own unless the user has one, and show its events.
+
+    Args:
+        flow: to call.
+        request: its parameter.
+        whole: the recipe whose workspace has the server's database and the tracking store.
+
+    Returns:
+        0 if it is complete, 1 if a stage or a run failed.
+
+    Raises:
+        InputError: an input is not valid.
+    """
     narrate_to_console()
     try:
         with _prefect(whole) as api_url:
-            flags = {"rebuild": arguments.rebuild}
-            if "continue_finished" in arguments:
-                flags["continue_finished"] = arguments.continue_finished
-            request = request_type(recipe=whole.recipe.path, overrides=whole.recipe.overrides, **flags)
             _call(flow, request, api_url)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from tests.support import REPOSITORY
+from tests.support.flows.database_templates import install_prefect_database
 from tests.support.preprocessing.small_run import RECIPE, write_corpus
 
-from flows import study as study_command
 from flows.tracking.runs import PARENT_TAG
 from pipelines.contract.manifest import read_manifest
 from pipelines.statistics.training import PretrainingStatistics
@@ -47,16 +52,40 @@ overrides = ["pretraining.minimal_pairs={{data = 'missing.jsonl'}}", "pretrainin
 """
 
 
-def test_a_study_builds_shared_stages_once_and_leaves_out_what_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def study_command(path: Path) -> str:
+    """The output of a study that ends with a failure."""
+    hidden = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.study", str(path)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert ended.stderr.splitlines()[-1] == "error: 1 of 3 runs have failed; the other 2 are kept", ended.stderr
+    return ended.stdout
+
+
+def states(workspace: Path) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Flow runs and task runs of the private server of a study, with their states."""
+    with closing(sqlite3.connect(workspace / "prefect" / "prefect.db")) as database:
+        flow_runs = database.execute("SELECT name, state_type FROM flow_run ORDER BY created").fetchall()
+        task_runs = database.execute("SELECT name, state_type FROM task_run ORDER BY created").fetchall()
+    return flow_runs, dict(task_runs)
+
+
+def test_a_study_builds_shared_stages_once_and_leaves_out_what_fails(tmp_path: Path) -> None:
     workspace = tmp_path / "ws"
     write_corpus(tmp_path / "corpus")
     recipe = RECIPE.format(workspace=tmp_path / "unused", corpus=tmp_path / "corpus") + TRAINING
     (tmp_path / "recipe.toml").write_text(recipe)
     (tmp_path / "study.toml").write_text(STUDY.format(workspace=workspace))
-    assert study_command.main([str(tmp_path / "study.toml")]) == 1
-    first = capsys.readouterr().out
+    install_prefect_database(str(workspace / "prefect"))
+    first = study_command(tmp_path / "study.toml")
     assert "broken, seed 12345: FAILED: " in first
     assert "missing.jsonl: no such file or directory" in first
 
@@ -97,9 +126,16 @@ def test_a_study_builds_shared_stages_once_and_leaves_out_what_fails(
         "study/study.json",
     }
 
+    flow_runs, task_runs = states(workspace)
+    assert flow_runs == [(f"study {tmp_path / 'study.toml'}", "FAILED")]
+    assert task_runs == {
+        "base, seed 12345": "COMPLETED",
+        "another-rate, seed 12345": "COMPLETED",
+        "broken, seed 12345": "FAILED",
+    }
+
     before = {path: path.stat().st_mtime_ns for path in workspace.glob("stages/*/*/manifest.json")}
-    assert study_command.main([str(tmp_path / "study.toml")]) == 1
-    again = capsys.readouterr().out
+    again = study_command(tmp_path / "study.toml")
     assert "another-rate, seed 12345: pretraining: complete" in again
     assert {path: path.stat().st_mtime_ns for path in workspace.glob("stages/*/*/manifest.json")} == before
     assert json.loads((workspace / "study.json").read_text()) == figures

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.support import REPOSITORY
 
-from flows.comparison.execution import run_directory, run_study
+from flows.comparison.execution import require_runs, run_directory
 from flows.comparison.study_file import read_study
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract.errors import InputError
@@ -95,13 +95,9 @@ def test_every_recipe_is_checked_before_anything_is_built(tmp_path: Path) -> Non
     (tmp_path / "recipe.toml").write_text('[[documents.sources]]\ninputs = ["*.txt"]\n')
     wrong = STUDY.replace("pretraining.masking=dynamic", "pretraining.maskign=dynamic")
     with pytest.raises(InputError, match=r"pretraining\.maskign"):
-        run_study(read_study(written(tmp_path, wrong)), lambda _: None, lambda _: {})
+        require_runs(read_study(written(tmp_path, wrong)))
     with pytest.raises(InputError, match="is not local; runs share stages by links"):
-        run_study(
-            read_study(written(tmp_path, STUDY.replace("{workspace}", "s3://bucket/study"))),
-            lambda _: None,
-            lambda _: {},
-        )
+        require_runs(read_study(written(tmp_path, STUDY.replace("{workspace}", "s3://bucket/study"))))
     assert not (tmp_path / "ws").exists()
 
 

@@ -18,12 +18,14 @@ from prefect.utilities.schema_tools.validation import ValidationError as Validat
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
 
+from flows.comparison.execution import whole_study
+from flows.comparison.study_file import read_study
 from flows.deploy import PREFECT_FILE, deployments_of, template_with_devices
 from flows.deployments.deployment import flow_of
 from flows.deployments.form import with_recipe
 from flows.dispatch.parts import request_of_part
 from flows.parameters.forms import form_of, toml_value
-from flows.parameters.requests import PretrainRequest, RunRequest
+from flows.parameters.requests import PretrainRequest, RunRequest, StudyRequest
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
 from training.settings.model import ModelConfig
@@ -45,8 +47,10 @@ def test_a_deployment_is_whole(deployment: dict[str, Any], repository: Path, mon
     monkeypatch.chdir(repository)
     flow = load_flow_from_entrypoint(deployment["entrypoint"])
     request = flow.validate_parameters(deployment["parameters"])["request"]
-    whole = request.read()
-    assert whole.recipe.path.startswith("flows/recipes/")
+    if isinstance(request, StudyRequest):
+        assert whole_study(read_study(request.study)).recipe.path == "flows/studies/../recipes/novels.toml"
+    else:
+        assert request.read().recipe.path.startswith("flows/recipes/")
     is_part = "part" in deployment["tags"]
     schedules = deployment.get("schedules", [])
     assert [CronSchedule(cron=each["cron"], timezone=each["timezone"]) for each in schedules] or is_part
@@ -62,7 +66,7 @@ def test_types_of_pools_choose_deployments() -> None:
     types = ["process", "docker", "kubernetes"]
     assert deployments_of(types).keys() == {each["name"] for each in DEPLOYMENTS}
     cluster = {"end-to-end-cluster", "preprocess-part", "pretrain-part", "trial-part"}
-    single = {"preprocess", "pretrain", "finetune", "end-to-end", "nightly-smoke"}
+    single = {"preprocess", "pretrain", "finetune", "end-to-end", "study", "nightly-smoke"}
     assert set(deployments_of(["process"])) == single | cluster
 
 
