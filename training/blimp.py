@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="what a masked language model masks (default: word-l2r); a left-to-right model has no such choice",
     )
     parser.add_argument(
-        "--pairs-per-group", type=int, metavar="N", help="score the first N pairs of each paradigm (default: all)"
+        "--pairs-per-group", type=int, metavar="N", help="score N pairs of each paradigm, drawn once (default: all)"
     )
     parser.add_argument("--output", metavar="FILE", help="also write all figures as JSON")
     parsed = parser.parse_args(arguments)
@@ -61,7 +61,7 @@ def _score(parsed: argparse.Namespace) -> None:
 
     pairs = read_pairs(parsed.data)
     if parsed.pairs_per_group is not None:
-        pairs = pairs.first_of_each_group(parsed.pairs_per_group)
+        pairs = pairs.sample_of_each_group(parsed.pairs_per_group)
     directory = encoder_directory(parsed.encoder)
     config, _ = read_config(directory)
     if parsed.method is not None and config.predicts_next_tokens:

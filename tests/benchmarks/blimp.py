@@ -84,7 +84,7 @@ def main() -> None:
     parsed = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     everything = read_pairs(str(DATA / "blimp"))
-    pairs = everything.first_of_each_group(PAIRS_PER_GROUP)
+    pairs = everything.sample_of_each_group(PAIRS_PER_GROUP)
     with tempfile.TemporaryDirectory() as folder:
         directory = str(Path(folder) / "model")
         write_model(directory, parsed.size)

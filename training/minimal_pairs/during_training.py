@@ -109,7 +109,7 @@ def open_pairs(inputs: PretrainingInputs, processes: Processes) -> PairsDuringTr
 
         pairs = heldout_pairs(directory, documents, config.pairs_per_group, fits)
     else:
-        pairs = read_pairs(config.data).first_of_each_group(config.pairs_per_group)
+        pairs = read_pairs(config.data).sample_of_each_group(config.pairs_per_group)
     try:
         return PairsDuringTraining(config, pairs, tokenizer, inputs.model, inputs.vocab_size, processes)
     except InputError as error:

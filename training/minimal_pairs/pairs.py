@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
@@ -46,15 +48,20 @@ class MinimalPairs:
         columns = (self.good, self.bad, self.group, self.field, self.places)
         return MinimalPairs(*([column[row] for row in rows] for column in columns))
 
-    def first_of_each_group(self, count: int) -> MinimalPairs:
-        """At most `count` pairs of each group, in their order."""
-        seen: Counter[str] = Counter()
-        rows = []
+    def sample_of_each_group(self, count: int) -> MinimalPairs:
+        """At most `count` pairs of each group at random, the same ones each time; a larger sample contains a smaller.
+
+        Not the first ones: BLiMP's files begin with pairs that are easier than the others.
+        """
+        rows_of: dict[str, list[int]] = {}
         for row, group in enumerate(self.group):
-            seen[group] += 1
-            if seen[group] <= count:
-                rows.append(row)
-        return self.chosen(rows)
+            rows_of.setdefault(group, []).append(row)
+        chosen: list[int] = []
+        for group, rows in rows_of.items():
+            # A seed of its own: which pairs are drawn does not depend on the other groups.
+            seed = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big")
+            chosen += np.random.default_rng(seed).permutation(rows)[:count].tolist()
+        return self.chosen(sorted(chosen))
 
 
 def read_pairs(source: str) -> MinimalPairs:

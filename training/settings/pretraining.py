@@ -194,7 +194,7 @@ class MinimalPairsConfig(Section):
     """A directory or a file of pairs as `clozeworks blimp --data` takes it, or `heldout`: pairs made from the corpus's
     own held-out documents (word order, agreement, articles)."""
     pairs_per_group: Count = 20
-    """The first pairs of each group (BLiMP's paradigms) to score; all of BLiMP's have 1,000."""
+    """Pairs of each group (BLiMP's paradigms) to score, drawn once; all of BLiMP's have 1,000."""
     method: PairsMethod = WORD_L2R
     """A left-to-right model masks nothing."""
     every_steps: Count | None = None

@@ -17,7 +17,25 @@ def test_a_directory_is_read_in_the_order_of_its_files(blimp_like: Path) -> None
     assert pairs.group == ["agreement", "agreement", "order", "order"]
     assert pairs.field == ["syntax_semantics"] * 4
     assert pairs.places[3] == f"{blimp_like}/order.jsonl:2"
-    assert pairs.first_of_each_group(1).good == ["The cats sleep.", "The cat is sleeping."]
+
+
+def test_a_sample_is_drawn_from_each_group_and_stays_the_same(tmp_path: Path) -> None:
+    lines = [f'{{"good": "{n}", "bad": "b", "group": "{"xy"[n % 2]}"}}' for n in range(400)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    pairs = read_pairs(str(tmp_path / "a.jsonl"))
+    small, large = pairs.sample_of_each_group(20), pairs.sample_of_each_group(60)
+    assert small == read_pairs(str(tmp_path / "a.jsonl")).sample_of_each_group(20)
+    assert (small.group.count("x"), small.group.count("y")) == (20, 20)
+    numbers = [int(each) for each in small.good]
+    assert numbers == sorted(numbers)
+    assert set(small.good) < set(large.good)
+    # The mean of 20 of 0..399 at random has a standard error of 25.
+    for group in "xy":
+        drawn = [number for number, own in zip(numbers, small.group, strict=True) if own == group]
+        assert abs(sum(drawn) / 20 - 200) < 100
+    only_y = pairs.chosen([row for row in range(400) if row % 2])
+    assert set(only_y.sample_of_each_group(20).good) < set(small.good), "the other groups do not matter"
+    assert pairs.sample_of_each_group(1_000) == pairs
 
 
 def test_a_table_of_ones_own(tmp_path: Path) -> None:
