@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence
 
-from training.bert.losses import chunk_rows, classification_loss, linear_cross_entropy
+from training.bert.losses import classification_loss, linear_cross_entropy, token_log_probabilities
 from training.bert.model_readme import BILSTM_CLASSIFIER, TWO_DIRECTIONS
 from training.bert.modeling import BertModel, activation
 from training.bert.packing import PackedSequences
@@ -59,13 +59,8 @@ class MaskedLMHead(nn.Module):
         return functional.linear(self.transform(hidden_MH), self.decoder.weight, self.bias)
 
     def log_probabilities(self, hidden_MH: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
-        """Natural logarithm of the probability of each token: [M] float32; logits are made chunk by chunk."""
-        rows = chunk_rows(hidden_MH.device.type, self.decoder.weight.shape[0])
-        parts = [
-            functional.log_softmax(self.logits(hidden).float(), dim=1).gather(1, ids.unsqueeze(1)).squeeze(1)
-            for hidden, ids in zip(torch.split(hidden_MH, rows), torch.split(ids_M, rows), strict=True)
-        ]
-        return torch.cat(parts)
+        """Natural logarithm of the probability of each token: [M] float32."""
+        return token_log_probabilities(self.transform(hidden_MH), self.decoder.weight, self.bias, ids_M)
 
 
 class PreTrainingHeads(nn.Module):

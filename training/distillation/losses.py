@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-_CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits per chunk of each model: on a CPU few enough to stay in cache, on a GPU enough to occupy it."""
+from training.bert.losses import chunk_rows
 
 
 class _SoftTargetLoss(torch.autograd.Function):
@@ -30,7 +29,7 @@ class _SoftTargetLoss(torch.autograd.Function):
         teacher_bias_V: torch.Tensor,
         temperature: float,
     ) -> torch.Tensor:
-        rows = max(16, _CHUNK_ELEMENTS.get(hidden_KH.device.type, 1 << 24) // weight_VH.shape[0])
+        rows = chunk_rows(hidden_KH.device.type, weight_VH.shape[0])
         loss = torch.zeros((), dtype=torch.float32, device=hidden_KH.device)
         grad_hidden_KH = torch.empty_like(hidden_KH)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.bert import losses
-from training.bert.losses import linear_cross_entropy
+from training.bert.losses import linear_cross_entropy, token_log_probabilities
 
 ROWS, HIDDEN, WORDS = 50, 7, 31
 
@@ -47,6 +47,18 @@ def test_fused_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch
     assert int(correct) == int((logits.argmax(1) == labels).sum())
     for gradient, tensor in zip(found, (hidden, weight, bias), strict=True):
         torch.testing.assert_close(gradient, tensor.grad, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 8, WORDS, 4_096])
+def test_probabilities_of_tokens_over_blocks_of_the_vocabulary(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_BLOCK_COLUMNS", columns)
+    (hidden, weight, bias), labels = inputs()
+    weight = 40.0 * weight  # logits of hundreds, whose exponentials are not numbers
+    logits = hidden.double() @ weight.double().t() + bias.double()
+    wanted = torch.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
+    found = token_log_probabilities(hidden, weight, bias, labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, atol=1e-3, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from pipelines.contract.errors import InputError
+from training.bert import losses
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import initialize_weights
-from training.distillation import losses as distillation_losses
 from training.distillation.losses import cosine_loss, soft_target_loss
 from training.distillation.student import chosen_layers, every_other, student_weights
 from training.settings.distillation import DistillationConfig
@@ -52,7 +52,7 @@ def test_layers_that_make_no_student_are_refused() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.5])
 def test_soft_targets_equal_a_slow_reference(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distillation_losses, "_CHUNK_ELEMENTS", {"cpu": 0})  # 16 rows at a time, of 50
+    monkeypatch.setitem(losses._CHUNK_ELEMENTS, "cpu", 0)  # 16 rows at a time, of 50
     generator = torch.Generator().manual_seed(1)
     sizes = ((50, 8), (30, 8), (30,), (50, 12), (30, 12), (30,))
     tensors = [torch.randn(size, generator=generator) for size in sizes]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +27,7 @@ def threads_and_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     for name in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     yield
     torch.set_num_threads(before)
 
@@ -41,6 +45,41 @@ def test_without_a_gpu_it_is_the_cpu() -> None:
     assert gpus.visible_gpus() == []
     assert chosen_device(0) == torch.device("cpu")
     assert torch.get_num_threads() == available_cores()
+
+
+FAULTS = """
+import resource, sys, torch
+from training.engine.devices import chosen_device
+if sys.argv[1] == "kept":
+    chosen_device(0)
+def step():
+    torch.ones(40_000_000).add(1)
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(how: str, **variables: str) -> int:
+    """Of five steps with 320 MB of tensors each, after three others."""
+    hidden = ("THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | variables
+    ended = subprocess.run(
+        [sys.executable, "-c", FAULTS, how], env=environment, capture_output=True, text=True, check=True
+    )
+    return int(ended.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_a_step_takes_the_memory_of_the_one_before() -> None:
+    pages = 5 * 320_000_000 // os.sysconf("SC_PAGE_SIZE")
+    assert page_faults("default") > pages // 2
+    assert page_faults("kept") < pages // 100
+    # What a user has set for the allocator stays.
+    assert page_faults("kept", MALLOC_ARENA_MAX="2", THP_MEM_ALLOC_ENABLE="0") > pages // 2
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error(gpu_files: list[str]) -> None:
