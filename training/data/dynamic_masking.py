@@ -31,10 +31,10 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 # A row's stream has parts by purpose; the first numbers, one per position (below 2**16), order the choice.
 _FATE, _REPLACEMENT, _SPAN_START, _SPAN_LENGTH = 1 << 16, 2 << 16, 3 << 16, 4 << 16
-# Bits of a token's sort key: row of the group, special token or not, random number, position.
-_ROW_SHIFT, _SPECIAL_SHIFT, _SCORE_SHIFT = np.uint64(48), np.uint64(47), np.uint64(16)
+# Bits of a sort key: row of the group (of words), random number, position.
+_ROW_SHIFT, _SCORE_SHIFT = np.uint64(48), np.uint64(16)
 _SCORE_BITS_DROPPED = np.uint64(33)
-_POSITION_MASK = np.uint64(0xFFFF)
+_POSITION_MASK, _LAST = np.uint64(0xFFFF), np.uint64(0xFFFFFFFFFFFFFFFF)
 GROUP_ROWS = 256
 """Rows sorted at a time, so that the keys stay in cache; the result does not depend on it."""
 
@@ -53,6 +53,25 @@ def _draw(keys: KeyArray, counters: IntArray) -> KeyArray:
 def row_keys(rows: IntArray, *stream: int | str) -> KeyArray:
     """A key for each row number of a data set; `stream` identifies epoch and data set."""
     return _draw(np.full(len(rows), keyed_seed("masks", *stream), dtype=np.uint64), rows)
+
+
+def _sort_keys(keys: KeyArray, length: int) -> KeyArray:
+    """The number at each of `length` positions of each stream, followed by the position: [keys, length]."""
+    positions = np.arange(length, dtype=np.uint64)
+    numbers = keys[:, None] + (positions + np.uint64(1)) * _GAMMA
+    # As `_mix`, in place: these arrays are the largest ones of a group.
+    shifted = numbers >> np.uint64(30)
+    numbers ^= shifted
+    numbers *= _MIX_1
+    np.right_shift(numbers, np.uint64(27), out=shifted)
+    numbers ^= shifted
+    numbers *= _MIX_2
+    np.right_shift(numbers, np.uint64(31), out=shifted)
+    numbers ^= shifted
+    numbers >>= _SCORE_BITS_DROPPED
+    numbers <<= _SCORE_SHIFT
+    numbers |= positions
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -129,9 +148,12 @@ class DynamicMasking:
         return chosen, masked_ids
 
     def _choose_by_groups(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> Spans:
+        if self.continues is None:
+            # Each token is replaced by itself.
+            positions = self._choose_tokens(input_ids, lengths, keys, num_predictions)
+            return Spans(positions, positions)
         ends = np.cumsum(lengths)
         starts = ends - lengths
-        choose = self._choose if self.continues is None else self._choose_words
         groups: list[Spans] = []
         for first in range(0, len(lengths), GROUP_ROWS):
             own = slice(first, first + GROUP_ROWS)
@@ -140,8 +162,7 @@ class DynamicMasking:
             if self.spans:
                 found = self._choose_spans(*group)
             else:
-                # Each token is replaced by itself.
-                positions = choose(*group)
+                positions = self._choose_words(*group)
                 found = Spans(positions, positions)
             groups.append(Spans(found.positions + begin, found.anchors + begin))
         if not groups:
@@ -158,20 +179,36 @@ class DynamicMasking:
 
         return choose_spans(words, len(input_ids), wanted, draw(_SPAN_START), draw(_SPAN_LENGTH))
 
-    def _choose(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> IntArray:
-        """The maskable tokens of each row with the smallest random numbers, as flat positions in ascending order."""
-        starts = np.cumsum(lengths) - lengths
-        positions = np.arange(len(input_ids)) - np.repeat(starts, lengths)
-        scores = _draw(np.repeat(keys, lengths), positions)
-        order = (scores >> _SCORE_BITS_DROPPED) << _SCORE_SHIFT
-        order |= positions.astype(np.uint64)
-        order |= self._is_special(input_ids).astype(np.uint64) << _SPECIAL_SHIFT
-        order |= np.repeat(np.arange(len(lengths), dtype=np.uint64) << _ROW_SHIFT, lengths)
-        order.sort()
-        before = np.cumsum(num_predictions) - num_predictions
-        smallest = np.arange(int(num_predictions.sum())) + np.repeat(starts - before, num_predictions)
-        chosen: IntArray = (order[smallest] & _POSITION_MASK).astype(np.int64) + np.repeat(starts, num_predictions)
-        chosen.sort()
+    def _choose_tokens(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> IntArray:
+        """The maskable tokens of each row with the smallest random numbers, as flat positions in ascending order.
+
+        Rows of nearly equal length are sorted together as the rows of a matrix, which is faster than all their tokens.
+        """
+        ends = np.cumsum(lengths)
+        starts, before = ends - lengths, np.cumsum(num_predictions) - num_predictions
+        special = np.flatnonzero(self._is_special(input_ids))
+        first_special = np.searchsorted(special, starts)
+        num_special = np.searchsorted(special, ends) - first_special
+        chosen = np.empty(int(num_predictions.sum()), dtype=np.int64)
+        by_length = np.argsort(lengths, kind="stable")
+        for first in range(0, len(lengths), GROUP_ROWS):
+            rows = by_length[first : first + GROUP_ROWS]
+            own_lengths, counts = lengths[rows], num_predictions[rows]
+            order = _sort_keys(keys[rows], int(own_lengths[-1]))
+            # What must not be chosen comes last: special tokens and padding.
+            own_special = num_special[rows]
+            numbers = np.repeat(first_special[rows] - np.cumsum(own_special) + own_special, own_special)
+            places = special[np.arange(len(numbers)) + numbers] - np.repeat(starts[rows], own_special)
+            order[np.repeat(np.arange(len(rows)), own_special), places] = _LAST
+            if own_lengths[0] < own_lengths[-1]:
+                order[np.arange(order.shape[1]) >= own_lengths[:, None]] = _LAST
+            order.sort(axis=1)
+            most = np.arange(int(counts.max(initial=0)))
+            positions = (order[:, : len(most)] & _POSITION_MASK).astype(np.int64) + starts[rows, None]
+            is_chosen = most < counts[:, None]
+            positions[~is_chosen] = len(input_ids)
+            positions.sort(axis=1)
+            chosen[(before[rows, None] + most)[is_chosen]] = positions[is_chosen]
         return chosen
 
     def _choose_words(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, wanted: IntArray) -> IntArray:

@@ -76,6 +76,9 @@ class TrainingEngine:
                 config=settings.deepspeed_json(),
                 dist_init_required=False,
             )
+        if processes.world_size == 1 and not settings.zero_stage:
+            # There is nothing to sum, and DeepSpeed would copy all gradients to its buckets and back.
+            self._engine.enable_backward_allreduce = False
         measure_gradients_once(self._engine.optimizer)
         for state in optimizer.state.values():
             # Some of DeepSpeed's wrappers call step() during initialization, which bias correction would count.
