@@ -22,6 +22,9 @@ from torch import nn
 from training.engine.gradient_norm import measure_gradients_once
 from training.engine.processes import Processes
 
+_CLIPPING_EPS = 1e-6
+"""As in torch's and DeepSpeed's clipping."""
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -34,6 +37,11 @@ class EngineSettings:
     gradient_accumulation_steps: int
     offload_optimizer: bool = False
 
+    @property
+    def clips_here(self) -> bool:
+        """Whether `TrainingEngine.step` clips: DeepSpeed would measure again gradients that had to be checked."""
+        return self.precision == "fp32" and not self.zero_stage
+
     def deepspeed_json(self) -> dict[str, Any]:
         """The generated configuration; there is no hand-written one."""
         # Overlap combined with compilation and bf16 gave NaN before DeepSpeed 0.19.4.
@@ -44,7 +52,7 @@ class EngineSettings:
             "train_micro_batch_size_per_gpu": self.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             # DeepSpeed's default is 1.0, so "no clipping" must be explicit.
-            "gradient_clipping": self.max_grad_norm,
+            "gradient_clipping": 0.0 if self.clips_here else self.max_grad_norm,
             "bf16": {"enabled": self.precision == "bf16"},
             # Loss scale 0 means dynamic: halved on overflow, doubled after a thousand good steps.
             "fp16": {"enabled": self.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
@@ -113,14 +121,17 @@ class TrainingEngine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if not hasattr(self._engine.optimizer, "overflow"):
-            # fp32 without ZeRO: DeepSpeed calls our optimizer without checking the gradients.
-            norm = self._reduced_grad_norm()
+        if self.settings.clips_here:
+            # DeepSpeed calls our optimizer without checking the gradients.
+            gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
             self.was_updated = math.isfinite(norm)
-            if self.was_updated:
-                self._engine.step()
-            else:
+            if not self.was_updated:
                 self._engine.zero_grad()
+                return norm
+            if 0.0 < self.settings.max_grad_norm < norm:
+                torch._foreach_mul_(gradients, self.settings.max_grad_norm / (norm + _CLIPPING_EPS))
+            self._engine.step()
             return norm
         scale = self._unscaled_norms()
         self._engine.step()
@@ -132,10 +143,6 @@ class TrainingEngine:
         """The loss scale, where DeepSpeed reports norms with it: 16-bit weights without ZeRO."""
         scaler = getattr(self._engine.optimizer, "loss_scale_config", None)
         return float(scaler.cur_scale) if scaler is not None and scaler.use_grad_scaling else 1.0
-
-    def _reduced_grad_norm(self) -> float:
-        gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
 
     def full_precision_state(self) -> dict[str, torch.Tensor]:
         """All parameters in fp32 on the CPU, gathered under any ZeRO stage; every rank must call it."""
