@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from flows.inspection.workspace import in_words
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.plan import possible_place
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.cores import available_cores
 from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError, exit_code_of
@@ -183,7 +183,7 @@ def _hours(result: Estimate, rates: Rates, parsed: argparse.Namespace) -> list[d
         hours = result.flops / speed.flops_per_second / 3600
         rows.append({"on": f"the machine of {parsed.from_workspace}", "hours": hours, "basis": basis})
     if not (parsed.tokens_per_second or parsed.peak_tflops or parsed.gpu):
-        cores = cores_here()
+        cores = available_cores()
         hours = result.cores_seconds(cores) / 3600
         rows.append({"on": f"this machine's CPU, {cores} core{'s' * (cores > 1)}", "hours": hours, "basis": CPU_BASIS})
     if not (parsed.tokens_per_second or parsed.peak_tflops):
@@ -192,11 +192,6 @@ def _hours(result: Estimate, rates: Rates, parsed: argparse.Namespace) -> list[d
             hours = result.gpu_seconds(gpu.tflops, parsed.utilization) / 3600
             rows.append({"on": f"one {gpu.name}", "hours": hours, "basis": basis})
     return rows
-
-
-def cores_here() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _as_json(

@@ -1,8 +1,8 @@
 """Compare variants of a recipe on the same data with the same seeds: clozeworks study flows/studies/masking.toml
 
 Stages that runs share are built once; runs that are complete are not repeated; one that fails leaves the others. The
-table is printed, and written with curves and costs to study.html and study.json in the workspace of the study. In
-Prefect the study is a run, and each of its trainings a task of it.
+table is printed, and written with curves and costs to study.html and study.json in the workspace of the study; study.md
+has the table alone, study.svg the curves. In Prefect the study is a run, and each of its trainings a task of it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from flows.comparison.execution import Train, require_runs, run_study, whole_stu
 from flows.comparison.page import study_page
 from flows.comparison.results import Comparison, RunResult, as_json
 from flows.comparison.study_file import Run, Study, read_study
+from flows.comparison.summary import study_drawing, study_table
 from flows.console.narration import Narrator
 from flows.console.tables import shown
 from flows.parameters.requests import StudyRequest
@@ -35,7 +36,7 @@ from pipelines.commands.recipe_arguments import add_set_argument
 from pipelines.contract import storage
 from pipelines.contract.errors import EXIT_FAILED
 
-PAGE_NAME, FIGURES_NAME = "study.html", "study.json"
+PAGE_NAME, FIGURES_NAME, TABLE_NAME, DRAWING_NAME = "study.html", "study.json", "study.md", "study.svg"
 _NAME = "study"
 
 
@@ -141,11 +142,16 @@ def _written(opened: Study, comparison: Comparison) -> dict[str, str]:
         print(line, flush=True)
     _tell_table(opened, lines)
     figures = json.dumps(as_json(opened, comparison), indent=1) + "\n"
-    texts = {PAGE_NAME: study_page(opened, comparison), FIGURES_NAME: figures}
+    made = {
+        PAGE_NAME: study_page(opened, comparison),
+        FIGURES_NAME: figures,
+        TABLE_NAME: study_table(opened, comparison),
+        DRAWING_NAME: study_drawing(comparison),
+    }
+    texts = {name: text for name, text in made.items() if text}
     for name, text in texts.items():
         storage.write_bytes(os.path.join(opened.config.workspace, name), text.encode())
-    page, figures = (os.path.join(opened.config.workspace, name) for name in texts)
-    _say(f"written to {page} and {figures}")
+    _say(f"written to {opened.config.workspace}: {', '.join(texts)}")
     return texts
 
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.cores import available_cores
 from pipelines.commands.gpus import ACCELERATOR_VARIABLE
 from pipelines.commands.lifeline import follow_lifeline
 from pipelines.commands.process_exit import run_and_leave
@@ -108,7 +109,7 @@ def _sweep(sections: FinetuningSections, tasks: tuple[str, ...], command: list[s
         while todo := [trial for sweep in sweeps.values() for trial in sweep.to_train(tried)]:
             tried |= set(todo)
             run = run or SweepRun(root)
-            gpus, cores = _visible_gpus(), len(os.sched_getaffinity(0))
+            gpus, cores = _visible_gpus(), available_cores()
             environments = worker_environments(len(todo), config.sweep.side_by_side, gpus, cores)
             print(f"sweep: {len(todo)} trials to train, {len(environments)} in parallel", flush=True)
             own = run.environment()

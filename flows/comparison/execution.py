@@ -24,12 +24,14 @@ from flows.running.plan import (
     require_initial_encoder,
     require_task_data,
 )
+from pipelines.commands.cores import available_cores
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
 from pipelines.statistics.metrics import Metric
 
 STAGES_DIRECTORY, RUNS_DIRECTORY = "stages", "runs"
+_THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 Say = Callable[[str], None]
 Publish = Callable[[Comparison], Mapping[str, str]]
@@ -87,7 +89,7 @@ def _train_all(
         say(f"[{number}/{len(runs)}] {run.label}")
         try:
             with tracking.child(run, parent_run_id) as run_id:
-                environment = tracking.environment(run_id)
+                environment = {**tracking.environment(run_id), **_threads(study.config.parallel_runs)}
                 result, measured = _train(study, run, shared, environment, lambda line: say(f"{run.label}: {line}"))
                 tracking.log_result(run_id, result)
         except (InputError, RuntimeError) as error:
@@ -116,6 +118,13 @@ def whole_study(study: Study) -> WholeRecipe:
     """
     named = f"run.name={json.dumps(study.config.name)}"
     return _whole(study, study.runs()[0], study.config.workspace, named)
+
+
+def _threads(parallel_runs: int) -> dict[str, str]:
+    """Each run's share of the cores, as the variable that training takes it from; the user's own value is kept."""
+    if parallel_runs == 1 or _THREADS_VARIABLE in os.environ:
+        return {}
+    return {_THREADS_VARIABLE: str(max(1, available_cores() // parallel_runs))}
 
 
 def run_directory(study: Study, run: Run) -> str:

@@ -7,13 +7,12 @@ from statistics import mean
 
 from flows.comparison.results import Cell, Comparison, RunResult
 from flows.comparison.study_file import Study
-from flows.report.charts import Line, line_chart
+from flows.comparison.summary import heldout_lines
+from flows.report.charts import line_chart
 from flows.report.html import UNKNOWN, block, count, figure, foreign, joined, key, metric_value, paragraph, table, text
 from flows.report.page import framed
 from flows.running.outcomes import shown_seconds
 from pipelines.statistics.metrics import Metric
-
-_COLOURS = ("s1", "s2", "s3", "s4")
 
 
 def study_page(study: Study, comparison: Comparison) -> str:
@@ -77,19 +76,9 @@ def _shown(metric: Metric, cell: Cell | None) -> list[str]:
 
 
 def _charts(comparison: Comparison) -> str:
-    """Held-out curves of the first complete seed of each variant."""
-    first: dict[str, RunResult] = {}
-    for result in comparison.results:
-        if result.problem is None:
-            first.setdefault(result.run.variant, result)
     charts = []
     for metric in comparison.measures:
-        lines = [
-            # After the colours come the same ones dashed.
-            Line(name, result.curves[metric.name], _COLOURS[index % 4], dotted=index // 4 % 2 == 1)
-            for index, (name, result) in enumerate(first.items())
-            if metric.name in result.curves
-        ]
+        lines = heldout_lines(comparison, metric)
         if any(len(line.points) > 1 for line in lines):
             chart = line_chart(metric.label, "step", lines, percent=metric.unit == "share")
             keys = "".join(key(line.colour, line.label, line.dotted) for line in lines)

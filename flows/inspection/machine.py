@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipelines.commands.cores import available_cores
 from pipelines.staging.default_place import default_directory
 
 State = Literal["ok", "missing", "optional"]
@@ -247,7 +248,7 @@ def _compiled_loops() -> Finding:
 
 
 def _cores() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = available_cores()
     remedy = "everything runs, two ranks share the core; for one worker: --set run.workers=1"
     return _finding("cores", cores >= 2, str(cores), remedy, required=False)
 

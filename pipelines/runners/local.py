@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, WorkerOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from pipelines.commands.cores import available_cores
 from pipelines.jobs import local_worker
 from pipelines.jobs.forked_workers import ForkedWorkers, can_fork
 from pipelines.jobs.runner import Job
@@ -72,7 +72,7 @@ def run(job: Job, construct: Construct, scratch: str) -> None:
 
 def num_workers(job: Job) -> int:
     """Number of worker processes; with one, the work is done in the job's own process."""
-    return job.workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    return job.workers or available_cores()
 
 
 def forks_workers(job: Job) -> bool:

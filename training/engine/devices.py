@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from pipelines.commands.cores import available_cores
 from pipelines.commands.gpus import ACCELERATOR_VARIABLE, visible_gpus
 from pipelines.contract.errors import InputError
 
@@ -88,11 +89,6 @@ def use_flash_kernels() -> None:
     step, and keeps all of them; packed batches have another number at each step. It affects this process only.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason() -> str:

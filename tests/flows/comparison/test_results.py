@@ -12,6 +12,7 @@ from scipy import stats
 from flows.comparison.page import study_page
 from flows.comparison.results import Comparison, RunResult, as_json, compared
 from flows.comparison.study_file import Run, Study, read_study
+from flows.comparison.summary import study_drawing, study_table
 from flows.study import table_lines
 from pipelines.statistics.metrics import Metric
 
@@ -89,3 +90,32 @@ def test_page_table_and_figures_hold_the_comparison(study: Study) -> None:
     figures = json.loads(json.dumps(as_json(study, comparison)))
     assert figures["cells"]["mlm_accuracy"]["other"]["mean"] == pytest.approx(second.mean())
     assert len(figures["runs"]) == 6
+
+
+def test_a_table_and_a_drawing_for_a_repository(study: Study) -> None:
+    comparison, first, second = made(study)
+    error = stats.sem(second - first)
+    assert study_table(study, comparison).splitlines() == [
+        "# trial",
+        "",
+        "Do <i>pairs help?",
+        "",
+        "|  | MLM accuracy (more is better) | MLM loss (less is better) | published, MLM accuracy |",
+        "| --- | --- | --- | --- |",
+        f"| base | {first.mean():.4f} +- {first.std(ddof=1):.4f} | {_loss(comparison, 'base')} |  |",
+        f"| other | {second.mean():.4f} +- {second.std(ddof=1):.4f} (+0.0233 +- {error:.4f}) "
+        f"| {_loss(comparison, 'other')} | 0.4 |",
+        "",
+        "Means over 3 seeds +- standard deviation; in brackets the paired difference to base +- its standard error. "
+        "6 of 6 runs are complete.",
+    ]
+    drawing = study_drawing(comparison)
+    assert drawing.startswith("<svg")
+    assert "MLM accuracy, held out" in drawing
+    assert study_drawing(compared(study, [], [ACCURACY])) == ""
+
+
+def _loss(comparison: Comparison, variant: str) -> str:
+    cell = comparison.cells["mlm_loss"][variant]
+    difference = "" if cell.difference is None else f" ({cell.difference:+.4f} +- {cell.difference_error:.4f})"
+    return f"{cell.mean:.4f} +- {cell.deviation:.4f}{difference}"

@@ -124,6 +124,8 @@ def test_a_study_builds_shared_stages_once_and_leaves_out_what_fails(tmp_path: P
     assert {file.path for file in client.list_artifacts(parent.info.run_id, "study")} == {
         "study/study.html",
         "study/study.json",
+        "study/study.md",
+        "study/study.svg",
     }
 
     flow_runs, task_runs = states(workspace)

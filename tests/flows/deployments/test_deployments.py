@@ -48,7 +48,7 @@ def test_a_deployment_is_whole(deployment: dict[str, Any], repository: Path, mon
     flow = load_flow_from_entrypoint(deployment["entrypoint"])
     request = flow.validate_parameters(deployment["parameters"])["request"]
     if isinstance(request, StudyRequest):
-        assert whole_study(read_study(request.study)).recipe.path == "flows/studies/../recipes/novels.toml"
+        assert whole_study(read_study(request.study)).recipe.path == "flows/studies/../recipes/tiny.toml"
     else:
         assert request.read().recipe.path.startswith("flows/recipes/")
     is_part = "part" in deployment["tags"]
