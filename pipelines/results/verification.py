@@ -53,40 +53,93 @@ def verify_stage(
     Raises:
         InputError: as `verify_file`, for the first file that differs.
     """
-    directory = storage.join(workspace, stage)
-    memory_uri = storage.join(workspace, VERIFIED_DIRECTORY, stage.replace("/", "-") + ".json")
-    known = _read_memory(memory_uri)
-    needed = [file for file in manifest.files if is_needed(file)]
-    # Taken before a file is read: a file exchanged meanwhile does not count as verified.
-    contents = {file.name: _content(directory, file) for file in needed}
-    unknown = [file for file in needed if known.get(file.name) != contents[file.name]]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        # Hashing and reading release the interpreter's lock.
-        list(threads.map(lambda file: verify_file(directory, file), unknown))
-    if unknown:
-        named = {file.name for file in manifest.files}
-        known = {name: content for name, content in known.items() if name in named}
-        known |= {file.name: contents[file.name] for file in unknown}
-        # Without the record, files are only read again, which is no reason to stop a stage.
-        with contextlib.suppress(InputError, OSError):
-            storage.write_bytes(memory_uri, json.dumps(known, sort_keys=True).encode())
-    return len(unknown)
+    verification = Verification(workspace, stage, manifest, is_needed)
+    verification.verify()
+    verification.record()
+    return len(verification.pending)
 
 
 def verify_read(workspace: str, stage: str, manifest: Manifest, is_needed: Callable[[FileRecord], bool]) -> None:
-    """Verify large files before they are read: local ones as `verify_stage`, remote ones by their sizes alone.
-
-    The checksum of a remote file is compared while it is copied (`pipelines.staging`), so it is read once only.
+    """Verify large files before they are read.
 
     Raises:
         InputError: as `verify_file`.
     """
-    directory = storage.join(workspace, stage)
-    if storage.is_local(directory):
-        verify_stage(workspace, stage, manifest, is_needed)
-        return
-    with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(lambda file: verify_size(directory, file), filter(is_needed, manifest.files)))
+    verification = verification_before_reading(workspace, stage, manifest, is_needed)
+    verification.verify()
+    verification.record()
+
+
+def verification_before_reading(
+    workspace: str, stage: str, manifest: Manifest, is_needed: Callable[[FileRecord], bool]
+) -> Verification:
+    """The verification of large files: local ones as `verify_stage`, remote ones by their sizes alone.
+
+    The checksum of a remote file is compared while it is copied (`pipelines.staging`), so it is read once only.
+    """
+    is_local = storage.is_local(storage.join(workspace, stage))
+    return Verification(workspace, stage, manifest, is_needed, only_sizes=not is_local)
+
+
+class Verification:
+    """The files of a stage that are due to be verified, which several processes may share.
+
+    All of them create it, each verifies its part, and when every part is done, one of them records it.
+    """
+
+    def __init__(
+        self,
+        workspace: str,
+        stage: str,
+        manifest: Manifest,
+        is_needed: Callable[[FileRecord], bool],
+        only_sizes: bool = False,
+    ) -> None:
+        """
+        Args:
+            workspace: of the run.
+            stage: its name, which is also that of its directory.
+            manifest: of the stage.
+            is_needed: which of its files are consumed.
+            only_sizes: compare sizes, each time, instead of checksums.
+        """
+        self._directory, self._manifest, self._only_sizes = storage.join(workspace, stage), manifest, only_sizes
+        self._memory_uri = storage.join(workspace, VERIFIED_DIRECTORY, stage.replace("/", "-") + ".json")
+        self._known: dict[str, list[Any]] = {}
+        self._contents: dict[str, list[Any]] = {}
+        self._needed = [file for file in manifest.files if is_needed(file)]
+        self.pending = self._needed
+        """The files to verify: those that were not verified before."""
+        if not only_sizes:
+            self._known = _read_memory(self._memory_uri)
+            # Taken before a file is read: a file exchanged meanwhile does not count as verified.
+            self._contents = {file.name: _content(self._directory, file) for file in self._needed}
+            self.pending = [file for file in self._needed if self._known.get(file.name) != self._contents[file.name]]
+
+    def verify(self, number: int = 0, of: int = 1) -> None:
+        """Verify every `of`-th of the needed files from file `number` on, as far as it is pending.
+
+        Raises:
+            InputError: as `verify_file`, for the first file that differs.
+        """
+        verify = verify_size if self._only_sizes else verify_file
+        # By the place among all files: processes on different nodes may find different ones pending.
+        pending = {file.name for file in self.pending}
+        own = [file for file in self._needed[number::of] if file.name in pending]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            # Hashing and reading release the interpreter's lock.
+            list(threads.map(lambda file: verify(self._directory, file), own))
+
+    def record(self) -> None:
+        """Record that all files are verified, so that they are not read again."""
+        if self._only_sizes or not self.pending:
+            return
+        named = {file.name for file in self._manifest.files}
+        known = {name: content for name, content in self._known.items() if name in named}
+        known |= {file.name: self._contents[file.name] for file in self.pending}
+        # Without the record, files are only read again, which is no reason to stop a stage.
+        with contextlib.suppress(InputError, OSError):
+            storage.write_bytes(self._memory_uri, json.dumps(known, sort_keys=True).encode())
 
 
 def _content(directory: str, file: FileRecord) -> list[Any]:

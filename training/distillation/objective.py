@@ -13,6 +13,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.workspace import VOCABULARY, length_directory
+from pipelines.results.verification import Verification
 from pipelines.statistics.metrics import MASKED_LM_METRICS, MLM_LOSS, Metric
 from training.alarms.rules import Alarms
 from training.bert.flops import step_flops
@@ -33,7 +34,7 @@ from training.resuming.progress import Progress
 from training.settings.distillation import DistillationConfig
 from training.settings.optimization import LoopConfig
 from training.settings.pretraining import PhaseConfig, PretrainingConfig
-from training.stages.distillation import DistillationInputs, verify_inputs
+from training.stages.distillation import DistillationInputs, shard_verification, verify_teacher
 from training.tokenizing.checks import require_same_tokenizer
 
 _SUMS = (*MASKED_LM_SUMS, "soft_target_loss", "soft_targets", "cosine_loss", "tokens")
@@ -83,10 +84,13 @@ class DistillationObjective(Objective):
         return BertForPreTraining.masked_lm(self.model, self.vocab_size)
 
     def check(self) -> None:
-        verify_inputs(self.inputs)
+        verify_teacher(self.inputs)
         vocabulary = storage.join(self.inputs.workspace, VOCABULARY)
         if read_manifest(vocabulary) is not None:
             require_same_tokenizer(self.inputs.teacher_directory, vocabulary, self.inputs.examples_directory)
+
+    def shard_verification(self) -> Verification:
+        return shard_verification(self.inputs)
 
     def build(self) -> Student:
         model = self._new_student()

@@ -36,12 +36,34 @@ class Meeting:
         """
         key = self._next_key()
         if self._rank == 0:
-            self._store.set(key, base64.b64encode(pickle.dumps(value)).decode())
+            self._put(key, value)
         else:
-            self._wait_for(key)
-            value = pickle.loads(base64.b64decode(self._store.get(key)))  # noqa: S301 - written by rank 0 of this run
+            value = self._taken(key)
         self._leave(key)
         return value
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The values of all ranks by rank, pickled.
+
+        Raises:
+            ConnectionError: rank 0 is gone.
+        """
+        key, values = self._next_key(), [value]
+        if self._rank:
+            self._put(f"{key}/{self._rank}", value)
+        else:
+            for rank in range(1, self._world_size):
+                values.append(self._taken(f"{key}/{rank}"))
+                self._store.delete_key(f"{key}/{rank}")
+        collected: list[Any] = self.from_first(values)
+        return collected
+
+    def _put(self, key: str, value: Any) -> None:
+        self._store.set(key, base64.b64encode(pickle.dumps(value)).decode())
+
+    def _taken(self, key: str) -> Any:
+        self._wait_for(key)
+        return pickle.loads(base64.b64decode(self._store.get(key)))  # noqa: S301 - written by a rank of this run
 
     def barrier(self) -> None:
         """Wait until all ranks are here.

@@ -77,6 +77,10 @@ class Processes:
         """Rank 0's value on every rank, pickled; the others wait, however long rank 0 works on it."""
         return value if self.meeting is None else self.meeting.from_first(value)
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, on all ranks, pickled; all wait for the last one, however long it works."""
+        return [value] if self.meeting is None else self.meeting.gathered(value)
+
 
 def start_processes() -> Processes:
     """Join the launcher's process group or, without a launcher, create a group of one; start watching peers.

@@ -11,7 +11,8 @@ from torch import nn
 
 from pipelines.contract import storage
 from pipelines.contract.schemas import WHOLE_WORDS
-from pipelines.contract.workspace import DOCUMENTS
+from pipelines.contract.workspace import DOCUMENTS, VOCABULARY
+from pipelines.results.verification import Verification, verify_stage
 from pipelines.statistics.metrics import BERT_METRICS, MASKED_LM_METRICS, MLM_LOSS, Metric
 from pipelines.statistics.preprocessing import ExamplesStatistics
 from pipelines.statistics.training import Lineage
@@ -33,7 +34,7 @@ from training.pretraining.objective import Forward, Objective, Say, Tally
 from training.pretraining.unigram_baseline import UnigramBaseline, baseline_warning, unigram_baseline
 from training.resuming.progress import Progress
 from training.stages.budgets import about_steps
-from training.stages.pretraining import PretrainingInputs, verify_inputs
+from training.stages.pretraining import PretrainingInputs, shard_verification
 from training.tokenizing.checks import require_same_tokenizer
 from training.tokenizing.extension import new_entries
 
@@ -68,10 +69,13 @@ class BertObjective(Objective):
     def check(self) -> None:
         if self.settings.reference is not None:
             read_reference(self.settings.reference)
-        verify_inputs(self.inputs)
+        verify_stage(self.inputs.workspace, VOCABULARY, self.inputs.vocabulary)
         self._require_same_tokenizer(self.inputs.vocabulary_directory)
         if self.inputs.initial is not None:
             self._load_initial(self._new_model())
+
+    def shard_verification(self) -> Verification:
+        return shard_verification(self.inputs)
 
     def _new_model(self) -> PreTrainingModel:
         return build_pretraining_model(self.model, self.vocab_size, self.next_sentence)

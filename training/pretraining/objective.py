@@ -10,6 +10,7 @@ from torch import nn
 
 from pipelines.contract.manifest import Manifest, StageKey
 from pipelines.contract.recipe import Recipe
+from pipelines.results.verification import Verification
 from pipelines.statistics.metrics import LOSS, Metric
 from training.alarms.rules import Alarms
 from training.bert.flops import step_flops
@@ -109,11 +110,15 @@ class Objective(Protocol):
     metrics: tuple[Metric, ...]
 
     def check(self) -> None:
-        """Check all inputs of the run; called on rank 0 before anything is written.
+        """Check all inputs of the run but the shards; called on rank 0 before anything is written.
 
         Raises:
             InputError: something is missing, damaged, or does not fit.
         """
+        ...
+
+    def shard_verification(self) -> Verification:
+        """The verification of the shards that the run reads, which all ranks share."""
         ...
 
     def build(self) -> nn.Module:

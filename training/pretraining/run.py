@@ -36,7 +36,7 @@ from training.pretraining.row_feed import RowFeed
 from training.pretraining.run_state import LargestGradient, RunState, StepResult
 from training.pretraining.throughput import measured_peak_flops
 from training.resuming.checkpoint_writer import CheckpointWriter
-from training.resuming.checkpointed_stage import begin, complete, lock_of_ranks, on_first
+from training.resuming.checkpointed_stage import begin, complete, lock_of_ranks, on_first, verify_together
 from training.resuming.checkpoints import Retention
 from training.resuming.process_end import StopRequest
 from training.resuming.progress import Progress
@@ -209,6 +209,7 @@ class TrainingRun:
         for phase in self._config.phases:
             self._feed.require_rows_for_ranks(phase)
         on_first(self._processes, self._objective.check)
+        verify_together(self._processes, self._objective.shard_verification())
         self._feed.require_rows()
         on_first(self._processes, self._require_free_space)
 

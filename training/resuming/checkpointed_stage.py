@@ -19,6 +19,7 @@ from pipelines.results.kept import kept_result, next_kept_directory, restore_kep
 from pipelines.results.limits import limit_kept
 from pipelines.results.locks import consumed, workspace_lock
 from pipelines.results.marks import building_directory, is_resumable, mark_as_build, place_of, read_mark, require_ours
+from pipelines.results.verification import Verification
 from training.resuming.adoption import adopt, verify
 from training.resuming.checkpoints import refuse_foreign_checkpoints
 from training.stages.checkpoint_source import checkpoint_names
@@ -86,6 +87,23 @@ def on_first(processes: Processes, decide: Callable[[], ResultT]) -> ResultT:
     if problem:
         raise InputError(problem)
     return result  # type: ignore[no-any-return]
+
+
+def verify_together(processes: Processes, verification: Verification) -> None:
+    """Verify files, each rank its part of them.
+
+    Raises:
+        InputError: on all ranks, for a file that is missing or damaged.
+    """
+    problem = ""
+    try:
+        verification.verify(processes.rank, processes.world_size)
+    except InputError as error:
+        problem = str(error)
+    if problems := [found for found in processes.gathered(problem) if found]:
+        raise InputError(problems[0])
+    if processes.is_first:
+        verification.record()
 
 
 def _enter_lock(stack: ExitStack, workspace: str, name: str) -> None:

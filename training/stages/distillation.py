@@ -19,7 +19,7 @@ from pipelines.contract.workspace import (
     directory_label,
     length_directory,
 )
-from pipelines.results.verification import require_stage, verify_read
+from pipelines.results.verification import Verification, require_stage, verification_before_reading
 from pipelines.staging.staged import StagedDirectory, staged
 from training.settings.distillation import DistillationConfig
 from training.stages.checkpoint_source import checkpoint_of
@@ -99,14 +99,20 @@ def distillation_inputs(sections: DistillationSections) -> DistillationInputs:
     return inputs
 
 
-def verify_inputs(inputs: DistillationInputs) -> None:
-    """Verify the files that a run reads, examples and a teacher of this workspace, against the manifests.
+def shard_verification(inputs: DistillationInputs) -> Verification:
+    """The verification of the shards that a run reads."""
+    directory = length_directory(inputs.config.max_seq_length)
+    return verification_before_reading(
+        inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory
+    )
+
+
+def verify_teacher(inputs: DistillationInputs) -> None:
+    """Verify the files of a teacher of this workspace against its manifest.
 
     Raises:
         InputError: a file is missing or damaged.
     """
-    directory = length_directory(inputs.config.max_seq_length)
-    verify_read(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.split("/")[0] == directory)
     # A remote teacher is verified while it is copied.
     if inputs.config.teacher is None and storage.is_local(inputs.workspace):
         require_stage(inputs.workspace, PRETRAINING, f"clozeworks pretrain {inputs.recipe.path}")

@@ -19,7 +19,7 @@ from pipelines.contract.workspace import (
     directory_label,
     vocabulary_size,
 )
-from pipelines.results.verification import verify_read, verify_stage
+from pipelines.results.verification import Verification, verification_before_reading
 from pipelines.staging.staged import StagedDirectory, staged
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig, require_model_fits
@@ -132,15 +132,12 @@ def pretraining_inputs(sections: PretrainingSections) -> PretrainingInputs:
     return replace(inputs, continued_from=recorded_origin(inputs.key, inputs.directory))
 
 
-def verify_inputs(inputs: PretrainingInputs) -> None:
-    """Verify the files that a run reads, shards and vocabulary, against the manifests; each content is read once.
-
-    Raises:
-        InputError: a file is missing or damaged.
-    """
+def shard_verification(inputs: PretrainingInputs) -> Verification:
+    """The verification of the shards that a run reads."""
     directories = {phase.examples_directory for phase in inputs.pretraining.phases}
-    verify_stage(inputs.workspace, VOCABULARY, inputs.vocabulary)
-    verify_read(inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.rpartition("/")[0] in directories)
+    return verification_before_reading(
+        inputs.workspace, EXAMPLES, inputs.examples, lambda file: file.name.rpartition("/")[0] in directories
+    )
 
 
 def staged_examples(recipe: Recipe, directory: str, examples: Manifest) -> StagedDirectory | None:

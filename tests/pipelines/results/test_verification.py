@@ -10,9 +10,9 @@ import pytest
 
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
-from pipelines.contract.manifest import FileRecord, StageKey, record_of, write_manifest
+from pipelines.contract.manifest import FileRecord, StageKey, record_of, require_manifest, write_manifest
 from pipelines.results import verification
-from pipelines.results.verification import require_stage, verify_stage
+from pipelines.results.verification import Verification, require_stage, verification_before_reading, verify_stage
 
 KEY = StageKey("examples", 1, {}, {})
 
@@ -88,3 +88,38 @@ def test_a_memory_that_cannot_be_kept_stops_nothing(workspace: str) -> None:
     Path(workspace, ".verified").write_text("a file")
     for _ in range(2):
         assert verify_stage(workspace, "examples", require_stage(workspace, "examples", "it")) == 3
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 5])
+def test_processes_that_share_the_files_read_each_once(
+    workspace: str, of: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = require_manifest(f"{workspace}/examples", "examples", "it")
+    original, read = verification.verify_file, list[str]()
+
+    def counted(directory: str, file: FileRecord) -> None:
+        read.append(file.name)
+        original(directory, file)
+
+    monkeypatch.setattr(verification, "verify_file", counted)
+
+    def opened() -> list[Verification]:
+        return [verification_before_reading(workspace, "examples", manifest, lambda _: True) for _ in range(of)]
+
+    shared = opened()
+    for number, own in enumerate(shared):
+        own.verify(number, of)
+    assert sorted(read) == ["0.arrow", "1.arrow", "2.arrow"]
+    shared[0].record()
+    assert [own.pending for own in opened()] == [[]] * of
+
+    read.clear()
+    Path(workspace, "examples/1.arrow").write_bytes(b"swor" * 100)
+    again, failed = opened(), 0
+    for number, own in enumerate(again):
+        try:
+            own.verify(number, of)
+        except InputError as error:
+            failed += 1
+            assert "1.arrow: damaged" in str(error)
+    assert (failed, read) == (1, ["1.arrow"])

@@ -43,6 +43,14 @@ def test_values_of_the_first_rank_arrive_in_order(on_all_ranks: Callable[..., li
     assert on_all_ranks(values) == [[("a", 0, None), ("b", 0, None)]] * RANKS
 
 
+def test_every_rank_gets_the_values_of_all_by_rank(on_all_ranks: Callable[..., list[Any]]) -> None:
+    def values(rank: int, meeting: Meeting) -> list[Any]:
+        time.sleep(2 * (RANKS - rank) * ROUND_SECONDS)
+        return [meeting.gathered((name, rank)) for name in ("a", "b")]
+
+    assert on_all_ranks(values) == [[[(name, rank) for rank in range(RANKS)] for name in ("a", "b")]] * RANKS
+
+
 def test_others_wait_for_a_first_rank_that_works_longer_than_a_round(on_all_ranks: Callable[..., list[Any]]) -> None:
     done = threading.Event()
 
@@ -78,6 +86,7 @@ def test_no_values_are_kept() -> None:
         meeting = Meeting(stores[rank], rank, 2)
         for _ in range(5):
             meeting.from_first("value")
+            meeting.gathered("value")
             meeting.barrier()
 
     with ThreadPoolExecutor(2) as threads:

@@ -16,6 +16,7 @@ from pipelines.contract import storage
 from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import read_recipe
 from pipelines.contract.workspace import vocabulary_size
+from pipelines.results.verification import Verification
 from pipelines.statistics.metrics import LOSS, Metric
 from pipelines.statistics.training import TrainingStatistics
 from training.bert.packing import PackedSequences
@@ -24,7 +25,7 @@ from training.engine.processes import Processes
 from training.pretraining.objective import Forward, Objective, Say, Tally
 from training.pretraining.run import TrainingRun
 from training.resuming.progress import Progress
-from training.stages.pretraining import PretrainingInputs, pretraining_inputs
+from training.stages.pretraining import PretrainingInputs, pretraining_inputs, shard_verification
 from training.stages.sections import PretrainingSections
 
 NAMES = ("loss", "rows")
@@ -79,6 +80,9 @@ class BigramObjective(Objective):
 
     def check(self) -> None:
         pass
+
+    def shard_verification(self) -> Verification:
+        return shard_verification(self.inputs)
 
     def build(self) -> nn.Module:
         torch.manual_seed(self.settings.seed)
