@@ -51,7 +51,7 @@ class MinimalPairs:
     def sample_of_each_group(self, count: int) -> MinimalPairs:
         """At most `count` pairs of each group at random, the same ones each time; a larger sample contains a smaller.
 
-        Not the first ones: BLiMP's files begin with pairs that are easier than the others.
+        Not the first ones, which need not be like the others.
         """
         rows_of: dict[str, list[int]] = {}
         for row, group in enumerate(self.group):
