@@ -20,8 +20,8 @@ def test_the_stage_and_sizes_are_passed_on(stage: int) -> None:
     assert settings["zero_optimization"] == {"stage": stage, "overlap_comm": False}
     assert (settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]) == (8, 4)
     # DeepSpeed clips at 1.0 where nothing is said, so no clipping has to be said.
-    assert settings["gradient_clipping"] == 1.0
-    assert EngineSettings(0, "fp32", 0.0, 8, 4).deepspeed_json()["gradient_clipping"] == 0.0
+    assert settings["gradient_clipping"] == (1.0 if stage else 0.0)
+    assert EngineSettings(2, "fp32", 0.0, 8, 4).deepspeed_json()["gradient_clipping"] == 0.0
     # Without ZeRO our own step clips fp32 gradients, and DeepSpeed must not do so again.
     clipping = {precision: generated(0, precision)["gradient_clipping"] for precision in TORCH_TYPES}
     assert clipping == {"fp32": 0.0, "bf16": 1.0, "fp16": 1.0}
