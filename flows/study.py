@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from prefect import State, get_run_logger, task
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_flow(study, StudyRequest(study=parsed.study, overrides=opened.more), whole_study(opened))
     except StudyError as error:
-        print(f"error: {shown(str(error).partition(chr(10))[0])}", file=sys.stderr)
+        print(f"error: {shown(str(error).splitlines()[0])}", file=sys.stderr)
         return EXIT_FAILED
 
 
@@ -117,15 +118,17 @@ def _as_task(run: Run, train: Train) -> RunResult:
         results.append(train())
         return results[0].problem
 
-    state: State[Any] = _train.with_options(task_run_name=run.label)(kept, return_state=True)
+    state: State[Any] = _train(run.label, kept, return_state=True)
     if not results:
         # Not a problem of the run, which `train` returns: raised as it is.
         state.result()
     return results[0]
 
 
-@task(name="train", cache_policy=NO_CACHE, persist_result=False)
-def _train(problem_of: Any) -> Any:
+# Prefect fills in the name: a label is a value of it, for one of a grid may have braces.
+@task(name="train", task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False)
+def _train(label: str, problem_of: Callable[[], str | None]) -> Any:
+    del label
     problem = problem_of()
     return None if problem is None else Failed(message=problem)
 

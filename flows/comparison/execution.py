@@ -15,6 +15,7 @@ from flows.comparison.results import Comparison, RunResult, compared, result_of
 from flows.comparison.shared_stages import SharedStages, build_stage
 from flows.comparison.study_file import Run, Study
 from flows.comparison.tracking import StudyTracking
+from flows.launching.single_node import RANKS_WITHOUT_GPU
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.plan import (
     Stage,
@@ -29,9 +30,9 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
 from pipelines.statistics.metrics import Metric
+from training.trials.side_by_side import worker_environments
 
 STAGES_DIRECTORY, RUNS_DIRECTORY = "stages", "runs"
-_THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 Say = Callable[[str], None]
 Publish = Callable[[Comparison], Mapping[str, str]]
@@ -89,7 +90,7 @@ def _train_all(
         say(f"[{number}/{len(runs)}] {run.label}")
         try:
             with tracking.child(run, parent_run_id) as run_id:
-                environment = {**tracking.environment(run_id), **_threads(study.config.parallel_runs)}
+                environment = {**tracking.environment(run_id), **threads_of(study, run)}
                 result, measured = _train(study, run, shared, environment, lambda line: say(f"{run.label}: {line}"))
                 tracking.log_result(run_id, result)
         except (InputError, RuntimeError) as error:
@@ -120,11 +121,13 @@ def whole_study(study: Study) -> WholeRecipe:
     return _whole(study, study.runs()[0], study.config.workspace, named)
 
 
-def _threads(parallel_runs: int) -> dict[str, str]:
-    """Each run's share of the cores, as the variable that training takes it from; the user's own value is kept."""
-    if parallel_runs == 1 or _THREADS_VARIABLE in os.environ:
+def threads_of(study: Study, run: Run) -> dict[str, str]:
+    """Each rank's share of the cores, as the variable that training takes it from; the user's own value is kept."""
+    parallel_runs = study.config.parallel_runs
+    if parallel_runs == 1:
         return {}
-    return {_THREADS_VARIABLE: str(max(1, available_cores() // parallel_runs))}
+    ranks = _whole(study, run, run_directory(study, run)).pretraining.ranks or RANKS_WITHOUT_GPU
+    return worker_environments(parallel_runs, parallel_runs, (), available_cores() // ranks)[0]
 
 
 def run_directory(study: Study, run: Run) -> str:

@@ -209,7 +209,7 @@ class TrainingRun:
         for phase in self._config.phases:
             self._feed.require_rows_for_ranks(phase)
         on_first(self._processes, self._objective.check)
-        verify_together(self._processes, self._objective.shard_verification())
+        verify_together(self._processes, self._objective.shard_verification)
         self._feed.require_rows()
         on_first(self._processes, self._require_free_space)
 

@@ -89,14 +89,19 @@ def on_first(processes: Processes, decide: Callable[[], ResultT]) -> ResultT:
     return result  # type: ignore[no-any-return]
 
 
-def verify_together(processes: Processes, verification: Verification) -> None:
+def verify_together(processes: Processes, opened: Callable[[], Verification]) -> None:
     """Verify files, each rank its part of them.
+
+    Args:
+        processes: the ranks.
+        opened: creates the verification, on each rank.
 
     Raises:
         InputError: on all ranks, for a file that is missing or damaged.
     """
     problem = ""
     try:
+        verification = opened()
         verification.verify(processes.rank, processes.world_size)
     except InputError as error:
         problem = str(error)

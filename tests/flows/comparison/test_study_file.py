@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tests.support import REPOSITORY
 
-from flows.comparison.execution import require_runs, run_directory
+from flows.comparison import execution
+from flows.comparison.execution import require_runs, run_directory, threads_of
 from flows.comparison.study_file import read_study
 from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract.errors import InputError
@@ -99,6 +100,23 @@ def test_every_recipe_is_checked_before_anything_is_built(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="is not local; runs share stages by links"):
         require_runs(read_study(written(tmp_path, STUDY.replace("{workspace}", "s3://bucket/study"))))
     assert not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize(
+    ("parallel_runs", "ranks", "threads"), [(1, 1, {}), (2, 1, "4"), (2, 2, "2"), (2, 0, "2"), (9, 1, "1")]
+)
+def test_parallel_runs_and_their_ranks_share_the_cores(
+    tmp_path: Path, parallel_runs: int, ranks: int, threads: str | dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "recipe.toml").write_text('[[documents.sources]]\ninputs = ["*.txt"]\n')
+    text = STUDY.replace("seeds = [1, 2]", f"seeds = [1, 2]\nparallel_runs = {parallel_runs}")
+    study = read_study(written(tmp_path, text), (f"pretraining.ranks={ranks}",))
+    wanted = {"OMP_NUM_THREADS": threads} if threads else {}
+    assert threads_of(study, study.runs()[0]) == wanted
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_of(study, study.runs()[0]) == {}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in STUDIES.glob("*.toml")))

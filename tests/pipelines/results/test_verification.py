@@ -122,4 +122,5 @@ def test_processes_that_share_the_files_read_each_once(
         except InputError as error:
             told.append(str(error))
     assert read == ["1.arrow"]
-    assert [message.split(": ")[1].split(" ")[0] for message in told] == ["damaged"]
+    (message,) = told
+    assert "1.arrow: damaged" in message

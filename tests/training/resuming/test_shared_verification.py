@@ -12,7 +12,7 @@ from torch.distributed import TCPStore
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey, record_of
-from pipelines.results.verification import verification_before_reading
+from pipelines.results.verification import Verification, verification_before_reading
 from training.engine.meeting import Meeting
 from training.engine.processes import Processes
 from training.resuming.checkpointed_stage import verify_together
@@ -32,11 +32,13 @@ def test_all_ranks_learn_what_one_of_them_finds(tmp_path: Path, damaged: int | N
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     stores = [TCPStore("127.0.0.1", server.port, is_master=False) for _ in range(RANKS)]
 
+    def opened() -> Verification:
+        return verification_before_reading(str(tmp_path), "examples", manifest, lambda _: True)
+
     def rank_of(rank: int) -> str:
         processes = Processes(rank, RANKS, torch.device("cpu"), None, Meeting(stores[rank], rank, RANKS))
-        own = verification_before_reading(str(tmp_path), "examples", manifest, lambda _: True)
         try:
-            verify_together(processes, own)
+            verify_together(processes, opened)
         except InputError as error:
             return str(error)
         return ""
@@ -45,5 +47,4 @@ def test_all_ranks_learn_what_one_of_them_finds(tmp_path: Path, damaged: int | N
         told = list(threads.map(rank_of, range(RANKS)))
     assert len(set(told)) == 1
     assert told[0] == "" if damaged is None else f"{damaged}.arrow: damaged" in told[0]
-    left = verification_before_reading(str(tmp_path), "examples", manifest, lambda _: True).pending
-    assert [file.name for file in left] == ([] if damaged is None else names)
+    assert [file.name for file in opened().pending] == ([] if damaged is None else names)
