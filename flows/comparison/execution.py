@@ -25,12 +25,11 @@ from flows.running.plan import (
     require_initial_encoder,
     require_task_data,
 )
-from pipelines.commands.cores import available_cores
+from pipelines.commands.cores import available_cores, threads_of_each
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
 from pipelines.statistics.metrics import Metric
-from training.trials.side_by_side import worker_environments
 
 STAGES_DIRECTORY, RUNS_DIRECTORY = "stages", "runs"
 
@@ -127,7 +126,7 @@ def threads_of(study: Study, run: Run) -> dict[str, str]:
     if parallel_runs == 1:
         return {}
     ranks = _whole(study, run, run_directory(study, run)).pretraining.ranks or RANKS_WITHOUT_GPU
-    return worker_environments(parallel_runs, parallel_runs, (), available_cores() // ranks)[0]
+    return threads_of_each(parallel_runs * ranks, available_cores())
 
 
 def run_directory(study: Study, run: Run) -> str:

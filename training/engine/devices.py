@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from pipelines.commands.cores import available_cores
+from pipelines.commands.cores import THREADS_VARIABLE, available_cores
 from pipelines.commands.gpus import ACCELERATOR_VARIABLE, visible_gpus
 from pipelines.contract.errors import InputError
 
@@ -24,7 +24,7 @@ def chosen_device(local_rank: int) -> torch.device:
     Raises:
         InputError: the machine has a GPU that torch cannot use, and nobody asked for the CPU.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
+    if THREADS_VARIABLE not in os.environ:
         peers = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(max(1, available_cores() // peers))
     if not has_gpu():

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
+from pipelines.commands.cores import threads_of_each
 from pipelines.commands.lifeline import LIFELINE_VARIABLE
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
@@ -87,9 +88,7 @@ def worker_environments(num_trials: int, side_by_side: int, gpus: Sequence[str],
         cores: of this machine.
     """
     count = min(num_trials, side_by_side or len(gpus) or max(1, cores // CORES_PER_TRIAL))
-    # Keep a number set by the user.
-    is_set = "OMP_NUM_THREADS" in os.environ
-    threads = {} if is_set else {"OMP_NUM_THREADS": str(max(1, cores // max(1, count)))}
+    threads = threads_of_each(count, cores)
     if gpus:
         return [threads | {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(count)]
     return [dict(threads) for _ in range(count)]
