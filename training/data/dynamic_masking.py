@@ -40,9 +40,16 @@ GROUP_ROWS = 256
 
 
 def _mix(values: KeyArray) -> KeyArray:
-    values = (values ^ (values >> np.uint64(30))) * _MIX_1
-    values = (values ^ (values >> np.uint64(27))) * _MIX_2
-    return values ^ (values >> np.uint64(31))
+    """The values, mixed in place."""
+    shifted = values >> np.uint64(30)
+    values ^= shifted
+    values *= _MIX_1
+    np.right_shift(values, np.uint64(27), out=shifted)
+    values ^= shifted
+    values *= _MIX_2
+    np.right_shift(values, np.uint64(31), out=shifted)
+    values ^= shifted
+    return values
 
 
 def _draw(keys: KeyArray, counters: IntArray) -> KeyArray:
@@ -57,20 +64,11 @@ def row_keys(rows: IntArray, *stream: int | str) -> KeyArray:
 
 def _sort_keys(keys: KeyArray, length: int) -> KeyArray:
     """The number at each of `length` positions of each stream, followed by the position: [keys, length]."""
-    positions = np.arange(length, dtype=np.uint64)
-    numbers = keys[:, None] + (positions + np.uint64(1)) * _GAMMA
-    # As `_mix`, in place: these arrays are the largest ones of a group.
-    shifted = numbers >> np.uint64(30)
-    numbers ^= shifted
-    numbers *= _MIX_1
-    np.right_shift(numbers, np.uint64(27), out=shifted)
-    numbers ^= shifted
-    numbers *= _MIX_2
-    np.right_shift(numbers, np.uint64(31), out=shifted)
-    numbers ^= shifted
+    positions = np.arange(length)
+    numbers = _draw(keys[:, None], positions)
     numbers >>= _SCORE_BITS_DROPPED
     numbers <<= _SCORE_SHIFT
-    numbers |= positions
+    numbers |= positions.astype(np.uint64)
     return numbers
 
 
