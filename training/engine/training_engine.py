@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from training.engine.gradient_norm import measure_gradients_once
+from training.engine.gradients import MicroBatchSums, forget_gradients, measure_gradients_once
 from training.engine.processes import Processes
 
 _CLIPPING_EPS = 1e-6
@@ -42,6 +42,11 @@ class EngineSettings:
         """Whether `TrainingEngine.step` clips: DeepSpeed would measure again gradients that had to be checked."""
         return self.precision == "fp32" and not self.zero_stage
 
+    @property
+    def sums_in_fp32(self) -> bool:
+        """Whether gradients of 16-bit weights are to be added up over micro-batches."""
+        return self.precision != "fp32" and self.gradient_accumulation_steps > 1
+
     def deepspeed_json(self) -> dict[str, Any]:
         """The generated configuration; there is no hand-written one."""
         # Overlap combined with compilation and bf16 gave NaN before DeepSpeed 0.19.4.
@@ -57,6 +62,8 @@ class EngineSettings:
             # Loss scale 0 means dynamic: halved on overflow, doubled after a thousand good steps.
             "fp16": {"enabled": self.precision == "fp16", "loss_scale": 0, "initial_scale_power": 16},
             "zero_optimization": zero,
+            # By default those of the weights. Below ZeRO-2, `MicroBatchSums` adds.
+            "data_types": {"grad_accum_dtype": "fp32" if self.sums_in_fp32 and self.zero_stage > 1 else None},
             "zero_allow_untested_optimizer": True,
             # Use our optimizer with offload, too: the update formulas must not depend on where the state is kept.
             "zero_force_ds_cpu_optimizer": False,
@@ -88,6 +95,8 @@ class TrainingEngine:
             # There is nothing to sum, and DeepSpeed would copy all gradients to its buckets and back.
             self._engine.enable_backward_allreduce = False
         measure_gradients_once(self._engine.optimizer)
+        adds_here = settings.sums_in_fp32 and settings.zero_stage < 2
+        self._sums = MicroBatchSums(self._engine.module.parameters()) if adds_here else None
         for state in optimizer.state.values():
             # Some of DeepSpeed's wrappers call step() during initialization, which bias correction would count.
             state["step"].zero_()
@@ -110,7 +119,11 @@ class TrainingEngine:
         """
         self._engine.set_gradient_accumulation_boundary(is_last)
         factor = self.processes.world_size + 0.0 * loss.detach()
+        if self._sums is not None and is_last:
+            self._sums.give()
         self._engine.backward(loss * factor, scale_wrt_gas=False)
+        if self._sums is not None and not is_last:
+            self._sums.take()
 
     def step(self, learning_rate: float) -> float | torch.Tensor:
         """Clip the gradients, update, and clear them; no update if a gradient is not finite on any rank.
@@ -136,6 +149,8 @@ class TrainingEngine:
         scale = self._unscaled_norms()
         self._engine.step()
         self.was_updated = self._engine.was_step_applied()
+        if not self.was_updated:
+            forget_gradients(self._engine.optimizer)
         measured: float | torch.Tensor | None = self._engine.get_global_grad_norm()
         return float("nan") if measured is None else measured / scale
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's own measurement of the gradients, with fewer kernels and without waiting for the GPU.
+"""Gradients of 16-bit weights added up in fp32, and measured with fewer kernels and without waiting for the GPU.
 
 DeepSpeed launches 15 kernels per parameter and step to look for values that are not finite and to measure the norm, and
 waits for the GPU in between. The norm alone shows both: it is not finite if a gradient is not, and DeepSpeed then skips
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch import nn
 
 
 def measure_gradients_once(optimizer: Any) -> None:
@@ -30,6 +31,48 @@ def measure_gradients_once(optimizer: Any) -> None:
         optimizer.get_grad_norm_direct = MethodType(_partition_norm, optimizer)
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
         optimizer.overflow_checker.check = _skip
+
+
+def forget_gradients(optimizer: Any) -> None:
+    """Clear what ZeRO-2 with offload has added up for a step that was skipped.
+
+    DeepSpeed 0.19.8 leaves it in place, and a sum that is not finite would forbid all further steps.
+    """
+    if getattr(optimizer, "cpu_offload", False):
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None
+
+
+class MicroBatchSums:
+    """The sums of a step's micro-batches in fp32, for 16-bit weights without ZeRO and with ZeRO-1.
+
+    There DeepSpeed leaves the addition to autograd, which rounds the sum to the type of the weights after each
+    micro-batch: what is smaller than 1/256 of a bfloat16 sum is lost. ZeRO-2 and -3 can add in fp32 themselves; for
+    ZeRO-1 DeepSpeed would take another optimizer wrapper (`BF16_Optimizer`), with other checkpoints.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._sums: dict[nn.Parameter, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Move the gradients of a micro-batch into the sums."""
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                continue
+            if parameter in self._sums:
+                self._sums[parameter].add_(parameter.grad)
+            else:
+                self._sums[parameter] = parameter.grad.float()
+            parameter.grad = None
+
+    @torch.no_grad()
+    def give(self) -> None:
+        """Make the sums the gradients, rounded once, to which the step's last micro-batch is added."""
+        for parameter, total in self._sums.items():
+            parameter.grad = total.to(parameter.dtype)
+        self._sums.clear()
 
 
 def _skip(*_: Any, **__: Any) -> bool:
