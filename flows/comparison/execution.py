@@ -29,7 +29,9 @@ from pipelines.commands.cores import available_cores, threads_of_each
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
+from pipelines.contract.workspace import FINETUNING
 from pipelines.statistics.metrics import Metric
+from training.settings.finetuning import FinetuningConfig
 
 STAGES_DIRECTORY, RUNS_DIRECTORY = "stages", "runs"
 
@@ -75,7 +77,12 @@ def require_runs(study: Study) -> None:
     for run in study.runs():
         whole = _whole(study, run, run_directory(study, run))
         require_task_data(whole)
-        require_initial_encoder(whole)
+        if only_fine_tunes(whole.finetuning):
+            for stage in finetuning_stages(whole):
+                # Its key has the digest of the encoder, which must exist.
+                stage.key_digest()
+        else:
+            require_initial_encoder(whole)
 
 
 def _train_all(
@@ -125,8 +132,18 @@ def threads_of(study: Study, run: Run) -> dict[str, str]:
     parallel_runs = study.config.parallel_runs
     if parallel_runs == 1:
         return {}
-    ranks = _whole(study, run, run_directory(study, run)).pretraining.ranks or RANKS_WITHOUT_GPU
+    whole = _whole(study, run, run_directory(study, run))
+    trained = whole.finetuning if only_fine_tunes(whole.finetuning) else whole.pretraining
+    ranks = trained.ranks or RANKS_WITHOUT_GPU
     return threads_of_each(parallel_runs * ranks, available_cores())
+
+
+def only_fine_tunes(finetuning: FinetuningConfig) -> bool:
+    """Whether a run fine-tunes an encoder that exists: then nothing is preprocessed or pre-trained.
+
+    Weights drawn at random, for comparison, need the vocabulary and architecture of a workspace.
+    """
+    return finetuning.encoder is not None and not finetuning.compare_with_random
 
 
 def run_directory(study: Study, run: Run) -> str:
@@ -140,7 +157,8 @@ def _train(
 ) -> tuple[RunResult, list[Metric]]:
     own = run_directory(study, run)
     opened = partial(_opened, study, run)
-    shared.build(opened, own, environment, say)
+    if not only_fine_tunes(_whole(study, run, own).finetuning):
+        shared.build(opened, own, environment, say)
     whole, stages = opened(own)
     for stage in finetuning_stages(whole):
         build_stage(whole, stage, environment, say)
@@ -149,9 +167,13 @@ def _train(
 
 def _opened(study: Study, run: Run, workspace: str) -> tuple[WholeRecipe, list[Stage]]:
     whole = _whole(study, run, workspace)
-    return whole, [*preprocessing_stages(whole), pretraining_stage(whole), *finetuning_stages(whole)]
+    only = only_fine_tunes(whole.finetuning)
+    shared = [] if only else [*preprocessing_stages(whole), pretraining_stage(whole)]
+    return whole, [*shared, *finetuning_stages(whole)]
 
 
 def _whole(study: Study, run: Run, workspace: str, *more: str) -> WholeRecipe:
     overrides = [*run.overrides, f"run.workspace={json.dumps(workspace)}", *more]
-    return WholeRecipe.check(read_recipe(study.base, overrides))
+    recipe = read_recipe(study.base, overrides)
+    only = only_fine_tunes(recipe.section(FINETUNING, FinetuningConfig))
+    return WholeRecipe.check(recipe, needs_corpus=not only)

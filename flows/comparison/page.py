@@ -92,9 +92,12 @@ def _costs(comparison: Comparison) -> str:
         own = [result for result in comparison.results if result.run.variant == name and result.problem is None]
         if own:
             rows.append((foreign(name), count(round(mean(result.tokens for result in own))), *_work(own)))
-    header = ("", "tokens", "operations", "pre-training")
+    header = ("", "tokens pre-trained", "operations", "time")
     note = paragraph(
-        text("Means over the seeds. Operations are counted from the tokens; times are those of this machine.")
+        text(
+            "Means over the seeds, on this machine, of pre-training or, where nothing is pre-trained, of fine-tuning. "
+            "Operations are counted from the tokens."
+        )
     )
     return joined(table("Cost of a run", header, rows, numbers=(1, 2, 3)), note) if rows else ""
 

@@ -31,7 +31,8 @@ class RunResult:
     flops: float = 0.0
     """Of pre-training, from the tokens, their mean length and the share of masked ones."""
     seconds: float | None = None
-    """Of pre-training, with the start of its processes; None if nothing recorded it."""
+    """Of pre-training, with the start of its processes, or of fine-tuning if nothing was pre-trained; None if nothing
+    recorded it."""
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     problem: str | None = None
     """Why there are no values."""
@@ -65,16 +66,20 @@ class Comparison:
 
 def result_of(run: Run, whole: WholeRecipe, stages: Sequence[Stage]) -> tuple[RunResult, list[Metric]]:
     """Read the manifests of a complete run: its values, and what they measure."""
-    manifests = {name: manifest for stage in stages for name, manifest in stage.manifests().items()}
-    pretraining = next(stage for stage in stages if stage.name == PRETRAINING)
-    trained = manifests[PRETRAINING].statistics_as(PretrainingStatistics)
-    metrics = list(trained.heldout_metrics)
-    values = dict(trained.heldout)
+    metrics: list[Metric] = []
+    values: dict[str, float] = {}
     for stage in stages:
         if stage.name == FINETUNING:
             for metric, score in _scores(stage.manifests()):
                 metrics.append(metric)
                 values[metric.name] = score
+    pretraining = next((stage for stage in stages if stage.name == PRETRAINING), None)
+    if pretraining is None:
+        times = [seconds for stage in stages if (seconds := seconds_of(whole, stage)) is not None]
+        return RunResult(run, values, seconds=sum(times) if times else None), metrics
+    trained = pretraining.manifests()[PRETRAINING].statistics_as(PretrainingStatistics)
+    metrics = [*trained.heldout_metrics, *metrics]
+    values = {**trained.heldout, **values}
     names = [metric.name for metric in trained.heldout_metrics]
     found = samples.sampled(lambda: samples.curves(pretraining.outputs[0].directory, names))
     curves = {name: found[HELDOUT_PREFIX + name] for name in names if HELDOUT_PREFIX + name in found}

@@ -9,6 +9,7 @@ from flows.comparison.results import RunResult
 from flows.comparison.study_file import Run
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.tracking.runs import Tracker
+from pipelines.contract.workspace import FINETUNING, PRETRAINING
 
 _FLOW, _FOLDER = "study", "study"
 
@@ -39,7 +40,8 @@ class StudyTracking:
     def log_result(self, run_id: str, result: RunResult) -> None:
         """Log what a complete run measured, and its changes of the base recipe."""
         figures = {"tokens": float(result.tokens), "flops": result.flops}
-        figures |= {} if result.seconds is None else {"pretraining_seconds": result.seconds}
+        name = f"{PRETRAINING if result.tokens else FINETUNING}_seconds"
+        figures |= {} if result.seconds is None else {name: result.seconds}
         self._tracker.log_metrics(run_id, {**result.values, **figures})
         self._tracker.log_texts(run_id, {"overrides.txt": "\n".join(result.run.overrides) + "\n"}, _FOLDER)
 
