@@ -48,13 +48,9 @@ while True:
             sys.exit(int(code))
     time.sleep(0.1)
 """
-TRAINING = """
-[model]
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
-max_position_embeddings = 64
+TRAINING = (
+    small_run.MODEL
+    + """
 [pretraining]
 phases = [{ max_seq_length = 32, steps = 200, global_batch_size = 8 }]
 num_warmup_steps = 5
@@ -63,6 +59,7 @@ eval_examples = 16
 checkpoint_every_steps = 1000
 log_every_steps = 1
 """
+)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from tests.support import REPOSITORY
 from tests.support.flows.database_templates import install_prefect_database
-from tests.support.preprocessing.small_run import RECIPE, write_corpus
+from tests.support.preprocessing.small_run import MODEL, RECIPE, write_corpus
 
 from flows.tracking.runs import PARENT_TAG
 from pipelines.contract.manifest import read_manifest
@@ -22,19 +22,16 @@ from pipelines.statistics.training import PretrainingStatistics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-TRAINING = """
-[model]
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
-max_position_embeddings = 64
+TRAINING = (
+    MODEL
+    + """
 [pretraining]
 phases = [{ max_seq_length = 32, steps = 4, global_batch_size = 8 }]
 num_warmup_steps = 1
 eval_every_steps = 2
 ranks = 1
 """
+)
 STUDY = """
 [study]
 name = "trial"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.preprocessing.small_run import RECIPE, run_all, write_corpus
+from tests.support.preprocessing.small_run import MODEL, RECIPE, run_all, write_corpus
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,17 +40,14 @@ from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import SHAPES, ModelConfig
 from training.settings.pretraining import PhaseConfig, PretrainingConfig
 
-TRAINING = """
-[model]
-hidden_size = 16
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 32
-max_position_embeddings = 64
+TRAINING = (
+    MODEL
+    + """
 [pretraining]
 phases = [{ max_seq_length = 32, steps = 10, global_batch_size = 8 }]
 num_warmup_steps = 1
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,16 @@ passes = 2
 lengths = [{{max_seq_length = 32, max_predictions_per_seq = 5}}, {{max_seq_length = 64, max_predictions_per_seq = 10}}]
 """
 
+MODEL = """
+[model]
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 32
+max_position_embeddings = 64
+"""
+"""Section of a model that trains in milliseconds, to follow `RECIPE`."""
+
 SYLLABLES = ["ka", "lo", "mi", "ren", "tas", "vu", "pel", "dor", "shi", "an"]
 
 
