@@ -34,8 +34,17 @@ from pipelines.jobs.sizes import (
     masked_per_row,
 )
 from pipelines.settings.examples import ExamplesPart
-from training.bert.flops import ModelStates, model_states, num_parameters, predicted_tokens, step_flops
-from training.bert.sizes import disk_bytes_checkpoints, disk_bytes_finetuning, disk_bytes_model, disk_bytes_pretraining
+from training.bert.sizes import (
+    ModelStates,
+    disk_bytes_checkpoints,
+    disk_bytes_finetuning,
+    disk_bytes_model,
+    disk_bytes_pretraining,
+    model_states,
+    num_parameters,
+    predicted_tokens,
+    step_flops,
+)
 from training.settings.pretraining import PhaseConfig
 from training.stages.budgets import amount_in_words, sequences_of, steps_of_sequences
 

@@ -30,7 +30,7 @@ from pipelines.statistics.preprocessing import (
     LengthStatistics,
     VocabularyStatistics,
 )
-from training.bert.flops import predicted_tokens, step_flops
+from training.bert.sizes import predicted_tokens, step_flops
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
 from training.stages.budgets import about_steps

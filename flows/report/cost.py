@@ -15,7 +15,7 @@ from pipelines.contract.manifest import Manifest
 from pipelines.contract.workspace import PRETRAINED, PRETRAINING
 from pipelines.statistics.metrics import Metric, Unit
 from pipelines.statistics.training import PretrainingStatistics, TrialStatistics
-from training.bert.flops import predicted_tokens, step_flops
+from training.bert.sizes import predicted_tokens, step_flops
 
 Facts = dict[str, Any]
 

@@ -27,9 +27,9 @@ import torch
 from length_mix import Batch, make_batch, our_loss, peer_loss
 
 from training.bert.attention import flash_attention_applies
-from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import compile_layers, initialize_weights
+from training.bert.sizes import step_flops
 from training.pretraining.throughput import measured_peak_flops
 from training.settings.model import SHAPES, ModelConfig
 

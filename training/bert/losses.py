@@ -53,20 +53,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if with_gradients else None
         for start in range(0, hidden_MH.shape[0], rows):
             hidden = hidden_MH[start : start + rows]
-            labels = labels_M[start : start + rows].unsqueeze(1)
-            logits = _float32_logits(hidden, weight_VH, bias_V)
-            label_logits = logits.gather(1, labels)
-            maximum = logits.amax(1, keepdim=True)
-            correct += (label_logits >= maximum).sum()
-            exponents = logits.sub_(maximum).exp_()
-            total = exponents.sum(1, keepdim=True)
-            loss += (total.log() + maximum - label_logits).sum()
-            if grad_hidden_MH is None or grad_weight_VH is None or grad_bias_V is None:
+            labels = labels_M[start : start + rows]
+            chunk = _chunk_on_gpu if hidden.device.type == "cuda" else _chunk
+            chunk_loss, chunk_correct, gradient = chunk(hidden, weight_VH, bias_V, labels, with_gradients, half_scale)
+            loss += chunk_loss
+            correct += chunk_correct
+            if gradient is None or grad_hidden_MH is None or grad_weight_VH is None or grad_bias_V is None:
                 continue
-            gradient = exponents.div_(total)
-            gradient.scatter_add_(1, labels, torch.full_like(label_logits, -1.0))
-            grad_bias_V += gradient.sum(0)
-            gradient = _in_precision_of(hidden, gradient, half_scale)
+            grad_bias_V += gradient.sum(0, dtype=torch.float32)
             torch.mm(gradient, weight_VH, out=grad_hidden_MH[start : start + rows])
             if hidden.dtype == torch.float32:
                 grad_weight_VH.addmm_(gradient.t(), hidden)
@@ -74,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight_VH += torch.mm(gradient.t(), hidden)
         if grad_hidden_MH is not None and grad_weight_VH is not None and grad_bias_V is not None:
             ctx.save_for_backward(grad_hidden_MH, grad_weight_VH, grad_bias_V)
-            ctx.scales = (1.0 / half_scale, 1.0 / half_scale, 1.0)
+            ctx.scale = 1.0 / half_scale
             ctx.dtypes = (hidden_MH.dtype, weight_VH.dtype, bias_V.dtype)
         ctx.mark_non_differentiable(correct)
         return loss, correct
@@ -83,28 +77,58 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # In fp32: 16 bits would round the factor itself, or overflow.
         gradients = (
-            (gradient.float() * (grad_outputs[0] * scale)).to(dtype)
-            for gradient, scale, dtype in zip(ctx.saved_tensors, ctx.scales, ctx.dtypes, strict=True)
+            (gradient.float() * (grad_outputs[0] * ctx.scale)).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*gradients, None, None)
 
 
-def _float32_logits(hidden_MH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:
-    """[M, V] float32; on a GPU 16-bit products are not rounded before, as ties would count as correct."""
-    if hidden_MH.dtype == torch.float32 or hidden_MH.device.type != "cuda":
-        return torch.addmm(bias_V, hidden_MH, weight_VH.t()).float()
-    logits_MV = _aligned_rows(hidden_MH, weight_VH.shape[0], torch.float32)
-    return torch.mm(hidden_MH, weight_VH.t(), out_dtype=torch.float32, out=logits_MV).add_(bias_V)
-
-
-def _in_precision_of(hidden_MH: torch.Tensor, gradient_MV: torch.Tensor, scale: float) -> torch.Tensor:
-    if hidden_MH.dtype == torch.float32:
-        return gradient_MV
+def _chunk(
+    hidden_MH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor,
+    labels_M: torch.Tensor,
+    with_gradient: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Loss of some rows [], number of correct ones [], gradient of the logits times `scale` [M, V]."""
+    labels_M1 = labels_M.unsqueeze(1)
+    logits_MV = torch.addmm(bias_V, hidden_MH, weight_VH.t()).float()
+    own_M1 = logits_MV.gather(1, labels_M1)
+    maximum_M1 = logits_MV.amax(1, keepdim=True)
+    correct = (own_M1 >= maximum_M1).sum()
+    # The logits are overwritten by their gradient.
+    exponents_MV = logits_MV.sub_(maximum_M1).exp_()
+    total_M1 = exponents_MV.sum(1, keepdim=True)
+    loss = (total_M1.log() + maximum_M1 - own_M1).sum()
+    if not with_gradient:
+        return loss, correct, None
+    gradient_MV = exponents_MV.div_(total_M1)
+    gradient_MV.scatter_add_(1, labels_M1, torch.full_like(own_M1, -1.0))
     if scale != 1.0:
         gradient_MV.mul_(scale)
-    if hidden_MH.device.type != "cuda":
-        return gradient_MV.to(hidden_MH.dtype)
-    return _aligned_rows(hidden_MH, gradient_MV.shape[1], hidden_MH.dtype).copy_(gradient_MV)
+    return loss, correct, gradient_MV.to(hidden_MH.dtype)
+
+
+def _chunk_on_gpu(
+    hidden_MH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor,
+    labels_M: torch.Tensor,
+    with_gradient: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """As `_chunk`. 16-bit products are not rounded before the softmax, as ties would count as correct."""
+    from training.bert.logits_kernel import cross_entropy_of_logits
+
+    logits_MV = _aligned_rows(hidden_MH, weight_VH.shape[0], torch.float32)
+    if hidden_MH.dtype == torch.float32:
+        torch.mm(hidden_MH, weight_VH.t(), out=logits_MV)
+    else:
+        torch.mm(hidden_MH, weight_VH.t(), out_dtype=torch.float32, out=logits_MV)
+    gradient_MV = _aligned_rows(hidden_MH, weight_VH.shape[0], hidden_MH.dtype) if with_gradient else None
+    losses_M, correct_M = cross_entropy_of_logits(logits_MV, bias_V, labels_M, gradient_MV, scale)
+    return losses_M.sum(), correct_M.sum(), gradient_MV
 
 
 def _aligned_rows(hidden_MH: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:

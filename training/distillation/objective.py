@@ -16,11 +16,11 @@ from pipelines.contract.workspace import VOCABULARY, length_directory
 from pipelines.results.verification import Verification
 from pipelines.statistics.metrics import MASKED_LM_METRICS, MLM_LOSS, Metric
 from training.alarms.rules import Alarms
-from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, load_into, write_model
 from training.bert.losses import MLM_DENOMINATOR_EPS
 from training.bert.modeling import checkpoint_activations, compile_layers, parameter_count
+from training.bert.sizes import step_flops
 from training.data.batches import MicroBatch, StepBatch
 from training.data.step_reader import heldout_batches
 from training.distillation.report import Size, in_words, tokens_per_second

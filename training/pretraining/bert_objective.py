@@ -18,12 +18,12 @@ from pipelines.statistics.preprocessing import ExamplesStatistics
 from pipelines.statistics.training import Lineage
 from training.alarms.bert_rules import POOLER_GRADIENT, BertAlarms
 from training.alarms.reference_curve import read_reference
-from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining, PreTrainingModel, PreTrainingOutput, build_pretraining_model
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.initial_weights import load_initial_weights
 from training.bert.losses import MLM_DENOMINATOR_EPS
 from training.bert.modeling import checkpoint_activations, compile_layers, initialize_weights, parameter_count
+from training.bert.sizes import step_flops
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes

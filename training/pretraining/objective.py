@@ -13,7 +13,7 @@ from pipelines.contract.recipe import Recipe
 from pipelines.results.verification import Verification
 from pipelines.statistics.metrics import LOSS, Metric
 from training.alarms.rules import Alarms
-from training.bert.flops import step_flops
+from training.bert.sizes import step_flops
 from training.data.arrow_examples import LocalCopies
 from training.data.batches import MicroBatch, StepBatch
 from training.data.dynamic_masking import masking_of

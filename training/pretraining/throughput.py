@@ -1,4 +1,4 @@
-"""Peak throughput of the device: the denominator of model FLOPs utilization (bert/flops.py has the numerator)."""
+"""Peak throughput of the device: the denominator of model FLOPs utilization (bert/sizes.py has the numerator)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from pipelines.contract.workspace import (
 from pipelines.results.kept import kept_directories, kept_result
 from pipelines.results.marks import building_directory, read_mark
 from pipelines.statistics.training import Lineage, PretrainingStatistics
-from training.bert.flops import num_parameters
+from training.bert.sizes import num_parameters
 from training.settings.pretraining import PretrainingConfig
 from training.stages.checkpoint_source import checkpoint_names
 from training.stages.initial_encoder import INITIAL_ENCODER

@@ -32,10 +32,10 @@ from pipelines.jobs.sizes import (
     row_bytes,
 )
 from pipelines.settings.examples import ExampleLengthConfig, ExampleSetConfig
-from training.bert.flops import checkpoint_bytes, model_states, num_parameters, step_flops
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import parameter_count
 from training.bert.packing import pack
+from training.bert.sizes import checkpoint_bytes, model_states, num_parameters, step_flops
 from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import SHAPES, ModelConfig
 from training.settings.pretraining import PhaseConfig, PretrainingConfig

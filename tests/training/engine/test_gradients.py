@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("zero_stage", "more"), [("0", []), ("1", []), ("2", []), ("3", []), ("1", ["offload"]), ("2", ["offload"])]
+    ("zero_stage", "more"), [("0", []), ("1", []), ("2", []), ("3", []), *((stage, ["offload"]) for stage in "123")]
 )
 def test_micro_batches_add_up_in_fp32_and_no_rank_takes_a_poisoned_step(zero_stage: str, more: list[str]) -> None:
     command = [sys.executable, "-m", "tests.support.training.engine_steps", zero_stage, *more]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from training.alarms.bert_rules import LM_STEPS, NSP_STEPS, BertAlarms
-from training.bert.flops import step_flops
 from training.bert.heads import BertForPreTraining
+from training.bert.sizes import step_flops
 from training.pretraining.throughput import measured_peak_flops
 from training.settings.model import ModelConfig
 
