@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from tests.gpu.conftest import StandIn
 from tests.support.training.synthetic_run import Workspace
@@ -73,3 +76,19 @@ def test_distillation(stand_in: StandIn, pretrained: Workspace) -> None:
     student = ("model.num_hidden_layers=1", *(f"distillation.{setting}" for setting in settings))
     output, _ = stand_in.training(pretrained, "training.distill", *student)
     assert os.path.isfile(os.path.join(pretrained.path, "distillation", "manifest.json")), output
+
+
+def test_features(stand_in: StandIn, pretrained: Workspace, tmp_path: Path) -> None:
+    words = Path(pretrained.path, "vocabulary", "vocab.txt").read_text().split()[-20:]
+    (tmp_path / "lines.txt").write_text("\n".join(" ".join(words[: 3 + number]) for number in range(8)) + "\n")
+    files = ("--input", str(tmp_path / "lines.txt"), "--output", str(tmp_path / "features.arrow"))
+    stand_in.python("-m", "training.extract_features", "--model", pretrained.path, "--layers=-1", *files)
+    with pa.OSFile(str(tmp_path / "features.arrow")) as file:
+        table = pa.ipc.open_file(file).read_all()
+    assert set(table["line"].to_pylist()) == set(range(8))
+
+
+def test_the_benchmark(stand_in: StandIn, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    stand_in.python("tests/benchmarks/gpu_pretraining.py", "--cases", "tiny-64", "--output", str(result))
+    assert "tiny-64" in json.loads(result.read_text())["cases"]
