@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -78,6 +78,25 @@ def with_means_of_pieces(rows: torch.Tensor, new_entries: Mapping[int, tuple[int
     for token_id, pieces in new_entries.items():
         extended[token_id] = rows[list(pieces)].float().mean(0)
     return extended
+
+
+def averaged(
+    weights: Mapping[str, torch.Tensor], initial: Mapping[str, torch.Tensor], share: float, initialized: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """The mean of trained and initial weights, by name; what the initial encoder lacks stays as trained.
+
+    The mean is often better than both where one was trained from the other (Wortsman et al., 2022, "Robust fine-tuning
+    of zero-shot models", section 3).
+
+    Args:
+        weights: trained. initial: as `load_initial_weights` filled them. share: of the initial ones.
+        initialized: parts that the encoder lacks, as `Changes` names them.
+    """
+    own = tuple(prefix for prefix, part in HEADS.items() if part in initialized)
+    return {
+        name: value if name.startswith(own) else torch.lerp(value, initial[name].detach(), share)
+        for name, value in weights.items()
+    }
 
 
 def _missing(model: BertForPreTraining, kept: list[str]) -> list[str]:

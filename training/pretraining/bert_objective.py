@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,17 +20,18 @@ from training.alarms.bert_rules import POOLER_GRADIENT, BertAlarms
 from training.alarms.reference_curve import read_reference
 from training.bert.heads import BertForPreTraining, PreTrainingModel, PreTrainingOutput, build_pretraining_model
 from training.bert.huggingface import huggingface_config, write_model
-from training.bert.initial_weights import load_initial_weights
+from training.bert.initial_weights import averaged, load_initial_weights
 from training.bert.losses import MLM_DENOMINATOR_EPS
 from training.bert.modeling import checkpoint_activations, compile_layers, initialize_weights, parameter_count
 from training.bert.sizes import step_flops
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
+from training.engine.training_engine import TrainingEngine
 from training.optimizers.schedule import Schedule
 from training.pretraining.evaluations import measured, open_evaluations
 from training.pretraining.fidelity import deviations, in_words
-from training.pretraining.objective import Forward, Objective, Say, Tally
+from training.pretraining.objective import Forward, Gather, Objective, Say, Tally
 from training.pretraining.unigram_baseline import UnigramBaseline, baseline_warning, unigram_baseline
 from training.resuming.progress import Progress
 from training.stages.budgets import about_steps
@@ -115,8 +116,17 @@ class BertObjective(Objective):
         pairs = step.global_sequences if self.next_sentence else 0
         return step_flops(self.model, self.vocab_size, tokens, squared, masked, pairs)
 
-    def evaluate(self, weights: Callable[[], Mapping[str, torch.Tensor]], progress: Progress) -> dict[str, float]:
+    def evaluate(self, weights: Gather, progress: Progress) -> dict[str, float]:
         return measured(self.evaluations, weights, progress, len(self.settings.phases))
+
+    def conclude(self, engine: TrainingEngine) -> Mapping[str, torch.Tensor]:
+        weights, share = super().conclude(engine), self.settings.initial_encoder_share
+        if share:
+            initial = self._new_model()
+            (lineage,) = self._load_initial(initial)
+            weights = averaged(weights, dict(initial.named_parameters()), share, lineage.initialized)
+            engine.load_full_precision_state(weights)
+        return weights
 
     def _tally(self, output: PreTrainingOutput, batch: MicroBatch) -> Tally:
         sums = masked_lm_sums(output.mlm_loss_sum, output.mlm_correct, batch)

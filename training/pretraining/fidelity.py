@@ -34,6 +34,7 @@ FAITHFUL: dict[str, dict[str, Any]] = {
         "schedule": "linear",
         "masking": "as_written",
         "mask_shares": {"mask": 0.8, "random": 0.1},
+        "initial_encoder_share": 0.0,
     },
     "examples": {  # paper, section 3.1; released code, create_pretraining_data.py
         "masked_lm_prob": 0.15,

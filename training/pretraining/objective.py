@@ -19,6 +19,7 @@ from training.data.batches import MicroBatch, StepBatch
 from training.data.dynamic_masking import masking_of
 from training.data.next_tokens import Targets
 from training.engine.processes import Processes
+from training.engine.training_engine import TrainingEngine
 from training.resuming.progress import Progress
 from training.settings.model import ModelConfig
 from training.settings.pretraining import PhaseConfig, PretrainingConfig
@@ -26,6 +27,8 @@ from training.settings.pretraining import PhaseConfig, PretrainingConfig
 Say = Callable[[str], None]
 Forward = Callable[..., Any]
 """A model, or the engine that runs it."""
+Gather = Callable[[], Mapping[str, torch.Tensor]]
+"""Gathers weights in fp32, by name; all ranks call it."""
 
 
 class Tally:
@@ -176,7 +179,7 @@ class Objective(Protocol):
         """Parameters whose largest gradient is shown in each progress line, by name."""
         return {}
 
-    def evaluate(self, _weights: Callable[[], Mapping[str, torch.Tensor]], _progress: Progress) -> dict[str, float]:
+    def evaluate(self, _weights: Gather, _progress: Progress) -> dict[str, float]:
         """Held-out metrics that are no sums over held-out rows; called by all ranks.
 
         Args:
@@ -184,6 +187,13 @@ class Objective(Protocol):
             _progress: the steps so far.
         """
         return {}
+
+    def conclude(self, engine: TrainingEngine) -> Mapping[str, torch.Tensor]:
+        """The weights to export, [parameters] in fp32 on the CPU; called by all ranks after the last step.
+
+        The engine computes with them afterwards, for the last evaluation.
+        """
+        return engine.full_precision_state()
 
     def targets(self, metadata: Mapping[str, str], tokens: Sequence[str], phase: PhaseConfig) -> Targets | None:
         """What rows predict, if that is chosen when they are read; None uses the masks as they were written.

@@ -31,7 +31,7 @@ from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.optimizers.building import build_optimizer
 from training.optimizers.schedule import Schedule
 from training.pretraining.meter import Meter
-from training.pretraining.objective import Objective, Tally
+from training.pretraining.objective import Gather, Objective, Tally
 from training.pretraining.row_feed import RowFeed
 from training.pretraining.run_state import LargestGradient, RunState, StepResult
 from training.pretraining.throughput import measured_peak_flops
@@ -161,9 +161,9 @@ class TrainingRun:
                     self._checkpoints.wait()
                 if ending is not None:
                     return ending, progress
-            after = self._evaluate(state.engine, self._config.phases[-1], progress, tracker)
+            weights = self._objective.conclude(state.engine)
+            after = self._evaluate(state.engine, self._config.phases[-1], progress, tracker, lambda: weights)
             self._checkpoints.wait()
-            weights = state.engine.full_precision_state()
         # The metrics are closed, so the build can be moved into place.
         on_first(self._processes, lambda: self._export(weights, progress, after))
         return Ending.COMPLETE, progress
@@ -257,20 +257,23 @@ class TrainingRun:
         return replace(self._objective.restored(progress), world_size=world_size)
 
     def _evaluate(
-        self, engine: TrainingEngine, phase: PhaseConfig, progress: Progress, tracker: Tracker
+        self,
+        engine: TrainingEngine,
+        phase: PhaseConfig,
+        progress: Progress,
+        tracker: Tracker,
+        gather: Gather | None = None,
     ) -> dict[str, float]:
         """Held-out metrics; empty if the corpus has no held-out documents."""
         engine.eval()
         metrics = self._feed.heldout(partial(self._objective.measure, engine), phase)
-        metrics |= self._objective.evaluate(engine.full_precision_state, progress)
+        metrics |= self._objective.evaluate(gather or engine.full_precision_state, progress)
         engine.train()
         if not metrics:
-            self._say(
-                f"step {progress.step}: no held-out examples of length {phase.max_seq_length}, evaluation skipped"
-            )
+            self._say(f"step {progress.step}: no held-out examples of length {phase.max_seq_length}, none evaluated")
             return {}
-        shown = self._objective.in_words(metrics)
-        self._say(f"step {progress.step}: held-out at length {phase.max_seq_length}: {shown}")
+        place = f"step {progress.step}: held-out at length {phase.max_seq_length}"
+        self._say(f"{place}: {self._objective.in_words(metrics)}")
         heldout = {f"{HELDOUT_PREFIX}{name}": value for name, value in metrics.items()}
         tracker.log(progress.step, {"tokens": float(progress.tokens), **heldout})
         return metrics

@@ -233,6 +233,8 @@ class PretrainingConfig(LoopConfig):
 
     `[model]` is then read from the encoder; only dropout and longer max_position_embeddings may be set there.
     """
+    initial_encoder_share: Rate = Field(default=0.0, json_schema_extra=ADDED)
+    """Share of the initial encoder in the exported weights, which are the mean of both (Wortsman et al., 2022)."""
     minimal_pairs: MinimalPairsConfig | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Score minimal pairs during training; None does not."""
     reference: UserPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
@@ -273,6 +275,8 @@ class PretrainingConfig(LoopConfig):
                 "offload_optimizer = true with zero_stage = 0: only ZeRO moves the optimizer's state; set zero_stage "
                 "to 1, 2 or 3, or turn offload_optimizer off"
             )
+        if self.initial_encoder_share and (self.initial_encoder is None or self.zero_stage == 3):
+            raise ValueError("initial_encoder_share needs an initial_encoder, and a zero_stage below 3")
         if self.compile and self.zero_stage == 3:
             raise ValueError(
                 "compile = true with zero_stage = 3: ZeRO-3 gathers weights by hooks inside the compiled part; "

@@ -18,7 +18,7 @@ from pipelines.contract.recipe import SECTION_NAMES, read_recipe
 from pipelines.contract.recipe_text import RecipeError
 
 RECIPES = str(REPOSITORY / "flows" / "recipes")
-WITH_GLUE = ("novels.toml", "babylm-10m.toml", "babylm-100m.toml")
+WITH_GLUE = ("novels.toml", "babylm-10m.toml", "babylm-10m-sentence-pairs.toml", "babylm-100m.toml")
 NEEDED_OVERRIDES = dict.fromkeys(WITH_GLUE, ("finetuning.glue_dir=glue",))
 
 

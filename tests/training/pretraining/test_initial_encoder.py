@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from tests.support.training.released_encoder import write_in_old_form, write_released
 from tests.support.training.trainer import Trainer
 from transformers import BertForPreTraining as ReferenceBert
@@ -31,6 +32,7 @@ from training.pretraining.bert_objective import BertObjective
 from training.pretraining.row_feed import RowFeed
 from training.pretraining.run import TrainingRun
 from training.resuming.process_end import StopRequest
+from training.settings.pretraining import PretrainingConfig
 from training.stages.pretraining import pretraining_inputs
 from training.stages.sections import PretrainingSections
 
@@ -271,3 +273,36 @@ def test_two_ranks_resume_to_the_same_weights(
         state, weights = objective.build().state_dict(), workspace.weights()
         assert all(torch.equal(state[name], weights[name]) for name in weights)
         assert objective.lineage[0].initialized == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_exported_weights_are_the_mean_with_the_initial_encoder(
+    workspace: Any, tmp_path: Path, single_process: Processes, share: float
+) -> None:
+    """What the encoder lacks, here both heads and the pooler, stays as trained."""
+    bare = partial(ReferenceEncoder, add_pooling_layer=False)
+    initial = dict(write_released(f"{tmp_path}/bare", f"{workspace.path}/vocabulary", bare).named_parameters())
+    objective = objective_of(workspace, f"{tmp_path}/bare", f"pretraining.initial_encoder_share={share}")
+    model = objective.build()
+    engine = TrainingEngine(
+        model, build_optimizer(model, objective.settings), EngineSettings(0, "fp32", 1.0, 16, 1), single_process
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    trained = engine.full_precision_state()
+    exported = objective.conclude(engine)
+    assert exported.keys() == trained.keys()
+    for name, value in trained.items():
+        source = initial.get(name.removeprefix("bert."))
+        assert (source is None) == name.startswith(("cls.", "bert.pooler."))
+        expected = value if source is None else (1 - share) * value + share * source.detach()
+        torch.testing.assert_close(exported[name], expected)
+    # The last evaluation is of these weights.
+    assert all(torch.equal(value, exported[name]) for name, value in engine.full_precision_state().items())
+
+
+@pytest.mark.parametrize("settings", [{"initial_encoder": None}, {"initial_encoder": "bert", "zero_stage": 3}])
+def test_a_mean_needs_an_encoder_and_weights_at_hand(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="initial_encoder_share needs an initial_encoder, and a zero_stage below"):
+        PretrainingConfig(initial_encoder_share=0.5, **settings)
