@@ -157,8 +157,7 @@ def _train(
 ) -> tuple[RunResult, list[Metric]]:
     own = run_directory(study, run)
     opened = partial(_opened, study, run)
-    if not only_fine_tunes(_whole(study, run, own).finetuning):
-        shared.build(opened, own, environment, say)
+    shared.build(opened, own, environment, say)
     whole, stages = opened(own)
     for stage in finetuning_stages(whole):
         build_stage(whole, stage, environment, say)

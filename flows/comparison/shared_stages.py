@@ -53,7 +53,9 @@ class SharedStages:
             StageError: a stage failed.
         """
         os.makedirs(run_directory, exist_ok=True)
-        for name in CHAIN:
+        # A run that fine-tunes an encoder at hand has none of them.
+        planned = {stage.name for stage in opened(run_directory)[1]}
+        for name in filter(planned.__contains__, CHAIN):
             # The key is that of the run's own workspace, where the stage's inputs are linked already.
             _, stages = opened(run_directory)
             digest = _stage(stages, name).key_digest()[:_DIGEST_CHARACTERS]

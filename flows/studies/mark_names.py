@@ -51,6 +51,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="directory for train.txt and dev.txt; it must not exist")
     parser.add_argument("--sentences", type=int, default=6_000, help="how many in all, at equal distances")
     parsed = parser.parse_args()
+    if parsed.sentences < 1:
+        parser.error(f"--sentences {parsed.sentences}: give at least 1")
+    if os.path.lexists(parsed.output):
+        parser.error(f"{parsed.output}: exists; name another directory")
     found: list[list[str]] = []
     for path in parsed.texts:
         try:

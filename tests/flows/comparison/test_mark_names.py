@@ -46,5 +46,8 @@ def test_files_are_columns_of_lower_case_words(tmp_path: Path) -> None:
     assert dev == "we O\nsaw O\nthat O\nann B-NAME\nwent O\nhome O\n. O\n\n" * 2
     assert (tmp_path / "names" / "train.txt").read_text().count("ann B-NAME") == 18
     # The files of an earlier call are not written over.
-    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    for arguments, problem in ((command, "names: exists"), ([*command[:-1], "0"], "--sentences 0: give at least 1")):
+        refused = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert problem in refused.stderr.splitlines()[-1]
     assert (tmp_path / "names" / "dev.txt").read_text() == dev
