@@ -257,4 +257,6 @@ def test_a_failed_run_says_why_in_its_message(site: PrefectSite, finished: tuple
     state = site.wait_until_ended(run)
     assert state["type"] == "FAILED"
     assert "hidden_size = 17 is not a multiple of num_attention_heads" in state["message"]
-    assert site.artifacts(run)["pretrain-failure"]["data"].startswith("    Flow run encountered an exception")
+    # A hook stores the artifact, after the state has been set.
+    failure = wait_for(lambda: site.artifacts(run).get("pretrain-failure"), "the artifact of the failure")
+    assert failure["data"].startswith("    Flow run encountered an exception")
