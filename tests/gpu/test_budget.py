@@ -64,6 +64,18 @@ def test_cudnn_would_build_plans_for_each_number_of_tokens(stand_in: StandIn) ->
     assert plans["flash"] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.1])
+def test_a_compiled_layer_is_one_graph(stand_in: StandIn, attention_dropout: float) -> None:
+    """Attention is in it: between the products nothing is launched that Inductor has not made."""
+    output = stand_in.python("-m", "tests.gpu.compiled_layer", str(attention_dropout))
+    found = json.loads(output.splitlines()[-1])
+    assert found["graphs"] == 2  # with all tokens, and with those that are read
+    assert found["graph_breaks"] == []
+    assert found["compiled_again"] == 0
+    assert any("flash_fwd" in name for name in found["kernels"])
+    assert not [name for name in found["kernels"] if "at6native" in name and "Random" not in name]
+
+
 @pytest.mark.parametrize(("rows", "attention_dropout", "most_gib"), [(64, 0.0, 18.7), (96, 0.1, 26.0)])
 def test_peak_memory_of_bert_large(stand_in: StandIn, rows: int, attention_dropout: float, most_gib: float) -> None:
     """Real row lengths up to 512, vocabulary of 30,522, ZeRO-2, Adam; the torch allocator's own peak."""

@@ -7,16 +7,15 @@ inside a bin stays below an eighth of its tokens; a bin of one length whose toke
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 MAX_PADDED_SHARE = 0.125
@@ -150,9 +149,7 @@ def packed_attention(
             # varlen_attn is this operator without its dropout.
             output, *_ = torch.ops.aten._flash_attention_forward(*tensors, dropout_p, is_causal, False)
         else:
-            kernel = _variable_length_kernel()
-            assert kernel is not None
-            output = kernel(*tensors, window_size=(-1, 0) if is_causal else (-1, -1))
+            output = varlen_attn(*tensors, window_size=(-1, 0) if is_causal else (-1, -1))
         return output
     if plan is None:
         plan = plan_attention(cu_seqlens.cpu()).moved(lambda tensor: tensor.to(query_TND.device))
@@ -193,6 +190,7 @@ def _rows_of(part: LengthBin, tensor_TND: torch.Tensor) -> torch.Tensor:
 
 
 @cache
+@torch.compiler.assume_constant_result
 def flash_attention_applies(device_type: str, dtype: torch.dtype, head_size: int) -> bool:
     """Return whether the variable-length flash kernel applies. On a GPU, logs once why it does not."""
     if device_type != "cuda":
@@ -204,19 +202,7 @@ def flash_attention_applies(device_type: str, dtype: torch.dtype, head_size: int
             f"it needs heads of a multiple of {_HEAD_SIZE_STEP} up to {_LARGEST_HEAD_SIZE}, these are of {head_size}; "
             "set another model.num_attention_heads"
         )
-    elif _variable_length_kernel() is None:
-        reason = f"torch {torch.__version__} does not include it"
     else:
         return True
     _log.warning("attention: length-binned SDPA instead of the variable-length flash kernel: %s", reason)
     return False
-
-
-@cache
-def _variable_length_kernel() -> Callable[..., Any] | None:
-    try:
-        module = importlib.import_module("torch.nn.attention.varlen")
-    except ImportError:
-        return None
-    kernel: Callable[..., Any] | None = getattr(module, "varlen_attn", None)
-    return kernel

@@ -270,15 +270,29 @@ def checkpoint_activations(model: nn.Module, is_on: bool) -> None:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile the token-wise part of every layer: projections, GELU, dropout, residuals, LayerNorms.
+    """Compile every layer, or without the variable-length kernel its token-wise part.
 
     The number of tokens is symbolic and all layers share the code, so a run compiles only a few graphs for training
-    and evaluation, and none for new lengths. Attention is not compiled: on CUDA it is one kernel, on a CPU a loop
-    over length bins, whose number and sizes change with every batch.
+    and evaluation, and none for new lengths. The kernel is one operator of the graph. Attention in length bins is a
+    loop, whose number and sizes change with every batch, and is not compiled.
     """
     for layer in model.modules():
         if isinstance(layer, BertLayer):
-            layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
+            _compile_layer(layer)
+
+
+def _compile_layer(layer: BertLayer) -> None:
+    complete, in_bins = torch.compile(layer.forward, dynamic=True), layer.forward
+    layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
+
+    def forward(
+        hidden_TH: torch.Tensor, sequences: PackedSequences, tokens_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        has_kernel = sequences.plan is None and hidden_TH.is_cuda
+        result_TH: torch.Tensor = (complete if has_kernel else in_bins)(hidden_TH, sequences, tokens_B)
+        return result_TH
+
+    layer.forward = forward  # type: ignore[method-assign]
 
 
 def initialize_weights(model: nn.Module, initializer_range: float, seed: int) -> None:
