@@ -22,10 +22,10 @@ _STAND_IN = ctypes.CDLL(None)
 def forward_and_backward(layer: BertLayer, lengths: list[int], read_one: bool) -> None:
     sizes = np.array(lengths)
     sequences = pack(np.zeros(sizes.sum(), dtype=np.int64), sizes, sizes, with_plan=False).to(torch.device("cuda"))
-    hidden_TH = torch.zeros(int(sizes.sum()), 256, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-    tokens_B = sequences.first_tokens_B if read_one else None
-    result_TH = layer(hidden_TH, sequences, tokens_B)
-    result_TH.backward(torch.empty_like(result_TH))
+    hidden = torch.zeros(int(sizes.sum()), 256, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    tokens = sequences.first_tokens_B if read_one else None
+    result = layer(hidden, sequences, tokens)
+    result.backward(torch.empty_like(result))
 
 
 def main() -> None:

@@ -144,12 +144,12 @@ def packed_attention(
     """
     if flash_attention_applies(query_TND.device.type, query_TND.dtype, query_TND.shape[-1]):
         tensors = (query_TND, key_TND, value_TND, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-        output: torch.Tensor
         if dropout_p:
             # varlen_attn is this operator without its dropout.
             output, *_ = torch.ops.aten._flash_attention_forward(*tensors, dropout_p, is_causal, False)
         else:
             output = varlen_attn(*tensors, window_size=(-1, 0) if is_causal else (-1, -1))
+        assert isinstance(output, torch.Tensor)
         return output
     if plan is None:
         plan = plan_attention(cu_seqlens.cpu()).moved(lambda tensor: tensor.to(query_TND.device))
@@ -190,7 +190,7 @@ def _rows_of(part: LengthBin, tensor_TND: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def flash_attention_applies(device_type: str, dtype: torch.dtype, head_size: int) -> bool:
     """Return whether the variable-length flash kernel applies. On a GPU, logs once why it does not."""
     if device_type != "cuda":

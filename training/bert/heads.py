@@ -1,4 +1,4 @@
-"""Encoder plus output layers: pre-training (masked LM and next sentence) and sequence classification."""
+"""Encoder plus the output layers of pre-training: masked LM, next sentence, next token."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_sequence
 
 from training.bert.losses import classification_loss, linear_cross_entropy, token_log_probabilities
-from training.bert.model_readme import BILSTM_CLASSIFIER, TWO_DIRECTIONS
+from training.bert.model_readme import TWO_DIRECTIONS
 from training.bert.modeling import BertModel, activation
 from training.bert.packing import PackedSequences
-from training.bert.two_directions import TwoDirectionsModel, build_encoder
+from training.bert.two_directions import TwoDirectionsModel
 from training.settings.model import ModelConfig
 
 
@@ -226,58 +225,3 @@ def build_pretraining_model(config: ModelConfig, vocab_size: int, next_sentence:
     if config.attention == "two_directions":
         return TwoDirectionsForPreTraining(config, vocab_size)
     return BertForPreTraining(config, vocab_size, next_sentence)
-
-
-class BiLstm(nn.Module):
-    """A bidirectional LSTM over the encoder's output (paper, table 5, "+ BiLSTM")."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(hidden_size, hidden_size // 2, bidirectional=True)
-
-    @property
-    def output_size(self) -> int:
-        return 2 * self.lstm.hidden_size
-
-    def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        """Both directions' states after their last token, one after the other: [B, output_size]."""
-        lengths = sequences.cu_seqlens.diff().tolist()
-        _, (last_2BH, _) = self.lstm(pack_sequence(list(torch.split(hidden_TH, lengths)), enforce_sorted=False))
-        return torch.cat([last_2BH[0], last_2BH[1]], 1)
-
-
-class BertForSequenceClassification(nn.Module):
-    """One dense layer on the pooled output, after dropout (run_classifier.py, create_model).
-
-    With a single label the output is a score, fitted by squared error (STS-B). With `with_bilstm` a BiLstm takes the
-    pooler's place.
-    """
-
-    def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int, with_bilstm: bool = False) -> None:
-        super().__init__()
-        self.bert = build_encoder(config, vocab_size, with_pooler=not with_bilstm)
-        self.bilstm = BiLstm(config.output_size) if with_bilstm else None
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        size = config.output_size if self.bilstm is None else self.bilstm.output_size
-        self.classifier = nn.Linear(size, num_labels)
-
-    @staticmethod
-    def architecture(with_bilstm: bool) -> str:
-        """The class of `transformers` that holds these weights, or a name of our own if there is none."""
-        return BILSTM_CLASSIFIER if with_bilstm else "BertForSequenceClassification"
-
-    def forward(self, sequences: PackedSequences) -> torch.Tensor:
-        """Logits [B, C] of a packed batch."""
-        if self.bilstm is None:
-            features_BF = self.bert.pooled(sequences)
-        else:
-            features_BF = self.bilstm(self.bert(sequences)[0], sequences)
-        logits_BC: torch.Tensor = self.classifier(self.dropout(features_BF))
-        return logits_BC
-
-    @staticmethod
-    def loss(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """Mean loss of a batch; labels_B holds int64 classes, or float scores if there is a single label."""
-        if logits_BC.shape[1] == 1:
-            return functional.mse_loss(logits_BC.float().squeeze(1), labels_B.float())
-        return functional.cross_entropy(logits_BC.float(), labels_B)

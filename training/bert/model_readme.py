@@ -28,12 +28,14 @@ PIPELINE_TASKS = {
 
 LEFT_TO_RIGHT = "BertLMHeadModel"
 LEFT_TO_RIGHT_CLASSIFIER, BILSTM_CLASSIFIER = "LeftToRightForSequenceClassification", "BiLstmForSequenceClassification"
+SEGMENT_MEANS_CLASSIFIER = "SegmentMeansForSequenceClassification"
 FEATURES_TAGGER = "FeaturesForTokenClassification"
 TWO_DIRECTIONS = "TwoDirections"
 """Begins the names of all architectures with two encoders."""
 _OWN = {
     LEFT_TO_RIGHT_CLASSIFIER: "no class of transformers classifies by the last token of a left-to-right BERT",
     BILSTM_CLASSIFIER: "no class of transformers has an LSTM on a BERT",
+    SEGMENT_MEANS_CLASSIFIER: "no class of transformers classifies by the means of a text's segments",
     FEATURES_TAGGER: "no class of transformers has an LSTM on a BERT's hidden states",
     TWO_DIRECTIONS: "no class of transformers has two encoders that read a text from opposite ends",
 }

@@ -11,15 +11,16 @@ from torch import nn
 
 from pipelines.contract import storage
 from pipelines.statistics.training import FamilyStatistics
-from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
+from training.finetuning.classifier import NEW_PARTS, BertForSequenceClassification
 from training.finetuning.metrics import Values
 from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.metrics import constant_baseline, majority_baseline, scores
 from training.glue.reading import LabelledText, read_examples, read_test
 from training.glue.submission import write_predictions
+from training.settings.finetuning import ClassifierHead
 from training.settings.glue import TASKS, Task, task_files
 from training.settings.model import ModelConfig
 
@@ -27,10 +28,15 @@ from training.settings.model import ModelConfig
 class GlueProblem:
     """One task with its files, read and tokenized."""
 
-    head_prefixes: tuple[str, ...] = ("classifier.", "bilstm.")
+    head_prefixes = NEW_PARTS
 
     def __init__(
-        self, task: Task, glue_dir: str, encoder: TextEncoder, max_seq_length: int, with_bilstm: bool = False
+        self,
+        task: Task,
+        glue_dir: str,
+        encoder: TextEncoder,
+        max_seq_length: int,
+        classifier_head: ClassifierHead = "pooler",
     ) -> None:
         """Read the task's training and development files.
 
@@ -39,7 +45,7 @@ class GlueProblem:
         """
         self.task, self.metric = task, task.metric
         self._glue_dir, self._encoder, self._max_seq_length = glue_dir, encoder, max_seq_length
-        self._with_bilstm = with_bilstm
+        self._classifier_head = classifier_head
         train, *dev = (read_examples(task, path) for path in task_files(task.name, glue_dir))
         self.train_text, self._train_labels = self._encoded(train), _labels_of(train)
         self._dev = [(self._encoded(examples), _labels_of(examples)) for examples in dev]
@@ -47,7 +53,7 @@ class GlueProblem:
         self.coverage = encoder.coverage(chain.from_iterable(sentences))
 
     def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
-        return BertForSequenceClassification(model, vocab_size, self.task.num_labels, self._with_bilstm)
+        return BertForSequenceClassification(model, vocab_size, self.task.num_labels, self._classifier_head)
 
     def loss_sum(self, output: torch.Tensor, rows: IntArray, _packed: PackedSequences, /) -> torch.Tensor:
         labels_B = torch.from_numpy(self._train_labels[rows]).to(output.device)
@@ -73,7 +79,7 @@ class GlueProblem:
         return statistics
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
-        return BertForSequenceClassification.architecture(self._with_bilstm), described_task(self.task)
+        return BertForSequenceClassification.architecture(self._classifier_head), described_task(self.task)
 
     def _encoded(self, examples: LabelledText) -> EncodedText:
         return self._encoder.encode(examples.sentences_a, examples.sentences_b, self._max_seq_length)
@@ -108,7 +114,7 @@ def open_glue(inputs: TaskInputs) -> GlueProblem:
     assert inputs.folder is not None
     encoder = TextEncoder(inputs.vocabulary_directory)
     config = inputs.config
-    return GlueProblem(TASKS[inputs.task], inputs.folder, encoder, config.max_seq_length, config.bilstm)
+    return GlueProblem(TASKS[inputs.task], inputs.folder, encoder, config.max_seq_length, config.classifier_head)
 
 
 def described_task(task: Task) -> dict[str, Any]:

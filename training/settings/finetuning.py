@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ from training.settings.sweep import SweepConfig
 from training.settings.tables import TableConfig
 from training.settings.tagging import TaggingConfig
 from training.settings.tasks import FAMILIES, Family, family_of, settings_problem, task_names
+
+ClassifierHead = Literal["pooler", "bilstm", "segment_means"]
 
 
 class FinetuningConfig(OptimizerConfig, FittingConfig):
@@ -36,9 +38,10 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
     """Initialize MRPC, RTE and STS-B from the encoder fine-tuned on MNLI. A deviation: BERT did not."""
     dropout: Rate | None = None
     """Dropout everywhere in the model; None uses the encoder's own configuration."""
-    bilstm: bool = Field(default=False, json_schema_extra=ADDED)
-    """Classify by a bidirectional LSTM over the encoder's output, from random weights, instead of the pooled output
-    (paper, table 5). For GLUE and tables."""
+    classifier_head: ClassifierHead = Field(default="pooler", json_schema_extra=ADDED)
+    """What classifies the texts of GLUE and tables: `pooler`, BERT's own, the pooled output; `bilstm`, a bidirectional
+    LSTM over the encoder's output (paper, table 5); `segment_means`, the means of the two segments, their difference
+    and product, for small encoders whose [CLS] does not compare two sentences. The latter two have random weights."""
     word_order: WordOrderConfig = WordOrderConfig()
     squad: SquadConfig = SquadConfig()
     tagging: TaggingConfig = TaggingConfig()
@@ -109,8 +112,12 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
             raise ValueError(f"tasks = {list(self.tasks)} names a task twice")
         if problem := settings_problem(self, self.tasks):
             raise ValueError(problem)
-        if self.bilstm and (others := [task for task in self.tasks if not self.family(task).reads_sequences]):
-            raise ValueError(f"bilstm = true, but {others[0]} predicts tokens; remove the task, or turn bilstm off")
+        others = [task for task in self.tasks if not self.family(task).reads_sequences]
+        if self.classifier_head != "pooler" and others:
+            raise ValueError(
+                f"classifier_head = {self.classifier_head!r}, but {others[0]} predicts tokens; remove the task, or "
+                "the setting"
+            )
         if self.mnli_first and MNLI not in self.tasks:
             raise ValueError("mnli_first = true, but tasks does not name mnli; add it, or turn mnli_first off")
         return self

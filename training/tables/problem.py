@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from pipelines.contract import storage
 from pipelines.statistics.training import FamilyStatistics
-from training.bert.heads import BertForSequenceClassification
 from training.bert.model_readme import MULTI_LABEL
 from training.bert.packing import PackedSequences
 from training.data.ordering import IntArray
+from training.finetuning.classifier import NEW_PARTS, BertForSequenceClassification
 from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import EncodedText, TextEncoder
+from training.settings.finetuning import ClassifierHead
 from training.settings.model import ModelConfig
 from training.settings.tables import TableConfig
 from training.tables.labels import label_weights
@@ -40,7 +41,7 @@ PROBLEM_TYPES = {
 class TableProblem:
     """One table, read and tokenized."""
 
-    head_prefixes: tuple[str, ...] = ("classifier.", "bilstm.")
+    head_prefixes = NEW_PARTS
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class TableProblem:
         splits: Splits,
         encoder: TextEncoder,
         max_seq_length: int,
-        with_bilstm: bool = False,
+        classifier_head: ClassifierHead = "pooler",
     ) -> None:
         """Tokenize the rows.
 
@@ -57,11 +58,11 @@ class TableProblem:
             splits: the rows, from `read_splits`.
             encoder: the tokenizer.
             max_seq_length: longer rows are truncated.
-            with_bilstm: `finetuning.bilstm`.
+            classifier_head: `finetuning.classifier_head`.
         """
         self.metric, self.names = table.judged_by, splits.names
         self._table, self._splits = table, splits
-        self._encoder, self._max_seq_length, self._with_bilstm = encoder, max_seq_length, with_bilstm
+        self._encoder, self._max_seq_length, self._classifier_head = encoder, max_seq_length, classifier_head
         self.train_text, self._dev_text = self._encoded(splits.train), self._encoded(splits.dev)
         columns = (column for rows in (splits.train, splits.dev) for column in rows.texts)
         self.coverage = encoder.coverage(chain.from_iterable(columns))
@@ -73,7 +74,7 @@ class TableProblem:
         self._weights_C = None if weights is None else torch.from_numpy(weights).float()
 
     def build_model(self, model: ModelConfig, vocab_size: int) -> nn.Module:
-        return BertForSequenceClassification(model, vocab_size, len(self.names), self._with_bilstm)
+        return BertForSequenceClassification(model, vocab_size, len(self.names), self._classifier_head)
 
     def loss_sum(self, output: torch.Tensor, rows: IntArray, _packed: PackedSequences, /) -> torch.Tensor:
         """Loss of rows with logits [B, C]: cross-entropy, squared error, or binary cross-entropy of each label.
@@ -123,7 +124,7 @@ class TableProblem:
 
     def huggingface(self) -> tuple[str, dict[str, Any]]:
         more = {"threshold": self._table.threshold} if self._table.kind == "multi" else {}
-        return BertForSequenceClassification.architecture(self._with_bilstm), {
+        return BertForSequenceClassification.architecture(self._classifier_head), {
             "finetuning_task": self._table.name,
             "problem_type": PROBLEM_TYPES[self._table.kind],
             "id2label": {str(number): name for number, name in enumerate(self.names)},
@@ -188,7 +189,7 @@ def open_table(inputs: TaskInputs) -> TableProblem:
     table = inputs.config.family(inputs.task).own_settings(inputs.config, inputs.task)
     assert isinstance(table, TableConfig)
     config, encoder = inputs.config, TextEncoder(inputs.vocabulary_directory)
-    problem = TableProblem(table, read_splits(table), encoder, config.max_seq_length, config.bilstm)
+    problem = TableProblem(table, read_splits(table), encoder, config.max_seq_length, config.classifier_head)
     if os.environ.get("RANK", "0") == "0":
         for line in problem.in_words():
             print(f"finetuning: {table.name}: {line}", flush=True)

@@ -27,11 +27,12 @@ from pipelines.contract.statistics import Statistics
 from pipelines.statistics.training import TrialStatistics
 from pipelines.wordpiece.word_counts import tokenizer_files
 from training.bert.config_file import read_config
-from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, load_into, read_weights, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import pack
 from training.features.extractor import FeatureExtractor, load_encoder
+from training.finetuning.classifier import BertForSequenceClassification
 from training.finetuning.problem import Batches, Forward
 from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.problem import described_task

@@ -19,10 +19,11 @@ from transformers import BertForSequenceClassification as ReferenceClassifier
 
 from pipelines.contract.errors import InputError
 from training.bert.config_file import read_config
-from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, load_into, read_weights, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import pack
+from training.finetuning.classifier import BertForSequenceClassification
 from training.settings.model import ModelConfig
 
 TOLERANCE = 1e-5

@@ -16,12 +16,13 @@ from tests.support.training.synthetic_run import write_vocabulary
 
 from pipelines.contract.errors import InputError
 from training.bert.config_file import OWN_TYPE, read_config
-from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, load_into, read_weights, write_model
 from training.bert.modeling import BertModel, initialize_weights
 from training.bert.packing import PackedSequences, pack
 from training.data.next_tokens import NextTokens
 from training.distillation.student import read_teacher
+from training.finetuning.classifier import BertForSequenceClassification
 from training.settings.model import ModelConfig
 from training.squad.heads import BertForQuestionAnswering
 from training.tagging.problem import BertForTokenClassification
@@ -142,19 +143,6 @@ def test_heads_on_tokens_equal_the_reference(ours: Callable[[], torch.nn.Module]
         output = reference(input_ids=torch.from_numpy(row)[None])
         wanted = output.logits if "Token" in theirs else torch.stack([output.start_logits, output.end_logits], -1)
         torch.testing.assert_close(logits_SC, wanted[0], atol=1e-5, rtol=1e-4)
-
-
-def test_a_bilstm_reads_each_sequence_in_both_directions() -> None:
-    model = built(BertForSequenceClassification(CONFIG, VOCAB_SIZE, 3, with_bilstm=True), 5).eval()
-    rows, packed = random_batch([12, 5, 9, 30], 2)
-    logits_BC = model(packed)
-    lstm = model.bilstm.lstm
-    for row, logits_C in zip(rows, logits_BC, strict=True):
-        alone = pack(row, np.array([len(row)]), np.array([len(row)]))
-        states_SF, _ = lstm(model.bert(alone)[0][:, None])
-        half = lstm.hidden_size
-        features_F = torch.cat([states_SF[-1, 0, :half], states_SF[0, 0, half:]])
-        torch.testing.assert_close(logits_C, model.classifier(features_F), atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from tests.training.bert.test_left_to_right import VOCAB_SIZE, built, padded, ra
 
 from pipelines.contract.errors import InputError
 from training.bert.config_file import OWN_TYPE, read_config
-from training.bert.heads import BertForSequenceClassification, TwoDirectionsForPreTraining, build_pretraining_model
+from training.bert.heads import TwoDirectionsForPreTraining, build_pretraining_model
 from training.bert.huggingface import huggingface_config, load_into, read_weights, write_model
 from training.bert.modeling import parameter_count
 from training.bert.sizes import num_parameters
 from training.bert.two_directions import TwoDirectionsModel
 from training.data.next_tokens import NextTokens
 from training.features.extractor import load_encoder
+from training.finetuning.classifier import BertForSequenceClassification
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

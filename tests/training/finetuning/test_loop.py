@@ -21,11 +21,12 @@ from pipelines.contract.manifest import read_manifest
 from pipelines.contract.workspace import METRICS_NAME
 from pipelines.results.coverage import fit_of
 from pipelines.statistics.training import FamilyStatistics, TrialStatistics
-from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import initialize_weights
 from training.bert.packing import IntArray, PackedSequences
 from training.engine.processes import Processes
+from training.finetuning.classifier import BertForSequenceClassification
 from training.finetuning.loop import Beginning, Fitting
 from training.finetuning.problem import Forward
 from training.finetuning.text import EncodedText

@@ -112,7 +112,11 @@ def test_ranks_give_the_same_losses_and_the_encoder_is_fine_tuned(
     assert losses[0].keys() == losses[1].keys()
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), abs=2e-4)
 
-    for more, architecture in (((), classifier), (("finetuning.bilstm=true",), "BiLstmForSequenceClassification")):
+    for more, architecture in (
+        ((), classifier),
+        (("finetuning.classifier_head=bilstm",), "BiLstmForSequenceClassification"),
+        (("finetuning.classifier_head=segment_means",), "SegmentMeansForSequenceClassification"),
+    ):
         done = workspace.run("training.finetune", *setting, *(word for each in more for word in ("--set", each)))
         assert done.returncode == 0, done.stdout + done.stderr
         for start in ("pretrained", "random"):
@@ -174,7 +178,7 @@ def test_pairs_of_segments_are_refused(make_workspace: Callable[[str], Any], sin
 
 
 def test_a_bilstm_on_single_tokens_is_refused(workspace: Workspace) -> None:
-    settings = ("bilstm=true", 'tasks=["tagging"]', 'tagging={train_file="a", dev_file="b"}')
+    settings = ('classifier_head="bilstm"', 'tasks=["tagging"]', 'tagging={train_file="a", dev_file="b"}')
     words = [word for each in settings for word in ("--set", f"finetuning.{each}")]
-    with pytest.raises(InputError, match="bilstm = true, but tagging predicts tokens"):
+    with pytest.raises(InputError, match="classifier_head = 'bilstm', but tagging predicts tokens"):
         finetune.main([workspace.recipe, "--workspace", workspace.path, *words])

@@ -25,11 +25,12 @@ from pipelines.inputs import registered_models
 from pipelines.inputs.registered_models import CACHE_VARIABLE
 from pipelines.settings.vocabulary import VocabularyConfig
 from pipelines.vocabularies.reading import read_vocabulary
-from training.bert.heads import BertForPreTraining, BertForSequenceClassification
+from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.modeling import chosen_layers, initialize_weights
 from training.features.encoder_arguments import add_encoder_arguments, parse_encoder_arguments
 from training.features.extractor import FeatureExtractor, load_encoder
+from training.finetuning.classifier import BertForSequenceClassification
 from training.settings.model import ModelConfig
 from training.stages.encoders import encoder_digest, encoder_directory
 
