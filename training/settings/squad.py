@@ -56,17 +56,17 @@ class SquadConfig(FittingConfig):
         return self
 
 
-def data_files(config: SquadConfig) -> list[str]:
-    """Paths of the training and the development file.
+def data_files(config: SquadConfig) -> dict[str, str]:
+    """Paths of the training and the development file, by their keys.
 
     Raises:
         InputError: one is not set, or missing.
     """
-    paths = []
+    paths = {}
     for key, path in (("train_file", config.train_file), ("dev_file", config.dev_file)):
         if path is None:
             raise InputError(f"finetuning.squad.{key} is not set; add --set finetuning.squad.{key}=<a SQuAD JSON file>")
         if storage.file_size_bytes(path) is None:
             raise InputError(f"{path}: missing; finetuning.squad.{key} must name a SQuAD JSON file")
-        paths.append(path)
+        paths[key] = path
     return paths

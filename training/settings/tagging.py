@@ -58,13 +58,13 @@ class TaggingConfig(FittingConfig):
         return self
 
 
-def data_files(config: TaggingConfig) -> list[str]:
-    """Paths of the training, the development and, if set, the test file.
+def data_files(config: TaggingConfig) -> dict[str, str]:
+    """Paths of the training, the development and, if set, the test file, by their keys.
 
     Raises:
         InputError: one of the first two is not set, or a file is missing.
     """
-    paths = []
+    paths = {}
     for key, path in (
         ("train_file", config.train_file),
         ("dev_file", config.dev_file),
@@ -78,5 +78,5 @@ def data_files(config: TaggingConfig) -> list[str]:
             )
         if storage.file_size_bytes(path) is None:
             raise InputError(f"{path}: missing; finetuning.tagging.{key} must name a CoNLL column file")
-        paths.append(path)
+        paths[key] = path
     return paths

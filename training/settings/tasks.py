@@ -46,8 +46,9 @@ class Family:
     """Reads and tokenizes a task: from `training.finetuning.problem.TaskInputs` to a `Problem`."""
     problem: Callable[[TaskSettings, Sequence[str]], str | None]
     """What the section lacks for these tasks of the family, with the remedy; None if nothing."""
-    data_files: Callable[[TaskSettings, str], list[str]]
-    """Paths that a task's trial depends on; raises InputError if one is missing. Empty for a generated task."""
+    data_files: Callable[[TaskSettings, str], dict[str, str]]
+    """Paths of the files that a task's trial depends on, by names that do not depend on where they are; raises
+    InputError if one is missing. Empty for a generated task."""
     dev_files: Callable[[TaskSettings, str, str | None], list[str]]
     """The development files that a task is scored on; the third argument is the parent of the task's folder."""
     section: str = ""
@@ -62,9 +63,7 @@ class Family:
     takes_pairs: Callable[[TaskSettings, str], bool] = lambda _settings, _task: False
     """Whether the input is a pair of texts."""
     reads_sequences: bool = False
-    """Whether the head reads one vector of a sequence, not one of each token, so that `finetuning.bilstm` applies."""
-    key_names: Callable[[TaskSettings, str], list[str]] | None = None
-    """Names by which `data_files` enter the key of a trial; None if these are their paths."""
+    """Whether one vector of a sequence is classified, not one of each token, so that `classifier_head` applies."""
     dev_choice: Callable[[TaskSettings, str], dict[str, Any]] = lambda _settings, _task: {}
     """Settings that, with `dev_files`, decide what a score is a score of."""
     evaluation_files: Callable[[TaskSettings, str], list[str]] = lambda _settings, _task: []
@@ -88,9 +87,11 @@ def _glue_problem(settings: TaskSettings, tasks: Sequence[str]) -> str | None:
     )
 
 
-def _glue_files(settings: TaskSettings, task: str) -> list[str]:
-    assert settings.glue_dir is not None
-    return task_files(task, settings.glue_dir) + prediction_files(task, settings.glue_dir)
+def _glue_files(settings: TaskSettings, task: str) -> dict[str, str]:
+    folder = settings.glue_dir
+    assert folder is not None
+    inside = storage.join(folder, "")
+    return {path.removeprefix(inside): path for path in task_files(task, folder) + prediction_files(task, folder)}
 
 
 def _glue_evaluation_files(settings: TaskSettings, task: str) -> list[str]:
@@ -162,7 +163,7 @@ FAMILIES: tuple[Family, ...] = (
         opener="training.glue.problem:open_glue",
         reads_sequences=True,
         problem=lambda _settings, _tasks: None,
-        data_files=lambda _settings, _task: [],
+        data_files=lambda _settings, _task: {},
         dev_files=_first_dev_file,
         section="word_order",
         own_settings=lambda settings, _: settings.word_order,
@@ -195,14 +196,13 @@ FAMILIES: tuple[Family, ...] = (
         opener="training.tables.problem:open_table",
         reads_sequences=True,
         problem=lambda _settings, _tasks: None,
-        data_files=lambda settings, task: list(tables.files_of(_table(settings, task)).values()),
+        data_files=lambda settings, task: tables.files_of(_table(settings, task)),
         dev_files=lambda settings, task, _folder: tables.dev_files(_table(settings, task)),
         evaluation_files=lambda settings, task: _table_evaluation_files(_table(settings, task)),
         section="tables",
         own_settings=_table,
         is_small=_has_few_table_rows,
         takes_pairs=lambda settings, task: len(_table(settings, task).text) == 2,
-        key_names=lambda settings, task: list(tables.files_of(_table(settings, task))),
         dev_choice=lambda settings, task: tables.dev_choice(_table(settings, task)),
         check=_check_table,
     ),

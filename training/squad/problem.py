@@ -37,7 +37,7 @@ def open_squad(config: SquadConfig, encoder_directory: str) -> SquadProblem:
     Raises:
         InputError: a file is missing or invalid, or the directory has no vocabulary.
     """
-    train, dev = (read_squad(path) for path in data_files(config))
+    train, dev = (read_squad(path) for path in data_files(config).values())
     problem = SquadProblem(config, train, dev, SquadEncoder(encoder_directory))
     if os.environ.get("RANK", "0") == "0":
         print(f"finetuning: squad: {problem.in_words()}", flush=True)

@@ -59,10 +59,8 @@ def finetuning_key(sections: FinetuningSections, task: str, start: str) -> Stage
     if family.preparer:
         inputs[DOCUMENTS] = _digest(workspace, DOCUMENTS)
     else:
-        paths = family.data_files(config, task)
-        names = paths if family.key_names is None else family.key_names(config, task)
-        hashes = (storage.sha256_of(path) for path in paths)
-        inputs["data"] = digest_of(dict(zip(names, hashes, strict=True)))
+        files = family.data_files(config, task)
+        inputs["data"] = digest_of({name: storage.sha256_of(path) for name, path in files.items()})
     if start == RANDOM:
         inputs[VOCABULARY] = _digest(workspace, VOCABULARY)
         settings["model"] = random_model(sections).identity()

@@ -207,7 +207,7 @@ def open_tagging(config: TaggingConfig, encoder_directory: str) -> TaggingProble
     """
     encoder = TextEncoder(encoder_directory)
     files: list[TaggedFile] = []
-    for path in data_files(config):
+    for path in data_files(config).values():
         text = read_conll(path, config.token_column, config.label_column, config.scheme)
         if config.document_context and not text.has_documents:
             raise InputError(

@@ -105,7 +105,7 @@ def test_what_is_no_json_is_named(tmp_path: Path) -> None:
 
 def test_files_of_a_recipe(tmp_path: Path) -> None:
     path = write(tmp_path / "dev.json", squad_file({"is_impossible": True}))
-    assert data_files(SquadConfig(train_file=path, dev_file=path)) == [path, path]
+    assert data_files(SquadConfig(train_file=path, dev_file=path)) == {"train_file": path, "dev_file": path}
     with pytest.raises(InputError, match=r"finetuning\.squad\.dev_file is not set"):
         data_files(SquadConfig(train_file=path))
     with pytest.raises(InputError, match=r"absent\.json: missing"):

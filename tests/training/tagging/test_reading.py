@@ -138,8 +138,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_data_files_are_named_and_there(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a O\n")
     file = str(tmp_path / "a")
-    assert data_files(TaggingConfig(train_file=file, dev_file=file)) == [file, file]
-    assert data_files(TaggingConfig(train_file=file, dev_file=file, test_file=file)) == [file, file, file]
+    assert data_files(TaggingConfig(train_file=file, dev_file=file)) == {"train_file": file, "dev_file": file}
+    roles = dict.fromkeys(("train_file", "dev_file", "test_file"), file)
+    assert data_files(TaggingConfig(**roles)) == roles
     with pytest.raises(InputError, match=r"finetuning\.tagging\.dev_file is not set"):
         data_files(TaggingConfig(train_file=file))
     with pytest.raises(InputError, match=r"finetuning\.tagging\.test_file must name"):

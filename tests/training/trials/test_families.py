@@ -16,9 +16,9 @@ from pipelines.contract.manifest import read_manifest
 from pipelines.contract.recipe import Recipe, read_recipe
 from pipelines.results.coverage import fit_of
 from pipelines.statistics.training import FamilyStatistics
-from training.bert.heads import BertForSequenceClassification
 from training.bert.packing import IntArray, PackedSequences
 from training.engine.processes import Processes
+from training.finetuning.classifier import BertForSequenceClassification
 from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import EncodedText
 from training.settings import tasks
@@ -65,7 +65,7 @@ class FirstHalf:
 
 
 def open_first_half(inputs: TaskInputs) -> FirstHalf:
-    (path,) = tasks.family_of(inputs.config, inputs.task).data_files(inputs.config, inputs.task)
+    (path,) = tasks.family_of(inputs.config, inputs.task).data_files(inputs.config, inputs.task).values()
     return FirstHalf(storage.read_bytes(path).decode().split())
 
 
@@ -78,7 +78,7 @@ ROW = Family(
     names=lambda settings: (f"first-half-of-{str(settings.glue_dir).rpartition('/')[2]}",),
     opener=f"{__name__}:open_first_half",
     problem=lambda settings, _: None if settings.glue_dir else "set glue_dir",
-    data_files=lambda settings, _: [words_file(settings)],
+    data_files=lambda settings, _: {"words.txt": words_file(settings)},
     dev_files=lambda settings, _task, _folder: [words_file(settings)],
     is_small=lambda _settings, _task, _folder: True,
 )
