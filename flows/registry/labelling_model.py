@@ -1,21 +1,27 @@
-"""Model code of registered models with several labels per text: MLflow copies this file into the model.
+"""Model code of registered classifiers that MLflow's flavour does not serve: MLflow copies this file into the model.
 
-The consumer runs it. There it may import mlflow, torch and transformers, but nothing of this project. MLflow's own
-flavour returns one label per text, or a table of one column per rank. Rows are laid out and truncated as in
+These are models with several labels per text, for which that flavour returns one, or a table of one column per rank,
+and models with the head `segment_means`, for which transformers has no class. The consumer runs this code. There it may
+import mlflow, torch and transformers, but nothing of this project. Rows are laid out and truncated as in
 training/finetuning/text.py, so the probabilities are those of training's evaluation.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from pydantic import BaseModel
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
+
+SEGMENT_MEANS = "SegmentMeansForSequenceClassification"
+"""Its name in config.json."""
 
 
 class Text(BaseModel):
@@ -26,22 +32,49 @@ class Text(BaseModel):
 
 
 class Labels(BaseModel):
-    """The labels whose probability reaches the threshold, and the probability of every label."""
+    """The labels given, and the probability of every label; of a regression its score, and neither.
+
+    Of several labels per text those are given whose probability reaches the threshold, else the most probable one.
+    """
 
     labels: list[str]
     probabilities: dict[str, float]
+    score: float | None = None
+
+
+class SegmentMeansClassifier(torch.nn.Module):
+    """The head `segment_means` of training/finetuning/classifier.py, with the same names of weights."""
+
+    def __init__(self, config: BertConfig, num_labels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config, add_pooling_layer=False)
+        size = config.hidden_size
+        self.head = torch.nn.ModuleDict({"dense": torch.nn.Linear(4 * size, size)})
+        self.classifier = torch.nn.Linear(size, num_labels)
+
+    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> torch.Tensor:
+        """Logits [1, C] of one row."""
+        hidden = self.bert(input_ids=input_ids, token_type_ids=token_type_ids).last_hidden_state[0]
+        is_second = token_type_ids[0].bool()
+        first = hidden[~is_second].mean(0)
+        second = hidden[is_second].mean(0) if is_second.any() else torch.zeros_like(first)
+        features = torch.tanh(self.head["dense"](torch.cat([first, second, (first - second).abs(), first * second])))
+        logits: torch.Tensor = self.classifier(features)[None]
+        return logits
 
 
 class Labeller(PythonModel):
-    """Gives a text any number of labels."""
+    """Gives a text any number of labels, one label, or a score, as `problem_type` in config.json says."""
 
     def load_context(self, context: Any) -> None:
         directory = context.artifacts["model"]
-        self._model = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True).eval()
-        self._tokenizer = text_tokenizer(AutoTokenizer.from_pretrained(directory, local_files_only=True))
+        self._model = loaded(directory).eval()
+        tokenizer = AutoTokenizer.from_pretrained(directory, config=self._model.config, local_files_only=True)
+        self._tokenizer = text_tokenizer(tokenizer)
         with open(context.artifacts["settings"]) as stream:
             settings = json.load(stream)
-        self._max_seq_length, self._threshold = settings["max_seq_length"], settings["threshold"]
+        self._max_seq_length, self._threshold = settings["max_seq_length"], settings.get("threshold")
         ids = self._tokenizer.encode("", add_special_tokens=True).ids
         self._cls, self._sep = ids[0], ids[-1]
 
@@ -52,12 +85,15 @@ class Labeller(PythonModel):
         row, segments = self._row(text, text_pair)
         with torch.no_grad():
             output = self._model(input_ids=torch.tensor([row]), token_type_ids=torch.tensor([segments]))
-        names = self._model.config.id2label
-        shares = output.logits[0].double().sigmoid().tolist()
-        probabilities = {names[number]: share for number, share in enumerate(shares)}
+        config, logits = self._model.config, getattr(output, "logits", output)[0].double()
+        if config.problem_type == "regression":
+            return Labels(labels=[], probabilities={}, score=float(logits[0]))
+        of_several = self._threshold is not None
+        shares = (logits.sigmoid() if of_several else logits.softmax(0)).tolist()
+        probabilities = {config.id2label[number]: share for number, share in enumerate(shares)}
+        least = self._threshold if of_several else max(shares)
         return Labels(
-            labels=[name for name, share in probabilities.items() if share >= self._threshold],
-            probabilities=probabilities,
+            labels=[name for name, share in probabilities.items() if share >= least], probabilities=probabilities
         )
 
     def _row(self, text: str, text_pair: str | None) -> tuple[list[int], list[int]]:
@@ -70,6 +106,19 @@ class Labeller(PythonModel):
         lengths = truncated_lengths(len(first), len(second), self._max_seq_length - 3)
         row = [self._cls, *first[: lengths[0]], self._sep, *second[: lengths[1]], self._sep]
         return row, [0] * (lengths[0] + 2) + [1] * (lengths[1] + 1)
+
+
+def loaded(directory: str) -> Any:
+    """The model of a directory."""
+    with open(os.path.join(directory, "config.json")) as stream:
+        contents = json.load(stream)
+    if contents["architectures"] != [SEGMENT_MEANS]:
+        return AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True)
+    # Under its own type no class of transformers loads it by mistake.
+    del contents["model_type"]
+    model = SegmentMeansClassifier(BertConfig(**contents), len(contents["id2label"]))
+    model.load_state_dict(load_file(os.path.join(directory, "model.safetensors")))
+    return model
 
 
 def truncated_lengths(length_a: int, length_b: int, room: int) -> tuple[int, int]:

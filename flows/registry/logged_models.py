@@ -1,9 +1,9 @@
 """Log a Hugging Face directory as an MLflow model that loads with `mlflow` and `transformers` alone.
 
 The architecture in config.json decides how. Fill-mask and text classification use MLflow's transformers flavour. For
-tagging that flavour returns the labels only, with several labels per text only the first one, and transformers 5 has no
-question-answering pipeline, so these three are models from code (tagging_model.py, labelling_model.py,
-answering_model.py) with the Hugging Face directory as an artifact.
+tagging that flavour returns the labels only, with several labels per text only the first one, it cannot load the head
+`segment_means`, and transformers 5 has no question-answering pipeline. So these are models from code (tagging_model.py,
+labelling_model.py, answering_model.py) with the Hugging Face directory as an artifact.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from training.bert.model_readme import (
     MULTI_LABEL,
     PIPELINE_TASKS,
     QUESTION_ANSWERING,
+    SEGMENT_MEANS_CLASSIFIER,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     without_pipeline,
@@ -46,7 +47,7 @@ _INPUT_EXAMPLES: dict[str, list[Any]] = {
     QUESTION_ANSWERING: [{"question": "What does it return?", "context": _TEXT}],
 }
 _CODE = {TOKEN_CLASSIFICATION: "tagging_model.py", QUESTION_ANSWERING: "answering_model.py"}
-_MULTI_LABEL_CODE = "labelling_model.py"
+_LABELLING_CODE = "labelling_model.py"
 _ANSWER_SETTINGS = ("max_seq_length", "doc_stride", "max_query_length", "max_answer_length")
 
 
@@ -73,6 +74,8 @@ class ModelFiles:
         """
         path = storage.join(self.directory, CONFIG_NAME)
         name = self._architecture
+        if self.compares_segments:
+            return TEXT_CLASSIFICATION
         if name not in PIPELINE_TASKS:
             raise InputError(
                 f"{path}: architectures = ['{name}']: models of this kind cannot be registered; expected one of "
@@ -83,7 +86,12 @@ class ModelFiles:
     @property
     def obstacle(self) -> str | None:
         """Why a model that this project trained cannot be registered; None if it can."""
-        return without_pipeline(self._architecture)
+        return None if self.compares_segments else without_pipeline(self._architecture)
+
+    @property
+    def compares_segments(self) -> bool:
+        """Whether it has the head `segment_means` on a bidirectional encoder, which labelling_model.py loads."""
+        return self._architecture == SEGMENT_MEANS_CLASSIFIER and not self._config().get("is_decoder")
 
     @property
     def _architecture(self) -> str:
@@ -99,12 +107,13 @@ class ModelFiles:
     def input_example(self) -> list[Any]:
         if self.takes_pairs:
             return _PAIR
-        return [{"text": _TEXT}] if self.threshold is not None else _INPUT_EXAMPLES[self.pipeline_task]
+        return [{"text": _TEXT}] if self.code == _LABELLING_CODE else _INPUT_EXAMPLES[self.pipeline_task]
 
     @property
     def code(self) -> str | None:
         """The file that answers for it; None if MLflow's flavour does."""
-        return _MULTI_LABEL_CODE if self.threshold is not None else _CODE.get(self.pipeline_task)
+        labels = self.threshold is not None or self.compares_segments
+        return _LABELLING_CODE if labels else _CODE.get(self.pipeline_task)
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(storage.read_bytes(storage.join(self.directory, CONFIG_NAME)))

@@ -34,7 +34,7 @@ _CALLS = {
     TOKEN_CLASSIFICATION: 'mlflow.pyfunc.load_model(uri).predict(["words apart by spaces"])',
     QUESTION_ANSWERING: 'mlflow.pyfunc.load_model(uri).predict([{"question": "Who?", "context": "She did."}])',
 }
-_MULTI_LABEL_CALL = 'mlflow.pyfunc.load_model(uri).predict([{"text": "It returns a list."}])'
+_LABELLER_CALL = 'mlflow.pyfunc.load_model(uri).predict([{"text": "It returns a list."}])'
 _PAIR_CALL = 'mlflow.pyfunc.load_model(uri).predict([{"text": "One text.", "text_pair": "Another."}])'
 
 
@@ -44,7 +44,7 @@ class CardFacts:
 
     manifest: of the stage or trial that made the model. origin: manifests of the stages that its encoder came from, by
     stage; empty if it came from elsewhere, which `begun_from` then names. threshold: of a model that gives a text
-    several labels.
+    several labels. compares_segments: as in `ModelFiles`.
     """
 
     name: str
@@ -56,6 +56,7 @@ class CardFacts:
     recipe_text: str
     overrides: Sequence[str]
     threshold: float | None = None
+    compares_segments: bool = False
 
 
 def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> CardFacts:
@@ -73,7 +74,8 @@ def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> Car
     with open(whole.recipe.path, encoding="utf-8") as stream:
         text = stream.read()
     kind, pairs, overrides = files.pipeline_task, files.takes_pairs, whole.recipe.overrides
-    return CardFacts(files.name, kind, pairs, manifest, origin, begun_from, text, overrides, files.threshold)
+    of_labels = files.threshold, files.compares_segments
+    return CardFacts(files.name, kind, pairs, manifest, origin, begun_from, text, overrides, *of_labels)
 
 
 def card_text(facts: CardFacts) -> str:
@@ -107,7 +109,8 @@ def summary(facts: CardFacts) -> str:
 
 
 def _use(facts: CardFacts) -> str:
-    of_one_text = _CALLS[facts.pipeline_task] if facts.threshold is None else _MULTI_LABEL_CALL
+    by_code = facts.threshold is not None or facts.compares_segments
+    of_one_text = _LABELLER_CALL if by_code else _CALLS[facts.pipeline_task]
     call = _PAIR_CALL if facts.takes_pairs else of_one_text
     return f'## Use\n\n```python\nimport mlflow\n\nuri = "models:/{facts.name}@champion"\n{call}\n```'
 
@@ -195,13 +198,24 @@ def _limits(facts: CardFacts) -> list[str]:
         TOKEN_CLASSIFICATION: ["Words are separated by white space; separate punctuation as in the training text."],
         QUESTION_ANSWERING: ["An answer is always a slice of the context."],
     }[facts.pipeline_task]
+    if facts.compares_segments:
+        limits = [
+            f"Texts are truncated to {length} tokens, as in training.",
+            "It classifies by the means of the two segments. transformers has no class for that: `mlflow.pyfunc` loads "
+            "it, by code that the model contains.",
+        ]
     if facts.threshold is not None:
         limits = [
             f"It returns each label with a probability of at least {facts.threshold:g}, and the probability of every "
-            "label; `transformers.pipeline` does with `top_k=None`, and applies no threshold.",
+            "label"
+            + (
+                "."
+                if facts.compares_segments
+                else "; `transformers.pipeline` does with `top_k=None`, and applies no threshold."
+            ),
             *limits,
         ]
-    if facts.pipeline_task in (FILL_MASK, TEXT_CLASSIFICATION):
+    if facts.pipeline_task in (FILL_MASK, TEXT_CLASSIFICATION) and not facts.compares_segments:
         limits = [*limits, "transformers reads a literal [MASK] or [SEP] in a text as that token; training did not."]
     return [
         *limits,

@@ -163,6 +163,9 @@ def test_a_fresh_environment_answers_as_training_does(
     elif kind.startswith("squad"):
         check_answers(pyfunc, written.expected)
         assert plain == [[len(models.QUESTIONS), models.CONFIG.max_position_embeddings]] * 2
+    elif kind.startswith("means"):
+        check_means(pyfunc, written.expected)
+        assert all("model type" in answer for answer in plain)
     elif kind == "multi":
         check_labels(pyfunc, written.expected)
         # Both truncate at the model's positions, which the first two pairs do not reach.
@@ -186,6 +189,8 @@ def test_the_comparisons_could_have_failed(registry: Registry) -> None:
     assert len(set(expected["cased-encoder"])) > 1
     assert 0 < expected["cased-squad-2"].count("") < len(models.QUESTIONS)
     assert len({answer["label"] for answer in expected["cased-table"]}) > 1
+    for kind in ("means", "means-regression"):
+        assert len({answer["score"] for answer in expected[f"cased-{kind}"]}) == len(models.PAIRS)
     assert len({len(answer["labels"]) for answer in expected["cased-multi"]}) > 1
     for variant in models.VARIANTS:
         if variant.kind == "encoder":
@@ -216,6 +221,20 @@ def check_classes(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -
     )
 
 
+def check_means(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Of a classifier the label and its probability, of a regression the score."""
+    as_classes = []
+    for answer in found:
+        if answer["score"] is None:
+            (label,) = answer["labels"]
+            assert sum(answer["probabilities"].values()) == pytest.approx(1.0)
+            as_classes.append({"label": label, "score": answer["probabilities"][label]})
+        else:
+            assert (answer["labels"], answer["probabilities"]) == ([], {})
+            as_classes.append({"label": "score", "score": answer["score"]})
+    check_classes(as_classes, expected)
+
+
 def check_labels(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     for answer, one in zip(found, expected, strict=True):
         assert answer["labels"] == one["labels"]
@@ -236,6 +255,8 @@ Check = Callable[[list[dict[str, Any]], Any], None]
     [
         ("cased-pair", {"dataframe_records": models.PAIRS}, check_classes),
         ("cased-squad", {"inputs": models.QUESTIONS}, check_answers),
+        ("cased-means", {"inputs": models.PAIRS}, check_means),
+        ("cased-means-regression", {"inputs": models.PAIRS}, check_means),
         ("cased-table", {"inputs": models.SENTENCES}, check_classes),
         ("cased-multi", {"inputs": models.PAIRS}, check_labels),
     ],

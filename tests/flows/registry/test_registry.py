@@ -174,12 +174,20 @@ def test_only_known_architectures_are_registered(tmp_path: Path) -> None:
         ("BiLstmForSequenceClassification", "has an LSTM on a BERT"),
         ("FeaturesForTokenClassification", "has an LSTM on a BERT's hidden states"),
         ("TwoDirectionsForTokenClassification", "read a text from opposite ends"),
+        ("TwoDirectionsSegmentMeansForSequenceClassification", "read a text from opposite ends"),
+        ("SegmentMeansForSequenceClassification", None),
     ],
 )
 def test_models_without_a_pipeline_say_why(tmp_path: Path, architecture: str, reason: str | None) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
     obstacle = ModelFiles("trial-x", str(tmp_path), {}).obstacle
     assert obstacle is None if reason is None else reason in str(obstacle)
+
+
+def test_means_of_a_left_to_right_encoder_are_not_registered(tmp_path: Path) -> None:
+    config = {"architectures": ["SegmentMeansForSequenceClassification"], "is_decoder": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "by the means of a text's segments" in str(ModelFiles("trial-x", str(tmp_path), {}).obstacle)
 
 
 def expected_answers(directory: str) -> list[dict[str, object]]:

@@ -42,8 +42,19 @@ def answered(kind: str, model: str, tokenizer: str, inputs: list[Any], texts: li
         return tagged(parts, inputs)
     if kind.startswith("squad"):
         return logits_shape(model, tokenizer, inputs)
+    if kind.startswith("means"):
+        return refusal(model)
     more = {"top_k": None} if kind == "multi" else {}
     return transformers.pipeline("text-classification", **parts, **more)(inputs, truncation=True)
+
+
+def refusal(model_path: str) -> str:
+    """What transformers says of a model that it has no class for."""
+    try:
+        transformers.AutoModelForSequenceClassification.from_pretrained(model_path)
+    except ValueError as error:
+        return str(error)
+    return "loaded"
 
 
 def words(parts: dict[str, str], texts: list[str]) -> list[str]:

@@ -36,6 +36,7 @@ from training.finetuning.classifier import BertForSequenceClassification
 from training.finetuning.problem import Batches, Forward
 from training.finetuning.text import EncodedText, TextEncoder
 from training.glue.problem import described_task
+from training.settings.finetuning import ClassifierHead
 from training.settings.glue import TASKS
 from training.settings.model import ModelConfig
 from training.settings.squad import SquadConfig
@@ -130,13 +131,17 @@ class Variant:
         return f"trial-{self.key}"
 
 
-KINDS = ("encoder", "single", "pair", "regression", "squad", "squad-2", "tagging", "table", "multi")
+KINDS = (
+    "encoder", "single", "pair", "regression", "means", "means-regression", "squad", "squad-2", "tagging", "table",
+    "multi",
+)  # fmt: skip
 VARIANTS = [
     *(Variant(kind, "cased") for kind in KINDS),
     *(Variant(kind, "uncased") for kind in ("encoder", "tagging", "squad")),
     *(Variant(kind, "accents") for kind in ("encoder", "tagging", "single")),
 ]
-_TASKS = {"single": "cola", "pair": "mrpc", "regression": "sts-b"}
+_TASKS = {"single": "cola", "pair": "mrpc", "regression": "sts-b", "means": "mrpc", "means-regression": "sts-b"}
+"""Those with `means` have the head `segment_means`."""
 
 
 def tagged_rows(count: int, seed: int) -> list[tuple[list[str], list[str]]]:
@@ -160,6 +165,8 @@ INPUTS: dict[str, list[Any]] = {
     "single": SENTENCES,
     "pair": PAIRS,
     "regression": PAIRS,
+    "means": PAIRS,
+    "means-regression": PAIRS,
     "squad": QUESTIONS,
     "squad-2": QUESTIONS,
     "tagging": [" ".join(words) for words, _ in TAGGED],
@@ -220,7 +227,11 @@ def _model(kind: str) -> torch.nn.Module:
         return BertForPreTraining(CONFIG, len(WORDS))
     if kind.startswith("squad"):
         return BertForQuestionAnswering(CONFIG, len(WORDS))
-    return BertForSequenceClassification(CONFIG, len(WORDS), TASKS[_TASKS[kind]].num_labels)
+    return BertForSequenceClassification(CONFIG, len(WORDS), TASKS[_TASKS[kind]].num_labels, _head(kind))
+
+
+def _head(kind: str) -> ClassifierHead:
+    return "segment_means" if kind.startswith("means") else "pooler"
 
 
 def _described(kind: str) -> tuple[str, dict[str, Any]]:
@@ -228,7 +239,7 @@ def _described(kind: str) -> tuple[str, dict[str, Any]]:
         return "BertForPreTraining", {}
     if kind.startswith("squad"):
         return "BertForQuestionAnswering", {}
-    return "BertForSequenceClassification", described_task(TASKS[_TASKS[kind]])
+    return BertForSequenceClassification.architecture(_head(kind)), described_task(TASKS[_TASKS[kind]])
 
 
 def _write_tagger(directory: str, vocabulary: str, place: Path) -> Written:
@@ -311,7 +322,7 @@ def register(tracker: Tracker, whole: WholeRecipe, run_id: str, variant: Variant
         variant.name,
         written.directory,
         {} if kind == "encoder" else settings,
-        takes_pairs=kind in ("pair", "regression", "multi"),
+        takes_pairs=INPUTS[kind] is PAIRS,
         null_threshold=written.null_threshold,
     )
     statistics = statistics_with(TrialStatistics, metric="f1", score=0.5, dev={"accuracy": 0.75}, train_rows=7)
@@ -355,7 +366,8 @@ def own_classes(directory: str, kind: str, length: int = MAX_SEQ_LENGTH) -> list
     """Label and score of each text truncated to a length, by training's model."""
     answers = []
     for outputs in _own_outputs(directory, kind, length):
-        scores = outputs if kind == "regression" else dict(zip(outputs, _softmax(list(outputs.values())), strict=True))
+        is_score = kind.endswith("regression")
+        scores = outputs if is_score else dict(zip(outputs, _softmax(list(outputs.values())), strict=True))
         best = max(scores, key=scores.__getitem__)
         answers.append({"label": best, "score": scores[best]})
     return answers
@@ -376,7 +388,7 @@ def _own_outputs(directory: str, kind: str, length: int) -> list[dict[str, float
     config, vocab_size = read_config(directory)
     with open(os.path.join(directory, "config.json")) as stream:
         names = json.load(stream)["id2label"]
-    model = BertForSequenceClassification(config, vocab_size, len(names)).eval()
+    model = BertForSequenceClassification(config, vocab_size, len(names), _head(kind)).eval()
     load_into(model, read_weights(directory), directory)
     if kind in ("single", "table"):
         text = TextEncoder(directory).encode(SENTENCES, None, length)
