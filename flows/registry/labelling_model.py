@@ -2,8 +2,8 @@
 
 These are models with several labels per text, for which that flavour returns one, or a table of one column per rank,
 and models with the head `segment_means`, for which transformers has no class. The consumer runs this code. There it may
-import mlflow, torch and transformers, but nothing of this project. Rows are laid out and truncated as in
-training/finetuning/text.py, so the probabilities are those of training's evaluation.
+import mlflow, torch, transformers and what these install, but nothing of this project. Rows are laid out and truncated
+as in training/finetuning/text.py, so the probabilities are those of training's evaluation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Text(BaseModel):
 class Labels(BaseModel):
     """The labels given, and the probability of every label; of a regression its score, and neither.
 
-    Of several labels per text those are given whose probability reaches the threshold, else the most probable one.
+    With several labels per text all that reach the threshold are given, with one the most probable.
     """
 
     labels: list[str]

@@ -86,7 +86,11 @@ class ModelFiles:
     @property
     def obstacle(self) -> str | None:
         """Why a model that this project trained cannot be registered; None if it can."""
-        return None if self.compares_segments else without_pipeline(self._architecture)
+        if self.compares_segments:
+            return None
+        if self._architecture == SEGMENT_MEANS_CLASSIFIER:
+            return f"{_LABELLING_CODE} computes this head on a bidirectional encoder, and this one reads left to right"
+        return without_pipeline(self._architecture)
 
     @property
     def compares_segments(self) -> bool:

@@ -81,8 +81,9 @@ def card_facts(whole: WholeRecipe, files: ModelFiles, manifest: Manifest) -> Car
 def card_text(facts: CardFacts) -> str:
     """The card in Markdown, with front matter for Hugging Face's tools."""
     manifest = facts.manifest
+    library = "mlflow" if facts.compares_segments else "transformers"
     front_matter = (
-        f"---\nlicense: {_LICENSE_UNKNOWN}\nlibrary_name: transformers\npipeline_tag: {facts.pipeline_task}\n---\n"
+        f"---\nlicense: {_LICENSE_UNKNOWN}\nlibrary_name: {library}\npipeline_tag: {facts.pipeline_task}\n---\n"
     )
     parts = [
         f"# {facts.name}\n\n{summary(facts)}",

@@ -48,7 +48,7 @@ def register_finetuned(whole: WholeRecipe, tracker: Tracker, outcome: StageOutco
 def _register_all(
     whole: WholeRecipe, tracker: Tracker, outcome: StageOutcome, models: Iterable[ModelToRegister]
 ) -> tuple[RegisteredModel, ...]:
-    """Register models, except for those that no pipeline of `transformers` runs, which are named."""
+    """Register models, except for those with an obstacle, which are named with it."""
     narrator = Narrator("registry", get_run_logger())
     registered = []
     for model in models:

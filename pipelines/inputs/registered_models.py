@@ -44,6 +44,8 @@ _ADDRESS = "MLFLOW_TRACKING_URI"
 _MLMODEL = "MLmodel"
 # Layout of mlflow.transformers: weights and configuration in one folder, the tokenizer in another.
 _MODEL_FOLDER, _TOKENIZER_FOLDER = "model", "components/tokenizer"
+# Of a model from code: all in one folder.
+_CODE_MODEL_FOLDER = "artifacts/model"
 _MLFLOW_ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -147,9 +149,14 @@ def _download(uri: str, destination: str, shown: str) -> str:
 
 def _installed(whole: str, scratch: str, root: str, uri: str, remedy: str) -> str:
     """Join the folders of a downloaded model in one directory and move it into the cache."""
-    model, tokenizer = (storage.join(whole, folder) for folder in (_MODEL_FOLDER, _TOKENIZER_FOLDER))
-    if not os.path.isfile(storage.join(model, CONFIG_NAME)):
-        raise InputError(f"{uri}: not logged by mlflow.transformers: it has no {_MODEL_FOLDER}/{CONFIG_NAME}")
+    folders = [storage.join(whole, folder) for folder in (_MODEL_FOLDER, _CODE_MODEL_FOLDER)]
+    model = next((folder for folder in folders if os.path.isfile(storage.join(folder, CONFIG_NAME))), None)
+    if model is None:
+        raise InputError(
+            f"{uri}: neither {_MODEL_FOLDER}/{CONFIG_NAME}, as of mlflow.transformers, nor "
+            f"{_CODE_MODEL_FOLDER}/{CONFIG_NAME}, as of Clozeworks' models from code"
+        )
+    tokenizer = storage.join(whole, _TOKENIZER_FOLDER)
     assembled = storage.join(scratch, "assembled")
     shutil.copytree(model, assembled)
     for name in TOKENIZER_FILES:

@@ -65,7 +65,7 @@ def test_cudnn_would_build_plans_for_each_number_of_tokens(stand_in: StandIn) ->
 
 
 @pytest.mark.parametrize("attention_dropout", [0.0, 0.1])
-def test_a_compiled_layer_is_one_graph(stand_in: StandIn, attention_dropout: float) -> None:
+def test_compiled_layers_are_one_graph(stand_in: StandIn, attention_dropout: float) -> None:
     """Attention is in it: between the products nothing is launched that Inductor has not made."""
     output = stand_in.python("-m", "tests.gpu.compiled_layer", str(attention_dropout))
     found = json.loads(output.splitlines()[-1])

@@ -67,7 +67,7 @@ def write_model(
 
     Args:
         directory: created if missing; each file is written atomically.
-        state: `state_dict` of one of training/bert/heads.py's models, fp32.
+        state: `state_dict` of an encoder with its heads, fp32.
         config: from `huggingface_config`.
         vocabulary_directory: the vocabulary or encoder whose tokenizer the model was trained with.
         origin: rows for the table in README.md, such as the run and the step.
@@ -169,7 +169,7 @@ def load_into(
     """Copy weights into a model.
 
     Args:
-        model: one of training/bert/heads.py's.
+        model: an encoder with its heads.
         state: from `read_weights`; keys that the model does not have are ignored.
         source: name to show in errors.
         optional: prefixes of parameters that may be absent and then keep their initial values, such as `classifier.`.

@@ -77,7 +77,7 @@ def readme(directory: str, origin: Sequence[tuple[str, str]] = ()) -> str:
     front_matter = f"---\nlibrary_name: transformers\n{tag}---\n"
     use = _use(architecture)
     if reason := own_reason(architecture):
-        use = f"Only Clozeworks loads it: {reason}.\n"
+        use = f"transformers does not load it: {reason}.\n"
     return f"{front_matter}\n# {architecture}\n\n| what | value |\n|---|---|\n{table}\n\n{use}"
 
 

@@ -144,7 +144,7 @@ class BertLayer(nn.Module):
         return self.after_attention(context_TH, hidden_TH)
 
     def after_attention(self, context_TH: torch.Tensor, hidden_TH: torch.Tensor) -> torch.Tensor:
-        """The token-wise part, which `compile_layers` compiles."""
+        """The token-wise part, which `compile_layers` compiles on its own where attention is in length bins."""
         attended_TH = self.attention.output(context_TH, hidden_TH)
         result_TH: torch.Tensor = self.output(self.intermediate(attended_TH), attended_TH)
         return result_TH

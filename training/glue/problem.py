@@ -1,4 +1,4 @@
-"""A task of GLUE as a problem of the fine-tuning loop: a classifier on the pooled output, the task's rows and score."""
+"""A task of GLUE as a problem of the fine-tuning loop: a classifier of texts, the task's rows and score."""
 
 from __future__ import annotations
 

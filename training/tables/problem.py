@@ -1,4 +1,4 @@
-"""A table with the user's own labels as a problem of the fine-tuning loop: a classifier on the pooled output."""
+"""A table with the user's own labels as a problem of the fine-tuning loop: a classifier of texts."""
 
 from __future__ import annotations
 

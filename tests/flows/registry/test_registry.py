@@ -21,7 +21,7 @@ from flows.parameters.requests import RunRequest
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.registry.criteria import Evaluation, evaluation_of
 from flows.registry.logged_models import ModelFiles
-from flows.registry.model_card import card_facts
+from flows.registry.model_card import card_facts, card_text
 from flows.registry.model_to_register import ModelToRegister
 from flows.registry.promotion import move_alias
 from flows.registry.registration import log_version, registered_version
@@ -184,10 +184,28 @@ def test_models_without_a_pipeline_say_why(tmp_path: Path, architecture: str, re
     assert obstacle is None if reason is None else reason in str(obstacle)
 
 
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [("means-single", 'predict([{"text": "It returns a list."}])'), ("means", '"text_pair": "Another."}])')],
+)
+def test_the_card_of_segment_means_does_not_promise_transformers(
+    kind: str, call: str, whole: WholeRecipe, tmp_path: Path
+) -> None:
+    written = models.write(models.Variant(kind, "cased"), tmp_path)
+    statistics = statistics_with(TrialStatistics, metric="mcc", score=0.5)
+    manifest = models.manifest_of(written.directory, "finetuning", {"max_seq_length": 16}, statistics)
+    files = ModelFiles("trial-x", written.directory, manifest.config, takes_pairs=kind == "means")
+    text = card_text(card_facts(whole, files, manifest))
+    assert "library_name: mlflow\n" in text
+    assert call in text
+    assert "`mlflow.pyfunc` loads it, by code that the model contains" in text
+    assert "transformers.pipeline" not in text
+
+
 def test_means_of_a_left_to_right_encoder_are_not_registered(tmp_path: Path) -> None:
     config = {"architectures": ["SegmentMeansForSequenceClassification"], "is_decoder": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "by the means of a text's segments" in str(ModelFiles("trial-x", str(tmp_path), {}).obstacle)
+    assert "this one reads left to right" in str(ModelFiles("trial-x", str(tmp_path), {}).obstacle)
 
 
 def expected_answers(directory: str) -> list[dict[str, object]]:

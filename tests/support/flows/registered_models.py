@@ -132,15 +132,22 @@ class Variant:
 
 
 KINDS = (
-    "encoder", "single", "pair", "regression", "means", "means-regression", "squad", "squad-2", "tagging", "table",
-    "multi",
+    "encoder", "single", "pair", "regression", "means", "means-single", "means-regression", "squad", "squad-2",
+    "tagging", "table", "multi",
 )  # fmt: skip
 VARIANTS = [
     *(Variant(kind, "cased") for kind in KINDS),
     *(Variant(kind, "uncased") for kind in ("encoder", "tagging", "squad")),
     *(Variant(kind, "accents") for kind in ("encoder", "tagging", "single")),
 ]
-_TASKS = {"single": "cola", "pair": "mrpc", "regression": "sts-b", "means": "mrpc", "means-regression": "sts-b"}
+_TASKS = {
+    "single": "cola",
+    "pair": "mrpc",
+    "regression": "sts-b",
+    "means": "mrpc",
+    "means-single": "cola",
+    "means-regression": "sts-b",
+}
 """Those with `means` have the head `segment_means`."""
 
 
@@ -166,6 +173,7 @@ INPUTS: dict[str, list[Any]] = {
     "pair": PAIRS,
     "regression": PAIRS,
     "means": PAIRS,
+    "means-single": [{"text": sentence} for sentence in SENTENCES],
     "means-regression": PAIRS,
     "squad": QUESTIONS,
     "squad-2": QUESTIONS,
@@ -390,7 +398,7 @@ def _own_outputs(directory: str, kind: str, length: int) -> list[dict[str, float
         names = json.load(stream)["id2label"]
     model = BertForSequenceClassification(config, vocab_size, len(names), _head(kind)).eval()
     load_into(model, read_weights(directory), directory)
-    if kind in ("single", "table"):
+    if kind in ("single", "means-single", "table"):
         text = TextEncoder(directory).encode(SENTENCES, None, length)
     else:
         firsts, seconds = ([pair[key] for pair in PAIRS] for key in ("text", "text_pair"))

@@ -179,7 +179,7 @@ def test_a_classifier_is_not_loaded_by_a_class_that_reads_another_token(
     with pytest.raises(ValueError, match=OWN_TYPE):
         transformers.AutoModelForSequenceClassification.from_pretrained(exported)
     assert read_config(exported) == (CONFIG, size)
-    assert "Only Clozeworks loads it" in (tmp_path / "classifier" / "README.md").read_text()
+    assert "transformers does not load it" in (tmp_path / "classifier" / "README.md").read_text()
 
 
 def test_a_decoder_with_cross_attention_is_refused(tmp_path: Path) -> None:
