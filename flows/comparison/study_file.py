@@ -15,8 +15,11 @@ from pipelines.contract.bounds import NAME_PATTERN, Bounded, Seed, Text, UserPat
 from pipelines.contract.recipe import Section, lists_as_tuples
 from pipelines.contract.recipe_problems import first_problem
 from pipelines.contract.recipe_text import RecipeError, read_file, require_limits, shortened
+from training.settings.finetuning import LOOP_SECTIONS
 
 STUDY = "study"
+SEED_KEYS = ("pretraining.seed", "finetuning.seed", *(f"finetuning.{section}.seed" for section in LOOP_SECTIONS))
+"""Recipe keys of the seeds of all trainings."""
 _MOST_RUNS = 500
 
 Overrides = tuple[Text, ...]
@@ -44,7 +47,7 @@ class StudyConfig(Section):
     question: Text = ""
     """What the study asks, for its page."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (12_345,)
-    """Each variant is trained with each of them, as `pretraining.seed` and `finetuning.seed`."""
+    """Each variant is trained with each of them, in place of the seeds of pre-training and of all fine-tuning."""
     overrides: Overrides = ()
     """Changes of the base recipe for all variants."""
     parallel_runs: Annotated[int, Bounded(1, 256, "each of them trains a model")] = 1
@@ -132,8 +135,7 @@ class Study:
                     *self.config.overrides,
                     *self.more,
                     *variant.overrides,
-                    f"pretraining.seed={seed}",
-                    f"finetuning.seed={seed}",
+                    *(f"{key}={seed}" for key in SEED_KEYS),
                 ),
             )
             for seed in self.config.seeds

@@ -121,3 +121,11 @@ class FinetuningConfig(OptimizerConfig, FittingConfig):
         if self.mnli_first and MNLI not in self.tasks:
             raise ValueError("mnli_first = true, but tasks does not name mnli; add it, or turn mnli_first off")
         return self
+
+
+LOOP_SECTIONS = tuple(
+    name
+    for name, field in FinetuningConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, FittingConfig)
+)
+"""Sections below [finetuning] with loop settings of their own, a seed among them."""

@@ -14,6 +14,7 @@ from flows.parameters.whole_recipe import WholeRecipe
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
 from pipelines.contract.recipe_text import RecipeError
+from training.settings.finetuning import FinetuningConfig
 
 STUDIES = REPOSITORY / "flows" / "studies"
 STUDY = """
@@ -50,8 +51,19 @@ def test_every_variant_has_every_seed_and_the_first_seed_is_first(tmp_path: Path
         "pretraining.mask_shares={mask = 0.0, random = 1.0}",
         "pretraining.seed=1",
         "finetuning.seed=1",
+        "finetuning.squad.seed=1",
+        "finetuning.tagging.seed=1",
     )
     assert study.variants[1].published == {"mlm_accuracy": 0.5}
+
+
+@pytest.mark.parametrize("task", ["cola", "squad", "tagging"])
+def test_a_seed_reaches_the_trials_of_each_family(tmp_path: Path, task: str) -> None:
+    study = read_study(written(tmp_path))
+    Path(study.base).write_text("[finetuning]\n")
+    for run in study.runs():
+        settings = read_recipe(study.base, run.overrides).section("finetuning", FinetuningConfig)
+        assert settings.fitting(task).seed == run.seed
 
 
 def test_a_grid_multiplies_the_variants(tmp_path: Path) -> None:
