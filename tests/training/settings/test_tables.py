@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from tests.support.training.trial_keys import trial_key
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import StageKey
 from pipelines.contract.recipe import read_recipe
 from training.settings.finetuning import FinetuningConfig
 from training.settings.tables import METRICS, SUFFIXES, TableConfig
-from training.stages.finetuning import finetuning_key, require_task_data
-from training.stages.sections import FinetuningSections
+from training.stages.finetuning import require_task_data
 from training.tables.reading import READERS
 from training.tables.scores import scores
 
@@ -100,16 +100,8 @@ def test_lists_of_names_agree() -> None:
 
 
 def key_of(folder: Path, more: str = "", name: str = "mail.csv") -> StageKey:
-    encoder = folder / "encoder"
-    encoder.mkdir(exist_ok=True)
-    for file in ("config.json", "model.safetensors", "vocab.txt"):
-        (encoder / file).write_text("{}")
-    recipe = folder / "recipe.toml"
-    recipe.write_text(
-        f'[run]\nworkspace = "{folder}/workspace"\n[finetuning]\nencoder = "{encoder}"\n'
-        f'[[finetuning.tables]]\nname = "mail"\ntrain_file = "{folder}/{name}"\ndev_share = 0.5\n{more}'
-    )
-    return finetuning_key(FinetuningSections.of(read_recipe(str(recipe))), "mail", "pretrained")
+    table = f'[[finetuning.tables]]\nname = "mail"\ntrain_file = "{folder}/{name}"\ndev_share = 0.5\n{more}'
+    return trial_key(folder, "mail", table)
 
 
 def test_a_key_has_contents_and_no_paths(tmp_path: Path) -> None:
