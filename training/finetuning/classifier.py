@@ -59,12 +59,14 @@ def _segment_means(hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch
     """Mean over the tokens of segments A and B of each sequence: [B, 2, H]; sums are in fp32."""
     num_sequences, hidden_size = sequences.num_sequences, hidden_TH.shape[1]
     lengths_B = sequences.cu_seqlens.diff().long()
-    rows_T = torch.repeat_interleave(2 * torch.arange(num_sequences, device=hidden_TH.device), lengths_B)
-    rows_T = rows_T + sequences.token_type_ids_T
+    # A given size, and sums of ones instead of bincount: a GPU waits for neither.
+    rows_B = 2 * torch.arange(num_sequences, device=hidden_TH.device)
+    rows_T = torch.repeat_interleave(rows_B, lengths_B, output_size=sequences.num_tokens) + sequences.token_type_ids_T
     sums_RH = torch.zeros(2 * num_sequences, hidden_size, device=hidden_TH.device)
     sums_RH = sums_RH.index_add(0, rows_T, hidden_TH.float())
-    counts_R = torch.bincount(rows_T, minlength=2 * num_sequences).clamp(min=1)
-    return (sums_RH / counts_R[:, None]).to(hidden_TH.dtype).view(num_sequences, 2, hidden_size)
+    counts_R = torch.zeros(2 * num_sequences, device=hidden_TH.device)
+    counts_R = counts_R.index_add(0, rows_T, torch.ones_like(rows_T, dtype=counts_R.dtype))
+    return (sums_RH / counts_R.clamp(min=1)[:, None]).to(hidden_TH.dtype).view(num_sequences, 2, hidden_size)
 
 
 @dataclass(frozen=True)
