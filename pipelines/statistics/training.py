@@ -52,6 +52,8 @@ class TrainingStatistics(StageWarnings):
     tokens: int | None = None
     sequences: int | None = None
     world_size: int | None = None
+    precision: str | None = None
+    """`fp32`, `bf16` or `fp16`: what `auto` was."""
     heldout_before: dict[str, float] = Field(default_factory=dict)
     metrics: tuple[Metric, ...] = BERT_METRICS
     """Of the objective; manifests of earlier releases do not state them, and are BERT's."""

@@ -30,8 +30,13 @@ class RowFeed:
     def __init__(self, objective: Objective, processes: Processes) -> None:
         self._objective, self._processes = objective, processes
         self._inputs, self._config = objective.inputs, objective.settings
-        dtype = TORCH_TYPES[resolved_precision(self._config.precision, processes.device)]
-        self._with_plan = not flash_attention_applies(processes.device.type, dtype, objective.model.head_size)
+        # One rank alone may build a feed, so ranks must not be asked here for what only CPUs need to agree on.
+        self._with_plan = processes.device.type == "cpu" or not self._flash_applies(processes)
+
+    def _flash_applies(self, processes: Processes) -> bool:
+        model = self._objective.model
+        dtype = TORCH_TYPES[resolved_precision(self._config.precision, processes, model.hidden_size)]
+        return bool(flash_attention_applies(processes.device.type, dtype, model.head_size))
 
     def require_rows(self) -> None:
         """Check that each phase has training rows, and that they can be masked by the settings.

@@ -25,7 +25,7 @@ from pipelines.stores.patience import patience_seconds
 from training.bert.sizes import disk_bytes_pretraining
 from training.data.batches import StepBatch
 from training.data.ordering import keyed_seed
-from training.engine.precision import TORCH_TYPES, resolved_precision, seed_dropout
+from training.engine.precision import PRECISION, TORCH_TYPES, precision_in_words, resolved_precision, seed_dropout
 from training.engine.processes import Processes
 from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.optimizers.building import build_optimizer
@@ -82,12 +82,11 @@ class TrainingRun:
             CheckpointWriter(processes.rank, processes.world_size, config.async_checkpoints),
             self._say,
         )
-        self._precision = resolved_precision(config.precision, processes.device)
         self._limits = Limits(
             config.max_bad_steps,
             config.loss_spike_deviations,
             config.max_rollbacks,
-            gradients_are_scaled=self._precision == "fp16",
+            gradients_are_scaled=config.precision == "fp16",
         )
 
     def _say(self, line: str) -> None:
@@ -120,6 +119,8 @@ class TrainingRun:
                 f"{self._directory}: the run was continued from a finished one, and none of its checkpoints is "
                 "readable; add --continue --restart, which keeps it under a numbered name and continues anew"
             )
+        hidden_size, recorded = self._objective.model.hidden_size, found[1].statistics if found else None
+        self._precision = resolved_precision(self._config.precision, self._processes, hidden_size, recorded)
         # While the engine is built and the first evaluation runs.
         self._feed.prefetch(*((found[1].phase, found[1].position) if found else (0, 0)))
         while True:
@@ -239,7 +240,8 @@ class TrainingRun:
             storage.write_bytes(storage.join(self._directory, ENGINE_JSON_NAME), text.encode())
         self._say(
             f"{objective.num_parameters:,} parameters, vocabulary {objective.vocab_size:,}, {processes.world_size} "
-            f"ranks on {processes.device.type}, ZeRO stage {config.zero_stage}, {self._precision}"
+            f"ranks on {processes.device.type}, ZeRO stage {config.zero_stage}, "
+            + precision_in_words(config.precision, self._precision, processes, objective.model.hidden_size)
         )
         for line in objective.introduction().splitlines():
             self._say(line)
@@ -250,7 +252,7 @@ class TrainingRun:
     def _resume(self, engine: TrainingEngine, found: tuple[str, Progress] | None) -> Progress:
         world_size = self._processes.world_size
         if found is None:
-            return Progress(world_size=world_size)
+            return Progress(world_size=world_size, statistics={PRECISION: self._precision})
         name, progress = found
         self._checkpoints.load(engine, name, progress.world_size)
         self._say(f"resumed from checkpoint {name}")
@@ -289,12 +291,7 @@ class TrainingRun:
             return self._train_on(state.engine, progress, batches, meter, tracker)
 
     def _train_on(
-        self,
-        engine: TrainingEngine,
-        progress: Progress,
-        batches: Iterator[StepBatch],
-        meter: Meter,
-        tracker: Tracker,
+        self, engine: TrainingEngine, progress: Progress, batches: Iterator[StepBatch], meter: Meter, tracker: Tracker
     ) -> tuple[Progress, Ending | None]:
         phase, budget = self._config.phases[progress.phase], self._budget
         by_hours = budget.measure == "hours"
@@ -392,6 +389,7 @@ class TrainingRun:
             "tokens": progress.tokens,
             "sequences": progress.sequences,
             "world_size": progress.world_size,
+            PRECISION: self._precision,
         }
         write_manifest(self._directory, self._inputs.key.manifest(records, statistics, code_version()))
         complete(self._inputs.key, self._inputs.directory, self._say, self._config.keep_finished)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from pipelines.contract.errors import InputError
-from training.engine.precision import TORCH_TYPES, resolved_precision
+from training.engine import precision
+from training.engine.precision import TORCH_TYPES, precision_in_words, resolved_precision
+from training.engine.processes import Processes
 from training.engine.training_engine import EngineSettings
 
 
-def generated(zero_stage: int = 2, precision: str = "fp32", offload_optimizer: bool = False) -> dict[str, object]:
-    return EngineSettings(zero_stage, precision, 1.0, 8, 4, offload_optimizer).deepspeed_json()
+def generated(zero_stage: int = 2, number_format: str = "fp32", offload_optimizer: bool = False) -> dict[str, object]:
+    return EngineSettings(zero_stage, number_format, 1.0, 8, 4, offload_optimizer).deepspeed_json()
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -23,16 +27,16 @@ def test_the_stage_and_sizes_are_passed_on(stage: int) -> None:
     assert settings["gradient_clipping"] == (1.0 if stage else 0.0)
     assert EngineSettings(2, "fp32", 0.0, 8, 4).deepspeed_json()["gradient_clipping"] == 0.0
     # Without ZeRO our own step clips fp32 gradients, and DeepSpeed must not do so again.
-    clipping = {precision: generated(0, precision)["gradient_clipping"] for precision in TORCH_TYPES}
+    clipping = {name: generated(0, name)["gradient_clipping"] for name in TORCH_TYPES}
     assert clipping == {"fp32": 0.0, "bf16": 1.0, "fp16": 1.0}
 
 
 def test_fp16_has_a_dynamic_loss_scale() -> None:
-    assert generated(precision="fp16")["fp16"] == {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
-    for precision in TORCH_TYPES:
-        settings = generated(precision=precision)
+    assert generated(number_format="fp16")["fp16"] == {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+    for number_format in TORCH_TYPES:
+        settings = generated(number_format=number_format)
         enabled = {name: settings[name]["enabled"] for name in ("bf16", "fp16")}  # type: ignore[index]
-        assert enabled == {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+        assert enabled == {"bf16": number_format == "bf16", "fp16": number_format == "fp16"}
 
 
 def test_an_offloaded_optimizer_stays_ours() -> None:
@@ -41,14 +45,68 @@ def test_an_offloaded_optimizer_stays_ours() -> None:
     assert settings["zero_force_ds_cpu_optimizer"] is False
 
 
+CPU, GPU = (Processes(0, 1, torch.device(name)) for name in ("cpu", "cuda:0"))
+
+
 def test_precision_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert [resolved_precision("auto", device) for device in (cpu, gpu)] == ["fp32", "bf16"]
-    assert (resolved_precision("bf16", cpu), resolved_precision("fp16", gpu)) == ("bf16", "fp16")
+    assert [resolved_precision("auto", processes, 32) for processes in (CPU, GPU)] == ["fp32", "bf16"]
+    assert (resolved_precision("bf16", CPU, 32), resolved_precision("fp16", GPU, 32)) == ("bf16", "fp16")
     with pytest.raises(InputError, match="precision = 'fp16' needs a GPU"):
-        resolved_precision("fp16", cpu)
+        resolved_precision("fp16", CPU, 32)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert resolved_precision("auto", gpu) == "fp32"
+    assert resolved_precision("auto", GPU, 32) == "fp32"
     with pytest.raises(InputError, match="this GPU has no bfloat16; use 'fp32' or 'fp16'"):
-        resolved_precision("bf16", gpu)
+        resolved_precision("bf16", GPU, 32)
+
+
+@pytest.mark.parametrize(
+    ("gain", "hidden_size", "chosen"),
+    [(12.0, 256, "bf16"), (3.9, 768, "fp32"), (0.6, 768, "fp32"), (12.0, 128, "fp32")],
+)
+def test_auto_is_bf16_on_a_cpu_only_where_that_pays(
+    gain: float, hidden_size: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "bf16_gain", lambda _: gain)
+    assert resolved_precision("auto", CPU, hidden_size) == chosen
+    words = {"bf16": "bf16 (its products are 12 times as fast as in fp32 on this CPU)", "fp32": "fp32"}
+    assert precision_in_words("auto", chosen, CPU, hidden_size) == words[chosen]
+    assert (
+        resolved_precision("fp32", CPU, hidden_size) == precision_in_words("fp32", "fp32", CPU, hidden_size) == "fp32"
+    )
+
+
+@dataclass(frozen=True)
+class Disagreeing(Processes):
+    """Two ranks, of which the other has the opposite processor."""
+
+    def count(self, value: bool) -> int:
+        return int(value) + int(not value)
+
+
+def test_ranks_take_bf16_only_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "bf16_gain", lambda _: 12.0)
+    assert resolved_precision("auto", Disagreeing(0, 2, torch.device("cpu")), 768) == "fp32"
+
+
+def test_a_checkpoint_keeps_its_precision_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(precision, "bf16_gain", lambda hidden_size: asked.append(hidden_size) or 12.0)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    of_checkpoint = {"precision": "fp32"}
+    assert resolved_precision("auto", CPU, 768, of_checkpoint) == resolved_precision("auto", GPU, 768, of_checkpoint)
+    assert resolved_precision("auto", CPU, 768, {}) == "fp32", "that of earlier releases"
+    assert resolved_precision("auto", GPU, 768, {}) == "bf16"
+    assert resolved_precision("auto", CPU, 768, {"precision": "bf16"}) == "bf16"
+    assert not asked
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    with pytest.raises(InputError, match="this GPU has no bfloat16"):
+        resolved_precision("auto", GPU, 768, {"precision": "bf16"})
+
+
+def test_the_probe_measures_this_processor_without_a_trace() -> None:
+    before = torch.get_rng_state()
+    precision.bf16_gain.cache_clear()
+    assert 0.01 < precision.bf16_gain(256) < 100.0
+    assert precision.bf16_gain.cache_info().currsize == 1
+    assert torch.equal(torch.get_rng_state(), before), "the order of random numbers would depend on the setting"

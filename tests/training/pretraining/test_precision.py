@@ -1,0 +1,46 @@
+"""`precision = "auto"` on a CPU: what is chosen is said, stored, and kept by a resumed run on another machine.
+
+No processor with fast bfloat16 is at hand for each test, so the gain of its products is a stand-in; the training in
+bfloat16 is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.support.training.trainer import Trainer
+
+from pipelines.contract.manifest import read_manifest
+from pipelines.statistics.training import PretrainingStatistics
+from training.engine import precision
+from training.engine.processes import Processes
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_keeps_what_was_chosen_where_it_began(
+    make_workspace: Callable[[str], Any],
+    single_process: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def processor(gain: float) -> None:
+        monkeypatch.setattr(precision, "bf16_gain", lambda _: gain)
+
+    monkeypatch.setattr(precision, "SMALLEST_HIDDEN_SIZE", 8)
+    trainers = {name: Trainer(make_workspace(name), single_process) for name in ("fast", "moved", "slow")}
+    processor(12.0)
+    assert trainers["fast"]() == 0
+    assert "bf16 (its products are 12 times as fast as in fp32 on this CPU)" in capsys.readouterr().out
+    assert trainers["moved"](stop_at=2) != 0
+    processor(0.5)
+    assert trainers["moved"]() == 0
+    assert trainers["moved"].weights() == trainers["fast"].weights()
+    assert trainers["slow"]() == 0
+    assert trainers["slow"].weights() != trainers["fast"].weights()
+    stated = {
+        name: read_manifest(trainer.directory).statistics_as(PretrainingStatistics).precision
+        for name, trainer in trainers.items()
+    }
+    assert stated == {"fast": "bf16", "moved": "bf16", "slow": "fp32"}
