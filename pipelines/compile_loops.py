@@ -13,6 +13,7 @@ from pipelines.contract.schemas import SPECIAL_TOKENS
 from pipelines.examples.masking import build_examples
 from pipelines.examples.planned_rows import TokenizedDocuments
 from pipelines.examples.planning import masking_rules, plan_examples
+from pipelines.filtering.word_hashes import shingle_hashes
 from pipelines.settings.examples import ExampleLengthConfig, ExamplesConfig
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 from pipelines.wordpiece.trainer import train
@@ -20,6 +21,7 @@ from pipelines.wordpiece.trainer import train
 
 def load_loops() -> None:
     """Run every loop on a few words: compiled the first time, then loaded from the cache."""
+    shingle_hashes("lower", 1)
     words = pa.array(["low", "lower", "lowest"])
     vocabulary = train(words, np.array([3, 2, 2], np.int64), size=len(SPECIAL_TOKENS) + 14)
     tokenized = WordPieceTokenizer(vocabulary, lowercase=True).tokenize(pa.array(["low lower", "lowest"] * 2))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from pipelines.filtering.shingles import ODD, mix, shingle_hashes
+from pipelines.filtering.shingles import ODD, mix
 from pipelines.settings.documents import NearDuplicatesConfig
 
 _SEED = 1
@@ -44,6 +44,9 @@ def band_shape(config: NearDuplicatesConfig) -> BandShape:
 
 def signatures_of(texts: Iterable[str], config: NearDuplicatesConfig) -> NDArray[np.uint32]:
     """MinHash signatures of texts that have words, [texts, num_permutations]."""
+    # It compiles its loops, which jobs without near-duplicates need not load.
+    from pipelines.filtering.word_hashes import shingle_hashes
+
     shingles = [shingle_hashes(text, config.words_per_shingle) for text in texts]
     assert all(map(len, shingles)), "a text without words has no signature"
     if not shingles:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.contract.errors import InputError
 from pipelines.filtering.evaluation_texts import evaluation_texts
-from pipelines.filtering.shingles import gram_hashes, word_hashes, words_of
+from pipelines.filtering.shingles import gram_hashes, words_of
 from pipelines.jobs.arrow_files import open_arrow
 from pipelines.reading.source import InputFile
 
@@ -54,6 +54,8 @@ def collect_grams(files: Sequence[InputFile], words_per_gram: int) -> tuple[Eval
     Raises:
         InputError: a file cannot be read, or none has a text of so many words.
     """
+    from pipelines.filtering.word_hashes import word_hashes
+
     hashes: list[NDArray[np.uint64]] = []
     owners: list[NDArray[np.int32]] = []
     num_texts = num_short = 0
@@ -101,6 +103,8 @@ class EvaluationGrams:
 
     def find(self, sentences: Sequence[str]) -> Hit | None:
         """The first n-gram of a document that evaluation data have; None if there is none."""
+        from pipelines.filtering.word_hashes import word_hashes
+
         text = " ".join(sentences)
         words = word_hashes(text)
         size = self._facts.words_per_gram

@@ -28,7 +28,7 @@ from pipelines.documents.minhash import (
     meeting_groups,
     signatures_of,
 )
-from pipelines.filtering.shingles import shingle_hashes
+from pipelines.filtering.word_hashes import shingle_hashes
 from pipelines.jobs.arrow_files import read_table
 from pipelines.settings.documents import DocumentsConfig, NearDuplicatesConfig, SourceConfig
 

@@ -17,7 +17,7 @@ import pytest
 
 from pipelines.documents.document import document_id
 from pipelines.documents.sentences import paragraphs_of
-from pipelines.filtering.shingles import shingle_hashes
+from pipelines.filtering.word_hashes import shingle_hashes
 from pipelines.settings.documents import NearDuplicatesConfig
 
 MIB = 1 << 20
@@ -100,8 +100,7 @@ def test_long_texts_give_what_short_ones_give(monkeypatch: pytest.MonkeyPatch) -
     for name, value in (
         ("pipelines.documents.sentences._PIECE_CHARACTERS", 3),
         ("pipelines.documents.document._SENTENCES_AT_ONCE", 4),
-        ("pipelines.filtering.shingles._LONG_TEXT_CHARACTERS", 1),
-        ("pipelines.filtering.shingles._WORDS_AT_ONCE", 7),
+        ("pipelines.filtering.word_hashes._WORDS_AT_ONCE", 7),
         ("pipelines.documents.cleaning._PIECE_CHARACTERS", 5),
     ):
         monkeypatch.setattr(name, value)
