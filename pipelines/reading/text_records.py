@@ -255,7 +255,7 @@ def _lines_of_streams(packed: pa.NativeFile, file: InputFile, config: SourceConf
 
 def _placed(lines: Iterable[_Line], streams: Bz2Streams) -> Iterator[_Line]:
     for line in lines:
-        yield line._replace(offset=streams.place_of(line.offset))
+        yield _Line(streams.place_of(line.offset), line.data, line.size_bytes)
 
 
 def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:

@@ -114,6 +114,9 @@ def _article(file: InputFile, record: Record, site_info: str, dropped: frozenset
 
 def _parse(site_info: str, page_xml: str) -> _Page:
     """A page with its newest revision, which is the last."""
+    if "<ns>" in page_xml.partition("<revision")[0]:
+        # The names of namespaces serve pages that do not state their own.
+        site_info = _NO_SITE_INFO
     page = next(_dump(site_info, page_xml).pages)
     content = None
     for revision in page:
