@@ -271,6 +271,21 @@ def test_mediawiki_pages(tmp_path: Path) -> None:
     assert texts_of(read(tmp_path / "dump.xml.bz2", format="mediawiki")) == texts_of(items)
 
 
+def test_a_page_without_a_number_of_its_namespace_is_known_by_its_title(tmp_path: Path) -> None:
+    pages = [
+        page(1, "An article.", extra=""),
+        page(2, "Talk.", extra="").replace("Page 2", "Diskussion:Page 1"),
+        page(3, "Says &lt;ns&gt;0&lt;/ns&gt;.", extra="").replace("Page 3", "Kategorie:Pages"),
+    ]
+    (tmp_path / "dump.xml").write_text(DUMP.format("\n".join(pages)))
+    items = read(tmp_path / "dump.xml", format="mediawiki")
+    assert texts_of(items) == ["An article."]
+    assert [item.detail for item in items if isinstance(item, Reject)] == [
+        "'Page 1' is in namespace 1",
+        "'Pages' is in namespace 14",
+    ]
+
+
 def test_what_is_no_dump_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text("<html>\n<body>Hello.</body></html>")
     assert reasons_of(read(tmp_path, format="mediawiki")) == ["not-mediawiki"]
