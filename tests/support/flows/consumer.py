@@ -42,7 +42,7 @@ def answered(kind: str, model: str, tokenizer: str, inputs: list[Any], texts: li
         return tagged(parts, inputs)
     if kind.startswith("squad"):
         return logits_shape(model, tokenizer, inputs)
-    if kind.startswith("means"):
+    if "means" in kind:
         return refusal(model)
     more = {"top_k": None} if kind == "multi" else {}
     return transformers.pipeline("text-classification", **parts, **more)(inputs, truncation=True)

@@ -133,7 +133,7 @@ class Variant:
 
 KINDS = (
     "encoder", "single", "pair", "regression", "means", "means-single", "means-regression", "squad", "squad-2",
-    "tagging", "table", "multi",
+    "tagging", "table", "multi", "multi-means",
 )  # fmt: skip
 VARIANTS = [
     *(Variant(kind, "cased") for kind in KINDS),
@@ -180,10 +180,13 @@ INPUTS: dict[str, list[Any]] = {
     "tagging": [" ".join(words) for words, _ in TAGGED],
     "table": SENTENCES,
     "multi": PAIRS,
+    "multi-means": PAIRS,
 }
+_SEVERAL_LABELS = [["to the point", "new"], [], ["new", "old"]]
 _TABLE_LABELS: dict[str, list[Any]] = {
     "table": ["very good", "bad", "none", "bad"],
-    "multi": [["to the point", "new"], [], ["new", "old"]],
+    "multi": _SEVERAL_LABELS,
+    "multi-means": _SEVERAL_LABELS,
 }
 
 
@@ -239,7 +242,7 @@ def _model(kind: str) -> torch.nn.Module:
 
 
 def _head(kind: str) -> ClassifierHead:
-    return "segment_means" if kind.startswith("means") else "pooler"
+    return "segment_means" if "means" in kind else "pooler"
 
 
 def _described(kind: str) -> tuple[str, dict[str, Any]]:
@@ -280,7 +283,7 @@ def _write_table(directory: str, vocabulary: str, place: Path, kind: str) -> Wri
     ]
     path = place / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    is_multi = kind == "multi"
+    is_multi = kind.startswith("multi")
     table = TableConfig(
         name=kind,
         train_file=str(path),
@@ -289,7 +292,7 @@ def _write_table(directory: str, vocabulary: str, place: Path, kind: str) -> Wri
         kind="multi" if is_multi else "single",
         threshold=0.4,
     )
-    problem = TableProblem(table, read_splits(table), TextEncoder(vocabulary), MAX_SEQ_LENGTH)
+    problem = TableProblem(table, read_splits(table), TextEncoder(vocabulary), MAX_SEQ_LENGTH, _head(kind))
     model = problem.build_model(CONFIG, len(WORDS))
     initialize_weights(model, 0.8, seed=3)
     architecture, more = problem.huggingface()
