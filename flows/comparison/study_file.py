@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -117,7 +117,7 @@ class Study:
         """The variants of the file, multiplied by the grid."""
         return [
             Variant(
-                " ".join([variant.name, *(f"{key.rpartition('.')[2]}={_toml(value)}" for key, value in point)]),
+                " ".join([variant.name, *(_in_words(key, value, self.config.grid[key]) for key, value in point)]),
                 (*variant.overrides, *(f"{key}={_toml(value)}" for key, value in point)),
                 variant.published,
             )
@@ -169,6 +169,30 @@ def read_study(path: str, more: tuple[str, ...] = ()) -> Study:
     except ValidationError as error:
         raise RecipeError(f"{path}: {first_problem(STUDY, StudyConfig, error)}") from error
     return Study(config, path, os.path.join(os.path.dirname(path), config.base), more)
+
+
+def _in_words(key: str, value: Any, values: Sequence[Any]) -> str:
+    """A value of the grid for a name: of tables and lists of one shape only the parts that differ."""
+    parts = [dict(_leaves(each)) for each in values]
+    own = dict(_leaves(value))
+    has_one_shape = all(each.keys() == own.keys() for each in parts)
+    differing = [name for name in own if name and has_one_shape and any(each[name] != own[name] for each in parts)]
+    if not differing:
+        return f"{key.rpartition('.')[2]}={_toml(value)}"
+    return " ".join(f"{name.rpartition('.')[2]}={_toml(own[name])}" for name in differing)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The single values of tables and lists, by the names on the way to them."""
+    if isinstance(value, Mapping):
+        parts: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
+        parts = enumerate(value)
+    else:
+        yield name, value
+        return
+    for key, part in parts:
+        yield from _leaves(part, f"{name}.{key}")
 
 
 def _toml(value: Any) -> str:

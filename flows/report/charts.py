@@ -19,6 +19,7 @@ _PLOT_HEIGHT = 150
 _TOP, _RIGHT, _BOTTOM = 20, 14, 36
 _HEADING_CHARACTERS, _LABEL_CHARACTERS = 46, 18
 _ROW_HEIGHT, _GROUP_HEIGHT, _BAR_HEIGHT = 20, 24, 11
+_LEGEND_HEIGHT = 16
 
 
 _COLOURS = {"s1": "#1f5fbf", "s2": "#a84a08", "s3": "#17733f", "s4": "#7a3fa8", "quiet": "#8b9098"}
@@ -113,12 +114,14 @@ def standalone(chart: str, lines: Sequence[Line]) -> str:
     height = float(chart.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
     legend, x = [], 0.0
     for line in lines:
+        width = 34 + LETTER_WIDTH * len(line.label)
+        if x and x + width > WIDTH:
+            x, height = 0.0, height + _LEGEND_HEIGHT
         dashes = ' stroke-dasharray="2 3"' if line.dotted else ""
         stroke = f'<line class="{line.colour} stroke" x1="{_r(x)}" x2="{_r(x + 16)}" y1="{_r(height + 6)}" '
         legend.append(f'{stroke}y2="{_r(height + 6)}"{dashes}/>{_text(x + 20, height + 10, line.label)}')
-        x += 34 + LETTER_WIDTH * len(line.label)
-    width = max(WIDTH, round(x))
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {_r(height + 18)}">'
+        x += width
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {_r(height + 18)}">'
     body = chart.partition(">")[2].removesuffix("</svg>")
     return f"{opening}<style>{_STANDALONE_STYLE}</style>{body}{''.join(legend)}</svg>\n"
 

@@ -82,6 +82,22 @@ def test_a_grid_may_have_lists_of_tables(tmp_path: Path) -> None:
     phases = [f"[{{{{ max_seq_length = 32, steps = {steps} }}}}]" for steps in (5, 9)]
     study = read_study(written(tmp_path, STUDY + f'[study.grid]\n"pretraining.phases" = [{", ".join(phases)}]\n'))
     assert study.variants[1].overrides == ("pretraining.phases=[{max_seq_length = 32, steps = 9}]",)
+    assert [variant.name for variant in study.variants[:2]] == ["base steps=5", "base steps=9"]
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ("[[1, 2], [3]]", ["axis=[1, 2]", "axis=[3]"]),
+        ("[{{ a = 1 }}, {{ b = 1 }}]", ["axis={a = 1}", "axis={b = 1}"]),
+        ("[{{ a = 1, b = [2] }}, {{ a = 3, b = [4] }}]", ["a=1 b=[2]", "a=3 b=[4]"]),
+        ("[[{{ a = 1 }}, {{ a = 2 }}], [{{ a = 1 }}, {{ a = 3 }}]]", ["a=2", "a=3"]),
+        ("[{{ a = 1 }}]", ["axis={a = 1}"]),
+    ],
+)
+def test_a_point_of_a_grid_is_named_by_what_differs(tmp_path: Path, values: str, names: list[str]) -> None:
+    study = read_study(written(tmp_path, STUDY + f'[study.grid]\n"section.axis" = {values}\n'))
+    assert [variant.name for variant in study.variants[: len(names)]] == [f"base {name}" for name in names]
 
 
 @pytest.mark.parametrize(

@@ -452,6 +452,20 @@ def test_curves_lie_inside_their_chart(curves: list[list[tuple[int, float]]], pe
         assert 0 <= float(dot.attrib["cy"]) <= height
 
 
+def test_the_legend_of_a_drawing_has_rows_within_its_width() -> None:
+    labels = ["masked tokens=500000", "masked tokens=1500000", "masked tokens=4500000", "left-to-right tokens=500000"]
+    lines = [report_charts.Line(label, [(0, 1.0), (9, 2.0)], "s1") for label in labels]
+    root = ElementTree.fromstring(report_charts.standalone(report_charts.line_chart("a", "step", lines), lines))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    assert width == report_charts.WIDTH
+    places = {text.text: text.attrib for text in root.iter() if text.text in labels}
+    assert list(places) == labels
+    assert len({place["y"] for place in places.values()}) == 3
+    for label, place in places.items():
+        assert float(place["x"]) + report_charts.LETTER_WIDTH * len(label) <= width
+        assert float(place["y"]) < height
+
+
 def test_the_bars_of_a_histogram_are_as_high_as_their_counts() -> None:
     root = ElementTree.fromstring(report_charts.histogram("lengths", "tokens", [("8", 10), ("16", 0), ("24", 40)]))
     heights = [float(bar.attrib["height"]) for bar in root.iter("rect")]
