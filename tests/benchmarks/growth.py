@@ -8,11 +8,13 @@ one kind.
 
     make bench NAME=growth
     .venv/bin/python tests/benchmarks/growth.py --megabytes 4 --scales 1 2
+    .venv/bin/python tests/benchmarks/growth.py --scales 2 4 8 16 32 --passes 1 --one-worker   # 0.5 to 8 GB
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from itertools import pairwise
@@ -43,7 +45,7 @@ document_separator = "blank-line"
 [vocabulary]
 size = 8000
 [examples]
-passes = 5
+passes = {passes}
 lengths = [{{ max_seq_length = 128, max_predictions_per_seq = 20 }}]
 """
 
@@ -64,12 +66,18 @@ def write_corpus(directory: Path, paragraphs: list[str], copies: int) -> float:
     return size_bytes / 1e6
 
 
-def run_jobs(root: Path, corpus: Path, scale: int, workers: int) -> dict[str, Usage]:
+def run_jobs(root: Path, corpus: Path, scale: int, workers: int, passes: int) -> dict[str, Usage]:
     """All three jobs in a workspace of their own, which is removed afterwards."""
     with tempfile.TemporaryDirectory(dir=root) as directory:
         recipe = Path(directory) / "growth.toml"
         recipe.write_text(
-            RECIPE.format(workspace=f"{directory}/workspace", corpus=corpus, workers=workers, num_shards=SHARDS * scale)
+            RECIPE.format(
+                workspace=f"{directory}/workspace",
+                corpus=corpus,
+                workers=workers,
+                num_shards=SHARDS * scale,
+                passes=passes,
+            )
         )
         usages = {}
         for job in JOBS:
@@ -85,6 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=52, help="size of one copy; 1x is five copies")
     parser.add_argument("--scales", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--passes", type=int, default=5, help="of the examples")
+    parser.add_argument("--one-worker", action="store_true", help="do not compare with two workers")
     arguments = parser.parse_args()
     paragraphs = english_paragraphs(arguments.megabytes * 1_000_000)
     # The novels come file by file; the size asked for is met exactly.
@@ -96,15 +106,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=REPOSITORY / "build") as directory:
         root = Path(directory)
         for scale in arguments.scales:
-            corpus = root / f"corpus{scale}"
+            # The one before is removed, so that the disk holds one at a time.
+            shutil.rmtree(root / "corpus", ignore_errors=True)
+            corpus = root / "corpus"
             megabytes = write_corpus(corpus, paragraphs, COPIES * scale)
-            one = run_jobs(root, corpus, scale, workers=1)
+            one = run_jobs(root, corpus, scale, 1, arguments.passes)
             rows.append({"scale": scale, "megabytes": round(megabytes, 1), **shown(total(one.values()))})
             rows[-1]["cpu_seconds_per_megabyte"] = round(total(one.values()).cpu_seconds / megabytes, 4)
             rows[-1]["jobs"] = {job: shown(usage) for job, usage in one.items()}
             print(rows[-1], flush=True)
-            if scale == arguments.scales[-1]:
-                two = run_jobs(root, corpus, scale, workers=2)
+            if scale == arguments.scales[-1] and not arguments.one_worker:
+                two = run_jobs(root, corpus, scale, 2, arguments.passes)
                 speedups = {job: one[job].wall_seconds / two[job].wall_seconds for job in JOBS}
                 speedups["all"] = total(one.values()).wall_seconds / total(two.values()).wall_seconds
                 print({job: round(speedup, 3) for job, speedup in speedups.items()}, flush=True)
