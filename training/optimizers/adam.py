@@ -48,18 +48,29 @@ class BertAdam(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-        first, denominators, step_size = self._moments(group, parameters)
-        if group["weight_decay"]:
-            # p appears on both sides: apply decay to the old value, before the Adam update is subtracted.
-            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_addcdiv_(parameters, first, denominators, -group["lr"] * step_size)
-
-    def _moments(
-        self, group: dict[str, Any], parameters: list[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
-        """Update the moments; return m and sqrt(v) + eps of each parameter, and the factor that corrects m's bias."""
+        first, second = self._counted(parameters)
         beta1, beta2 = group["betas"]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # The kernel of torch's fused AdamW, one pass over the memory. It divides the moments by 1 - beta^step, which is
+        # 1 for an infinite step.
+        step = float(self.state[parameters[0]]["step"]) if group["bias_correction"] else float("inf")
+        torch._fused_adamw_(
+            parameters,
+            _gradients(parameters),
+            first,
+            second,
+            [],
+            [torch.full((), step, device=parameters[0].device)] * len(parameters),
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _counted(self, parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Count a step of each parameter; returns the two moments, which are zeros before the first one."""
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
@@ -67,8 +78,16 @@ class BertAdam(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             state["step"] += 1
-        first: list[torch.Tensor] = [self.state[parameter]["exp_avg"] for parameter in parameters]
-        second = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+        states = [self.state[parameter] for parameter in parameters]
+        return [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+
+    def _moments(
+        self, group: dict[str, Any], parameters: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
+        """Update the moments; return m and sqrt(v) + eps of each parameter, and the factor that corrects m's bias."""
+        beta1, beta2 = group["betas"]
+        gradients = _gradients(parameters)
+        first, second = self._counted(parameters)
         torch._foreach_lerp_(first, gradients, 1.0 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
@@ -80,6 +99,10 @@ class BertAdam(torch.optim.Optimizer):
             step_size = 1.0 / (1.0 - beta1**step)
         torch._foreach_add_(denominators, group["eps"])
         return first, denominators, step_size
+
+
+def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 class Lamb(BertAdam):
