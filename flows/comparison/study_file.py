@@ -117,8 +117,8 @@ class Study:
         """The variants of the file, multiplied by the grid."""
         return [
             Variant(
-                " ".join([variant.name, *(_in_words(key, value, self.config.grid[key]) for key, value in point)]),
-                (*variant.overrides, *(f"{key}={_toml(value)}" for key, value in point)),
+                " ".join([variant.name, *(name for _, _, name in point)]),
+                (*variant.overrides, *(f"{key}={_toml(value)}" for key, value, _ in point)),
                 variant.published,
             )
             for variant in self.config.variants
@@ -142,10 +142,13 @@ class Study:
             for variant in self.variants
         ]
 
-    def _points(self) -> Iterator[tuple[tuple[str, Any], ...]]:
-        keys = list(self.config.grid)
-        for values in itertools.product(*self.config.grid.values()):
-            yield tuple(zip(keys, values, strict=True))
+    def _points(self) -> Iterator[tuple[tuple[str, Any, str], ...]]:
+        """Key, value and name of a value on each axis of the grid."""
+        axes = [
+            [(key, value, name) for value, name in zip(values, _names(key, values), strict=True)]
+            for key, values in self.config.grid.items()
+        ]
+        return itertools.product(*axes)
 
 
 def read_study(path: str, more: tuple[str, ...] = ()) -> Study:
@@ -171,15 +174,19 @@ def read_study(path: str, more: tuple[str, ...] = ()) -> Study:
     return Study(config, path, os.path.join(os.path.dirname(path), config.base), more)
 
 
-def _in_words(key: str, value: Any, values: Sequence[Any]) -> str:
-    """A value of the grid for a name: of tables and lists of one shape only the parts that differ."""
-    parts = [dict(_leaves(each)) for each in values]
-    own = dict(_leaves(value))
-    has_one_shape = all(each.keys() == own.keys() for each in parts)
-    differing = [name for name in own if name and has_one_shape and any(each[name] != own[name] for each in parts)]
-    if not differing:
-        return f"{key.rpartition('.')[2]}={_toml(value)}"
-    return " ".join(f"{name.rpartition('.')[2]}={_toml(own[name])}" for name in differing)
+def _names(key: str, values: Sequence[Any]) -> list[str]:
+    """A name for each value of an axis: of tables and lists of one shape only the parts that differ."""
+    parts = [{name: _toml(part) for name, part in _leaves(value)} for value in values]
+    differing = [name for name in parts[0] if len({each.get(name) for each in parts}) > 1]
+    own = key.rpartition(".")[2]
+    names = [
+        " ".join(f"{name.rpartition('.')[2] or own}={each.get(name)}" for name in differing) or f"{own}={_toml(value)}"
+        for value, each in zip(values, parts, strict=True)
+    ]
+    has_one_shape = all(each.keys() == parts[0].keys() for each in parts)
+    if has_one_shape and len(set(names)) == len(names):
+        return names
+    return [f"{own}={_toml(value)}" for value in values]
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -121,7 +121,8 @@ def standalone(chart: str, lines: Sequence[Line]) -> str:
         stroke = f'<line class="{line.colour} stroke" x1="{_r(x)}" x2="{_r(x + 16)}" y1="{_r(height + 6)}" '
         legend.append(f'{stroke}y2="{_r(height + 6)}"{dashes}/>{_text(x + 20, height + 10, line.label)}')
         x += width
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {_r(height + 18)}">'
+    widest = max(WIDTH, *(round(34 + LETTER_WIDTH * len(line.label)) for line in lines))
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {widest} {_r(height + 18)}">'
     body = chart.partition(">")[2].removesuffix("</svg>")
     return f"{opening}<style>{_STANDALONE_STYLE}</style>{body}{''.join(legend)}</svg>\n"
 

@@ -27,7 +27,8 @@ _LOW_HALF, _HALF_BITS = np.uint64(0xFFFF_FFFF), np.uint64(32)
 
 def word_hashes(text: str) -> NDArray[np.uint64]:
     """Hashes of a text's words in lower case, in order."""
-    utf8 = np.frombuffer(text.lower().encode(), np.uint8)
+    # Half a surrogate pair, as JSON may hold it, parts words.
+    utf8 = np.frombuffer(text.lower().encode(errors="surrogatepass"), np.uint8)
     parts, place = [], 0
     while place < len(utf8):
         # A part at a time, as it is not known how many words there are.

@@ -30,6 +30,7 @@ from pipelines.settings.documents import NearDuplicatesConfig
 DUMP = REPOSITORY.parent / "shared" / "data" / "corpora" / "enwiki_xml"
 PARAGRAPHS_PER_DOCUMENT = 20
 COPY_EVERY, CHANGE_EVERY = 20, 60
+_LEAST_SECONDS = 0.5
 PEER_BANDS = 16
 """It must divide the permutations; ours of a pair at the threshold meets as often in 18."""
 SETTINGS = NearDuplicatesConfig()
@@ -122,11 +123,13 @@ def main() -> None:
             found: list[int] = []
             peer = cpu_seconds(lambda found=found: found.append(peer_dropped(documents)))
             theirs = found[0]
-            ratios.append(peer / (with_near - start_up_with - plain + start_up))
+            added = with_near - start_up_with - plain + start_up
+            # CPU time of processes is known to a tenth of a second.
+            ratios += [peer / added] if added > _LEAST_SECONDS else []
             if DUMP.is_dir():
                 seconds, _ = job_seconds(f'format = "mediawiki"\ninputs = ["{DUMP}/enwiki-latest*.bz2"]', False)
                 rates["mediawiki"].append(seconds - start_up)
-            print({name: values[-1] for name, values in rates.items() if values}, ratios[-1], flush=True)
+            print({name: values[-1] for name, values in rates.items() if values}, ratios, flush=True)
     report(
         "documents",
         statistics.median(rates["text"]),
@@ -134,7 +137,7 @@ def main() -> None:
         near_duplicates=statistics.median(rates["near_duplicates"]),
         mediawiki_seconds=statistics.median(rates["mediawiki"]) if rates["mediawiki"] else None,
         peer="rensa with n-grams as strings, near-duplicates alone",
-        ratio=statistics.median(ratios),
+        ratio=statistics.median(ratios) if ratios else None,
         identical=ours == theirs,
         dropped=[ours, theirs],
         runs=arguments.runs,

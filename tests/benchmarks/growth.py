@@ -128,7 +128,7 @@ def main() -> None:
     report(
         "growth",
         per_megabyte[-1] / per_megabyte[0],
-        f"CPU seconds per MB at {rows[-1]['scale']}x over 1x (start-up included)",
+        f"CPU seconds per MB at {rows[-1]['scale']}x over {rows[0]['scale']}x (start-up included)",
         marginal_seconds_per_megabyte=[round(value, 4) for value in marginal],
         peak_memory_growth=max(row["peak_megabytes"] for row in rows) / rows[0]["peak_megabytes"],
         speedup_of_two_workers={job: round(speedup, 3) for job, speedup in speedups.items()},

@@ -58,7 +58,7 @@ class DistillationObjective(Objective):
         self.inputs: DistillationInputs = inputs
         self._config, self._processes = inputs.config, processes
         self._teacher, self._teacher_model, self.vocab_size = read_teacher(inputs.teacher_directory)
-        precision = resolved_precision(self._config.precision, processes, self._teacher_model.hidden_size)
+        precision = resolved_precision(self._config.precision, processes.device)
         self._dtype, self._is_masked_only = TORCH_TYPES[precision], self._config.soft_targets == "masked"
         depth = self._teacher_model.num_hidden_layers
         if self._config.max_seq_length > self._teacher_model.max_position_embeddings:
@@ -77,10 +77,7 @@ class DistillationObjective(Objective):
         rows = sum(
             file.rows for file in inputs.examples.files_of("train", length_directory(self._config.max_seq_length))
         )
-        # With 16 bits a ZeRO stage keeps the fp32 master weights; in fp32 it would only add work. On a CPU `auto` may
-        # change between machines, and a checkpoint must be readable on both.
-        needs_stage = precision != "fp32" and (self._config.precision != "auto" or processes.device.type == "cuda")
-        self.settings = loop_settings(self._config, rows, zero_stage=2 if needs_stage else 0)
+        self.settings = loop_settings(self._config, rows, precision)
         self.sums, self.metrics = _SUMS, _METRICS
 
     def _new_student(self) -> BertForPreTraining:
@@ -211,19 +208,23 @@ class DistillationObjective(Objective):
         return tokens_per_second(models, batch.to(self._processes.device).sequences)
 
 
-def loop_settings(config: DistillationConfig, rows: int, zero_stage: int) -> PretrainingConfig:
-    """Loop settings of a distillation over `rows` rows."""
+def loop_settings(config: DistillationConfig, rows: int, precision: str) -> PretrainingConfig:
+    """Loop settings of a distillation over `rows` rows.
+
+    With 16 bits a ZeRO stage keeps the fp32 master weights; in fp32 it would only add work.
+    """
     num_steps = max(1, math.ceil(config.num_train_epochs * rows / config.global_batch_size))
     phase = PhaseConfig(
         max_seq_length=config.max_seq_length, steps=num_steps, global_batch_size=config.global_batch_size
     )
     return PretrainingConfig(
-        **{name: getattr(config, name) for name in LoopConfig.model_fields},
+        # The precision is that of the teacher, which is chosen before a checkpoint is looked for.
+        **{name: getattr(config, name) for name in LoopConfig.model_fields} | {"precision": precision},
         phases=(phase,),
         learning_rate=config.learning_rate,
         num_warmup_steps=int(num_steps * config.warmup_proportion),
         schedule=config.schedule,
-        zero_stage=zero_stage,
+        zero_stage=0 if precision == "fp32" else 2,
     )
 
 

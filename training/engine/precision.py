@@ -22,16 +22,32 @@ SMALLEST_GAIN = 4.0
 """Of products in bf16 over fp32 on a CPU. With tile instructions (AMX) they are 10 to 30 times as fast, and a training
 step 1.5 to 1.8 times; without them products in bf16 are slower."""
 _PROBE_SECONDS = 0.05
-_PROBE_ROWS = 2_048
+_PROBE_ROWS = 256
 
 TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Data type of weights and activations, by resolved precision."""
 
 
-def resolved_precision(
-    precision: Precision, processes: Processes, hidden_size: int, checkpoint: Mapping[str, Any] | None = None
+def resolved_precision(precision: Precision, device: torch.device) -> str:
+    """`fp32`, `bf16` or `fp16`; `auto` is bf16 on a GPU that has it.
+
+    Raises:
+        InputError: bf16 is requested on a GPU without it, or fp16 on a CPU.
+    """
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if precision == "auto":
+        return "bf16" if has_bf16 else "fp32"
+    if precision == "bf16" and device.type == "cuda" and not has_bf16:
+        raise InputError("precision = 'bf16': this GPU has no bfloat16; use 'fp32' or 'fp16'")
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("precision = 'fp16' needs a GPU: a CPU has no fast float16; use 'fp32' or 'bf16'")
+    return precision
+
+
+def pretraining_precision(
+    precision: Precision, processes: Processes, hidden_size: int, checkpoint: Mapping[str, Any] | None
 ) -> str:
-    """`fp32`, `bf16` or `fp16`, the same on all ranks, which must all call it.
+    """As `resolved_precision`, but `auto` may be bf16 on a CPU; the same on all ranks, which must all call it.
 
     Args:
         precision: of the recipe.
@@ -41,21 +57,15 @@ def resolved_precision(
             not state it, and `auto` was fp32 on a CPU.
 
     Raises:
-        InputError: bf16 is requested on a GPU without it, or fp16 on a CPU.
+        InputError: as `resolved_precision`.
     """
     device = processes.device
-    if checkpoint is not None and precision == "auto":
+    if precision == "auto" and checkpoint is not None:
         precision = checkpoint.get(PRECISION, "fp32" if device.type == "cpu" else "auto")
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if precision == "auto":
-        if device.type == "cpu" and hidden_size >= SMALLEST_HIDDEN_SIZE:
-            has_bf16 = processes.count(bf16_gain(hidden_size) >= SMALLEST_GAIN) == processes.world_size
-        return "bf16" if has_bf16 else "fp32"
-    if precision == "bf16" and device.type == "cuda" and not has_bf16:
-        raise InputError("precision = 'bf16': this GPU has no bfloat16; use 'fp32' or 'fp16'")
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("precision = 'fp16' needs a GPU: a CPU has no fast float16; use 'fp32' or 'bf16'")
-    return precision
+    if precision == "auto" and device.type == "cpu" and hidden_size >= SMALLEST_HIDDEN_SIZE:
+        pays = processes.count(bf16_gain(hidden_size) >= SMALLEST_GAIN) == processes.world_size
+        return "bf16" if pays else "fp32"
+    return resolved_precision(precision, device)
 
 
 def precision_in_words(setting: Precision, resolved: str, processes: Processes, hidden_size: int) -> str:
@@ -65,12 +75,22 @@ def precision_in_words(setting: Precision, resolved: str, processes: Processes, 
     return f"bf16 (its products are {bf16_gain(hidden_size):.0f} times as fast as in fp32 on this CPU)"
 
 
+def has_tiles() -> bool:
+    """Whether the processor has Intel's AMX."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 @cache
 def bf16_gain(hidden_size: int) -> float:
-    """How many times as fast as in fp32 this CPU makes a layer's product in bf16; measured once, for 50 ms."""
+    """How many times as fast as in fp32 this CPU makes a layer's product in bf16; measured once, for 50 ms.
+
+    It is 0 without tile instructions, where one product in bf16 may take longer than that.
+    """
+    if not has_tiles():
+        return 0.0
     types = (torch.float32, torch.bfloat16)
     operands = [
-        (torch.ones(_PROBE_ROWS, hidden_size, dtype=dtype), torch.ones(hidden_size, 4 * hidden_size, dtype=dtype))
+        (torch.ones(_PROBE_ROWS, hidden_size, dtype=dtype), torch.ones(hidden_size, hidden_size, dtype=dtype))
         for dtype in types
     ]
     shortest_seconds = [float("inf")] * len(types)

@@ -92,7 +92,7 @@ class Fitting:
             )
         self._problem, self._beginning, self._config = problem, beginning, fitting
         self._optimizer, self._processes, self._say = optimizer, processes, say
-        self._precision = resolved_precision(optimizer.precision, processes, beginning.model.hidden_size)
+        self._precision = resolved_precision(optimizer.precision, processes.device)
         model, dtype = beginning.model, TORCH_TYPES[self._precision]
         self._with_plan = not flash_attention_applies(processes.device.type, dtype, model.head_size)
         self._num_rows = len(problem.train_text.lengths)

@@ -50,12 +50,15 @@ class BertAdam(torch.optim.Optimizer):
     def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         first, second = self._counted(parameters)
         beta1, beta2 = group["betas"]
+        # The kernel goes through memory, and does not look at strides.
+        gradients = [each.contiguous() for each in _gradients(parameters)]
+        assert all(map(torch.Tensor.is_contiguous, parameters)), "a weight is a view of another tensor"
         # The kernel of torch's fused AdamW, one pass over the memory. It divides the moments by 1 - beta^step, which is
         # 1 for an infinite step.
         step = float(self.state[parameters[0]]["step"]) if group["bias_correction"] else float("inf")
         torch._fused_adamw_(
             parameters,
-            _gradients(parameters),
+            gradients,
             first,
             second,
             [],

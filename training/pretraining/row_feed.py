@@ -30,13 +30,12 @@ class RowFeed:
     def __init__(self, objective: Objective, processes: Processes) -> None:
         self._objective, self._processes = objective, processes
         self._inputs, self._config = objective.inputs, objective.settings
-        # One rank alone may build a feed, so ranks must not be asked here for what only CPUs need to agree on.
-        self._with_plan = processes.device.type == "cpu" or not self._flash_applies(processes)
+        self.use_precision(resolved_precision(self._config.precision, processes.device))
 
-    def _flash_applies(self, processes: Processes) -> bool:
-        model = self._objective.model
-        dtype = TORCH_TYPES[resolved_precision(self._config.precision, processes, model.hidden_size)]
-        return bool(flash_attention_applies(processes.device.type, dtype, model.head_size))
+    def use_precision(self, precision: str) -> None:
+        """Prepare batches for a model in this precision; at first it is that of the settings on this device."""
+        device, head_size = self._processes.device, self._objective.model.head_size
+        self._with_plan = not flash_attention_applies(device.type, TORCH_TYPES[precision], head_size)
 
     def require_rows(self) -> None:
         """Check that each phase has training rows, and that they can be masked by the settings.

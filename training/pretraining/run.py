@@ -25,7 +25,7 @@ from pipelines.stores.patience import patience_seconds
 from training.bert.sizes import disk_bytes_pretraining
 from training.data.batches import StepBatch
 from training.data.ordering import keyed_seed
-from training.engine.precision import PRECISION, TORCH_TYPES, precision_in_words, resolved_precision, seed_dropout
+from training.engine.precision import PRECISION, TORCH_TYPES, precision_in_words, pretraining_precision, seed_dropout
 from training.engine.processes import Processes
 from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.optimizers.building import build_optimizer
@@ -120,7 +120,8 @@ class TrainingRun:
                 "readable; add --continue --restart, which keeps it under a numbered name and continues anew"
             )
         hidden_size, recorded = self._objective.model.hidden_size, found[1].statistics if found else None
-        self._precision = resolved_precision(self._config.precision, self._processes, hidden_size, recorded)
+        self._precision = pretraining_precision(self._config.precision, self._processes, hidden_size, recorded)
+        self._feed.use_precision(self._precision)
         # While the engine is built and the first evaluation runs.
         self._feed.prefetch(*((found[1].phase, found[1].position) if found else (0, 0)))
         while True:
@@ -251,12 +252,15 @@ class TrainingRun:
 
     def _resume(self, engine: TrainingEngine, found: tuple[str, Progress] | None) -> Progress:
         world_size = self._processes.world_size
-        if found is None:
-            return Progress(world_size=world_size, statistics={PRECISION: self._precision})
-        name, progress = found
-        self._checkpoints.load(engine, name, progress.world_size)
-        self._say(f"resumed from checkpoint {name}")
-        return replace(self._objective.restored(progress), world_size=world_size)
+        progress = Progress()
+        if found is not None:
+            name, progress = found
+            self._checkpoints.load(engine, name, progress.world_size)
+            self._say(f"resumed from checkpoint {name}")
+            progress = self._objective.restored(progress)
+        # A checkpoint of an earlier release did not state its precision.
+        statistics = {**progress.statistics, PRECISION: self._precision}
+        return replace(progress, world_size=world_size, statistics=statistics)
 
     def _evaluate(
         self,

@@ -15,6 +15,7 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, verify_file, write_manifest
 from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY, METRICS_NAME
+from training.engine.precision import PRECISION
 from training.optimizers.schedule import Schedule
 from training.resuming.checkpoints import INCOMPLETE, LATEST_NAME
 from training.resuming.progress import Progress
@@ -99,6 +100,9 @@ def continued_progress(continuation: Continuation) -> Progress:
     """The checkpoint's progress as that of the continued run."""
     progress, place = Progress.from_json(continuation.manifest.statistics), continuation.place
     kept = progress.statistics if continuation.is_same_heldout else {}
+    if PRECISION in progress.statistics:
+        # Of the checkpoint's files, whatever is held out.
+        kept = {**kept, PRECISION: progress.statistics[PRECISION]}
     lineage = [*progress.statistics.get("lineage", ()), continuation.lineage.to_json()]
     return replace(
         progress,

@@ -93,6 +93,13 @@ def test_a_grid_may_have_lists_of_tables(tmp_path: Path) -> None:
         ("[{{ a = 1, b = [2] }}, {{ a = 3, b = [4] }}]", ["a=1 b=[2]", "a=3 b=[4]"]),
         ("[[{{ a = 1 }}, {{ a = 2 }}], [{{ a = 1 }}, {{ a = 3 }}]]", ["a=2", "a=3"]),
         ("[{{ a = 1 }}]", ["axis={a = 1}"]),
+        ("[{{ a = 1, b = 2 }}, {{ b = 1, a = 2 }}]", ["a=1 b=2", "a=2 b=1"]),
+        ("[{{ a = 1, b = 1 }}, {{ a = true, b = 1 }}]", ["a=1", "a=true"]),
+        ("[[{{ a = 1 }}, 5], [{{ a = 1 }}, 6]]", ["1=5", "1=6"]),
+        (
+            "[{{ a = {{ s = 1 }}, b = {{ s = 2 }} }}, {{ b = {{ s = 1 }}, a = {{ s = 2 }} }}]",
+            ["s=1 s=2", "s=2 s=1"],
+        ),
     ],
 )
 def test_a_point_of_a_grid_is_named_by_what_differs(tmp_path: Path, values: str, names: list[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.contract.errors import InputError
 from training.engine import precision
-from training.engine.precision import TORCH_TYPES, precision_in_words, resolved_precision
+from training.engine.precision import TORCH_TYPES, precision_in_words, pretraining_precision, resolved_precision
 from training.engine.processes import Processes
 from training.engine.training_engine import EngineSettings
 
@@ -45,19 +45,20 @@ def test_an_offloaded_optimizer_stays_ours() -> None:
     assert settings["zero_force_ds_cpu_optimizer"] is False
 
 
-CPU, GPU = (Processes(0, 1, torch.device(name)) for name in ("cpu", "cuda:0"))
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+ON_CPU, ON_GPU = Processes(0, 1, CPU), Processes(0, 1, GPU)
 
 
 def test_precision_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert [resolved_precision("auto", processes, 32) for processes in (CPU, GPU)] == ["fp32", "bf16"]
-    assert (resolved_precision("bf16", CPU, 32), resolved_precision("fp16", GPU, 32)) == ("bf16", "fp16")
+    assert [resolved_precision("auto", device) for device in (CPU, GPU)] == ["fp32", "bf16"]
+    assert (resolved_precision("bf16", CPU), resolved_precision("fp16", GPU)) == ("bf16", "fp16")
     with pytest.raises(InputError, match="precision = 'fp16' needs a GPU"):
-        resolved_precision("fp16", CPU, 32)
+        resolved_precision("fp16", CPU)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert resolved_precision("auto", GPU, 32) == "fp32"
+    assert resolved_precision("auto", GPU) == "fp32"
     with pytest.raises(InputError, match="this GPU has no bfloat16; use 'fp32' or 'fp16'"):
-        resolved_precision("bf16", GPU, 32)
+        resolved_precision("bf16", GPU)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +69,11 @@ def test_auto_is_bf16_on_a_cpu_only_where_that_pays(
     gain: float, hidden_size: int, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "bf16_gain", lambda _: gain)
-    assert resolved_precision("auto", CPU, hidden_size) == chosen
+    assert pretraining_precision("auto", ON_CPU, hidden_size, None) == chosen
     words = {"bf16": "bf16 (its products are 12 times as fast as in fp32 on this CPU)", "fp32": "fp32"}
-    assert precision_in_words("auto", chosen, CPU, hidden_size) == words[chosen]
-    assert (
-        resolved_precision("fp32", CPU, hidden_size) == precision_in_words("fp32", "fp32", CPU, hidden_size) == "fp32"
-    )
+    assert precision_in_words("auto", chosen, ON_CPU, hidden_size) == words[chosen]
+    assert pretraining_precision("fp32", ON_CPU, hidden_size, None) == "fp32"
+    assert precision_in_words("bf16", "bf16", ON_CPU, hidden_size) == "bf16"
 
 
 @dataclass(frozen=True)
@@ -86,27 +86,32 @@ class Disagreeing(Processes):
 
 def test_ranks_take_bf16_only_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "bf16_gain", lambda _: 12.0)
-    assert resolved_precision("auto", Disagreeing(0, 2, torch.device("cpu")), 768) == "fp32"
+    assert pretraining_precision("auto", Disagreeing(0, 2, CPU), 768, None) == "fp32"
 
 
 def test_a_checkpoint_keeps_its_precision_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(precision, "bf16_gain", lambda hidden_size: asked.append(hidden_size) or 12.0)
+    def unwanted(_hidden_size: int) -> float:
+        raise AssertionError("the checkpoint decides")
+
+    monkeypatch.setattr(precision, "bf16_gain", unwanted)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    of_checkpoint = {"precision": "fp32"}
-    assert resolved_precision("auto", CPU, 768, of_checkpoint) == resolved_precision("auto", GPU, 768, of_checkpoint)
-    assert resolved_precision("auto", CPU, 768, {}) == "fp32", "that of earlier releases"
-    assert resolved_precision("auto", GPU, 768, {}) == "bf16"
-    assert resolved_precision("auto", CPU, 768, {"precision": "bf16"}) == "bf16"
-    assert not asked
+    for processes in (ON_CPU, ON_GPU):
+        assert pretraining_precision("auto", processes, 768, {"precision": "fp32"}) == "fp32"
+        assert pretraining_precision("auto", processes, 768, {"precision": "bf16"}) == "bf16"
+    assert pretraining_precision("auto", ON_CPU, 768, {}) == "fp32", "that of earlier releases"
+    assert pretraining_precision("auto", ON_GPU, 768, {}) == "bf16"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     with pytest.raises(InputError, match="this GPU has no bfloat16"):
-        resolved_precision("auto", GPU, 768, {"precision": "bf16"})
+        pretraining_precision("auto", ON_GPU, 768, {"precision": "bf16"})
 
 
-def test_the_probe_measures_this_processor_without_a_trace() -> None:
+def test_the_probe_measures_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
+    for has_tiles in (False, True):
+        monkeypatch.setattr(precision, "has_tiles", lambda has_tiles=has_tiles: has_tiles)
+        precision.bf16_gain.cache_clear()
+        gain = precision.bf16_gain(256)
+        assert 0.0 < gain < 100.0 if has_tiles else gain == 0.0
+        assert precision.bf16_gain.cache_info().currsize == 1
     precision.bf16_gain.cache_clear()
-    assert 0.01 < precision.bf16_gain(256) < 100.0
-    assert precision.bf16_gain.cache_info().currsize == 1
     assert torch.equal(torch.get_rng_state(), before), "the order of random numbers would depend on the setting"

@@ -29,12 +29,19 @@ def test_a_run_keeps_what_was_chosen_where_it_began(
         monkeypatch.setattr(precision, "bf16_gain", lambda _: gain)
 
     monkeypatch.setattr(precision, "SMALLEST_HIDDEN_SIZE", 8)
-    trainers = {name: Trainer(make_workspace(name), single_process) for name in ("fast", "moved", "slow")}
+    names = ("fast", "moved", "slow", "continued")
+    trainers = {name: Trainer(make_workspace(name), single_process) for name in names}
     processor(12.0)
     assert trainers["fast"]() == 0
     assert "bf16 (its products are 12 times as fast as in fp32 on this CPU)" in capsys.readouterr().out
     assert trainers["moved"](stop_at=2) != 0
+    # A phase of another length has other held-out examples.
+    two_phases = "pretraining.phases=[{max_seq_length=32, steps=4, global_batch_size=8}, " + (
+        "{max_seq_length=64, steps=2, global_batch_size=8}]"
+    )
+    assert trainers["continued"]() == 0
     processor(0.5)
+    assert trainers["continued"](two_phases, continued="") == 0
     assert trainers["moved"]() == 0
     assert trainers["moved"].weights() == trainers["fast"].weights()
     assert trainers["slow"]() == 0
@@ -43,4 +50,4 @@ def test_a_run_keeps_what_was_chosen_where_it_began(
         name: read_manifest(trainer.directory).statistics_as(PretrainingStatistics).precision
         for name, trainer in trainers.items()
     }
-    assert stated == {"fast": "bf16", "moved": "bf16", "slow": "fp32"}
+    assert stated == {name: "fp32" if name == "slow" else "bf16" for name in names}
