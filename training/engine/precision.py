@@ -12,10 +12,8 @@ import torch.distributed
 
 from pipelines.contract.errors import InputError
 from training.engine.processes import Processes
-from training.settings.optimization import Precision
+from training.settings.optimization import PRECISION, Precision
 
-PRECISION = "precision"
-"""Name of the number format in a checkpoint's statistics, and in those of the finished run."""
 SMALLEST_HIDDEN_SIZE = 256
 """Narrower models spend their time around the products; none has been measured in bf16."""
 SMALLEST_GAIN = 4.0

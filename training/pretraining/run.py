@@ -25,7 +25,7 @@ from pipelines.stores.patience import patience_seconds
 from training.bert.sizes import disk_bytes_pretraining
 from training.data.batches import StepBatch
 from training.data.ordering import keyed_seed
-from training.engine.precision import PRECISION, TORCH_TYPES, precision_in_words, pretraining_precision, seed_dropout
+from training.engine.precision import TORCH_TYPES, precision_in_words, pretraining_precision, seed_dropout
 from training.engine.processes import Processes
 from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.optimizers.building import build_optimizer
@@ -43,6 +43,7 @@ from training.resuming.progress import Progress
 from training.resuming.recovery import Limits, Verdict, judge
 from training.resuming.result_checks import require_finite
 from training.resuming.run_directory import RunDirectory
+from training.settings.optimization import PRECISION
 from training.settings.pretraining import PhaseConfig
 from training.stages.budgets import about_steps
 from training.stages.continuing import Continuation
@@ -119,8 +120,8 @@ class TrainingRun:
                 f"{self._directory}: the run was continued from a finished one, and none of its checkpoints is "
                 "readable; add --continue --restart, which keeps it under a numbered name and continues anew"
             )
-        hidden_size, recorded = self._objective.model.hidden_size, found[1].statistics if found else None
-        self._precision = pretraining_precision(self._config.precision, self._processes, hidden_size, recorded)
+        size, recorded = self._objective.model.hidden_size, found[1].statistics if found else None
+        self._precision = pretraining_precision(self._config.precision, self._processes, size, recorded)
         self._feed.use_precision(self._precision)
         # While the engine is built and the first evaluation runs.
         self._feed.prefetch(*((found[1].phase, found[1].position) if found else (0, 0)))
@@ -251,7 +252,6 @@ class TrainingRun:
         return RunState(TrainingEngine(model, optimizer, settings, processes), gradients, peak)
 
     def _resume(self, engine: TrainingEngine, found: tuple[str, Progress] | None) -> Progress:
-        world_size = self._processes.world_size
         progress = Progress()
         if found is not None:
             name, progress = found
@@ -260,7 +260,7 @@ class TrainingRun:
             progress = self._objective.restored(progress)
         # A checkpoint of an earlier release did not state its precision.
         statistics = {**progress.statistics, PRECISION: self._precision}
-        return replace(progress, world_size=world_size, statistics=statistics)
+        return replace(progress, world_size=self._processes.world_size, statistics=statistics)
 
     def _evaluate(
         self,
@@ -298,8 +298,7 @@ class TrainingRun:
         self, engine: TrainingEngine, progress: Progress, batches: Iterator[StepBatch], meter: Meter, tracker: Tracker
     ) -> tuple[Progress, Ending | None]:
         phase, budget = self._config.phases[progress.phase], self._budget
-        by_hours = budget.measure == "hours"
-        ended = self._clock()
+        by_hours, ended = budget.measure == "hours", self._clock()
         for batch in batches:
             # Hours are also spent between steps.
             started = ended if by_hours else self._clock()
@@ -325,8 +324,7 @@ class TrainingRun:
                 if verdict is Verdict.ROLL_BACK:
                     return progress, Ending.ROLL_BACK
             if budget.ends_phase(progress):
-                health = health.for_next_phase()
-                end = progress.position
+                health, end = health.for_next_phase(), progress.position
                 progress = replace(
                     progress, phase=progress.phase + 1, phase_step=0, position=0, phase_end=end, health=health
                 )

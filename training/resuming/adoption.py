@@ -15,10 +15,10 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, verify_file, write_manifest
 from pipelines.contract.workspace import CHECKPOINTS_DIRECTORY, METRICS_NAME
-from training.engine.precision import PRECISION
 from training.optimizers.schedule import Schedule
 from training.resuming.checkpoints import INCOMPLETE, LATEST_NAME
 from training.resuming.progress import Progress
+from training.settings.optimization import PRECISION
 from training.settings.pretraining import PretrainingConfig
 from training.stages.continuing import Continuation
 

@@ -30,6 +30,8 @@ Epsilon = Annotated[float, Bounded(1e-30, 0.1, "it only prevents division by 0, 
 Norm = Annotated[float, Bounded(0.0, 1e6, "it limits the gradient's norm, which is about 1; 0 disables it")]
 
 
+PRECISION = "precision"
+"""The setting, and what it was in the statistics of checkpoints and finished runs."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
