@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,49 +22,73 @@ from training.settings.model import ModelConfig
 from training.settings.pretraining import PretrainingConfig
 
 RECIPE = str(REPOSITORY / "flows" / "recipes" / "reference-curves.toml")
-CURVE = read_reference("tiny-novels")
-STEPS = 300
+OWN_SETTINGS = {
+    "tiny": ("model.size=tiny",),
+    "mini": ("model.size=mini",),
+    "small": ("model.size=small", "pretraining.learning_rate=2e-3"),
+}
+"""What each curve's run has on top of the recipe."""
+STEPS = {"tiny": 300, "mini": 300, "small": 60}
+"""300 steps of small take ten minutes."""
 TOLERANCE = 0.02
-"""Of the loss; machines round differently, and 300 steps multiply it."""
+"""Of the losses; machines round differently, and 300 steps multiply it."""
 
 
-def test_the_recipe_is_that_of_the_curve() -> None:
-    recipe = read_recipe(RECIPE, [])
-    assert recipe.section("model", ModelConfig).identity() == CURVE.settings["model"]
-    assert recipe.section("pretraining", PretrainingConfig).identity() == CURVE.settings["pretraining"]
-    assert recipe.section("examples", ExamplesConfig).identity() == CURVE.settings["examples"]
+@pytest.mark.parametrize("size", OWN_SETTINGS)
+def test_the_recipe_is_that_of_the_curve(size: str) -> None:
+    recipe, curve = read_recipe(RECIPE, [*OWN_SETTINGS[size]]), read_reference(f"{size}-novels")
+    assert recipe.section("model", ModelConfig).identity() == curve.settings["model"]
+    assert recipe.section("pretraining", PretrainingConfig).identity() == curve.settings["pretraining"]
+    assert recipe.section("examples", ExamplesConfig).identity() == curve.settings["examples"]
+
+
+@pytest.fixture(scope="module")
+def novels_examples(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, tuple[str, ...]]:
+    """A workspace with the examples, and the settings that every command needs."""
+    novels = json.dumps([str(shared_data / "corpora" / "novels100" / "*.txt")])
+    workspace = str(tmp_path_factory.mktemp("curves") / "ws")
+    # A processor with fast bfloat16 would choose that.
+    settings = ("--set", f"documents.sources.0.inputs={novels}", "--set", "pretraining.precision=fp32")
+    for job in ("shard_corpus", "train_vocabulary", "build_examples"):
+        command = [sys.executable, "-m", f"pipelines.{job}", RECIPE, "--workspace", workspace, *settings]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return workspace, settings
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_500)
-def test_the_first_steps_of_a_fresh_run_follow_the_curve(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", OWN_SETTINGS)
+def test_the_first_steps_of_a_fresh_run_follow_the_curve(
+    size: str, novels_examples: tuple[str, tuple[str, ...]], tmp_path: Path
+) -> None:
     """The complete schedule, ended by a signal: a shorter run would have another learning rate."""
-    novels = json.dumps([str(shared_data / "corpora" / "novels100" / "*.txt")])
     workspace = str(tmp_path / "ws")
-    settings = ("--workspace", workspace, "--set", f"documents.sources.0.inputs={novels}")
-    for job in ("shard_corpus", "train_vocabulary", "build_examples"):
-        command = [sys.executable, "-m", f"pipelines.{job}", RECIPE, *settings]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(novels_examples[0], workspace)
     path = Path(workspace, "pretraining.building", "metrics.jsonl")
-    command = [sys.executable, "-m", "training.pretrain", RECIPE, *settings]
+    own = [argument for setting in OWN_SETTINGS[size] for argument in ("--set", setting)]
+    command = [sys.executable, "-m", "training.pretrain", RECIPE, "--workspace", workspace, *novels_examples[1], *own]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as training:
-        while training.poll() is None and STEPS not in losses(path):
+        while training.poll() is None and STEPS[size] not in losses(path):
             time.sleep(0.5)
         training.send_signal(signal.SIGTERM)
         said = training.communicate(timeout=120)[0]
     assert os.path.isdir(Path(workspace, "pretraining.building")), said
-    found = {step: each for step, each in losses(path).items() if step <= STEPS}
-    assert len(found) == STEPS // 20
-    for step, (tokens, loss) in found.items():
-        expected = CURVE.at("mlm_loss", tokens)
-        assert expected is not None, step
-        assert loss == pytest.approx(expected, rel=TOLERANCE), step
+    found = {step: each for step, each in losses(path).items() if step <= STEPS[size]}
+    assert len(found) == STEPS[size] // 20
+    curve = read_reference(f"{size}-novels")
+    for step, (tokens, own) in found.items():
+        for name, loss in own.items():
+            assert loss == pytest.approx(curve.at(name, tokens), rel=TOLERANCE), (step, name)
 
 
-def losses(path: Path) -> dict[int, tuple[float, float]]:
-    """Tokens and masked-LM loss by step, of the lines that are written completely."""
+def losses(path: Path) -> dict[int, tuple[float, dict[str, float]]]:
+    """Tokens and losses by step, of the lines that are written completely."""
     if not path.is_file():
         return {}
     records = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return {int(each["step"]): (each["tokens"], each["mlm_loss"]) for each in records if "mlm_loss" in each}
+    return {
+        int(each["step"]): (each["tokens"], {name: each[name] for name in ("mlm_loss", "nsp_loss")})
+        for each in records
+        if "mlm_loss" in each
+    }
