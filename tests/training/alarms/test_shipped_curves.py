@@ -30,8 +30,8 @@ OWN_SETTINGS = {
 """What each curve's run has on top of the recipe."""
 STEPS = {"tiny": 300, "mini": 300, "small": 60}
 """300 steps of small take ten minutes."""
-TOLERANCE = 0.02
-"""Of the losses; machines round differently, and 300 steps multiply it."""
+TOLERANCES = {"mlm_loss": 0.02, "nsp_loss": 0.05}
+"""Machines round differently, and 300 steps multiply it; a line has 6,000 masked tokens, but only 640 pairs."""
 
 
 @pytest.mark.parametrize("size", OWN_SETTINGS)
@@ -79,7 +79,7 @@ def test_the_first_steps_of_a_fresh_run_follow_the_curve(
     curve = read_reference(f"{size}-novels")
     for step, (tokens, own) in found.items():
         for name, loss in own.items():
-            assert loss == pytest.approx(curve.at(name, tokens), rel=TOLERANCE), (step, name)
+            assert loss == pytest.approx(curve.at(name, tokens), rel=TOLERANCES[name]), (step, name)
 
 
 def losses(path: Path) -> dict[int, tuple[float, dict[str, float]]]:
@@ -88,7 +88,7 @@ def losses(path: Path) -> dict[int, tuple[float, dict[str, float]]]:
         return {}
     records = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return {
-        int(each["step"]): (each["tokens"], {name: each[name] for name in ("mlm_loss", "nsp_loss")})
+        int(each["step"]): (each["tokens"], {name: each[name] for name in TOLERANCES})
         for each in records
         if "mlm_loss" in each
     }
