@@ -30,7 +30,7 @@ OWN_SETTINGS = {
 """What each curve's run has on top of the recipe."""
 STEPS = {"tiny": 300, "mini": 300, "small": 60}
 """300 steps of small take ten minutes."""
-TOLERANCES = {"mlm_loss": 0.02, "nsp_loss": 0.05}
+TOLERANCES = {"mlm_loss": 0.02, "nsp_loss": 0.1}
 """Machines round differently, and 300 steps multiply it; a line has 6,000 masked tokens, but only 640 pairs."""
 
 
