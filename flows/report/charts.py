@@ -113,15 +113,15 @@ def standalone(chart: str, lines: Sequence[Line]) -> str:
     """A chart of `lines` as a file of its own, with colours on white and a legend below."""
     height = float(chart.partition('viewBox="0 0 ')[2].split('"')[0].split()[1])
     legend, x = [], 0.0
-    for line in lines:
-        width = 34 + LETTER_WIDTH * len(line.label)
+    widths = [34 + LETTER_WIDTH * len(line.label) for line in lines]
+    for line, width in zip(lines, widths, strict=True):
         if x and x + width > WIDTH:
             x, height = 0.0, height + _LEGEND_HEIGHT
         dashes = ' stroke-dasharray="2 3"' if line.dotted else ""
         stroke = f'<line class="{line.colour} stroke" x1="{_r(x)}" x2="{_r(x + 16)}" y1="{_r(height + 6)}" '
         legend.append(f'{stroke}y2="{_r(height + 6)}"{dashes}/>{_text(x + 20, height + 10, line.label)}')
         x += width
-    widest = max(WIDTH, *(round(34 + LETTER_WIDTH * len(line.label)) for line in lines))
+    widest = max(WIDTH, *map(round, widths))
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {widest} {_r(height + 18)}">'
     body = chart.partition(">")[2].removesuffix("</svg>")
     return f"{opening}<style>{_STANDALONE_STYLE}</style>{body}{''.join(legend)}</svg>\n"

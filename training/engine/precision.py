@@ -67,10 +67,12 @@ def pretraining_precision(
 
 
 def precision_in_words(setting: Precision, resolved: str, processes: Processes, hidden_size: int) -> str:
-    """`bf16`, and on a CPU why `auto` has chosen it."""
+    """`bf16`, and on a CPU why `auto` is it: this processor, or that on which the run began."""
     if setting != "auto" or resolved != "bf16" or processes.device.type != "cpu":
         return resolved
-    return f"bf16 (its products are {bf16_gain(hidden_size):.0f} times as fast as in fp32 on this CPU)"
+    if (gain := bf16_gain(hidden_size)) < SMALLEST_GAIN:
+        return "bf16 (that of the checkpoint)"
+    return f"bf16 (its products are {gain:.0f} times as fast as in fp32 on this CPU)"
 
 
 def has_tiles() -> bool:

@@ -84,25 +84,6 @@ class BertAdam(torch.optim.Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         return [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
 
-    def _moments(
-        self, group: dict[str, Any], parameters: list[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
-        """Update the moments; return m and sqrt(v) + eps of each parameter, and the factor that corrects m's bias."""
-        beta1, beta2 = group["betas"]
-        gradients = _gradients(parameters)
-        first, second = self._counted(parameters)
-        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
-        denominators = list(torch._foreach_sqrt(second))
-        step_size = 1.0
-        if group["bias_correction"]:
-            step = float(self.state[parameters[0]]["step"])
-            torch._foreach_div_(denominators, (1.0 - beta2**step) ** 0.5)
-            step_size = 1.0 / (1.0 - beta1**step)
-        torch._foreach_add_(denominators, group["eps"])
-        return first, denominators, step_size
-
 
 def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -132,3 +113,22 @@ class Lamb(BertAdam):
         ratios = torch.where(usable, weight_norms / update_norms, torch.ones_like(weight_norms))
         torch._foreach_mul_(updates, list(ratios.unbind()))
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    def _moments(
+        self, group: dict[str, Any], parameters: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
+        """Update the moments; return m and sqrt(v) + eps of each parameter, and the factor that corrects m's bias."""
+        beta1, beta2 = group["betas"]
+        gradients = _gradients(parameters)
+        first, second = self._counted(parameters)
+        torch._foreach_lerp_(first, gradients, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1.0 - beta2)
+        denominators = list(torch._foreach_sqrt(second))
+        step_size = 1.0
+        if group["bias_correction"]:
+            step = float(self.state[parameters[0]]["step"])
+            torch._foreach_div_(denominators, (1.0 - beta2**step) ** 0.5)
+            step_size = 1.0 / (1.0 - beta1**step)
+        torch._foreach_add_(denominators, group["eps"])
+        return first, denominators, step_size

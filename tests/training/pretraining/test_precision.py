@@ -42,7 +42,9 @@ def test_a_run_keeps_what_was_chosen_where_it_began(
     assert trainers["continued"]() == 0
     processor(0.5)
     assert trainers["continued"](two_phases, continued="") == 0
+    capsys.readouterr()
     assert trainers["moved"]() == 0
+    assert "bf16 (that of the checkpoint)" in capsys.readouterr().out
     assert trainers["moved"].weights() == trainers["fast"].weights()
     assert trainers["slow"]() == 0
     assert trainers["slow"].weights() != trainers["fast"].weights()
