@@ -6,12 +6,12 @@ import argparse
 import difflib
 import importlib.util
 import os
-import runpy
 import sys
 from typing import NamedTuple
 
 import pipelines
 from pipelines.commands.command_line import CommandParser
+from pipelines.commands.process_start import collect_rarely, run_module
 from pipelines.contract.errors import InputError, exit_code_of
 
 PROGRAM = "clozeworks"
@@ -165,8 +165,13 @@ def _run(name: str, verb: Verb, words: list[str]) -> None:
             for package in imported:
                 if importlib.util.find_spec(package) is None:
                     raise ModuleNotFoundError(name=package)
-        sys.argv[1:] = words
-        runpy.run_module(verb.module, run_name="__main__", alter_sys=True)
+        if name == "run":
+            # Imported for this verb only: it reads recipes.
+            from flows.servers.early_server import begin_early
+
+            collect_rarely()
+            begin_early(verb.module.rpartition(".")[2], words)
+        run_module(verb.module, words)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in imported:

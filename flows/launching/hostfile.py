@@ -9,9 +9,7 @@ its other end (`node_agent`) starts DeepSpeed's launcher for that node.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import queue
 import signal
@@ -20,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flows.launching.job import Job, batch_problem, supervisor_command, supervisor_parser
+from flows.launching.job import Job, batch_problem, encoded_world, supervisor_command, supervisor_parser
 from flows.launching.node_facts import file_digest, require_same, shared_probe, versions
 from flows.launching.nodes import Events, Host, Node, read_hostfile
 from flows.launching.supervision import supervise
@@ -197,8 +195,7 @@ def _start(
     nodes: list[Node], facts: list[Mapping[str, Any]], cluster: ClusterConfig, module: list[str], recipe: str
 ) -> None:
     """Start DeepSpeed's launcher on each node."""
-    world = {node.name: list(range(node.slots)) for node in nodes}
-    world_info = base64.urlsafe_b64encode(json.dumps(world).encode()).decode()
+    world_info = encoded_world({node.name: range(node.slots) for node in nodes})
     address, port = _master_address(cluster, facts[0]), facts[0]["port"]
     digest, environment = file_digest(recipe), passed_environment(cluster)
     with open(recipe, encoding="utf-8") as stream:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flows.parameters.ranks import World, distillation_steps, finetuning_batches, pretraining_steps
@@ -33,6 +36,12 @@ def recipe_arguments(whole: WholeRecipe) -> list[str]:
     """The arguments by which a command reads the same recipe."""
     recipe = whole.recipe
     return [recipe.path, *(argument for override in recipe.overrides for argument in ("--set", override))]
+
+
+def encoded_world(devices_of_node: Mapping[str, Sequence[int | str]]) -> str:
+    """The devices of each node, as DeepSpeed's launcher of one node reads them."""
+    text = json.dumps({node: list(devices) for node, devices in devices_of_node.items()})
+    return base64.urlsafe_b64encode(text.encode()).decode()
 
 
 def batch_problem(job: Job, whole: WholeRecipe, world: World) -> str | None:

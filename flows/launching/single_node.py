@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+from collections.abc import Sequence
 
-from flows.launching.job import Job
-from pipelines.commands.gpus import ACCELERATOR_VARIABLE, visible_gpus
+from flows.launching.job import Job, encoded_world
+from pipelines.commands.gpus import ACCELERATOR_VARIABLE, may_have_gpus, visible_gpus
 
 LOOPBACK = "127.0.0.1"
 RANKS_WITHOUT_GPU = 2
 
 
 def command(job: Job) -> list[str]:
-    """DeepSpeed's launcher on this node; 0 ranks mean one per GPU, or two without a GPU."""
+    """DeepSpeed's launcher of one node; 0 ranks mean one per GPU, or two without a GPU.
+
+    The command `deepspeed` would import DeepSpeed for seconds, start this launcher, and give the ranks the first GPUs
+    of the machine instead of those that CUDA_VISIBLE_DEVICES names.
+    """
     ranks = job.ranks or gpu_count() or RANKS_WITHOUT_GPU
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
-    options = [f"--num_accelerators={ranks}", f"--master_addr={LOOPBACK}", f"--master_port={free_port()}"]
-    return [*launcher, "--quiet", *options, "--module", job.module, *job.arguments]
+    launcher = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"]
+    options = [
+        f"--world_info={encoded_world({LOOPBACK: device_ids(ranks)})}",
+        f"--master_addr={LOOPBACK}",
+        f"--master_port={free_port()}",
+    ]
+    return [*launcher, *options, "--module", job.module, *job.arguments]
+
+
+def device_ids(ranks: int) -> Sequence[int | str]:
+    """Devices of the ranks: the first ones that CUDA_VISIBLE_DEVICES names, if these are enough."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return named[:ranks] if all(named) and len(named) >= ranks else range(ranks)
 
 
 def environment() -> dict[str, str]:
@@ -27,6 +43,8 @@ def environment() -> dict[str, str]:
 
 def gpu_count() -> int:
     """GPUs of this machine that the ranks may use."""
+    if not may_have_gpus():
+        return 0
     # Takes seconds to import, and is needed only when training starts.
     import torch
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_type_hints
+from typing import Any
 
 import httpx
 from prefect.events.worker import EventsWorker
@@ -23,18 +23,18 @@ from prefect.settings import (
 )
 
 from flows.console.narration import narrate_to_console
+from flows.parameters.flow_arguments import REQUESTS, flow_parser
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.launch import StageError
-from flows.servers.local_server import answers, local_server
+from flows.servers.early_server import HOME_NAME, home_in_workspace
+from flows.servers.local_server import answers, discard_begun, local_server
 from flows.tracking.runs import Tracker
-from pipelines.commands.command_line import CommandParser
-from pipelines.commands.recipe_arguments import add_recipe_arguments, recipe_from_arguments
+from pipelines.commands.recipe_arguments import recipe_from_arguments
 from pipelines.contract import storage
 from pipelines.contract.errors import EXIT_FAILED, InputError, exit_code_of
 from pipelines.contract.manifest import digest_of
 from pipelines.staging.local_cache import local_directory
 
-HOME_NAME = "prefect"
 DRAIN_TIMEOUT_SECONDS = 5.0
 MOST_RETRIES = 3
 """Attempts of one request to Prefect's server; their pauses add up to about 14 seconds."""
@@ -45,32 +45,13 @@ def run_as_command(flow: Any, argv: list[str] | None = None) -> int:
 
     Returns the exit code: 0 complete, 1 a stage failed, 2 user error, 130 interrupted.
     """
-    name = flow.fn.__name__
-    command = "clozeworks run" if name == "end_to_end" else f"clozeworks run --only {name}"
-    parser = CommandParser(
-        prog=command,
-        description=(flow.fn.__doc__ or "").splitlines()[0],
-        epilog=f"example: {command} flows/recipes/demo.toml --set pretraining.seed=7",
-    )
-    add_recipe_arguments(parser)
-    parser.add_argument(
-        "--rebuild",
-        action="store_true",
-        help="build every stage again; existing trainings, finished or not, are kept under a numbered name",
-    )
-    if "continue_finished" in get_type_hints(flow.fn)["request"].model_fields:
-        parser.add_argument(
-            "--continue",
-            dest="continue_finished",
-            action="store_true",
-            help="start pre-training from the newest checkpoint of the finished run that the recipe can share",
-        )
+    parser = flow_parser(flow.fn.__name__, (flow.fn.__doc__ or "").splitlines()[0])
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: _run(flow, arguments))
 
 
 def _run(flow: Any, arguments: argparse.Namespace) -> int:
-    request_type = get_type_hints(flow.fn)["request"]
+    request_type = REQUESTS[flow.fn.__name__]
     whole = WholeRecipe.check(recipe_from_arguments(arguments), request_type.needs_corpus)
     flags = {"rebuild": arguments.rebuild}
     if "continue_finished" in arguments:
@@ -144,6 +125,7 @@ def _prefect(whole: WholeRecipe) -> Iterator[str]:
     # Prefect's own five tries take a minute for each of the calls that end a run.
     patience = client_patience(MOST_RETRIES)
     if api_url := PREFECT_API_URL.value():
+        discard_begun()
         require_server(api_url)
         Tracker(whole)
         with temporary_settings(updates=patience):
@@ -196,6 +178,6 @@ def prefect_home(whole: WholeRecipe) -> str:
     if "PREFECT_HOME" in os.environ:
         return str(PREFECT_HOME.value())
     if whole.is_local:
-        return storage.join(storage.local_path(whole.run.workspace), HOME_NAME)
+        return home_in_workspace(whole.run.workspace)
     # One for each workspace: two runs on one machine must not share a database.
     return storage.join(local_directory(whole.run), HOME_NAME, digest_of(whole.run.workspace)[:16])

@@ -6,7 +6,6 @@ This is the only module of flows that knows the commands and keys of `pipelines`
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from flows.launching.job import Job, recipe_arguments
 from flows.launching.launchers import launcher_of
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.tracking.stores import tracking_uri
+from pipelines.commands.process_start import command_of
 from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.manifest import Manifest, StageKey, digest_of, read_manifest
@@ -304,4 +304,4 @@ def registry_of(whole: WholeRecipe) -> Iterator[None]:
 
 def python_module(whole: WholeRecipe, module: str) -> list[str]:
     """The command that runs a module on the recipe, in one process."""
-    return [sys.executable, "-m", module, *recipe_arguments(whole)]
+    return command_of(module, recipe_arguments(whole))

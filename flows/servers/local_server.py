@@ -26,6 +26,7 @@ from flows.console.narration import LOGGER_NAME
 from flows.servers.prefect_database import database_url, prune, set_up_prefect
 from flows.servers.private_files import PRIVATE_UMASK, open_private
 from pipelines.commands.lifeline import LIFELINE_VARIABLE, follow_lifeline
+from pipelines.commands.process_start import collect_rarely
 from pipelines.contract.errors import InputError, exit_code_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ ALLOWED_HOSTS = (LOOPBACK, "localhost")
 
 _logger = logging.getLogger(LOGGER_NAME)
 _home: ContextVar[str | None] = ContextVar("home", default=None)
+_begun: dict[str, LocalServer] = {}
+"""By home; started, but not asked for yet."""
 _POLL_SECONDS = 0.1
 _ERROR_PREFIX = "error: "
 _HTTP_TIMEOUT_SECONDS = 5.0
@@ -134,10 +137,21 @@ class LocalServer:
             self._process.wait()
 
 
+def begin(home: str) -> None:
+    """Start the server that `local_server` will be asked for; it ends with this process in any case."""
+    _begun[home] = LocalServer(home)
+
+
+def discard_begun() -> None:
+    """Stop what `begin` has started and nobody has asked for."""
+    while _begun:
+        _begun.popitem()[1].stop()
+
+
 @contextmanager
 def local_server(home: str) -> Iterator[LocalServer]:
     """Start a server with its database under `home`, and stop it at the end of the block."""
-    server = LocalServer(home)
+    server = _begun.pop(home, None) or LocalServer(home)
     token = _home.set(home)
     try:
         yield server
@@ -196,6 +210,7 @@ def _server_environment(home: str) -> dict[str, str]:
 
 
 def main(descriptor: int) -> None:
+    collect_rarely()
     follow_lifeline()
     os.umask(PRIVATE_UMASK)
     home = os.environ["PREFECT_HOME"]

@@ -9,10 +9,11 @@ import pytest
 
 from flows.dispatch.trials import trial_stage
 from flows.launching import single_node
-from flows.launching.job import Job
+from flows.launching.job import Job, encoded_world
 from flows.launching.launchers import LAUNCHERS, launcher_of
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.plan import finetuning_stages
+from pipelines.commands.process_start import command_of
 from pipelines.contract.recipe import read_recipe
 from pipelines.contract.recipe_text import RecipeError
 from training.settings.cluster import ClusterConfig
@@ -27,12 +28,27 @@ def test_without_a_cluster_deepspeed_starts_the_ranks_here(monkeypatch: pytest.M
     job = Job.of(whole_of("pretraining.seed=7"), "training.pretrain", 3)
     command = launcher_of(job).command(job)
     port = next(argument for argument in command if argument.startswith("--master_port="))
+    world_info = f"--world_info={encoded_world({'127.0.0.1': [0, 1, 2]})}"
     assert command == [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators=3"),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet", world_info),
         *("--master_addr=127.0.0.1", port, "--module", "training.pretrain"),
         *("flows/recipes/demo.toml", "--set", "pretraining.seed=7"),
     ]
     assert launcher_of(job).environment() == {"DS_ACCELERATOR": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("named", "ids"),
+    [(None, [0, 1]), ("2,3", ["2", "3"]), ("GPU-a, GPU-b,GPU-c", ["GPU-a", "GPU-b"]), ("1", [0, 1]), ("", [0, 1])],
+)
+def test_ranks_get_the_gpus_that_the_environment_names(
+    named: str | None, ids: list[int | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert list(single_node.device_ids(2)) == ids
 
 
 def test_the_cluster_changes_no_result() -> None:
@@ -68,7 +84,7 @@ def test_a_cluster_that_cannot_be_is_refused(override: str, problem: str) -> Non
 
 def test_a_trial_that_is_a_run_of_its_own_is_trained_by_its_worker() -> None:
     """A hostfile would send every trial to its first node; a scheduler finds a free one."""
-    here = (sys.executable, "-m", "training.finetune")
+    here = tuple(command_of("training.finetune", ()))
     hostfile = ("pretraining.cluster.kind=hostfile", "pretraining.cluster.hostfile=hosts")
     trial, trials = "word-order/pretrained", "--trials"
 
@@ -77,7 +93,7 @@ def test_a_trial_that_is_a_run_of_its_own_is_trained_by_its_worker() -> None:
 
     for overrides in ((), hostfile):
         command = command_of_trial(*overrides)
-        assert (tuple(command[:3]), command[-2:]) == (here, [trials, trial])
+        assert (tuple(command[: len(here)]), command[-2:]) == (here, [trials, trial])
     assert command_of_trial("pretraining.cluster.kind=slurm", "pretraining.ranks=1")[2] == "flows.launching.slurm"
     assert command_of_trial(*hostfile, "finetuning.ranks=2")[2] == "flows.launching.hostfile"
     (together,) = finetuning_stages(whole_of(*hostfile))
