@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
+
+_Gradients: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 MLM_DENOMINATOR_EPS = 1e-5
 """Added to the number of masked tokens, as in run_pretraining.py, `get_masked_lm_output`."""
@@ -55,12 +57,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden_MH[start : start + rows]
             labels = labels_M[start : start + rows]
             chunk = _chunk_on_gpu if hidden.device.type == "cuda" else _chunk
-            chunk_loss, chunk_correct, gradient = chunk(hidden, weight_VH, bias_V, labels, with_gradients, half_scale)
+            chunk_loss, chunk_correct, gradients = chunk(hidden, weight_VH, bias_V, labels, with_gradients, half_scale)
             loss += chunk_loss
             correct += chunk_correct
-            if gradient is None or grad_hidden_MH is None or grad_weight_VH is None or grad_bias_V is None:
+            if gradients is None or grad_hidden_MH is None or grad_weight_VH is None or grad_bias_V is None:
                 continue
-            grad_bias_V += gradient.sum(0, dtype=torch.float32)
+            gradient, column_sums = gradients
+            grad_bias_V += column_sums
             torch.mm(gradient, weight_VH, out=grad_hidden_MH[start : start + rows])
             if hidden.dtype == torch.float32:
                 grad_weight_VH.addmm_(gradient.t(), hidden)
@@ -90,13 +93,16 @@ def _chunk(
     labels_M: torch.Tensor,
     with_gradient: bool,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Loss of some rows [], number of correct ones [], gradient of the logits times `scale` [M, V]."""
+) -> tuple[torch.Tensor, torch.Tensor, _Gradients | None]:
+    """Loss of some rows [], number of correct ones [], gradient of the logits times `scale` [M, V] and its sums [V]."""
     labels_M1 = labels_M.unsqueeze(1)
     logits_MV = torch.addmm(bias_V, hidden_MH, weight_VH.t()).float()
     own_M1 = logits_MV.gather(1, labels_M1)
     maximum_M1 = logits_MV.amax(1, keepdim=True)
-    correct = (own_M1 >= maximum_M1).sum()
+    is_largest_M = (own_M1 >= maximum_M1).squeeze(1)
+    if hidden_MH.dtype != torch.float32:
+        is_largest_M = _still_largest(is_largest_M, logits_MV, hidden_MH, weight_VH, bias_V, labels_M)
+    correct = is_largest_M.sum()
     # The logits are overwritten by their gradient.
     exponents_MV = logits_MV.sub_(maximum_M1).exp_()
     total_M1 = exponents_MV.sum(1, keepdim=True)
@@ -107,7 +113,31 @@ def _chunk(
     gradient_MV.scatter_add_(1, labels_M1, torch.full_like(own_M1, -1.0))
     if scale != 1.0:
         gradient_MV.mul_(scale)
-    return loss, correct, gradient_MV.to(hidden_MH.dtype)
+    return loss, correct, (gradient_MV.to(hidden_MH.dtype), gradient_MV.sum(0))
+
+
+def _still_largest(
+    is_largest_M: torch.Tensor,
+    logits_MV: torch.Tensor,
+    hidden_MH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor,
+    labels_M: torch.Tensor,
+) -> torch.Tensor:
+    """Rows whose label has the largest logit in fp32 too, of those whose label has it after rounding to 16 bits.
+
+    Rounding keeps the order but makes ties, all of which would count as correct. The largest is among the tied ones.
+    """
+    rows_R = is_largest_M.nonzero().squeeze(1)
+    logits_RV = logits_MV[rows_R]
+    ties_R, ids = (logits_RV == logits_RV.gather(1, labels_M[rows_R].unsqueeze(1))).nonzero().unbind(1)
+    rows = rows_R[ties_R]
+    exact = (hidden_MH[rows].float() * weight_VH[ids].float()).sum(1) + bias_V[ids].float()
+    largest_M = exact.new_full((len(hidden_MH),), -torch.inf).scatter_reduce_(0, rows, exact, "amax")
+    own = ids == labels_M[rows]
+    still_largest_M = torch.zeros_like(is_largest_M)
+    still_largest_M[rows[own]] = exact[own] >= largest_M[rows[own]]
+    return still_largest_M
 
 
 def _chunk_on_gpu(
@@ -117,7 +147,7 @@ def _chunk_on_gpu(
     labels_M: torch.Tensor,
     with_gradient: bool,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, _Gradients | None]:
     """As `_chunk`. 16-bit products are not rounded before the softmax, as ties would count as correct."""
     from training.bert.logits_kernel import cross_entropy_of_logits
 
@@ -128,7 +158,8 @@ def _chunk_on_gpu(
         torch.mm(hidden_MH, weight_VH.t(), out_dtype=torch.float32, out=logits_MV)
     gradient_MV = _aligned_rows(hidden_MH, weight_VH.shape[0], hidden_MH.dtype) if with_gradient else None
     losses_M, correct_M = cross_entropy_of_logits(logits_MV, bias_V, labels_M, gradient_MV, scale)
-    return losses_M.sum(), correct_M.sum(), gradient_MV
+    gradients = None if gradient_MV is None else (gradient_MV, gradient_MV.sum(0, dtype=torch.float32))
+    return losses_M.sum(), correct_M.sum(), gradients
 
 
 def _aligned_rows(hidden_MH: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:

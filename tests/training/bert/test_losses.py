@@ -49,6 +49,23 @@ def test_fused_cross_entropy_over_several_chunks(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(gradient, tensor.grad, atol=1e-4, rtol=1e-5)
 
 
+def test_a_tie_by_rounding_is_no_correct_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses._CHUNK_ELEMENTS, "cpu", 16 * WORDS)
+    generator = torch.Generator().manual_seed(0)
+    hidden = (1.0 + 0.01 * torch.randn(400, HIDDEN, generator=generator)).bfloat16()
+    weight = (1.0 + 0.01 * torch.randn(WORDS, HIDDEN, generator=generator)).bfloat16()
+    bias = torch.zeros(WORDS, dtype=torch.bfloat16)
+    labels = torch.randint(0, WORDS, (400,), generator=generator)
+    exact = hidden.double() @ weight.double().t()
+    labels[:50] = exact[:50].argmax(1)
+    rounded = (hidden @ weight.t()).float()
+    own = rounded.gather(1, labels.unsqueeze(1))
+    wanted = int((exact.gather(1, labels.unsqueeze(1)) >= exact.amax(1, keepdim=True) - 1e-6).sum())
+    _, correct = linear_cross_entropy(hidden, weight, bias, labels)
+    assert int((own >= rounded.amax(1, keepdim=True)).sum()) > wanted + 10, "rounding makes no ties here"
+    assert int(correct) == wanted
+
+
 @pytest.mark.parametrize("columns", [1, 8, WORDS, 4_096])
 def test_probabilities_of_tokens_over_blocks_of_the_vocabulary(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "_BLOCK_COLUMNS", columns)

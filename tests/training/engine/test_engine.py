@@ -63,14 +63,14 @@ def test_precision_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("gain", "hidden_size", "chosen"),
-    [(12.0, 256, "bf16"), (3.9, 768, "fp32"), (0.6, 768, "fp32"), (12.0, 128, "fp32")],
+    [(12.0, 256, "bf16"), (1.5, 256, "bf16"), (1.4, 768, "fp32"), (0.6, 768, "fp32"), (12.0, 128, "fp32")],
 )
 def test_auto_is_bf16_on_a_cpu_only_where_that_pays(
     gain: float, hidden_size: int, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "bf16_gain", lambda _: gain)
     assert pretraining_precision("auto", ON_CPU, hidden_size, None) == chosen
-    words = {"bf16": "bf16 (its products are 12 times as fast as in fp32 on this CPU)", "fp32": "fp32"}
+    words = {"bf16": f"bf16 (its products are {gain:.1f} times as fast as in fp32 on this CPU)", "fp32": "fp32"}
     assert precision_in_words("auto", chosen, ON_CPU, hidden_size) == words[chosen]
     assert pretraining_precision("fp32", ON_CPU, hidden_size, None) == "fp32"
     assert precision_in_words("bf16", "bf16", ON_CPU, hidden_size) == "bf16"
@@ -107,11 +107,11 @@ def test_a_checkpoint_keeps_its_precision_on_another_machine(monkeypatch: pytest
 
 def test_the_probe_measures_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
-    for has_tiles in (False, True):
-        monkeypatch.setattr(precision, "has_tiles", lambda has_tiles=has_tiles: has_tiles)
+    for there_are in (False, True):
+        monkeypatch.setattr(precision, "has_bf16_products", lambda there_are=there_are: there_are)
         precision.bf16_gain.cache_clear()
         gain = precision.bf16_gain(256)
-        assert 0.0 < gain < 100.0 if has_tiles else gain == 0.0
+        assert 0.0 < gain < 100.0 if there_are else gain == 0.0
         assert precision.bf16_gain.cache_info().currsize == 1
     precision.bf16_gain.cache_clear()
     assert torch.equal(torch.get_rng_state(), before), "the order of random numbers would depend on the setting"

@@ -33,7 +33,7 @@ def test_a_run_keeps_what_was_chosen_where_it_began(
     trainers = {name: Trainer(make_workspace(name), single_process) for name in names}
     processor(12.0)
     assert trainers["fast"]() == 0
-    assert "bf16 (its products are 12 times as fast as in fp32 on this CPU)" in capsys.readouterr().out
+    assert "bf16 (its products are 12.0 times as fast as in fp32 on this CPU)" in capsys.readouterr().out
     assert trainers["moved"](stop_at=2) != 0
     # A phase of another length has other held-out examples.
     two_phases = "pretraining.phases=[{max_seq_length=32, steps=4, global_batch_size=8}, " + (
