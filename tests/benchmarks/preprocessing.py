@@ -31,6 +31,7 @@ from tests.support.preprocessing.lddl import lddl_functions
 from tests.support.process_usage import Usage, total, usage_of
 from transformers import BertTokenizerFast
 
+from pipelines.commands.process_start import command_of
 from pipelines.contract.manifest import read_manifest
 from pipelines.wordpiece.tokenizer import WordPieceTokenizer
 
@@ -88,7 +89,8 @@ def ours(directory: Path, corpus: Path, vocabulary_size: int, jobs: Sequence[str
             vocabulary_size=vocabulary_size,
         )
     )
-    return [usage_of([sys.executable, "-m", f"pipelines.{job}", str(recipe)]) for job in jobs]
+    # As the command `clozeworks` and the flows start them.
+    return [usage_of(command_of(f"pipelines.{job}", [str(recipe)])) for job in jobs]
 
 
 def mapped(directory: Path, corpus: Path, vocabulary: Path) -> Usage:
