@@ -11,6 +11,7 @@ if neither finetuning.tasks nor --tasks names some.
 from __future__ import annotations
 
 import argparse
+import gc
 
 from pipelines.commands.command_line import CommandParser
 from pipelines.commands.lifeline import follow_lifeline
@@ -111,6 +112,8 @@ def _run(sections: FinetuningSections, planned: list[tuple[str, str]], restart: 
             with runs.trial(trial.label, trial.directory, trial.key) as run:
                 statistics = run_trial(trial, beginning, problems[read], processes, run.run_id)
                 run.scores = numbers_of(statistics.to_json())
+            # DeepSpeed's engine is a cycle of objects, with the model and the optimizer's state.
+            gc.collect()
     finally:
         stop_processes()
 

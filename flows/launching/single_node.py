@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from flows.launching.job import Job, encoded_world
 from pipelines.commands.gpus import ACCELERATOR_VARIABLE, may_have_gpus, visible_gpus
+from pipelines.contract.errors import InputError
 
 LOOPBACK = "127.0.0.1"
 RANKS_WITHOUT_GPU = 2
@@ -31,9 +32,20 @@ def command(job: Job) -> list[str]:
 
 
 def device_ids(ranks: int) -> Sequence[int | str]:
-    """Devices of the ranks: the first ones that CUDA_VISIBLE_DEVICES names, if these are enough."""
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    return named[:ranks] if all(named) and len(named) >= ranks else range(ranks)
+    """Devices of the ranks: the first ones that CUDA_VISIBLE_DEVICES names, if there are GPUs.
+
+    Raises:
+        InputError: it names fewer than there are ranks.
+    """
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None or not gpu_count():
+        return range(ranks)
+    named = [name.strip() for name in value.split(",")]
+    if len(named) < ranks:
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES = {value}: {ranks} ranks need as many GPUs; name them, or lower the number of ranks"
+        )
+    return named[:ranks]
 
 
 def environment() -> dict[str, str]:

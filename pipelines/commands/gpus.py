@@ -6,8 +6,8 @@ import glob
 import os
 
 _DEVICES = "/dev/nvidia[0-9]*"
-_OTHER_DEVICES = ("/dev/kfd", "/dev/dxg")
-"""Of AMD's driver, and of Windows under WSL, which do not show single GPUs."""
+_OTHER_DEVICES = ("/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvmap")
+"""Of AMD's driver, of Windows under WSL and of NVIDIA's Jetson, which do not show single GPUs."""
 _HIDDEN = ("", "-1", "NoDevFiles")
 """Values of CUDA_VISIBLE_DEVICES that hide all GPUs."""
 

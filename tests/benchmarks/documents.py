@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.support import REPOSITORY
 from tests.support.measuring import cpu_seconds, english_paragraphs, report
 from tests.support.process_usage import usage_of
 
+from pipelines.commands.process_start import command_of
 from pipelines.contract.manifest import read_manifest
 from pipelines.documents.near_duplicates import NEAR_DUPLICATE
 from pipelines.settings.documents import NearDuplicatesConfig
@@ -68,7 +68,7 @@ def job_seconds(source: str, near_duplicates: bool) -> tuple[float, int]:
         recipe = Path(directory) / "documents.toml"
         text = RECIPE.format(workspace=f"{directory}/ws", source=source)
         recipe.write_text(text + (NEAR_DUPLICATES if near_duplicates else ""))
-        usage = usage_of([sys.executable, "-m", "pipelines.shard_corpus", str(recipe)])
+        usage = usage_of(command_of("pipelines.shard_corpus", [str(recipe)]))
         rejected = read_manifest(f"{directory}/ws/documents").statistics["rejected_by_reason"]
         return usage.cpu_seconds, int(rejected.get(NEAR_DUPLICATE, 0))
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +24,8 @@ import numpy as np
 from tests.support import REPOSITORY
 from tests.support.measuring import english_paragraphs, report
 from tests.support.process_usage import Usage, total, usage_of
+
+from pipelines.commands.process_start import command_of
 
 JOBS = ("shard_corpus", "train_vocabulary", "build_examples")
 PARAGRAPHS_PER_DOCUMENT = 40
@@ -81,7 +82,7 @@ def run_jobs(root: Path, corpus: Path, scale: int, workers: int, passes: int) ->
         )
         usages = {}
         for job in JOBS:
-            usages[job] = usage_of([sys.executable, "-m", f"pipelines.{job}", str(recipe)])
+            usages[job] = usage_of(command_of(f"pipelines.{job}", [str(recipe)]))
         return usages
 
 

@@ -1,8 +1,9 @@
 """Self-attention over packed sequences, without computing padding where the device has a kernel for that.
 
 On a GPU in 16 bit: PyTorch's variable-length flash kernel. Elsewhere: PyTorch's scaled dot product attention on length
-bins, or our own in bf16 on a CPU. Sequences are ordered by length and cut into bins of nearly equal length, so padding
-inside a bin stays below an eighth of its tokens; a bin of one length whose tokens are contiguous is a plain view.
+bins, or our own in bf16 on a CPU that has it. Sequences are ordered by length and cut into bins of nearly equal
+length, so padding inside a bin stays below an eighth of its tokens; a bin of one length whose tokens are contiguous is
+a plain view.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def _binned_attention(
         )
         # Padding follows the tokens of a row, so none of them attends to it in causal attention.
         mask_B11S = None if is_causal else part.mask_B11S
-        attend = _cpu_bf16_attention if _is_bf16_on_cpu(query_BNSD) else scaled_dot_product_attention
+        attend = _cpu_bf16_attention if _is_bf16_of_the_cpu(query_BNSD) else scaled_dot_product_attention
         attended_BNSD = attend(
             query_BNSD, key_BNSD, value_BNSD, attn_mask=mask_B11S, dropout_p=dropout_p, is_causal=is_causal
         )
@@ -194,8 +195,14 @@ def _rows_of(part: LengthBin, tensor_TND: torch.Tensor) -> torch.Tensor:
     return tensor_TND.index_select(0, part.tokens_BS.view(-1)).view(shape)
 
 
-def _is_bf16_on_cpu(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
+@cache
+def cpu_has_bf16_products() -> bool:
+    """Whether the processor has instructions for products in bf16: AMX or AVX512-BF16."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def _is_bf16_of_the_cpu(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 and cpu_has_bf16_products()
 
 
 def _cpu_bf16_attention(
@@ -208,8 +215,9 @@ def _cpu_bf16_attention(
 ) -> torch.Tensor:
     """As PyTorch's `scaled_dot_product_attention`, whose kernel for a CPU does not use its products in bf16.
 
-    Forward and backward take 0.16 to 0.57 of its time on a CPU with AVX512-BF16, the least for short sequences. Scores
-    are rounded to bf16 before the softmax, which is computed in fp32.
+    Forward and backward take 0.16 to 0.57 of its time on a CPU with AVX512-BF16, the least for short sequences, and
+    0.72 to 0.88 with dropout, whose random numbers are most of it. Scores are rounded to bf16 before the softmax, which
+    is computed in fp32.
     """
     batch_size, num_heads, seqlen, head_size = query_BNSD.shape
     bias_HSS = None

@@ -21,6 +21,9 @@ _HALF_SCALE = 1024.0
 _CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits per chunk: enough rows for fast products, 16 MiB on a CPU."""
 
+_BLOCK_TIES = 1 << 16
+"""Tied logits that are computed again at a time."""
+
 _BLOCK_COLUMNS = 4_096
 """Tokens of the vocabulary whose logits are made at once where only a few probabilities are read."""
 
@@ -132,7 +135,10 @@ def _still_largest(
     logits_RV = logits_MV[rows_R]
     ties_R, ids = (logits_RV == logits_RV.gather(1, labels_M[rows_R].unsqueeze(1))).nonzero().unbind(1)
     rows = rows_R[ties_R]
-    exact = (hidden_MH[rows].float() * weight_VH[ids].float()).sum(1) + bias_V[ids].float()
+    # In blocks: a model of zeros has as many ties as logits.
+    blocks = zip(rows.split(_BLOCK_TIES), ids.split(_BLOCK_TIES), strict=True)
+    products = [(hidden_MH[row].float() * weight_VH[one].float()).sum(1) for row, one in blocks]
+    exact = torch.cat([*products, bias_V.new_empty(0, dtype=torch.float32)]) + bias_V[ids].float()
     largest_M = exact.new_full((len(hidden_MH),), -torch.inf).scatter_reduce_(0, rows, exact, "amax")
     own = ids == labels_M[rows]
     still_largest_M = torch.zeros_like(is_largest_M)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 
 from pipelines.contract.errors import InputError
+from training.bert.attention import cpu_has_bf16_products
 from training.engine.processes import Processes
 from training.settings.optimization import PRECISION, Precision
 
@@ -18,7 +19,7 @@ SMALLEST_HIDDEN_SIZE = 256
 """Narrower models spend their time around the products; none has been measured in bf16."""
 SMALLEST_GAIN = 1.5
 """Of products in bf16 over fp32 on a CPU. One with AVX512-BF16 makes them 2.0 to 2.8 times as fast and a training step
-1.7 to 1.8 times, another one 0.6 times; with AMX they are 10 to 30 times as fast."""
+1.7 to 1.8 times (without dropout), another one 0.6 times; with AMX they are 10 to 30 times as fast."""
 _PROBE_SECONDS = 0.05
 _PROBE_ROWS = 256
 
@@ -75,18 +76,13 @@ def precision_in_words(setting: Precision, resolved: str, processes: Processes, 
     return f"bf16 (its products are {gain:.1f} times as fast as in fp32 on this CPU)"
 
 
-def has_bf16_products() -> bool:
-    """Whether the processor has instructions for products in bf16: AMX or AVX512-BF16."""
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
 @cache
 def bf16_gain(hidden_size: int) -> float:
     """How many times as fast as in fp32 this CPU makes a layer's product in bf16; measured once, for 50 ms.
 
     It is 0 without instructions for it, where one product in bf16 may take longer than that.
     """
-    if not has_bf16_products():
+    if not cpu_has_bf16_products():
         return 0.0
     types = (torch.float32, torch.bfloat16)
     operands = [

@@ -84,10 +84,10 @@ def test_the_parts_that_a_deployment_names_exist_in_other_pools() -> None:
 
 def test_the_form_of_a_part_accepts_what_the_run_that_waits_sends(repository: Path) -> None:
     demo = os.path.join(repository, "flows", "recipes", "demo.toml")
-    forms = {"pretraining": {"zero_stage": 2}, "documents": {"num_shards": 2}}
+    forms = {"pretraining": {"log_every_steps": 2}, "documents": {"num_shards": 2}}
     request = RunRequest(recipe=demo, workspace="w", rebuild=True, parent_run_id="abc", stage_retries=2, **forms)
     sent = request_of_part(request, PretrainRequest)
-    overrides = ["documents.num_shards=2", "pretraining.zero_stage=2", 'run.workspace="w"']
+    overrides = ["documents.num_shards=2", "pretraining.log_every_steps=2", 'run.workspace="w"']
     assert sorted(sent.pop("overrides")) == overrides
     assert sent == {"recipe": demo, "rebuild": True, "parent_run_id": "abc", "stage_retries": 2}
     part = PretrainRequest.model_validate({**sent, "overrides": overrides}).read()
@@ -161,13 +161,13 @@ def test_overrides_go_before_forms_and_forms_before_the_recipe(repository: Path)
     request = RunRequest(
         recipe=demo,
         workspace='a "b"',
-        pretraining={"seed": 2, "zero_stage": 1, "learning_rate": None},
+        pretraining={"seed": 2, "log_every_steps": 7, "learning_rate": None},
         finetuning={"word_order": {"max_train_examples": 10}},
         overrides=("pretraining.seed=3",),
     )
     whole = request.read()
-    assert (whole.pretraining.seed, whole.pretraining.zero_stage, whole.run.workspace) == (3, 1, 'a "b"')
-    assert whole.pretraining.learning_rate == 2e-3
+    assert (whole.pretraining.seed, whole.pretraining.log_every_steps, whole.run.workspace) == (3, 7, 'a "b"')
+    assert whole.pretraining.learning_rate == 4e-3
     assert (whole.finetuning.word_order.max_train_examples, whole.finetuning.word_order.min_words) == (10, 8)
 
 

@@ -14,6 +14,7 @@ from flows.launching.launchers import LAUNCHERS, launcher_of
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.plan import finetuning_stages
 from pipelines.commands.process_start import command_of
+from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
 from pipelines.contract.recipe_text import RecipeError
 from training.settings.cluster import ClusterConfig
@@ -39,7 +40,7 @@ def test_without_a_cluster_deepspeed_starts_the_ranks_here(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("named", "ids"),
-    [(None, [0, 1]), ("2,3", ["2", "3"]), ("GPU-a, GPU-b,GPU-c", ["GPU-a", "GPU-b"]), ("1", [0, 1]), ("", [0, 1])],
+    [(None, [0, 1]), ("2,3", ["2", "3"]), ("GPU-a, GPU-b,GPU-c", ["GPU-a", "GPU-b"])],
 )
 def test_ranks_get_the_gpus_that_the_environment_names(
     named: str | None, ids: list[int | str], monkeypatch: pytest.MonkeyPatch
@@ -48,7 +49,17 @@ def test_ranks_get_the_gpus_that_the_environment_names(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(single_node, "gpu_count", lambda: 3)
     assert list(single_node.device_ids(2)) == ids
+    monkeypatch.setattr(single_node, "gpu_count", lambda: 0)
+    assert list(single_node.device_ids(2)) == [0, 1]
+
+
+def test_more_ranks_than_named_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(single_node, "gpu_count", lambda: 1)
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES = 3: 2 ranks need as many GPUs"):
+        single_node.device_ids(2)
 
 
 def test_the_cluster_changes_no_result() -> None:

@@ -12,9 +12,22 @@ from training.bert.attention import packed_attention
 HEADS, HEAD_SIZE = 3, 16
 LENGTHS = (40, 40, 37, 12, 1)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "bf16_processor")
 
 Tensors = list[torch.Tensor]
+
+
+@pytest.fixture
+def bf16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice of such a processor; the products themselves work on any."""
+    monkeypatch.setattr(attention, "cpu_has_bf16_products", lambda: True)
+
+
+def test_other_processors_keep_pytorchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "cpu_has_bf16_products", lambda: False)
+    monkeypatch.setattr(attention, "_cpu_bf16_attention", None)
+    tensors, _ = inputs()
+    assert packed(tensors).dtype == torch.bfloat16
 
 
 def inputs() -> tuple[Tensors, torch.Tensor]:
