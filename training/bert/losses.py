@@ -136,7 +136,7 @@ def _still_largest(
     ties_R, ids = (logits_RV == logits_RV.gather(1, labels_M[rows_R].unsqueeze(1))).nonzero().unbind(1)
     rows = rows_R[ties_R]
     # In blocks: a model of zeros has as many ties as logits.
-    blocks = zip(rows.split(_BLOCK_TIES), ids.split(_BLOCK_TIES), strict=True)
+    blocks = zip(torch.split(rows, _BLOCK_TIES), torch.split(ids, _BLOCK_TIES), strict=True)
     products = [(hidden_MH[row].float() * weight_VH[one].float()).sum(1) for row, one in blocks]
     exact = torch.cat([*products, bias_V.new_empty(0, dtype=torch.float32)]) + bias_V[ids].float()
     largest_M = exact.new_full((len(hidden_MH),), -torch.inf).scatter_reduce_(0, rows, exact, "amax")
