@@ -22,6 +22,7 @@ SMALLEST_GAIN = 1.5
 1.7 to 1.8 times (without dropout), another one 0.6 times; with AMX they are 10 to 30 times as fast."""
 _PROBE_SECONDS = 0.05
 _PROBE_ROWS = 256
+_FEWEST_ROUNDS = 6
 
 TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Data type of weights and activations, by resolved precision."""
@@ -91,15 +92,17 @@ def bf16_gain(hidden_size: int) -> float:
     ]
     shortest_seconds = [float("inf")] * len(types)
     deadline = time.perf_counter() + _PROBE_SECONDS
-    rounds = 0
-    # In turn, so that other work on the machine slows both. The first round, which chooses kernels, is never the
-    # shortest.
-    while rounds < 2 or time.perf_counter() < deadline:
+    rounds, num_threads = 0, torch.get_num_threads()
+    # One thread and its own time, in turn: other work on the machine then changes neither much. The first round, which
+    # chooses kernels, is never the shortest.
+    torch.set_num_threads(1)
+    while rounds < _FEWEST_ROUNDS or time.perf_counter() < deadline:
         for number, (left, right) in enumerate(operands):
-            started = time.perf_counter()
+            started = time.thread_time()
             torch.mm(left, right)
-            shortest_seconds[number] = min(shortest_seconds[number], time.perf_counter() - started)
+            shortest_seconds[number] = min(shortest_seconds[number], time.thread_time() - started)
         rounds += 1
+    torch.set_num_threads(num_threads)
     return shortest_seconds[0] / shortest_seconds[1]
 
 
