@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pipelines
 from pipelines.commands.command_line import CommandParser
-from pipelines.commands.process_start import collect_rarely, run_module
+from pipelines.commands.process_start import run_module
 from pipelines.contract.errors import InputError, exit_code_of
 
 PROGRAM = "clozeworks"
@@ -169,7 +169,6 @@ def _run(name: str, verb: Verb, words: list[str]) -> None:
             # Imported for this verb only: it reads recipes.
             from flows.servers.early_server import begin_early
 
-            collect_rarely()
             begin_early(verb.module.rpartition(".")[2], words)
         run_module(verb.module, words)
     except ModuleNotFoundError as error:

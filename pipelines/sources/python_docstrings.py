@@ -80,13 +80,13 @@ def _stdlib_files() -> list[InputFile]:
     root = sysconfig.get_paths()["stdlib"]
     files: list[InputFile] = []
     for directory, subdirectories, names in os.walk(root):
-        place = os.path.relpath(directory, root).replace(os.sep, "/").removeprefix(".")
-        prefix = f"{place}/" if place else ""
-        # Tests, and site-packages, which may hold ten times as many files as all else.
-        subdirectories[:] = [name for name in subdirectories if not _TESTS.search(f"{prefix}{name}/")]
+        prefix = "" if directory == root else os.path.relpath(directory, root).replace(os.sep, "/") + "/"
+        # Without tests and site-packages, which may hold ten times as many files as all else.
+        subdirectories[:] = [name for name in subdirectories if name[0] != "." and not _TESTS.search(f"{prefix}{name}")]
         for name in names:
             path = os.path.join(directory, name)
-            if name.endswith(".py") and not _TESTS.search(f"{prefix}{name}") and os.access(path, os.R_OK):
+            is_source = name.endswith(".py") and name[0] != "." and not _TESTS.search(f"{prefix}{name}")
+            if is_source and os.access(path, os.R_OK):
                 files.append(InputFile(path, f"{STDLIB}/{prefix}{name}", os.path.getsize(path), 0))
     return files
 

@@ -25,7 +25,7 @@ _HEAD_SIZE_STEP, _LARGEST_HEAD_SIZE = 8, 256
 """Of the variable-length kernel, which fails for others."""
 _CHUNK_SCORES = 1 << 19
 """How many scores are made at a time in bf16 on a CPU: 1 MB, which stays in a core's cache. 2^17 to 2^20 are within a
-tenth of each other, larger chunks of long sequences up to 1.5 times slower."""
+sixth of each other, larger chunks of long sequences up to 1.5 times slower."""
 
 _log = logging.getLogger(__name__)
 

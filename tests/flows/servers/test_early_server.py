@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from flows import cli
+from flows.parameters.flow_arguments import END_TO_END, REQUESTS
 from flows.servers import early_server, local_server
 from flows.servers.early_server import begin_early, home_in_workspace
 
@@ -46,6 +50,13 @@ def test_what_is_not_valid_or_not_here_begins_nothing(
     begin_early("end_to_end", words)
     assert not begun
     assert capsys.readouterr() == ("", ""), "the command itself reports it"
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_table_of_requests_is_that_of_the_flows(name: str) -> None:
+    assert set(REQUESTS) == {END_TO_END, *cli.FLOWS}
+    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    assert get_type_hints(flow.fn)["request"] is REQUESTS[name]
 
 
 def test_arguments_that_are_wrong_end_the_command(begun: list[str], capsys: pytest.CaptureFixture[str]) -> None:
