@@ -35,7 +35,19 @@ def test_without_a_cluster_deepspeed_starts_the_ranks_here(monkeypatch: pytest.M
         *("--master_addr=127.0.0.1", port, "--module", "training.pretrain"),
         *("flows/recipes/demo.toml", "--set", "pretraining.seed=7"),
     ]
-    assert launcher_of(job).environment() == {"DS_ACCELERATOR": "cpu"}
+    assert launcher_of(job).environment() == single_node.ONE_RANK | {"DS_ACCELERATOR": "cpu"}
+
+
+@pytest.mark.parametrize(("ranks", "gpus"), [(1, 0), (0, 1)])
+def test_a_rank_without_peers_needs_no_launcher(ranks: int, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_node, "gpu_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    job = Job.of(whole_of(), "training.pretrain", ranks)
+    assert launcher_of(job).command(job) == command_of("training.pretrain", ["flows/recipes/demo.toml"])
+    # What another launcher has set for this process is not the rank's.
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    variables = launcher_of(job).environment()
+    assert (variables["RANK"], variables["WORLD_SIZE"], variables["LOCAL_RANK"]) == ("0", "1", "0")
 
 
 @pytest.mark.parametrize(

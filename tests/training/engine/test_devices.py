@@ -100,12 +100,12 @@ def test_a_gpu_that_torch_cannot_use_is_an_error(gpu_files: list[str]) -> None:
 def test_the_cpu_may_be_asked_for(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     assert chosen_device(0) == torch.device("cpu")
-    assert single_node.environment() == {"DS_ACCELERATOR": "cpu"}
+    assert single_node.environment() == single_node.ONE_RANK | {"DS_ACCELERATOR": "cpu"}
 
 
 @pytest.mark.usefixtures("gpu_files")
 def test_a_flow_leaves_the_refusal_to_the_ranks() -> None:
-    assert single_node.environment() == {}
+    assert single_node.environment() == single_node.ONE_RANK
 
 
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
