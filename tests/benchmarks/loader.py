@@ -30,6 +30,7 @@ from training.data.arrow_examples import ArrowExamples
 from training.data.dynamic_masking import DynamicMasking, row_keys
 from training.data.ordering import GlobalOrder
 from training.data.step_reader import Deal, StepReader
+from training.engine.devices import keep_memory
 
 RUNS = 5
 LENGTH, VOCAB_SIZE = 128, 30_522
@@ -103,6 +104,8 @@ def peer_loader(directory: str, rows: list[dict[str, list[int]]]) -> DataLoader[
 
 def main() -> None:
     torch.set_num_threads(1)
+    # As training does on a CPU.
+    keep_memory()
     with tempfile.TemporaryDirectory() as directory:
         examples = ArrowExamples(directory, write_examples(directory), "train", LENGTH)
         all_tokens = int(examples.read(((0, examples.num_rows),)).input_ids.offsets[-1])

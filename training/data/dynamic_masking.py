@@ -6,6 +6,7 @@ epoch are the same for any number of ranks and after any resume.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ _FATE, _REPLACEMENT, _SPAN_START, _SPAN_LENGTH = 1 << 16, 2 << 16, 3 << 16, 4 <<
 # Bits of a sort key: row of the group (of words), random number, position.
 _ROW_SHIFT, _SCORE_SHIFT = np.uint64(48), np.uint64(16)
 _SCORE_BITS_DROPPED = np.uint64(33)
+_SCORE_MASK = np.uint64(2**64 - 2**33)
 _POSITION_MASK, _LAST = np.uint64(0xFFFF), np.uint64(0xFFFFFFFFFFFFFFFF)
 GROUP_ROWS = 256
 """Rows sorted at a time, so that the keys stay in cache; the result does not depend on it."""
@@ -52,9 +54,14 @@ def _mix(values: KeyArray) -> KeyArray:
     return values
 
 
-def _draw(keys: KeyArray, counters: IntArray) -> KeyArray:
+def _draw(keys: KeyArray, counters: IntArray | KeyArray) -> KeyArray:
     """The number at each counter of each key's stream."""
-    return _mix(keys + (counters.astype(np.uint64) + np.uint64(1)) * _GAMMA)
+    return _mix(keys + (counters.astype(np.uint64, copy=False) + np.uint64(1)) * _GAMMA)
+
+
+def _of_53_bits(share: float) -> np.uint64:
+    """The least of 2**53 numbers that is not below this share of them, so that no comparison is of rounded ones."""
+    return np.uint64(math.ceil(share * 2**53))
 
 
 def row_keys(rows: IntArray, *stream: int | str) -> KeyArray:
@@ -64,11 +71,11 @@ def row_keys(rows: IntArray, *stream: int | str) -> KeyArray:
 
 def _sort_keys(keys: KeyArray, length: int) -> KeyArray:
     """The number at each of `length` positions of each stream, followed by the position: [keys, length]."""
-    positions = np.arange(length)
+    positions = np.arange(length, dtype=np.uint64)
     numbers = _draw(keys[:, None], positions)
-    numbers >>= _SCORE_BITS_DROPPED
-    numbers <<= _SCORE_SHIFT
-    numbers |= positions.astype(np.uint64)
+    # The 31 highest bits stay where they are: only the order counts.
+    numbers &= _SCORE_MASK
+    numbers |= positions
     return numbers
 
 
@@ -142,7 +149,9 @@ class DynamicMasking:
         chosen, anchors = self._choose_by_groups(input_ids, lengths, keys, num_predictions)
         masked_ids = input_ids[chosen]
         row_starts = np.repeat(starts, num_predictions)
-        self._replace(input_ids, chosen, chosen - row_starts, anchors - row_starts, np.repeat(keys, num_predictions))
+        positions = chosen - row_starts
+        anchors = positions if anchors is chosen else anchors - row_starts
+        input_ids[chosen] = self._replaced(masked_ids, positions, anchors, np.repeat(keys, num_predictions))
         return chosen, masked_ids
 
     def _choose_by_groups(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> Spans:
@@ -180,34 +189,36 @@ class DynamicMasking:
     def _choose_tokens(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> IntArray:
         """The maskable tokens of each row with the smallest random numbers, as flat positions in ascending order.
 
-        Rows of nearly equal length are sorted together as the rows of a matrix, which is faster than all their tokens.
+        Some rows at a time are sorted as those of a matrix, which is faster than all their tokens, the more so if rows
+        of nearly equal length are next to each other.
         """
         ends = np.cumsum(lengths)
-        starts, before = ends - lengths, np.cumsum(num_predictions) - num_predictions
+        starts = ends - lengths
         special = np.flatnonzero(self._is_special(input_ids))
-        first_special = np.searchsorted(special, starts)
-        num_special = np.searchsorted(special, ends) - first_special
-        chosen = np.empty(int(num_predictions.sum()), dtype=np.int64)
-        by_length = np.argsort(lengths, kind="stable")
+        bounds = np.concatenate([[0], np.searchsorted(special, ends)])
+        chosen: list[IntArray] = []
         for first in range(0, len(lengths), GROUP_ROWS):
-            rows = by_length[first : first + GROUP_ROWS]
+            rows = slice(first, first + GROUP_ROWS)
             own_lengths, counts = lengths[rows], num_predictions[rows]
-            order = _sort_keys(keys[rows], int(own_lengths[-1]))
+            longest, most = int(own_lengths.max()), int(counts.max())
+            order = _sort_keys(keys[rows], longest)
             # What must not be chosen comes last: special tokens and padding.
-            own_special = num_special[rows]
-            numbers = np.repeat(first_special[rows] - np.cumsum(own_special) + own_special, own_special)
-            places = special[np.arange(len(numbers)) + numbers] - np.repeat(starts[rows], own_special)
-            order[np.repeat(np.arange(len(rows)), own_special), places] = _LAST
-            if own_lengths[0] < own_lengths[-1]:
-                order[np.arange(order.shape[1]) >= own_lengths[:, None]] = _LAST
+            own_bounds = bounds[first : first + len(own_lengths) + 1]
+            row_starts = np.arange(len(own_lengths)) * longest - starts[rows]
+            places = special[own_bounds[0] : own_bounds[-1]] + np.repeat(row_starts, np.diff(own_bounds))
+            order.reshape(-1)[places] = _LAST
+            if own_lengths.min() < longest:
+                shorter = slice(int(np.argmax(own_lengths < longest)), None)
+                order[shorter][np.arange(longest) >= own_lengths[shorter, None]] = _LAST
             order.sort(axis=1)
-            most = np.arange(int(counts.max(initial=0)))
-            positions = (order[:, : len(most)] & _POSITION_MASK).astype(np.int64) + starts[rows, None]
-            is_chosen = most < counts[:, None]
-            positions[~is_chosen] = len(input_ids)
+            positions = (order[:, :most] & _POSITION_MASK).astype(np.uint16)
+            is_chosen = None if counts.min() == most else np.arange(most) < counts[:, None]
+            if is_chosen is not None:
+                positions[~is_chosen] = _POSITION_MASK
             positions.sort(axis=1)
-            chosen[(before[rows, None] + most)[is_chosen]] = positions[is_chosen]
-        return chosen
+            flat = positions + starts[rows, None]
+            chosen.append(flat.reshape(-1) if is_chosen is None else flat[is_chosen])
+        return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
 
     def _choose_words(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, wanted: IntArray) -> IntArray:
         """The tokens of the words with the smallest random numbers, those of their first tokens."""
@@ -229,15 +240,15 @@ class DynamicMasking:
         chosen: IntArray = np.arange(int(sizes.sum())) + np.repeat(starts - before, sizes)
         return chosen
 
-    def _replace(
-        self, input_ids: Ids, chosen: IntArray, positions: IntArray, anchors: IntArray, keys: KeyArray
-    ) -> None:
+    def _replaced(self, ids: Ids, positions: IntArray, anchors: IntArray, keys: KeyArray) -> Ids:
         """By BERT's shares 80 % become [MASK], 10 % stay, 10 % become any token; tokens of one anchor alike."""
-        fate = (_draw(keys, anchors + _FATE) >> np.uint64(11)) * (1.0 / (1 << 53))
-        input_ids[chosen[fate < self.shares.mask]] = self.mask_id
-        is_random = fate >= max(1.0 - self.shares.random, self.shares.mask)
+        fate = _draw(keys, anchors + _FATE) >> np.uint64(11)
+        replaced = ids.copy()
+        replaced[fate < _of_53_bits(self.shares.mask)] = self.mask_id
+        is_random = np.flatnonzero(fate >= _of_53_bits(max(1.0 - self.shares.random, self.shares.mask)))
         numbers = _draw(keys[is_random], positions[is_random] + _REPLACEMENT) >> np.uint64(32)
-        input_ids[chosen[is_random]] = (numbers * np.uint64(self.vocab_size)) >> np.uint64(32)
+        replaced[is_random] = (numbers * np.uint64(self.vocab_size)) >> np.uint64(32)
+        return replaced
 
     def _is_special(self, input_ids: Ids) -> npt.NDArray[np.bool_]:
         is_special: npt.NDArray[np.bool_] = (input_ids == self.cls_id) | (input_ids == self.sep_id)

@@ -28,14 +28,19 @@ def prefetched(source: Iterable[Item], ahead: int) -> Generator[Item, None, None
     inside torch during interpreter shutdown aborts the process.
     """
     closed = threading.Event()
-    ready: queue.Queue[Item | _End] = queue.Queue(maxsize=ahead)
+    # Queues in C: a bounded one, in Python, hands over an item with several switches between the threads.
+    ready: queue.SimpleQueue[Item | _End] = queue.SimpleQueue()
+    free: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for _ in range(ahead):
+        free.put(None)
 
     def offer(item: Item | _End) -> bool:
         while not closed.is_set() and threading.main_thread().is_alive():
             try:
-                ready.put(item, timeout=_PATIENCE_SECONDS)
-            except queue.Full:
+                free.get(timeout=_PATIENCE_SECONDS)
+            except queue.Empty:
                 continue
+            ready.put(item)
             return True
         return False
 
@@ -53,6 +58,7 @@ def prefetched(source: Iterable[Item], ahead: int) -> Generator[Item, None, None
     producer.start()
     try:
         while not isinstance(item := ready.get(), _End):
+            free.put(None)
             yield item
         if item.error is not None:
             raise item.error

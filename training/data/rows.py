@@ -36,6 +36,9 @@ class Ragged:
         starts, lengths = self.offsets[rows], self.lengths_of(rows)
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
+        if not offsets[-1]:
+            # What is masked at reading has no written masks.
+            return Ragged(self.values[:0], offsets)
         source = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return Ragged(self.values[source], offsets)
 
