@@ -71,7 +71,6 @@ def build(
         counted = (
             pipeline
             | "TrainingShards" >> beam.Create([one for one in shards if one.split == "train"])
-            | "SpreadTrainingShards" >> beam.Reshuffle()
             | "CountTokens" >> beam.ParDo(count_tokens).with_output_types(str)
         )
         chosen = (
@@ -83,14 +82,12 @@ def build(
     shard_rows = (
         pipeline
         | "Shards" >> beam.Create(shards).with_output_types(ShardNumber)
-        | "SpreadShards" >> beam.Reshuffle()
         | "BuildShard" >> beam.ParDo(build_shard, *mixtures).with_output_types(ShardRows)
     )
     targets = [FilesToWrite(part.directory, shard) for part in config.parts() for shard in shards]
     return (
         pipeline
         | "Files" >> beam.Create(targets).with_output_types(FilesToWrite)
-        | "SpreadFiles" >> beam.Reshuffle()
         | "BalanceShard" >> beam.ParDo(balance_shard, beam.pvalue.AsList(shard_rows)).with_output_types(WrittenFiles)
         | "GatherFiles" >> beam.combiners.ToList()
         | "Complete"

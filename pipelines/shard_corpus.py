@@ -24,6 +24,7 @@ from pipelines.documents.summary import closing_lines
 from pipelines.filtering.decontamination import collect_grams
 from pipelines.filtering.evaluation_texts import evaluation_files_of
 from pipelines.jobs.arrow_files import write_table
+from pipelines.jobs.dealing import dealt
 from pipelines.jobs.runner import Job, Progress
 from pipelines.jobs.sizes import disk_bytes_documents
 from pipelines.reading.unpacking import codec_of
@@ -51,8 +52,7 @@ def build(
     building = building_directory(directory)
     parts = (
         pipeline
-        | "Parts" >> beam.Create(plan).with_output_types(CorpusPart)
-        | "SpreadParts" >> beam.Reshuffle()
+        | "Parts" >> beam.Create(dealt(pipeline, plan, CorpusPart.size_bytes)).with_output_types(CorpusPart)
         | "ReadPart" >> beam.ParDo(ReadPart(building, config)).with_output_types(PartSummary)
     )
     names = [part.source.name for part in plan if part.source.name is not None]
@@ -62,7 +62,6 @@ def build(
     shard_summaries = (
         pipeline
         | "Shards" >> beam.Create(range(len(shards_of(config)))).with_output_types(int)
-        | "SpreadShards" >> beam.Reshuffle()
         | "CollectShard"
         >> beam.ParDo(CollectShard(building, config, names), *waited_for).with_output_types(ShardSummary)
     )

@@ -43,7 +43,6 @@ def build(
     return (
         pipeline
         | "Shards" >> beam.Create(names).with_output_types(str)
-        | "SpreadShards" >> beam.Reshuffle()
         | "CountShard" >> beam.ParDo(CountShard(documents_directory, settings)).with_output_types(pa.Table)
         | "SumCounts" >> beam.CombineGlobally(SumCounts()).with_output_types(pa.Table)
         | "TrainVocabulary" >> beam.ParDo(complete).with_output_types(Manifest)

@@ -39,6 +39,10 @@ class CorpusPart(NamedTuple):
     source: SourceConfig
     files: tuple[InputFile, ...]
 
+    def size_bytes(self) -> int:
+        """Bytes of its files and ranges, packed if they are."""
+        return sum(file.range_bytes for file in self.files)
+
 
 class PartSummary(NamedTuple):
     """Result of one part: its number, the texts read, rejects by reason, what cleaning did, some rejects, and the

@@ -15,9 +15,12 @@ _MAX_PARAGRAPH_CHARACTERS = 1 << 24
 """Twenty novels without a blank line: sentencex copies its input several times, so longer ones are split in windows."""
 _WINDOW_CHARACTERS = 10_000
 
-_PIECE_CHARACTERS = 1 << 20
+_ASCII_SPACES = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f"
+_SPACES = _ASCII_SPACES + (
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+"""What `str.split` takes for white space besides " "."""
 
-_GAP = re.compile(r"\s")
 _PARAGRAPH_BREAK = re.compile(r"\n[ \t]*\n\s*")
 # What sentencex compares with everything else in a paragraph: these stops, and unclosed quotation marks.
 _STOPS = re.compile("[\u3002\uff01\uff0e\uff1f\uff61]")
@@ -42,23 +45,20 @@ def paragraphs_of(text: str) -> list[str]:
     paragraphs: list[str] = []
     start = 0
     for gap in _PARAGRAPH_BREAK.finditer(text):
-        paragraphs.append(_unwrapped(text, start, gap.start()))
+        paragraphs.append(_single_spaced(text[start : gap.start()]))
         start = gap.end()
-    paragraphs.append(_unwrapped(text, start, len(text)))
+    paragraphs.append(_single_spaced(text[start:]))
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def _unwrapped(text: str, start: int, end: int) -> str:
-    """Part of a text with single spaces. The words of a long one are split in pieces: they take ten times its size."""
-    pieces: list[str] = []
-    while end - start > _PIECE_CHARACTERS:
-        gap = _GAP.search(text, start + _PIECE_CHARACTERS, end)
-        if gap is None:
-            break
-        pieces.append(" ".join(text[start : gap.start()].split()))
-        start = gap.end()
-    pieces.append(" ".join(text[start:end].split()))
-    return " ".join(filter(None, pieces)) if len(pieces) > 1 else pieces[0]
+def _single_spaced(text: str) -> str:
+    """`" ".join(text.split())` in a quarter of the time, and without a string for each word."""
+    for space in _ASCII_SPACES if text.isascii() else _SPACES:
+        if space in text:
+            text = text.replace(space, " ")
+    while "  " in text:
+        text = text.replace("  ", " ")
+    return text.strip(" ")
 
 
 def sentences_of(paragraphs: list[str], language: str) -> Sentences:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import sentencex
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.documents import sentences
 from pipelines.documents.sentences import paragraphs_of, sentences_of
@@ -14,6 +16,20 @@ from pipelines.documents.sentences import paragraphs_of, sentences_of
 
 def split_as_one(paragraph: str, language: str) -> list[str]:
     return [stripped for sentence in sentencex.segment(language, paragraph) if (stripped := sentence.strip())]
+
+
+SPACES = [chr(code) for code in range(0x110000) if chr(code).isspace()]
+
+
+@given(st.lists(st.sampled_from([*SPACES, " ", " ", "\n", "a", "\u00e9", "\u4e2d", "\u200b"])).map("".join))
+def test_any_white_space_becomes_one_space(text: str) -> None:
+    """As `str.split` finds it; a text of two paragraphs has a line break before the blank line."""
+    assert paragraphs_of(text.replace("\n", "\r")) == list(filter(None, [" ".join(text.split())]))
+
+
+def test_each_kind_of_white_space_is_known() -> None:
+    for space in SPACES:
+        assert paragraphs_of(f"{space}one{space}two{space}") == ["one two"]
 
 
 @pytest.mark.slow

@@ -98,7 +98,6 @@ def test_long_texts_give_what_short_ones_give(monkeypatch: pytest.MonkeyPatch) -
     words = NearDuplicatesConfig().words_per_shingle
     expected = paragraphs_of(text), document_id(sentences), shingle_hashes(text, words).tolist()
     for name, value in (
-        ("pipelines.documents.sentences._PIECE_CHARACTERS", 3),
         ("pipelines.documents.document._SENTENCES_AT_ONCE", 4),
         ("pipelines.filtering.word_hashes._WORDS_AT_ONCE", 7),
         ("pipelines.documents.cleaning._PIECE_CHARACTERS", 5),
