@@ -27,7 +27,7 @@ from pipelines.jobs.arrow_files import write_table
 from pipelines.jobs.dealing import dealt
 from pipelines.jobs.runner import Job, Progress
 from pipelines.jobs.sizes import disk_bytes_documents
-from pipelines.reading.unpacking import codec_of
+from pipelines.reading.unpacking import unpacked_bytes
 from pipelines.results.builds import open_build
 from pipelines.results.marks import building_directory
 from pipelines.results.unfinished import count_finished, scratch_uri
@@ -52,7 +52,7 @@ def build(
     building = building_directory(directory)
     parts = (
         pipeline
-        | "Parts" >> beam.Create(dealt(pipeline, plan, CorpusPart.size_bytes)).with_output_types(CorpusPart)
+        | "Parts" >> beam.Create(dealt(pipeline, plan, CorpusPart.text_bytes)).with_output_types(CorpusPart)
         | "ReadPart" >> beam.ParDo(ReadPart(building, config)).with_output_types(PartSummary)
     )
     names = [part.source.name for part in plan if part.source.name is not None]
@@ -127,12 +127,9 @@ def run_job(job: Job) -> None:
 
 
 def _needed_bytes(config: DocumentsConfig, workspace: str) -> float:
-    """Estimate of the disk space: packed sources expand fourfold; texts are written to parts and then to shards."""
-    text_bytes = sum(
-        file.range_bytes * (1 if codec_of(file.name) is None else 4)
-        for files in find_inputs(config, workspace)
-        for file in files
-    )
+    """Estimate of the disk space; texts are written to parts and then to shards."""
+    files = [file for files in find_inputs(config, workspace) for file in files]
+    text_bytes = sum(unpacked_bytes(file.name, file.range_bytes) for file in files)
     return 2 * disk_bytes_documents(text_bytes)
 
 

@@ -21,6 +21,7 @@ ONE_RANK = {
     "LOCAL_SIZE": "1",
     "MASTER_ADDR": LOOPBACK,
     "MASTER_PORT": "0",
+    "TORCHELASTIC_USE_AGENT_STORE": "False",
 }
 """Variables of a rank without peers, in place of any that this process was started with; the launcher sets its own."""
 
@@ -28,7 +29,7 @@ ONE_RANK = {
 def command(job: Job) -> list[str]:
     """DeepSpeed's launcher of one node, or one rank by itself; 0 ranks mean one per GPU, or two without a GPU.
 
-    A rank alone needs no launcher, which would import DeepSpeed for three seconds before the rank does so.
+    A rank alone needs no launcher, which would import DeepSpeed for three seconds before the rank does.
     The command `deepspeed` would import DeepSpeed for seconds, start this launcher, and give the ranks the first GPUs
     of the machine instead of those that CUDA_VISIBLE_DEVICES names.
     """

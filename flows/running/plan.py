@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from flows.launching import single_node
 from flows.launching.job import Job, recipe_arguments
 from flows.launching.launchers import launcher_of
 from flows.parameters.whole_recipe import WholeRecipe
@@ -206,7 +207,7 @@ def finetuning_stages(whole: WholeRecipe, as_own_run: bool = False) -> list[Stag
     job = Job.of(whole, "training.finetune", whole.finetuning.ranks, one_node=whole.finetuning.ranks == 1)
     launcher = launcher_of(job)
     if job.ranks == 1 and (job.cluster.kind == "none" or (as_own_run and not launcher.finds_free_node)):
-        return [Stage(FINETUNING, outputs, lambda: python_module(whole, "training.finetune"))]
+        return [Stage(FINETUNING, outputs, lambda: python_module(whole, "training.finetune"), single_node.environment)]
     return [Stage(FINETUNING, outputs, lambda: launcher.command(job), launcher.environment, job=job)]
 
 

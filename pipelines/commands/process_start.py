@@ -10,6 +10,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+_USUAL = gc.get_threshold()
 YOUNG_OBJECTS = 100_000
 """How many new objects Python lets come into being before it looks for cycles; 700 by default."""
 
@@ -21,6 +22,12 @@ def collect_rarely() -> None:
     importing Prefect's server, Beam or DeepSpeed.
     """
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+
+
+def collect_as_usual() -> None:
+    """Undo `collect_rarely` once the imports are done; what exists by then is not looked at again."""
+    gc.freeze()
+    gc.set_threshold(*_USUAL)
 
 
 def run_module(module: str, arguments: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from pipelines.filtering.decontamination import CONTAMINATED, EvaluationGrams
 from pipelines.filtering.quality import LINES_DROPPED, QualityFilter
 from pipelines.inputs.stability import require_readable, require_unchanged
 from pipelines.reading.source import InputFile, Reject
+from pipelines.reading.unpacking import unpacked_bytes
 from pipelines.settings.documents import DocumentsConfig, SourceConfig
 from pipelines.sources.formats import find_inputs, source_of, split_file
 
@@ -39,9 +40,9 @@ class CorpusPart(NamedTuple):
     source: SourceConfig
     files: tuple[InputFile, ...]
 
-    def size_bytes(self) -> int:
-        """Bytes of its files and ranges, packed if they are."""
-        return sum(file.range_bytes for file in self.files)
+    def text_bytes(self) -> int:
+        """Estimate of the size of its texts."""
+        return sum(unpacked_bytes(file.name, file.range_bytes) for file in self.files)
 
 
 class PartSummary(NamedTuple):

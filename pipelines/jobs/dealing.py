@@ -21,9 +21,9 @@ def dealt(pipeline: beam.Pipeline, units: Iterable[Unit], size: Callable[[Unit],
 
 
 def dealt_to(workers: int, units: Iterable[Unit], size: Callable[[Unit], float]) -> list[Unit]:
-    """Units from the largest to the smallest, every other round of `workers` in reverse.
+    """Units from the largest to the smallest, every second round of `workers` in reverse.
 
-    So every `workers`th unit, from any of the first ones on, adds up to nearly the same size.
+    The units that each worker gets then add up to nearly the same size.
     """
     largest_first = sorted(units, key=size, reverse=True)
     rounds = [largest_first[start : start + workers] for start in range(0, len(largest_first), workers)]

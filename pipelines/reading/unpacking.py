@@ -31,6 +31,11 @@ def codec_of(name: str) -> str | None:
     return next((codec for suffix, codec in _CODECS.items() if name.lower().endswith(suffix)), None)
 
 
+def unpacked_bytes(name: str, size_bytes: int) -> int:
+    """Estimate of the size of a file, or a part of it, once it is unpacked: text expands fourfold."""
+    return size_bytes if codec_of(name) is None else 4 * size_bytes
+
+
 class StorageFaultError(InputError):
     """The file system failed, which says nothing about the file: retried, then an error, never a reject."""
 

@@ -32,7 +32,7 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 # A row's stream has parts by purpose; the first numbers, one per position (below 2**16), order the choice.
 _FATE, _REPLACEMENT, _SPAN_START, _SPAN_LENGTH = 1 << 16, 2 << 16, 3 << 16, 4 << 16
-# Bits of a sort key: row of the group (of words), random number, position.
+# Bits of a sort key: of words the row of the group, the random number, the position; of tokens the last two.
 _ROW_SHIFT, _SCORE_SHIFT = np.uint64(48), np.uint64(16)
 _SCORE_BITS_DROPPED = np.uint64(33)
 _SCORE_MASK = np.uint64(2**64 - 2**33)
@@ -60,7 +60,7 @@ def _draw(keys: KeyArray, counters: IntArray | KeyArray) -> KeyArray:
 
 
 def _of_53_bits(share: float) -> np.uint64:
-    """The least of 2**53 numbers that is not below this share of them, so that no comparison is of rounded ones."""
+    """The first of 2**53 numbers that is not below this share of them: `number < result` compares without rounding."""
     return np.uint64(math.ceil(share * 2**53))
 
 
@@ -189,8 +189,8 @@ class DynamicMasking:
     def _choose_tokens(self, input_ids: Ids, lengths: IntArray, keys: KeyArray, num_predictions: IntArray) -> IntArray:
         """The maskable tokens of each row with the smallest random numbers, as flat positions in ascending order.
 
-        Some rows at a time are sorted as those of a matrix, which is faster than all their tokens, the more so if rows
-        of nearly equal length are next to each other.
+        Some rows at a time are sorted as those of a matrix, which is faster than all their tokens if rows of nearly
+        equal length are next to each other; a micro-batch has its longest ones first.
         """
         ends = np.cumsum(lengths)
         starts = ends - lengths

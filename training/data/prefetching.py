@@ -40,6 +40,8 @@ def prefetched(source: Iterable[Item], ahead: int) -> Generator[Item, None, None
                 free.get(timeout=_PATIENCE_SECONDS)
             except queue.Empty:
                 continue
+            if closed.is_set():
+                break
             ready.put(item)
             return True
         return False
@@ -64,4 +66,6 @@ def prefetched(source: Iterable[Item], ahead: int) -> Generator[Item, None, None
             raise item.error
     finally:
         closed.set()
+        # Wakes the thread if it waits.
+        free.put(None)
         producer.join()

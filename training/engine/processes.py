@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 
 from pipelines.commands.gpus import ACCELERATOR_VARIABLE
+from pipelines.commands.process_start import collect_as_usual
 from training.engine.communication_op import extensions_directory, load_communication_operator
 from training.engine.devices import chosen_device
 from training.engine.meeting import Meeting
@@ -111,6 +112,8 @@ def start_processes() -> Processes:
             from deepspeed.constants import default_pg_timeout
             from deepspeed.utils import logger
 
+        # A cycle of objects may hold tensors for as long as it is not found.
+        collect_as_usual()
         logger.setLevel(logging.WARNING)
         # It warns about every optimizer but its own; ours are tested under each stage.
         logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())

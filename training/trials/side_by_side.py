@@ -40,6 +40,7 @@ _MOST_DEATHS_IN_A_ROW = 3
 
 _LAUNCHER_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
 )  # fmt: skip
 """A worker is a process group of one; it must not inherit our rendezvous port."""
 

@@ -12,7 +12,8 @@ from flows.launching import single_node
 from flows.launching.job import Job, encoded_world
 from flows.launching.launchers import LAUNCHERS, launcher_of
 from flows.parameters.whole_recipe import WholeRecipe
-from flows.running.plan import finetuning_stages
+from flows.running.launch import child_environment
+from flows.running.plan import finetuning_stages, pretraining_stage
 from pipelines.commands.process_start import command_of
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
@@ -44,10 +45,16 @@ def test_a_rank_without_peers_needs_no_launcher(ranks: int, gpus: int, monkeypat
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     job = Job.of(whole_of(), "training.pretrain", ranks)
     assert launcher_of(job).command(job) == command_of("training.pretrain", ["flows/recipes/demo.toml"])
-    # What another launcher has set for this process is not the rank's.
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    variables = launcher_of(job).environment()
-    assert (variables["RANK"], variables["WORLD_SIZE"], variables["LOCAL_RANK"]) == ("0", "1", "0")
+
+
+@pytest.mark.parametrize("name", ["pretraining", "finetuning"])
+def test_what_another_launcher_has_set_is_not_the_ranks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in single_node.ONE_RANK:
+        monkeypatch.setenv(variable, "8")
+    whole = whole_of("pretraining.ranks=1", "finetuning.ranks=1")
+    stage = pretraining_stage(whole) if name == "pretraining" else finetuning_stages(whole)[0]
+    variables = child_environment(stage.environment())
+    assert {variable: variables[variable] for variable in single_node.ONE_RANK} == single_node.ONE_RANK
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.commands import process_start
-from pipelines.commands.process_start import collect_rarely, command_of
+from pipelines.commands.process_start import collect_as_usual, collect_rarely, command_of
 
 
 def test_the_module_runs_as_main_with_its_arguments_and_rare_collections(
@@ -27,5 +27,9 @@ def test_cycles_are_still_found() -> None:
         collect_rarely()
         assert gc.isenabled()
         assert gc.get_threshold() == (process_start.YOUNG_OBJECTS, *before[1:])
+        collect_as_usual()
+        assert gc.get_threshold() == before
+        assert gc.get_freeze_count() > 0
     finally:
+        gc.unfreeze()
         gc.set_threshold(*before)

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.documents.cleaning import clean_text
 from pipelines.documents.document import document_id
-from pipelines.documents.sentences import paragraphs_of
 from pipelines.filtering.word_hashes import shingle_hashes
-from pipelines.settings.documents import NearDuplicatesConfig
+from pipelines.settings.documents import CleaningConfig, NearDuplicatesConfig
 
 MIB = 1 << 20
 PROSE = b"The ship left the harbour early in the morning, and nobody noticed it.\n"
@@ -93,14 +93,15 @@ def test_a_text_within_the_limit_takes_a_few_times_its_size(tmp_path: Path, unit
 
 
 def test_long_texts_give_what_short_ones_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "One\u2003word  and\nanother.\n\n\n  Two\t\twords\n \n" + "many " * 30
+    text = "One\u2003w\x01ord  and\nanother.\n\n\n  Two\t\twords\n \n" + "many " * 30
     sentences = [f"Sentence {number}." for number in range(25)]
     words = NearDuplicatesConfig().words_per_shingle
-    expected = paragraphs_of(text), document_id(sentences), shingle_hashes(text, words).tolist()
+    cleaning = CleaningConfig()
+    expected = clean_text(text, cleaning), document_id(sentences), shingle_hashes(text, words).tolist()
     for name, value in (
         ("pipelines.documents.document._SENTENCES_AT_ONCE", 4),
         ("pipelines.filtering.word_hashes._WORDS_AT_ONCE", 7),
         ("pipelines.documents.cleaning._PIECE_CHARACTERS", 5),
     ):
         monkeypatch.setattr(name, value)
-    assert (paragraphs_of(text), document_id(sentences), shingle_hashes(text, words).tolist()) == expected
+    assert (clean_text(text, cleaning), document_id(sentences), shingle_hashes(text, words).tolist()) == expected

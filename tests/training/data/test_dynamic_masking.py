@@ -121,6 +121,17 @@ def test_more_rows_than_a_group_holds() -> None:
     assert found == [masked_in_plain_python(rule(), row, number, 1) for number, row in enumerate(rows)]
 
 
+def test_the_longest_row_that_positions_can_count() -> None:
+    row = [CLS_ID, *(5 + number % 900 for number in range(65_533)), SEP_ID]
+    few, many = rule(), rule(max_predictions_per_seq=65_535)
+    # The second row has fewer predictions, whose places are filled up by the largest position.
+    rows = [row, [CLS_ID, 5, 6, SEP_ID]]
+    for masking in (few, many):
+        assert masked(masking, rows, [0, 1], 1) == [
+            masked_in_plain_python(masking, row, n, 1) for n, row in enumerate(rows)
+        ]
+
+
 def static_and_dynamic(num_rows: int, length: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """The same pairs masked statically and at reading: (ids [rows, length], rows, positions, masked ids)."""
     half = (length - 3) // 2
