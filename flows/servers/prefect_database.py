@@ -6,8 +6,10 @@ import asyncio
 import os
 import sqlite3
 from datetime import UTC, datetime
+from functools import cache
 
 from flows.servers.databases import Database, opened, revision_of, set_up, sqlite_url, tables_of
+from flows.servers.kept_database import keep, take_kept
 from pipelines.contract.errors import InputError
 
 DATABASE_NAME = "prefect.db"
@@ -62,17 +64,30 @@ def prune(home: str, kept: int = KEPT_FLOW_RUNS) -> int:
 
 
 def _is_current(connection: sqlite3.Connection) -> bool:
+    return "flow_run" in tables_of(connection) and revision_of(connection) == _newest_revision()
+
+
+@cache
+def _newest_revision() -> str | None:
     from alembic.script import ScriptDirectory
     from prefect.server.database.alembic_commands import alembic_config
     from prefect.server.database.orm_models import AioSqliteORMConfiguration
 
     config = alembic_config()
     config.set_main_option("version_locations", str(AioSqliteORMConfiguration().versions_dir).replace("%", "%%"))
-    script = ScriptDirectory.from_config(config)
-    return "flow_run" in tables_of(connection) and revision_of(connection) == script.get_current_head()
+    return ScriptDirectory.from_config(config).get_current_head()
 
 
 def _migrate(path: str) -> None:
+    is_new = not os.path.getsize(path)
+    if is_new and take_kept(path, _is_current):
+        return
+    _create(path)
+    if is_new:
+        keep(path)
+
+
+def _create(path: str) -> None:
     from prefect.server.database.configurations import AioSqliteConfiguration
     from prefect.server.database.dependencies import provide_database_interface, temporary_database_config
 

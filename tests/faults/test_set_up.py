@@ -23,6 +23,7 @@ from flows.servers.mlflow_database import DATABASE_NAME, set_up_mlflow
 from flows.servers.prefect_database import DATABASE_NAME as PREFECT_NAME
 from flows.servers.prefect_database import set_up_prefect
 from pipelines.contract.errors import InputError
+from pipelines.inputs.registered_models import CACHE_VARIABLE
 
 LONGEST_SECONDS = 120.0
 
@@ -64,7 +65,13 @@ def started(program: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_HOME": str(directory)},
+        env={
+            **os.environ,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PREFECT_HOME": str(directory),
+            # So that Prefect's database is created, not copied.
+            CACHE_VARIABLE: str(directory / "cache"),
+        },
     )
     try:
         assert process.stdout is not None
