@@ -25,8 +25,10 @@ def collect_rarely() -> None:
 
 
 def collect_as_usual() -> None:
-    """Undo `collect_rarely` once the imports are done; what exists by then is not looked at again."""
-    gc.freeze()
+    """Undo `collect_rarely` once the imports are done.
+
+    Without `gc.freeze`, after which extension modules report objects that they miss at the end of the process.
+    """
     gc.set_threshold(*_USUAL)
 
 
