@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+from flows.launching import single_node
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running import plan as stages
 from flows.running.outcomes import StageOutcome
@@ -48,7 +49,8 @@ def sweep_stage(whole: WholeRecipe) -> Stage | None:
     if SWEEP not in whole.recipe.tables.get(FINETUNING, {}) or not whole.finetuning.tasks:
         return None
     outputs = tuple(_swept(whole, task) for task in whole.finetuning.tasks)
-    return Stage(SWEEP, outputs, lambda: stages.python_module(whole, "training.sweep"), is_restartable=False)
+    command = partial(stages.python_module, whole, "training.sweep")
+    return Stage(SWEEP, outputs, command, single_node.environment, is_restartable=False)
 
 
 def tuning_stages(whole: WholeRecipe) -> list[Stage]:

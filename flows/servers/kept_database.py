@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 from flows.servers.databases import opened
 from pipelines.contract import storage
-from pipelines.inputs.registered_models import cache_directory
+from pipelines.inputs.registered_models import CACHE_VARIABLE, cache_directory
 
 _FOLDER = "databases"
 
@@ -43,6 +43,9 @@ def take_kept(path: str, is_current: Callable[[sqlite3.Connection], bool]) -> bo
 def keep(path: str) -> None:
     """Keep a copy of a database without any run, as far as the cache can be written."""
     target = kept_path()
+    if os.environ.get(CACHE_VARIABLE) and not os.path.isdir(cache_directory()):
+        # It may be for several users; the server creates what only its own may read.
+        return
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with tempfile.TemporaryDirectory(dir=os.path.dirname(target)) as folder:

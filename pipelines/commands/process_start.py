@@ -45,4 +45,7 @@ def command_of(module: str, arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_module(sys.argv[1], sys.argv[2:])
+    # Not the functions of `__main__`, whose settings nobody else sees.
+    from pipelines.commands import process_start
+
+    process_start.run_module(sys.argv[1], sys.argv[2:])

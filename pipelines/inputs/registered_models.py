@@ -26,7 +26,7 @@ from pipelines.contract.workspace import (
 )
 
 CACHE_VARIABLE = "CLOZEWORKS_CACHE"
-"""Environment variable: the directory for downloaded models; by default ~/.cache/clozeworks."""
+"""Environment variable: the directory for what is downloaded or made once; by default ~/.cache/clozeworks."""
 
 TOKENIZER_FILES = (
     VOCABULARY_NAME,
@@ -60,7 +60,7 @@ def is_registered(source: str) -> bool:
 
 
 def cache_directory() -> str:
-    """Directory of downloaded models."""
+    """Directory of downloaded models, and of what is made once for all workspaces."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "clozeworks")
     return os.environ.get(CACHE_VARIABLE) or default
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from flows.dispatch import trials
 from flows.dispatch.trials import trial_stage
 from flows.launching import single_node
 from flows.launching.job import Job, encoded_world
 from flows.launching.launchers import LAUNCHERS, launcher_of
 from flows.parameters.whole_recipe import WholeRecipe
 from flows.running.launch import child_environment
-from flows.running.plan import finetuning_stages, pretraining_stage
+from flows.running.plan import StageOutput, finetuning_stages, pretraining_stage
 from pipelines.commands.process_start import command_of
 from pipelines.contract.errors import InputError
 from pipelines.contract.recipe import read_recipe
@@ -47,12 +48,20 @@ def test_a_rank_without_peers_needs_no_launcher(ranks: int, gpus: int, monkeypat
     assert launcher_of(job).command(job) == command_of("training.pretrain", ["flows/recipes/demo.toml"])
 
 
-@pytest.mark.parametrize("name", ["pretraining", "finetuning"])
+@pytest.mark.parametrize("name", ["pretraining", "finetuning", "sweep"])
 def test_what_another_launcher_has_set_is_not_the_ranks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in single_node.ONE_RANK:
         monkeypatch.setenv(variable, "8")
-    whole = whole_of("pretraining.ranks=1", "finetuning.ranks=1")
-    stage = pretraining_stage(whole) if name == "pretraining" else finetuning_stages(whole)[0]
+    whole = whole_of("pretraining.ranks=1", "finetuning.ranks=1", "finetuning.sweep.seeds=1")
+    # A sweep asks for the files of its tasks first.
+    monkeypatch.setattr(trials, "_swept", lambda _whole, task: StageOutput(task, "", dict))
+    stages = {
+        "pretraining": pretraining_stage(whole),
+        "finetuning": finetuning_stages(whole)[0],
+        "sweep": trials.sweep_stage(whole),
+    }
+    stage = stages[name]
+    assert stage is not None
     variables = child_environment(stage.environment())
     assert {variable: variables[variable] for variable in single_node.ONE_RANK} == single_node.ONE_RANK
 

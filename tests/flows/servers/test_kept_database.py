@@ -26,6 +26,7 @@ def contents_of(path: Path) -> list[str]:
 def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the database that a first workspace has left there, and that workspace's home."""
     folder = tmp_path_factory.mktemp("first")
+    (folder / "cache").mkdir()
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv(CACHE_VARIABLE, str(folder / "cache"))
         set_up_prefect(str(folder / "home"))
@@ -70,10 +71,21 @@ def test_a_kept_database_that_is_not_sound_is_made_again(
 def test_a_cache_that_cannot_be_written_is_no_hindrance(
     created: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "cache").write_bytes(b"a file")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "databases").write_bytes(b"a file")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     sound = (created / "home" / DATABASE_NAME).read_bytes()
     monkeypatch.setattr(prefect_database, "_create", lambda path: Path(path).write_bytes(sound))
     set_up_prefect(str(tmp_path / "home"))
     assert (tmp_path / "home" / DATABASE_NAME).exists()
     assert "the empty database is not kept" in capsys.readouterr().out
+
+
+def test_a_shared_cache_is_not_created_for_its_user_alone(
+    created: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    sound = (created / "home" / DATABASE_NAME).read_bytes()
+    monkeypatch.setattr(prefect_database, "_create", lambda path: Path(path).write_bytes(sound))
+    set_up_prefect(str(tmp_path / "home"))
+    assert not (tmp_path / "cache").exists()

@@ -15,10 +15,17 @@ from pipelines.commands.process_start import collect_as_usual, collect_rarely, c
 def test_the_module_runs_as_main_with_its_arguments_and_rare_collections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "shown.py").write_text("import gc, sys\nprint(__name__, sys.argv[1:], gc.get_threshold()[0])\n")
+    (tmp_path / "shown.py").write_text(
+        "import gc, sys\n"
+        "from pipelines.commands.process_start import collect_as_usual\n"
+        "print(__name__, sys.argv[1:], gc.get_threshold()[0])\n"
+        "collect_as_usual()\n"
+        "print(gc.get_threshold()[0])\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     shown = subprocess.run(command_of("shown", ["r.toml", "--set", "a=1"]), capture_output=True, text=True, check=True)
-    assert shown.stdout == f"__main__ ['r.toml', '--set', 'a=1'] {process_start.YOUNG_OBJECTS}\n"
+    usual = gc.get_threshold()[0]
+    assert shown.stdout == f"__main__ ['r.toml', '--set', 'a=1'] {process_start.YOUNG_OBJECTS}\n{usual}\n"
 
 
 def test_cycles_are_still_found() -> None:
