@@ -82,13 +82,24 @@ def set_up(database: Database) -> None:
 def copy_database(source: str, target: str) -> None:
     """Copy a database consistently while others may be using it; the copy is synced to disk."""
     temporary = source + BUILDING_SUFFIX if target != source + BUILDING_SUFFIX else target
-    _remove(temporary)
-    create_private(temporary)
-    with opened(source) as original, closing(sqlite3.connect(temporary)) as copied:
-        original.backup(copied)
-    storage.flush_to_disk(temporary)
+    back_up(source, temporary)
     if temporary != target:
         _rename(temporary, target)
+
+
+def back_up(source: str, target: str) -> None:
+    """As `copy_database`, but over the target itself: a process that is killed leaves a part of it."""
+    _remove(target)
+    create_private(target)
+    with opened(source) as original, closing(sqlite3.connect(target)) as copied:
+        original.backup(copied)
+    storage.flush_to_disk(target)
+
+
+def remove_side_files(path: str) -> None:
+    """Remove what SQLite has left next to a database, such as a journal that it would apply to another file."""
+    for suffix in _SIDE_SUFFIXES:
+        _remove_file(path + suffix)
 
 
 @contextmanager
@@ -191,16 +202,14 @@ def _build(database: Database, copy: bool, keep: str | None = None) -> None:
 
 
 def _rename(temporary: str, path: str) -> None:
-    # SQLite would apply the journal of an earlier file of this name to the new one.
-    for suffix in _SIDE_SUFFIXES:
-        _remove_file(path + suffix)
+    remove_side_files(path)
     os.replace(temporary, path)
     storage.flush_to_disk(os.path.dirname(path))
 
 
 def _remove(path: str) -> None:
-    for suffix in ("", *_SIDE_SUFFIXES):
-        _remove_file(path + suffix)
+    _remove_file(path)
+    remove_side_files(path)
 
 
 def _remove_file(path: str) -> None:

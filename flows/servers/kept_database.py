@@ -7,11 +7,9 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
-from contextlib import closing, suppress
 from importlib.metadata import version
 
-from flows.servers.databases import opened
-from pipelines.contract import storage
+from flows.servers.databases import back_up, opened, remove_side_files
 from pipelines.inputs.registered_models import CACHE_VARIABLE, cache_directory
 
 _FOLDER = "databases"
@@ -33,9 +31,7 @@ def take_kept(path: str, is_current: Callable[[sqlite3.Connection], bool]) -> bo
     except (OSError, sqlite3.DatabaseError) as error:
         if not isinstance(error, FileNotFoundError):
             print(f"{kept_path()}: not used: {error}", flush=True)
-    for suffix in ("-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            os.unlink(path + suffix)
+    remove_side_files(path)
     os.truncate(path, 0)
     return False
 
@@ -50,9 +46,7 @@ def keep(path: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with tempfile.TemporaryDirectory(dir=os.path.dirname(target)) as folder:
             temporary = os.path.join(folder, "empty.db")
-            with opened(path) as original, closing(sqlite3.connect(temporary)) as copied:
-                original.backup(copied)
-            storage.flush_to_disk(temporary)
+            back_up(path, temporary)
             os.replace(temporary, target)
     except (OSError, sqlite3.Error) as error:
         print(f"{target}: the empty database is not kept: {error}", flush=True)
