@@ -18,12 +18,12 @@ import torch
 from length_mix import Batch, make_batch, our_loss
 from tests.support.measuring import cpu_seconds, report
 
-from training.bert.attention import cpu_has_bf16_products
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import initialize_weights
 from training.engine.precision import bf16_gain
 from training.engine.processes import Processes, start_processes, stop_processes
 from training.engine.training_engine import EngineSettings, TrainingEngine
+from training.kernels.processor import has_bf16_products
 from training.optimizers.adam import BertAdam
 from training.settings.model import ModelConfig
 
@@ -94,7 +94,7 @@ def main() -> None:
         products=products,
         identical=all(agree for _, agree in gains.values()),
         runs=RUNS,
-        has_bf16_products=cpu_has_bf16_products(),
+        has_bf16_products=has_bf16_products(),
         torch=torch.__version__,
     )
 

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from length_mix import Batch, make_batch, our_loss, peer_loss
 
-from training.bert.attention import flash_attention_applies
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import compile_layers, initialize_weights
 from training.bert.sizes import step_flops
+from training.kernels.packed_attention import flash_attention_applies
 from training.pretraining.throughput import measured_peak_flops
 from training.settings.model import SHAPES, ModelConfig
 

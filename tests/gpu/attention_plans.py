@@ -9,8 +9,8 @@ import tempfile
 import numpy as np
 import torch
 
-from training.bert.attention import packed_attention
 from training.engine.devices import use_flash_kernels
+from training.kernels.packed_attention import packed_attention
 
 _STAND_IN = ctypes.CDLL(None)
 
@@ -18,11 +18,9 @@ _STAND_IN = ctypes.CDLL(None)
 def plans_of(num_tokens: int) -> int:
     """Plans that forward and backward of one packed batch have built."""
     _STAND_IN.stand_in_reset()
-    tensors = [
-        torch.zeros(num_tokens, 4, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in range(3)
-    ]
+    joined = torch.zeros(num_tokens, 3, 4, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
     cu_seqlens = torch.from_numpy(np.array([0, num_tokens // 2, num_tokens], dtype=np.int32)).to("cuda")
-    output = packed_attention(*tensors, cu_seqlens, num_tokens - num_tokens // 2, 0.0)
+    output = packed_attention(joined, cu_seqlens, num_tokens - num_tokens // 2, 0.0)
     output.sum().backward()
     with tempfile.NamedTemporaryFile("r") as listed:
         _STAND_IN.stand_in_write(listed.name.encode())

@@ -1,1 +1,1 @@
-"""The BERT model on packed sequences, its losses, its arithmetic, and its Hugging Face form."""
+"""The BERT model on packed sequences, its heads, its arithmetic, and its Hugging Face form."""

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.bert.losses import classification_loss, linear_cross_entropy, token_log_probabilities
 from training.bert.model_readme import TWO_DIRECTIONS
 from training.bert.modeling import BertModel, activation
 from training.bert.packing import PackedSequences
 from training.bert.two_directions import TwoDirectionsModel
+from training.kernels.losses import classification_loss, linear_cross_entropy, token_log_probabilities
 from training.settings.model import ModelConfig
 
 

@@ -22,8 +22,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pipelines.contract.errors import InputError
-from training.bert.attention import packed_attention
 from training.bert.packing import IntArray, PackedSequences
+from training.kernels.dropout import Dropout
+from training.kernels.packed_attention import packed_attention
 from training.settings.model import ModelConfig
 
 
@@ -41,7 +42,7 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, sequences: PackedSequences) -> torch.Tensor:
         embedded_TH = self.word_embeddings(sequences.input_ids_T)
@@ -65,11 +66,8 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_TH: torch.Tensor, sequences: PackedSequences) -> torch.Tensor:
-        query_TND, key_TND, value_TND = self._projected(hidden_TH)
         attended_TND = packed_attention(
-            query_TND,
-            key_TND,
-            value_TND,
+            self._projected(hidden_TH),
             sequences.cu_seqlens,
             sequences.max_seqlen,
             self.dropout_p if self.training else 0.0,
@@ -78,18 +76,18 @@ class BertSelfAttention(nn.Module):
         )
         return attended_TND.reshape(hidden_TH.shape)
 
-    def _projected(self, hidden_TH: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Query, key and value, each [T, N, D]."""
+    def _projected(self, hidden_TH: torch.Tensor) -> torch.Tensor:
+        """Query, key and value: [T, 3, N, D]."""
         layers = (self.query, self.key, self.value)
         if hasattr(self.query.weight, "ds_id"):
             # ZeRO-3 gathers the weights of a module that is called.
             shape_TND = (-1, self.num_attention_heads, self.head_size)
-            return tuple(layer(hidden_TH).view(shape_TND) for layer in layers)
+            return torch.stack([layer(hidden_TH).view(shape_TND) for layer in layers], dim=1)
         # One product for all three; joining the weights copies far less than the tokens.
         weight = torch.cat([layer.weight for layer in layers])
         bias = torch.cat([layer.bias for layer in layers])
         joined = functional.linear(hidden_TH, weight, bias)
-        return joined.view(-1, 3, self.num_attention_heads, self.head_size).unbind(1)
+        return joined.view(-1, 3, self.num_attention_heads, self.head_size)
 
 
 class BertResidualOutput(nn.Module):
@@ -99,7 +97,7 @@ class BertResidualOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, sublayer: torch.Tensor, residual_TH: torch.Tensor) -> torch.Tensor:
         result_TH: torch.Tensor = self.LayerNorm(self.dropout(self.dense(sublayer)) + residual_TH)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from training.bert.attention import AttentionPlan, plan_attention
+from training.kernels.length_bins import AttentionPlan, plan_attention
 
 IntArray = npt.NDArray[np.int64]
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from training.bert.losses import chunk_rows
+from training.kernels.losses import chunk_rows
 
 
 class _SoftTargetLoss(torch.autograd.Function):
-    """Computes both models' logits and the gradients chunk by chunk in forward, as in training/bert/losses.py."""
+    """Computes both models' logits and the gradients chunk by chunk in forward, as in training/kernels/losses.py."""
 
     @staticmethod
     def forward(

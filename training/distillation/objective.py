@@ -18,7 +18,6 @@ from pipelines.statistics.metrics import MASKED_LM_METRICS, MLM_LOSS, Metric
 from training.alarms.rules import Alarms
 from training.bert.heads import BertForPreTraining, PreTrainingOutput
 from training.bert.huggingface import huggingface_config, load_into, write_model
-from training.bert.losses import MLM_DENOMINATOR_EPS
 from training.bert.modeling import checkpoint_activations, compile_layers, parameter_count
 from training.bert.sizes import step_flops
 from training.data.batches import MicroBatch, StepBatch
@@ -27,6 +26,7 @@ from training.distillation.report import Size, in_words, tokens_per_second
 from training.distillation.student import LearntSums, Student, chosen_layers, lesson_of, read_teacher, student_weights
 from training.engine.precision import TORCH_TYPES, resolved_precision
 from training.engine.processes import Processes
+from training.kernels.losses import MLM_DENOMINATOR_EPS
 from training.pretraining.bert_objective import MASKED_LM_SUMS, masked_lm_means, masked_lm_sums, output_of
 from training.pretraining.objective import Forward, Objective, Say, Tally, shown_metric
 from training.pretraining.row_feed import RowFeed

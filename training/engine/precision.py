@@ -11,8 +11,8 @@ import torch
 import torch.distributed
 
 from pipelines.contract.errors import InputError
-from training.bert.attention import cpu_has_bf16_products
 from training.engine.processes import Processes
+from training.kernels.processor import has_bf16_products
 from training.settings.optimization import PRECISION, Precision
 
 SMALLEST_HIDDEN_SIZE = 256
@@ -83,7 +83,7 @@ def bf16_gain(hidden_size: int) -> float:
 
     It is 0 without instructions for it, where one product in bf16 may take longer than that.
     """
-    if not cpu_has_bf16_products():
+    if not has_bf16_products():
         return 0.0
     types = (torch.float32, torch.bfloat16)
     operands = [

@@ -17,7 +17,6 @@ import torch
 
 from pipelines.contract.errors import InputError
 from pipelines.statistics.training import FamilyStatistics
-from training.bert.attention import flash_attention_applies
 from training.bert.huggingface import load_into, read_weights
 from training.bert.modeling import initialize_weights
 from training.bert.packing import PackedSequences, pack
@@ -27,6 +26,7 @@ from training.engine.processes import Processes
 from training.engine.training_engine import EngineSettings, TrainingEngine
 from training.finetuning.problem import Batches, Forward, Problem
 from training.finetuning.text import EncodedText
+from training.kernels.packed_attention import flash_attention_applies
 from training.optimizers.building import build_optimizer
 from training.optimizers.schedule import Schedule
 from training.resuming.result_checks import result_fault, unusable

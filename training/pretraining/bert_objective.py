@@ -21,13 +21,13 @@ from training.alarms.reference_curve import read_reference
 from training.bert.heads import BertForPreTraining, PreTrainingModel, PreTrainingOutput, build_pretraining_model
 from training.bert.huggingface import huggingface_config, write_model
 from training.bert.initial_weights import averaged, load_initial_weights
-from training.bert.losses import MLM_DENOMINATOR_EPS
 from training.bert.modeling import checkpoint_activations, compile_layers, initialize_weights, parameter_count
 from training.bert.sizes import step_flops
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch, StepBatch
 from training.engine.processes import Processes
 from training.engine.training_engine import TrainingEngine
+from training.kernels.losses import MLM_DENOMINATOR_EPS
 from training.optimizers.schedule import Schedule
 from training.pretraining.evaluations import measured, open_evaluations
 from training.pretraining.fidelity import deviations, in_words

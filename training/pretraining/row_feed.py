@@ -11,7 +11,6 @@ from pipelines.contract import storage
 from pipelines.contract.errors import InputError
 from pipelines.contract.schemas import Split
 from pipelines.contract.workspace import VOCABULARY_NAME
-from training.bert.attention import flash_attention_applies
 from training.data.arrow_examples import ArrowExamples
 from training.data.batches import MicroBatch
 from training.data.next_tokens import Targets
@@ -19,6 +18,7 @@ from training.data.ordering import GlobalOrder
 from training.data.step_reader import Deal, StepReader, heldout_batches
 from training.engine.precision import TORCH_TYPES, resolved_precision
 from training.engine.processes import Processes
+from training.kernels.packed_attention import flash_attention_applies
 from training.pretraining.objective import Objective, Tally
 from training.settings.pretraining import PhaseConfig
 from training.stages.budgets import Budget

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from transformers import BertConfig
 from transformers import BertForPreTraining as ReferenceBert
 
-from training.bert.attention import packed_attention, plan_attention
 from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config
 from training.bert.modeling import initialize_weights, parameter_count
 from training.bert.packing import pack
+from training.kernels.length_bins import plan_attention
+from training.kernels.packed_attention import packed_attention
 from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import ModelConfig
 
@@ -192,13 +193,12 @@ def test_bins_compute_little_padding_and_every_token_once() -> None:
 
 def test_attention_dropout_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    query, key, value = (torch.randn(50, 2, 4) for _ in range(3))
-    plain = packed_attention(query, key, value, torch.tensor([0, 20, 50], dtype=torch.int32), 30, 0.0)
+    joined = torch.randn(50, 3, 2, 4)
+    plain = packed_attention(joined, torch.tensor([0, 20, 50], dtype=torch.int32), 30, 0.0)
     copies = 2000
     ends = torch.tensor([20, 30]).repeat(copies).cumsum(0)
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int()
-    many = (tensor.repeat(copies, 1, 1) for tensor in (query, key, value))
-    dropped = packed_attention(*many, cu_seqlens, 30, 0.2).view(copies, 50, 2, 4)
+    dropped = packed_attention(joined.repeat(copies, 1, 1, 1), cu_seqlens, 30, 0.2).view(copies, 50, 2, 4)
     assert not torch.equal(dropped[0], plain)
     assert not torch.equal(dropped[0], dropped[1])
     torch.testing.assert_close(dropped.mean(0), plain, atol=0.05, rtol=0.0)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from pipelines.contract.errors import InputError
-from training.bert import losses
 from training.bert.heads import BertForPreTraining
 from training.bert.modeling import initialize_weights
 from training.distillation.losses import cosine_loss, soft_target_loss
 from training.distillation.student import chosen_layers, every_other, student_weights
+from training.kernels import losses
 from training.settings.distillation import DistillationConfig
 from training.settings.model import ModelConfig
 

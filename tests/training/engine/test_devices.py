@@ -16,8 +16,8 @@ from flows.launching import single_node
 from pipelines.commands import gpus
 from pipelines.commands.cores import available_cores
 from pipelines.contract.errors import InputError
-from training.bert.attention import flash_attention_applies
 from training.engine.devices import chosen_device, device_of_one_process, use_flash_kernels
+from training.kernels.packed_attention import flash_attention_applies
 from training.pretraining import throughput
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are about machines whose GPU torch cannot use")

@@ -108,7 +108,7 @@ def test_a_checkpoint_keeps_its_precision_on_another_machine(monkeypatch: pytest
 def test_the_probe_measures_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     before, num_threads = torch.get_rng_state(), torch.get_num_threads()
     for there_are in (False, True):
-        monkeypatch.setattr(precision, "cpu_has_bf16_products", lambda there_are=there_are: there_are)
+        monkeypatch.setattr(precision, "has_bf16_products", lambda there_are=there_are: there_are)
         precision.bf16_gain.cache_clear()
         gain = precision.bf16_gain(256)
         assert 0.0 < gain < 100.0 if there_are else gain == 0.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.bert import losses
-from training.bert.logits_kernel import cross_entropy_of_logits
-from training.bert.losses import linear_cross_entropy
+from training.kernels import losses
+from training.kernels.logits_kernel import cross_entropy_of_logits
+from training.kernels.losses import linear_cross_entropy
 
 
 def drawn(rows: int, columns: int, padding: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from training.bert import losses
-from training.bert.losses import linear_cross_entropy, token_log_probabilities
+from training.kernels import losses
+from training.kernels.losses import linear_cross_entropy, token_log_probabilities
 
 ROWS, HIDDEN, WORDS = 50, 7, 31
 

@@ -155,7 +155,7 @@ def _chunk_on_gpu(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, _Gradients | None]:
     """As `_chunk`. 16-bit products are not rounded before the softmax, as ties would count as correct."""
-    from training.bert.logits_kernel import cross_entropy_of_logits
+    from training.kernels.logits_kernel import cross_entropy_of_logits
 
     logits_MV = _aligned_rows(hidden_MH, weight_VH.shape[0], torch.float32)
     if hidden_MH.dtype == torch.float32:
