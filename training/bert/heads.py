@@ -69,6 +69,14 @@ class PreTrainingHeads(nn.Module):
         self.seq_relationship = nn.Linear(config.hidden_size, 2) if next_sentence else None
 
 
+def tied_weight(encoder: BertModel) -> nn.Parameter:
+    """The word embeddings' matrix [V, H], for an output layer that is computed in every step."""
+    table = encoder.embeddings.word_embeddings
+    table.is_tied = True
+    assert isinstance(table.weight, nn.Parameter)
+    return table.weight
+
+
 class PreTrainingOutput(NamedTuple):
     """Sums over a micro-batch: losses [] float32, correct predictions [] int64; None if the task is absent."""
 
@@ -89,9 +97,7 @@ class BertForPreTraining(nn.Module):
         super().__init__()
         self.predicts_next_tokens = config.predicts_next_tokens
         self.bert = BertModel(config, vocab_size, with_pooler=next_sentence)
-        weight_VH = self.bert.embeddings.word_embeddings.weight
-        assert isinstance(weight_VH, nn.Parameter)
-        self.cls = PreTrainingHeads(config, weight_VH, next_sentence)
+        self.cls = PreTrainingHeads(config, tied_weight(self.bert), next_sentence)
 
     @classmethod
     def masked_lm(cls, config: ModelConfig, vocab_size: int) -> BertForPreTraining:
@@ -152,9 +158,7 @@ class TwoDirectionsForPreTraining(nn.Module):
         self.bert = TwoDirectionsModel(config, vocab_size, with_pooler=False)
         self.cls = nn.ModuleDict()
         for name, encoder in self._encoders().items():
-            weight_VH = encoder.embeddings.word_embeddings.weight
-            assert isinstance(weight_VH, nn.Parameter)
-            self.cls[name] = PreTrainingHeads(config, weight_VH, next_sentence=False)
+            self.cls[name] = PreTrainingHeads(config, tied_weight(encoder), next_sentence=False)
 
     def forward(
         self,

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from pipelines.contract.errors import InputError
 from training.bert.packing import IntArray, PackedSequences
 from training.kernels.dropout import Dropout
+from training.kernels.embedding import Embedding
 from training.kernels.packed_attention import packed_attention
 from training.settings.model import ModelConfig
 
@@ -38,9 +39,9 @@ class BertEmbeddings(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = Embedding(vocab_size, config.hidden_size)
+        self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 

@@ -7,6 +7,7 @@ the step (`is_invalid_grad_norm` in its `step`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from types import MethodType
 from typing import Any
@@ -30,7 +31,7 @@ def measure_gradients_once(optimizer: Any) -> None:
         optimizer.check_overflow = _skip
         optimizer.get_grad_norm_direct = MethodType(_partition_norm, optimizer)
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
-        optimizer.overflow_checker.check = _skip
+        optimizer.step = MethodType(_step_of_copies, optimizer)
 
 
 def forget_gradients(optimizer: Any) -> None:
@@ -73,6 +74,33 @@ class MicroBatchSums:
         for parameter, total in self._sums.items():
             parameter.grad = total.to(parameter.dtype)
         self._sums.clear()
+
+
+@torch.no_grad()
+def _step_of_copies(optimizer: Any, closure: None = None) -> bool:
+    """`FP16_UnfusedOptimizer.step`: whether the update was skipped, as a gradient is not finite.
+
+    DeepSpeed measures further copies of the gradients, and multiplies them even by 1.
+    """
+    assert closure is None
+    rounded = [weight for group in optimizer.fp16_groups for weight in group]
+    masters = [master for group in optimizer.fp32_groups for master in group]
+    for weight, master in zip(rounded, masters, strict=True):
+        master.grad = torch.zeros_like(master) if weight.grad is None else weight.grad.to(master.dtype)
+    gradients = [master.grad for master in masters]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if not math.isfinite(norm):
+        return bool(optimizer._skip_invalid_grad_norm())
+    optimizer.overflow, optimizer._global_grad_norm = False, norm
+    optimizer._update_scale(False)
+    divisor = optimizer.unscale_and_clip_grads(norm, apply_scale=False)
+    if divisor != 1.0:
+        torch._foreach_mul_(gradients, 1.0 / divisor)
+    optimizer.optimizer.step()
+    for master in masters:
+        master.grad = None
+    torch._foreach_copy_(rounded, masters)
+    return False
 
 
 def _skip(*_: Any, **__: Any) -> bool:

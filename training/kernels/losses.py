@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
-
-_Gradients: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 MLM_DENOMINATOR_EPS = 1e-5
 """Added to the number of masked tokens, as in run_pretraining.py, `get_masked_lm_output`."""
@@ -20,6 +19,12 @@ _HALF_SCALE = 1024.0
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits per chunk: enough rows for fast products, 16 MiB on a CPU."""
+
+_GROUP_ELEMENTS = 1 << 25
+"""Gradients of logits in 16 bits on a CPU, 64 MiB, of which one product makes the gradient of the weight."""
+
+_LARGEST_EXPONENT = 60.0
+"""Of e, so that a sum over any vocabulary is a number in fp32, and none of e to its negative is lost."""
 
 _BLOCK_TIES = 1 << 16
 """Tied logits that are computed again at a time."""
@@ -49,30 +54,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels_M: torch.Tensor,
         with_gradients: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = chunk_rows(hidden_MH.device.type, weight_VH.shape[0])
+        chunk, rows, group_rows = _chunks_of(hidden_MH, weight_VH.shape[0])
         half_scale = _HALF_SCALE if hidden_MH.dtype == torch.float16 else 1.0
         loss = torch.zeros((), dtype=torch.float32, device=hidden_MH.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden_MH.device)
         grad_hidden_MH = torch.empty_like(hidden_MH) if with_gradients else None
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if with_gradients else None
+        grad_weight_VH: torch.Tensor | None = None
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if with_gradients else None
-        for start in range(0, hidden_MH.shape[0], rows):
-            hidden = hidden_MH[start : start + rows]
-            labels = labels_M[start : start + rows]
-            chunk = _chunk_on_gpu if hidden.device.type == "cuda" else _chunk
-            chunk_loss, chunk_correct, gradients = chunk(hidden, weight_VH, bias_V, labels, with_gradients, half_scale)
-            loss += chunk_loss
-            correct += chunk_correct
-            if gradients is None or grad_hidden_MH is None or grad_weight_VH is None or grad_bias_V is None:
+        groups = zip(torch.split(hidden_MH, group_rows), torch.split(labels_M, group_rows), strict=True)
+        for number, (hidden, labels) in enumerate(groups):
+            gradient_MV = _aligned_rows(hidden, weight_VH.shape[0]) if with_gradients else None
+            for start in range(0, hidden.shape[0], rows):
+                part = slice(start, start + rows)
+                own = None if gradient_MV is None else gradient_MV[part]
+                chunk_loss, chunk_correct, column_sums = chunk(
+                    hidden[part], weight_VH, bias_V, labels[part], own, half_scale
+                )
+                loss += chunk_loss
+                correct += chunk_correct
+                if grad_bias_V is not None and column_sums is not None:
+                    grad_bias_V += column_sums
+            if gradient_MV is None or grad_hidden_MH is None:
                 continue
-            gradient, column_sums = gradients
-            grad_bias_V += column_sums
-            torch.mm(gradient, weight_VH, out=grad_hidden_MH[start : start + rows])
-            if hidden.dtype == torch.float32:
-                grad_weight_VH.addmm_(gradient.t(), hidden)
-            else:
-                grad_weight_VH += torch.mm(gradient.t(), hidden)
-        if grad_hidden_MH is not None and grad_weight_VH is not None and grad_bias_V is not None:
+            first = number * group_rows
+            torch.mm(gradient_MV, weight_VH, out=grad_hidden_MH[first : first + len(hidden)])
+            grad_weight_VH = _sum_of_products(grad_weight_VH, gradient_MV, hidden)
+        if grad_hidden_MH is not None and grad_bias_V is not None:
+            if grad_weight_VH is None:
+                grad_weight_VH = torch.zeros_like(weight_VH)
             ctx.save_for_backward(grad_hidden_MH, grad_weight_VH, grad_bias_V)
             ctx.scale = 1.0 / half_scale
             ctx.dtypes = (hidden_MH.dtype, weight_VH.dtype, bias_V.dtype)
@@ -81,69 +90,105 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # In fp32: 16 bits would round the factor itself, or overflow.
+        factor = grad_outputs[0] * ctx.scale
         gradients = (
-            (gradient.float() * (grad_outputs[0] * ctx.scale)).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            _scaled(gradient, factor).to(dtype) for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*gradients, None, None)
 
 
-def _chunk(
+_Chunk: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float],
+    tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+]
+"""Of some rows: their loss [], the number of correct ones [], and the sums of the gradient's columns [V] or None.
+Arguments are hidden_MH, weight_VH, bias_V, labels_M, gradient_MV, which becomes the gradient of the logits times the
+last argument, or None."""
+
+
+def _chunks_of(hidden_MH: torch.Tensor, vocab_size: int) -> tuple[_Chunk, int, int]:
+    """How a chunk is computed, its rows, and the rows of which one product makes the gradient of the weight."""
+    rows = chunk_rows(hidden_MH.device.type, vocab_size)
+    if hidden_MH.device.type == "cuda":
+        return _chunk_on_gpu, rows, rows
+    if hidden_MH.dtype == torch.float32:
+        return _chunk_in_fp32, rows, rows
+    return _chunk_in_16_bits, rows, rows * max(1, _GROUP_ELEMENTS // (rows * vocab_size))
+
+
+def _chunk_in_fp32(
     hidden_MH: torch.Tensor,
     weight_VH: torch.Tensor,
     bias_V: torch.Tensor,
     labels_M: torch.Tensor,
-    with_gradient: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, _Gradients | None]:
-    """Loss of some rows [], number of correct ones [], gradient of the logits times `scale` [M, V] and its sums [V]."""
+    gradient_MV: torch.Tensor | None,
+    _scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     labels_M1 = labels_M.unsqueeze(1)
-    logits_MV = torch.addmm(bias_V, hidden_MH, weight_VH.t()).float()
+    logits_MV = torch.addmm(bias_V, hidden_MH, weight_VH.t(), out=gradient_MV)
     own_M1 = logits_MV.gather(1, labels_M1)
     maximum_M1 = logits_MV.amax(1, keepdim=True)
-    is_largest_M = (own_M1 >= maximum_M1).squeeze(1)
-    if hidden_MH.dtype != torch.float32:
-        is_largest_M = _still_largest(is_largest_M, logits_MV, hidden_MH, weight_VH, bias_V, labels_M)
-    correct = is_largest_M.sum()
     # The logits are overwritten by their gradient.
     exponents_MV = logits_MV.sub_(maximum_M1).exp_()
     total_M1 = exponents_MV.sum(1, keepdim=True)
-    loss = (total_M1.log() + maximum_M1 - own_M1).sum()
-    if not with_gradient:
+    loss, correct = (total_M1.log() + maximum_M1 - own_M1).sum(), (own_M1 >= maximum_M1).sum()
+    if gradient_MV is None:
         return loss, correct, None
-    gradient_MV = exponents_MV.div_(total_M1)
-    gradient_MV.scatter_add_(1, labels_M1, torch.full_like(own_M1, -1.0))
-    if scale != 1.0:
-        gradient_MV.mul_(scale)
-    return loss, correct, (gradient_MV.to(hidden_MH.dtype), gradient_MV.sum(0))
+    exponents_MV.div_(total_M1).scatter_add_(1, labels_M1, torch.full_like(own_M1, -1.0))
+    return loss, correct, gradient_MV.sum(0)
 
 
-def _still_largest(
-    is_largest_M: torch.Tensor,
-    logits_MV: torch.Tensor,
+def _chunk_in_16_bits(
     hidden_MH: torch.Tensor,
     weight_VH: torch.Tensor,
     bias_V: torch.Tensor,
     labels_M: torch.Tensor,
+    gradient_MV: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    labels_M1 = labels_M.unsqueeze(1)
+    logits_MV = torch.addmm(bias_V, hidden_MH, weight_VH.t()).float()
+    own_M1 = logits_MV.gather(1, labels_M1)
+    largest_other_M1 = logits_MV.scatter_(1, labels_M1, -torch.inf).amax(1, keepdim=True)
+    logits_MV.scatter_(1, labels_M1, own_M1)
+    is_largest_M = (own_M1 > largest_other_M1).squeeze(1)
+    tied_R = (own_M1 == largest_other_M1).squeeze(1).nonzero().squeeze(1)
+    is_largest_M[tied_R] = _largest_of_ties(logits_MV[tied_R], hidden_MH[tied_R], weight_VH, bias_V, labels_M[tied_R])
+    shift_M1 = torch.maximum(own_M1, largest_other_M1)
+    # Exponentials of usual logits are numbers without it.
+    if float(shift_M1.abs().amax()) > _LARGEST_EXPONENT:
+        logits_MV.sub_(shift_M1)
+    else:
+        shift_M1.zero_()
+    exponents_MV = logits_MV.exp_()
+    total_M1 = exponents_MV.sum(1, keepdim=True)
+    loss, correct = (total_M1.log() + shift_M1 - own_M1).sum(), is_largest_M.sum()
+    if gradient_MV is None:
+        return loss, correct, None
+    exponents_MV.div_(total_M1).scatter_add_(1, labels_M1, torch.full_like(own_M1, -1.0))
+    gradient_MV.copy_(exponents_MV.mul_(scale) if scale != 1.0 else exponents_MV)
+    return loss, correct, exponents_MV.sum(0)
+
+
+def _largest_of_ties(
+    logits_RV: torch.Tensor,
+    hidden_RH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor,
+    labels_R: torch.Tensor,
 ) -> torch.Tensor:
-    """Rows whose label has the largest logit in fp32 too, of those whose label has it after rounding to 16 bits.
+    """Whether the label has the largest logit in fp32 too, of rows where it shares it after rounding to 16 bits.
 
     Rounding keeps the order but makes ties, all of which would count as correct. The largest is among the tied ones.
     """
-    rows_R = is_largest_M.nonzero().squeeze(1)
-    logits_RV = logits_MV[rows_R]
-    ties_R, ids = (logits_RV == logits_RV.gather(1, labels_M[rows_R].unsqueeze(1))).nonzero().unbind(1)
-    rows = rows_R[ties_R]
+    rows, ids = (logits_RV == logits_RV.gather(1, labels_R.unsqueeze(1))).nonzero().unbind(1)
     # In blocks: a model of zeros has as many ties as logits.
     blocks = zip(torch.split(rows, _BLOCK_TIES), torch.split(ids, _BLOCK_TIES), strict=True)
-    products = [(hidden_MH[row].float() * weight_VH[one].float()).sum(1) for row, one in blocks]
+    products = [(hidden_RH[row].float() * weight_VH[one].float()).sum(1) for row, one in blocks]
     exact = torch.cat([*products, bias_V.new_empty(0, dtype=torch.float32)]) + bias_V[ids].float()
-    largest_M = exact.new_full((len(hidden_MH),), -torch.inf).scatter_reduce_(0, rows, exact, "amax")
-    own = ids == labels_M[rows]
-    still_largest_M = torch.zeros_like(is_largest_M)
-    still_largest_M[rows[own]] = exact[own] >= largest_M[rows[own]]
-    return still_largest_M
+    largest_R = exact.new_full((len(hidden_RH),), -torch.inf).scatter_reduce_(0, rows, exact, "amax")
+    own_R = exact[ids == labels_R[rows]]
+    return own_R >= largest_R
 
 
 def _chunk_on_gpu(
@@ -151,10 +196,10 @@ def _chunk_on_gpu(
     weight_VH: torch.Tensor,
     bias_V: torch.Tensor,
     labels_M: torch.Tensor,
-    with_gradient: bool,
+    gradient_MV: torch.Tensor | None,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, _Gradients | None]:
-    """As `_chunk`. 16-bit products are not rounded before the softmax, as ties would count as correct."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """16-bit products are not rounded before the softmax, as ties would count as correct."""
     from training.kernels.logits_kernel import cross_entropy_of_logits
 
     logits_MV = _aligned_rows(hidden_MH, weight_VH.shape[0], torch.float32)
@@ -162,16 +207,32 @@ def _chunk_on_gpu(
         torch.mm(hidden_MH, weight_VH.t(), out=logits_MV)
     else:
         torch.mm(hidden_MH, weight_VH.t(), out_dtype=torch.float32, out=logits_MV)
-    gradient_MV = _aligned_rows(hidden_MH, weight_VH.shape[0], hidden_MH.dtype) if with_gradient else None
     losses_M, correct_M = cross_entropy_of_logits(logits_MV, bias_V, labels_M, gradient_MV, scale)
-    gradients = None if gradient_MV is None else (gradient_MV, gradient_MV.sum(0, dtype=torch.float32))
-    return losses_M.sum(), correct_M.sum(), gradients
+    column_sums = None if gradient_MV is None else gradient_MV.sum(0, dtype=torch.float32)
+    return losses_M.sum(), correct_M.sum(), column_sums
 
 
-def _aligned_rows(hidden_MH: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialized [M, columns] view of longer, aligned rows."""
-    length = -(-columns // _ALIGNED_ELEMENTS) * _ALIGNED_ELEMENTS
-    return torch.empty(hidden_MH.shape[0], length, dtype=dtype, device=hidden_MH.device)[:, :columns]
+def _aligned_rows(hidden_MH: torch.Tensor, columns: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Uninitialized [M, columns] on the same device and by default of the same type; on a GPU a view of longer rows."""
+    length = -(-columns // _ALIGNED_ELEMENTS) * _ALIGNED_ELEMENTS if hidden_MH.is_cuda else columns
+    return hidden_MH.new_empty(hidden_MH.shape[0], length, dtype=dtype)[:, :columns]
+
+
+def _sum_of_products(total_VH: torch.Tensor | None, gradient_MV: torch.Tensor, hidden_MH: torch.Tensor) -> torch.Tensor:
+    """The total, None at first, with gradient' @ hidden added in fp32; one product alone stays in its type."""
+    if total_VH is None:
+        return torch.mm(gradient_MV.t(), hidden_MH)
+    if hidden_MH.dtype == torch.float32:
+        return total_VH.addmm_(gradient_MV.t(), hidden_MH)
+    return total_VH.float().add_(torch.mm(gradient_MV.t(), hidden_MH))
+
+
+def _scaled(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Their product, computed in fp32: 16 bits would round the factor itself, or overflow."""
+    if gradient.is_cuda:
+        return gradient.float() * factor
+    # A number on the CPU is not rounded to the tensor's type.
+    return gradient * factor
 
 
 def linear_cross_entropy(

@@ -26,41 +26,50 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer; its rate is 0 until the schedule sets it before each step."""
-    return _BUILDERS[config.optimizer](model, config)
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer; its rate is 0 until the schedule sets it before each step.
+
+    Args:
+        model: its parameters are optimized.
+        config: the recipe's settings.
+        dtype: of the model's computations in the engine.
+    """
+    return _BUILDERS[config.optimizer](model, config, dtype)
 
 
 # The rate is 0 because DeepSpeed may call step() during initialization.
-def _bert_adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _bert_adam(model: nn.Module, config: OptimizerConfig, _dtype: torch.dtype) -> torch.optim.Optimizer:
     return BertAdam(
         decay_groups(model, config.weight_decay), bias_correction=config.adam_bias_correction, **_rates(config)
     )
 
 
-def _fused_adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _fused_adamw(model: nn.Module, config: OptimizerConfig, _dtype: torch.dtype) -> torch.optim.Optimizer:
     # The fused form is one kernel over all parameters, on both CUDA and CPU.
     return torch.optim.AdamW(decay_groups(model, config.weight_decay), fused=True, **_rates(config))
 
 
-def _lamb(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _lamb(model: nn.Module, config: OptimizerConfig, _dtype: torch.dtype) -> torch.optim.Optimizer:
     groups = decay_groups(model, config.weight_decay)
     return Lamb(groups, bias_correction=config.adam_bias_correction, **_rates(config))
 
 
-def _muon(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _muon(model: nn.Module, config: OptimizerConfig, dtype: torch.dtype) -> torch.optim.Optimizer:
     groups = decay_groups(model, config.weight_decay)
     matrices = {parameter for name, parameter in model.named_parameters() if ".layer." in name and parameter.ndim == 2}
     for group in groups:
         group["is_matrix"] = [parameter in matrices for parameter in group["params"]]
-    return Muon(groups, bias_correction=config.adam_bias_correction, **_rates(config))
+    in_bf16 = dtype == torch.bfloat16
+    return Muon(groups, in_bf16=in_bf16, bias_correction=config.adam_bias_correction, **_rates(config))
 
 
 def _rates(config: OptimizerConfig) -> dict[str, Any]:
     return {"lr": 0.0, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps}
 
 
-_BUILDERS: dict[str, Callable[[nn.Module, OptimizerConfig], torch.optim.Optimizer]] = {
+_BUILDERS: dict[str, Callable[[nn.Module, OptimizerConfig, torch.dtype], torch.optim.Optimizer]] = {
     "adam": _bert_adam,
     "adamw": _fused_adamw,
     "lamb": _lamb,

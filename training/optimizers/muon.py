@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ class Muon(BertAdam):
     section 2.2), so that one learning rate serves both parts.
     """
 
+    def __init__(self, params: Iterable[Any], lr: float, in_bf16: bool = False, **adam: Any) -> None:
+        """`in_bf16`: of the products on a CPU, as its model's are; on a GPU they always are."""
+        super().__init__(params, lr, **adam)
+        self._in_bf16 = in_bf16
+
     def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         named = {id(parameter) for parameter, named in zip(group["params"], group["is_matrix"], strict=True) if named}
         if others := [parameter for parameter in parameters if id(parameter) not in named]:
@@ -51,25 +57,26 @@ class Muon(BertAdam):
         torch._foreach_mul_(momenta, MOMENTUM)
         torch._foreach_add_(momenta, gradients)
         looked_ahead = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
-        updates = orthogonalized(torch.stack(looked_ahead))
+        updates = orthogonalized(torch.stack(looked_ahead), self._in_bf16)
         scale = 0.2 * max(matrices[0].shape) ** 0.5
         torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, list(updates.unbind()), alpha=-group["lr"] * scale)
 
 
-def orthogonalized(matrices_KRC: torch.Tensor) -> torch.Tensor:
+def orthogonalized(matrices_KRC: torch.Tensor, in_bf16: bool = False) -> torch.Tensor:
     """U V' of each matrix U S V', roughly: singular values come out between 0.6 and 1.3.
 
     Args:
         matrices_KRC: K matrices of one shape.
+        in_bf16: compute the products in bfloat16, as always on a GPU.
 
     Returns:
-        [K, R, C], in bfloat16 precision on a GPU; a matrix of zeros stays so.
+        [K, R, C]; a matrix of zeros stays so.
     """
     a, b, c = COEFFICIENTS
     is_tall = matrices_KRC.shape[1] > matrices_KRC.shape[2]
     x_KRC = matrices_KRC.mT if is_tall else matrices_KRC
-    if x_KRC.is_cuda:
+    if in_bf16 or x_KRC.is_cuda:
         x_KRC = x_KRC.bfloat16()
     x_KRC = x_KRC / x_KRC.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):

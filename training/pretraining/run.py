@@ -227,7 +227,7 @@ class TrainingRun:
         config, objective, processes = self._config, self._objective, self._processes
         model = objective.build()
         gradients = {name: LargestGradient(parameter) for name, parameter in objective.watched(model).items()}
-        optimizer = build_optimizer(model, config)
+        optimizer = build_optimizer(model, config, TORCH_TYPES[self._precision])
         shares = [self._feed.share(phase) for phase in config.phases]
         settings = EngineSettings(
             config.zero_stage,

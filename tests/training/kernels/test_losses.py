@@ -78,9 +78,14 @@ def test_probabilities_of_tokens_over_blocks_of_the_vocabulary(columns: int, mon
     torch.testing.assert_close(found.double(), wanted, atol=1e-3, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("chunk_rows", "group_chunks"), [(64, 1), (16, 1), (16, 2), (16, 4)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
-def test_gradients_in_16_bits_are_those_of_exact_numbers_rounded(dtype: torch.dtype, tolerance: float) -> None:
+def test_gradients_in_16_bits_are_those_of_exact_numbers_rounded(
+    dtype: torch.dtype, tolerance: float, chunk_rows: int, group_chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A factor that bfloat16 would round by 0.3 percent, and a loss scale that float16 cannot hold."""
+    monkeypatch.setitem(losses._CHUNK_ELEMENTS, "cpu", chunk_rows * WORDS)
+    monkeypatch.setattr(losses, "_GROUP_ELEMENTS", group_chunks * chunk_rows * WORDS)
     tensors, labels_M = inputs(dtype)
     factor = 257.0 if dtype == torch.bfloat16 else 70_000.0 / 65_536.0
     loss, _ = linear_cross_entropy(*tensors, labels_M)
@@ -92,6 +97,33 @@ def test_gradients_in_16_bits_are_those_of_exact_numbers_rounded(dtype: torch.dt
         assert tensor.grad.dtype == dtype
         scale = gradient.abs().max()
         torch.testing.assert_close(tensor.grad.double() / scale, gradient / scale, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("shift", [0.0, 95.0, -95.0])
+def test_logits_whose_exponentials_are_no_numbers(shift: float) -> None:
+    (hidden, weight, bias), labels_M = inputs(torch.bfloat16)
+    with torch.no_grad():
+        bias += shift
+    loss, _correct = linear_cross_entropy(hidden, weight, bias, labels_M)
+    torch.autograd.backward(loss)
+    logits = (hidden @ weight.t() + bias).detach().double()
+    wanted = torch.nn.functional.cross_entropy(logits, labels_M, reduction="sum")
+    assert float(loss.detach()) == pytest.approx(float(wanted), rel=0.05)  # logits of 95 are rounded by a quarter
+    assert bias.grad is not None
+    # The gradients of each row's logits add up to 0.
+    assert bias.grad.isfinite().all()
+    assert abs(float(bias.grad.double().sum())) < 0.02 * float(bias.grad.abs().sum())
+
+
+def test_no_rows() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors, labels_M = inputs(dtype)
+        loss, correct = linear_cross_entropy(tensors[0][:0], *tensors[1:], labels_M[:0])
+        torch.autograd.backward(loss)
+        assert (float(loss.detach()), int(correct)) == (0.0, 0)
+        for tensor in tensors[1:]:
+            assert tensor.grad is not None
+            assert not tensor.grad.any()
 
 
 def test_a_large_loss_scale_and_small_probabilities_survive_in_fp16() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,15 +33,16 @@ def trained(optimizer_of: Any, names: set[str] | None = None) -> dict[str, torch
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def ours(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return build_optimizer(model, PretrainingConfig.model_validate({"zero_stage": 0, "optimizer": "muon"}))
+def ours(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
+    return build_optimizer(model, PretrainingConfig.model_validate({"zero_stage": 0, "optimizer": "muon"}), dtype)
 
 
 def is_matrix_of_a_layer(name: str) -> bool:
     return name.startswith("bert.encoder.layer.") and name.endswith(".weight") and "LayerNorm" not in name
 
 
-def test_matrices_of_layers_change_as_torch_muon_changes_them() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_of_layers_change_as_torch_muon_changes_them(dtype: torch.dtype) -> None:
     """PyTorch's has its iterations in bfloat16: 3 digits."""
 
     def torch_muon(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -50,7 +52,7 @@ def test_matrices_of_layers_change_as_torch_muon_changes_them() -> None:
         )
 
     start = dict(BertForPreTraining(MODEL, 31).named_parameters())
-    expected, own = trained(torch_muon), trained(ours)
+    expected, own = trained(torch_muon), trained(partial(ours, dtype=dtype))
     names = [name for name in start if is_matrix_of_a_layer(name)]
     assert len(names) == 2 * 6
     for name in names:
@@ -69,16 +71,18 @@ def test_everything_else_changes_as_adamw_changes_it() -> None:
             assert (own[name] - expected[name]).abs().max() > 1e-3, name
 
 
+@pytest.mark.parametrize("in_bf16", [False, True])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 40), (40, 16)])
-def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int]) -> None:
+def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int], in_bf16: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     matrices_KRC = torch.randn(3, *shape, generator=generator)
-    left, values, right = torch.linalg.svd(orthogonalized(matrices_KRC), full_matrices=False)
+    left, values, right = torch.linalg.svd(orthogonalized(matrices_KRC, in_bf16), full_matrices=False)
     assert values.min() > 0.6
     assert values.max() < 1.3
     exact_left, _, exact_right = torch.linalg.svd(matrices_KRC, full_matrices=False)
+    tolerance = 0.03 if in_bf16 else 1e-3
     aligned = exact_left.mT @ left @ torch.diag_embed(values) @ right @ exact_right.mT
-    torch.testing.assert_close(aligned, torch.diag_embed(aligned.diagonal(dim1=1, dim2=2)), atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(aligned, torch.diag_embed(aligned.diagonal(dim1=1, dim2=2)), atol=tolerance, rtol=0.0)
 
 
 def test_a_gradient_of_zeros_changes_only_by_decay() -> None:
