@@ -1,7 +1,7 @@
 """Packed sequences cut into bins of nearly equal length, for attention that needs padded rows.
 
-Sequences are ordered by length, so padding inside a bin stays below an eighth of its tokens, and at most 15 tokens a
-sequence more. A bin of one length whose tokens are contiguous is a plain view.
+Sequences are ordered by length, so padding inside a bin stays below an eighth of its tokens, and 15 tokens a sequence
+more; short sequences share one. A bin of one length whose tokens are contiguous is a plain view.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import numpy.typing as npt
 import torch
 
 MAX_PADDED_SHARE = 0.125
-_ALIGNED_TOKENS, _LONGEST_UNALIGNED = 16, 32
-"""With AMX a row of 384 tokens takes two thirds of the time of one of 381; below 33 tokens the padding costs more."""
+_ALIGNED_TOKENS = 16
+"""With AMX a row of 384 tokens takes two thirds of the time of one of 381."""
+_SHORT_TOKENS = 32
+"""Rows up to this length share a bin and are not aligned: another bin costs more than their padding, as attention of so
+few tokens is less than a hundredth of a layer."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,10 @@ def plan_attention(cu_seqlens: npt.NDArray[np.int64] | torch.Tensor) -> Attentio
 def _bin_edges(descending_lengths: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     edges: list[tuple[int, int]] = []
     first, total = 0, len(descending_lengths)
-    tokens_before = np.concatenate([[0], np.cumsum(descending_lengths)])
+    counted = np.maximum(descending_lengths, _SHORT_TOKENS)
+    tokens_before = np.concatenate([[0], np.cumsum(counted)])
     while first < total:
-        longest = int(descending_lengths[first])
+        longest = int(counted[first])
         counts = np.arange(1, total - first + 1)
         real = tokens_before[first + 1 :] - tokens_before[first]
         fits = real >= (1.0 - MAX_PADDED_SHARE) * counts * longest
@@ -108,7 +112,7 @@ def _bin_edges(descending_lengths: npt.NDArray[np.int64]) -> list[tuple[int, int
 
 def _row_length(longest: int) -> int:
     """Tokens of a bin's rows: processors multiply long rows faster if no part of a tile remains."""
-    return longest if longest <= _LONGEST_UNALIGNED else -(-longest // _ALIGNED_TOKENS) * _ALIGNED_TOKENS
+    return longest if longest <= _SHORT_TOKENS else -(-longest // _ALIGNED_TOKENS) * _ALIGNED_TOKENS
 
 
 def _add_bin(

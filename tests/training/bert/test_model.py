@@ -186,7 +186,8 @@ def test_bins_compute_little_padding_and_every_token_once() -> None:
     lengths = generator.integers(3, 129, 200)
     plan = plan_attention(np.concatenate([[0], np.cumsum(lengths)]))
     computed = sum(part.num_sequences * part.max_seqlen for part in plan.bins)
-    assert lengths.sum() <= computed <= lengths.sum() / (1 - 0.125) + 15 * len(lengths)
+    assert lengths.sum() <= computed <= np.maximum(lengths, 32).sum() / (1 - 0.125) + 15 * len(lengths)
+    assert sum(part.max_seqlen <= 32 for part in plan.bins) <= 1
     assert all(part.max_seqlen <= 32 or part.max_seqlen % 16 == 0 for part in plan.bins)
     assert plan.restore_T is not None
     assert len(set(plan.restore_T.tolist())) == lengths.sum()
