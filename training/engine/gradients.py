@@ -1,8 +1,8 @@
-"""Gradients of 16-bit weights added up in fp32, and measured with fewer kernels and without waiting for the GPU.
+"""Gradients of 16-bit weights added up in fp32, and measured with fewer kernels and fewer waits for the GPU.
 
 DeepSpeed launches 15 kernels per parameter and step to look for values that are not finite and to measure the norm, and
-waits for the GPU in between. The norm alone shows both: it is not finite if a gradient is not, and DeepSpeed then skips
-the step (`is_invalid_grad_norm` in its `step`).
+waits for the GPU in between. The norm alone shows both: it is not finite if a gradient is not, and the step is then
+skipped.
 """
 
 from __future__ import annotations

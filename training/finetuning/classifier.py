@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_sequence
 from training.bert.model_readme import BILSTM_CLASSIFIER, SEGMENT_MEANS_CLASSIFIER
 from training.bert.packing import PackedSequences
 from training.bert.two_directions import build_encoder
+from training.kernels.dropout import Dropout
 from training.settings.finetuning import ClassifierHead
 from training.settings.model import ModelConfig
 
@@ -98,7 +99,7 @@ class BertForSequenceClassification(nn.Module):
         module = _KINDS[classifier_head].module
         self.bert = build_encoder(config, vocab_size, with_pooler=module is None)
         self.head = None if module is None else module(config.output_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.output_size if self.head is None else self.head.output_size, num_labels)
 
     @staticmethod

@@ -14,7 +14,7 @@ from torch import nn
 
 
 class Embedding(nn.Embedding):
-    """As `nn.Embedding`; on a CPU its gradient is rounded once.
+    """Rows [T, H] of a table by ids [T]; on a CPU their sums are rounded once.
 
     `is_tied` marks a table that an output layer uses too: that layer's gradient has all rows, and autograd adds to it
     the few of the tokens, which are sparse. A table without such a layer must not have it, as optimizers expect dense
@@ -22,6 +22,9 @@ class Embedding(nn.Embedding):
     """
 
     is_tied = False
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__(num_embeddings, embedding_dim, dtype=dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.weight.device.type != "cpu" or torch.compiler.is_compiling():

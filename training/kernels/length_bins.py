@@ -1,7 +1,7 @@
 """Packed sequences cut into bins of nearly equal length, for attention that needs padded rows.
 
-Sequences are ordered by length, so padding inside a bin stays below an eighth of its tokens, and 15 tokens a sequence
-more; short sequences share one. A bin of one length whose tokens are contiguous is a plain view.
+Sequences are ordered by length, so padding inside a bin stays below an eighth of its tokens; short sequences share one.
+A bin of one length whose tokens are contiguous is a plain view.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy.typing as npt
 import torch
 
 MAX_PADDED_SHARE = 0.125
-_ALIGNED_TOKENS = 16
-"""With AMX a row of 384 tokens takes two thirds of the time of one of 381."""
+_ALIGNED_TOKENS, _MAX_ALIGNING_SHARE = 16, 1 / 16
+"""Rows that are gathered have a multiple of these tokens where that adds so little: with AMX a row of 384 takes two
+thirds of the time of one of 381."""
 _SHORT_TOKENS = 32
-"""Rows up to this length share a bin and are not aligned: another bin costs more than their padding, as attention of so
-few tokens is less than a hundredth of a layer."""
+"""Rows up to this length share a bin: another one costs more than their padding, as attention of so few tokens is less
+than a hundredth of a layer."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def plan_attention(cu_seqlens: npt.NDArray[np.int64] | torch.Tensor) -> Attentio
     """
     offsets = np.asarray(cu_seqlens, dtype=np.int64)
     lengths = np.diff(offsets)
+    assert lengths.min(initial=1) > 0, "a sequence without tokens"
     order = np.argsort(-lengths, kind="stable")
     bins: list[LengthBin] = []
     restore = np.empty(int(offsets[-1]), dtype=np.int64)
@@ -97,10 +99,12 @@ def plan_attention(cu_seqlens: npt.NDArray[np.int64] | torch.Tensor) -> Attentio
 def _bin_edges(descending_lengths: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     edges: list[tuple[int, int]] = []
     first, total = 0, len(descending_lengths)
-    counted = np.maximum(descending_lengths, _SHORT_TOKENS)
-    tokens_before = np.concatenate([[0], np.cumsum(counted)])
+    tokens_before = np.concatenate([[0], np.cumsum(descending_lengths)])
     while first < total:
-        longest = int(counted[first])
+        longest = int(descending_lengths[first])
+        if longest <= _SHORT_TOKENS:
+            edges.append((first, total))
+            break
         counts = np.arange(1, total - first + 1)
         real = tokens_before[first + 1 :] - tokens_before[first]
         fits = real >= (1.0 - MAX_PADDED_SHARE) * counts * longest
@@ -110,11 +114,6 @@ def _bin_edges(descending_lengths: npt.NDArray[np.int64]) -> list[tuple[int, int
     return edges
 
 
-def _row_length(longest: int) -> int:
-    """Tokens of a bin's rows: processors multiply long rows faster if no part of a tile remains."""
-    return longest if longest <= _SHORT_TOKENS else -(-longest // _ALIGNED_TOKENS) * _ALIGNED_TOKENS
-
-
 def _add_bin(
     bins: list[LengthBin],
     starts: npt.NDArray[np.int64],
@@ -122,17 +121,20 @@ def _add_bin(
     restore: npt.NDArray[np.int64],
     first_row: int,
 ) -> int:
-    count, longest = len(starts), _row_length(int(lengths[0]))
-    uniform = int(lengths[-1]) == longest
+    count, longest = len(starts), int(lengths[0])
+    is_view = int(lengths[-1]) == longest and bool((np.diff(starts) == longest).all())
+    aligned = -(-longest // _ALIGNED_TOKENS) * _ALIGNED_TOKENS
+    if not is_view and aligned <= (1 + _MAX_ALIGNING_SHARE) * longest:
+        longest = aligned
     positions = np.arange(longest)
     tokens = starts[:, None] + positions
     real = positions < lengths[:, None]
     rows = np.arange(first_row, first_row + count * longest).reshape(count, longest)
     restore[tokens[real]] = rows[real]
-    if uniform and bool((np.diff(starts) == longest).all()):
+    if is_view:
         bins.append(LengthBin(count, longest, int(starts[0]), None, None))
     else:
         gather = torch.from_numpy(np.where(real, tokens, starts[:, None]))
-        mask = None if uniform else torch.from_numpy(real[:, None, None, :])
+        mask = None if bool(real.all()) else torch.from_numpy(real[:, None, None, :])
         bins.append(LengthBin(count, longest, None, gather, mask))
     return count * longest

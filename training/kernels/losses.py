@@ -21,7 +21,8 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits per chunk: enough rows for fast products, 16 MiB on a CPU."""
 
 _GROUP_ELEMENTS = 1 << 25
-"""Gradients of logits in 16 bits on a CPU, 64 MiB, of which one product makes the gradient of the weight."""
+"""Gradients of logits in 16 bits on a CPU, 64 MiB, of which one product makes the gradient of the weight.
+More rows have several products, added up in fp32."""
 
 _LARGEST_EXPONENT = 60.0
 """Of e, so that a sum over any vocabulary is a number in fp32, and none of e to its negative is lost."""
@@ -111,12 +112,12 @@ def _chunks_of(hidden_MH: torch.Tensor, vocab_size: int) -> tuple[_Chunk, int, i
     rows = chunk_rows(hidden_MH.device.type, vocab_size)
     if hidden_MH.device.type == "cuda":
         return _chunk_on_gpu, rows, rows
-    if hidden_MH.dtype == torch.float32:
-        return _chunk_in_fp32, rows, rows
+    if hidden_MH.element_size() >= torch.float32.itemsize:
+        return _chunk_in_place, rows, rows
     return _chunk_in_16_bits, rows, rows * max(1, _GROUP_ELEMENTS // (rows * vocab_size))
 
 
-def _chunk_in_fp32(
+def _chunk_in_place(
     hidden_MH: torch.Tensor,
     weight_VH: torch.Tensor,
     bias_V: torch.Tensor,

@@ -32,7 +32,7 @@ class Muon(BertAdam):
     def __init__(self, params: Iterable[Any], lr: float, in_bf16: bool = False, **adam: Any) -> None:
         """`in_bf16`: of the products on a CPU, as its model's are; on a GPU they always are."""
         super().__init__(params, lr, **adam)
-        self._in_bf16 = in_bf16
+        self.defaults["in_bf16"] = in_bf16  # of no group, whose settings are in checkpoints
 
     def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         named = {id(parameter) for parameter, named in zip(group["params"], group["is_matrix"], strict=True) if named}
@@ -57,7 +57,7 @@ class Muon(BertAdam):
         torch._foreach_mul_(momenta, MOMENTUM)
         torch._foreach_add_(momenta, gradients)
         looked_ahead = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
-        updates = orthogonalized(torch.stack(looked_ahead), self._in_bf16)
+        updates = orthogonalized(torch.stack(looked_ahead), self.defaults["in_bf16"])
         scale = 0.2 * max(matrices[0].shape) ** 0.5
         torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, list(updates.unbind()), alpha=-group["lr"] * scale)

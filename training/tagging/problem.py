@@ -21,6 +21,7 @@ from training.bert.packing import IntArray, PackedSequences
 from training.bert.two_directions import build_encoder
 from training.finetuning.problem import Forward, TaskInputs
 from training.finetuning.text import TextEncoder
+from training.kernels.dropout import Dropout
 from training.settings.model import ModelConfig
 from training.settings.tagging import TaggingConfig, data_files
 from training.tagging.encoding import TaggingRows, encode_words
@@ -38,7 +39,7 @@ class BertForTokenClassification(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, num_labels: int) -> None:
         super().__init__()
         self.bert = build_encoder(config, vocab_size, with_pooler=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.output_size, num_labels)
 
     def forward(self, sequences: PackedSequences) -> torch.Tensor:

@@ -14,7 +14,7 @@ from training.bert.heads import BertForPreTraining
 from training.bert.huggingface import huggingface_config
 from training.bert.modeling import initialize_weights, parameter_count
 from training.bert.packing import pack
-from training.kernels.length_bins import plan_attention
+from training.kernels.length_bins import AttentionPlan, plan_attention
 from training.kernels.packed_attention import packed_attention
 from training.pretraining.bert_objective import pretraining_loss
 from training.settings.model import ModelConfig
@@ -186,11 +186,22 @@ def test_bins_compute_little_padding_and_every_token_once() -> None:
     lengths = generator.integers(3, 129, 200)
     plan = plan_attention(np.concatenate([[0], np.cumsum(lengths)]))
     computed = sum(part.num_sequences * part.max_seqlen for part in plan.bins)
-    assert lengths.sum() <= computed <= np.maximum(lengths, 32).sum() / (1 - 0.125) + 15 * len(lengths)
+    assert lengths.sum() <= computed <= np.maximum(lengths, 32).sum() / (1 - 0.125) * (1 + 1 / 16)
     assert sum(part.max_seqlen <= 32 for part in plan.bins) <= 1
-    assert all(part.max_seqlen <= 32 or part.max_seqlen % 16 == 0 for part in plan.bins)
     assert plan.restore_T is not None
     assert len(set(plan.restore_T.tolist())) == lengths.sum()
+
+
+def test_short_rows_have_a_bin_of_their_own_and_equal_ones_are_a_view() -> None:
+    def plan_of(*lengths: int) -> AttentionPlan:
+        return plan_attention(np.concatenate([[0], np.cumsum(lengths)]))
+
+    assert [part.max_seqlen for part in plan_of(*[36] * 10, *[1] * 1_000).bins] == [36, 1]
+    assert [part.max_seqlen for part in plan_of(*range(40, 0, -1)).bins] == [40, 29]
+    assert [part.max_seqlen for part in plan_of(381, 381, 379).bins] == [384]
+    for length in (3, 33, 40, 100, 381):
+        (part,) = plan_of(*[length] * 5).bins
+        assert (part.max_seqlen, part.start_token) == (length, 0)
 
 
 def test_attention_dropout_keeps_the_mean() -> None:

@@ -77,8 +77,8 @@ def test_the_output_layer_has_the_gradients_of_a_cpu(monkeypatch: pytest.MonkeyP
     values = [torch.randn(*shape, generator=generator) for shape in ((40, 8), (70, 8), (70,))]
     labels_M = torch.randint(0, 70, (40,), generator=generator)
     found = []
-    for chunk in (losses._chunk_in_fp32, losses._chunk_on_gpu):
-        monkeypatch.setattr(losses, "_chunk_in_fp32", chunk)
+    for chunk in (losses._chunk_in_place, losses._chunk_on_gpu):
+        monkeypatch.setattr(losses, "_chunk_in_place", chunk)
         leaves = [value.clone().requires_grad_() for value in values]
         loss, correct = linear_cross_entropy(*leaves, labels_M)
         torch.autograd.backward(3.0 * loss)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from training.bert.heads import build_pretraining_model
+from training.bert.modeling import BertModel
 from training.kernels.embedding import Embedding
+from training.settings.model import ModelConfig
 
 HIDDEN = 8
 
@@ -44,6 +47,21 @@ def test_a_tied_table_has_one_dense_gradient(dtype: torch.dtype) -> None:
         assert layer.weight.grad.layout == torch.strided
         gradients.append(layer.weight.grad)
     assert torch.equal(*gradients)
+
+
+def test_a_model_s_output_layers_add_sparse_rows_to_their_dense_gradient() -> None:
+    for attention in ("bidirectional", "two_directions"):
+        config = ModelConfig(
+            hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, attention=attention
+        )
+        model = build_pretraining_model(config, 30)
+        tables = [module for name, module in model.named_modules() if name.endswith("word_embeddings")]
+        assert tables
+        for table in tables:
+            assert isinstance(table, Embedding)
+            (rows,) = torch.autograd.grad(table(torch.tensor([3, 3])).sum(), table.weight)
+            assert rows.layout == torch.sparse_coo
+        assert not BertModel(config, 30).embeddings.word_embeddings.is_tied
 
 
 def test_a_frozen_table_has_no_gradient() -> None:

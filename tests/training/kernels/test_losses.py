@@ -99,7 +99,7 @@ def test_gradients_in_16_bits_are_those_of_exact_numbers_rounded(
         torch.testing.assert_close(tensor.grad.double() / scale, gradient / scale, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("shift", [0.0, 95.0, -95.0])
+@pytest.mark.parametrize("shift", [0.0, 95.0, -120.0])
 def test_logits_whose_exponentials_are_no_numbers(shift: float) -> None:
     (hidden, weight, bias), labels_M = inputs(torch.bfloat16)
     with torch.no_grad():
@@ -113,6 +113,19 @@ def test_logits_whose_exponentials_are_no_numbers(shift: float) -> None:
     # The gradients of each row's logits add up to 0.
     assert bias.grad.isfinite().all()
     assert abs(float(bias.grad.double().sum())) < 0.02 * float(bias.grad.abs().sum())
+
+
+def test_groups_of_rows_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 equal rows, one a group: in bf16 the sum would stop at 256 times a summand."""
+    monkeypatch.setitem(losses._CHUNK_ELEMENTS, "cpu", WORDS)
+    monkeypatch.setattr(losses, "_GROUP_ELEMENTS", 16 * WORDS)
+    hidden = torch.ones(9_600, HIDDEN, dtype=torch.bfloat16)
+    weight = torch.zeros(WORDS, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.zeros(WORDS, dtype=torch.bfloat16)
+    loss, _ = linear_cross_entropy(hidden, weight, bias, torch.zeros(9_600, dtype=torch.int64))
+    torch.autograd.backward(loss)
+    assert weight.grad is not None
+    assert float(weight.grad[1, 0]) == pytest.approx(9_600 / WORDS, rel=0.01)
 
 
 def test_no_rows() -> None:

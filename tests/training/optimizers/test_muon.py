@@ -85,6 +85,16 @@ def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, 
     torch.testing.assert_close(aligned, torch.diag_embed(aligned.diagonal(dim1=1, dim2=2)), atol=tolerance, rtol=0.0)
 
 
+def test_products_in_bf16_are_those_of_the_model() -> None:
+    matrices_KRC = torch.randn(2, 16, 40, generator=torch.Generator().manual_seed(1))
+    exact, rounded = (orthogonalized(matrices_KRC, in_bf16) for in_bf16 in (False, True))
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert not torch.equal(exact, exact.bfloat16().float())
+    weights = [trained(partial(ours, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    for name, exact in weights[0].items():
+        assert torch.equal(exact, weights[1][name]) is not is_matrix_of_a_layer(name), name
+
+
 def test_a_gradient_of_zeros_changes_only_by_decay() -> None:
     matrix = torch.nn.Parameter(torch.ones(4, 4))
     groups = [{"params": [matrix], "is_matrix": [True], "weight_decay": 0.1}]
