@@ -1,7 +1,8 @@
 """Packed sequences cut into bins of nearly equal length, for attention that needs padded rows.
 
-Sequences are ordered by length, so padding inside a bin stays below an eighth of its tokens; short sequences share one.
-A bin of one length whose tokens are contiguous is a plain view.
+Sequences are ordered by length, so padding inside a bin stays below an eighth of its tokens (below 18 % where its
+rows are aligned); sequences of up to 32 tokens share one. A bin of one length whose tokens are contiguous is a plain
+view.
 """
 
 from __future__ import annotations

@@ -129,14 +129,9 @@ def _chunk_in_place(
     logits_MV = torch.addmm(bias_V, hidden_MH, weight_VH.t(), out=gradient_MV)
     own_M1 = logits_MV.gather(1, labels_M1)
     maximum_M1 = logits_MV.amax(1, keepdim=True)
-    # The logits are overwritten by their gradient.
-    exponents_MV = logits_MV.sub_(maximum_M1).exp_()
-    total_M1 = exponents_MV.sum(1, keepdim=True)
-    loss, correct = (total_M1.log() + maximum_M1 - own_M1).sum(), (own_M1 >= maximum_M1).sum()
-    if gradient_MV is None:
-        return loss, correct, None
-    exponents_MV.div_(total_M1).scatter_add_(1, labels_M1, torch.full_like(own_M1, -1.0))
-    return loss, correct, gradient_MV.sum(0)
+    loss = _cross_entropy(logits_MV.sub_(maximum_M1), maximum_M1, own_M1, labels_M1, gradient_MV is not None)
+    correct = (own_M1 >= maximum_M1).sum()
+    return loss, correct, None if gradient_MV is None else gradient_MV.sum(0)
 
 
 def _chunk_in_16_bits(
@@ -161,14 +156,28 @@ def _chunk_in_16_bits(
         logits_MV.sub_(shift_M1)
     else:
         shift_M1.zero_()
-    exponents_MV = logits_MV.exp_()
-    total_M1 = exponents_MV.sum(1, keepdim=True)
-    loss, correct = (total_M1.log() + shift_M1 - own_M1).sum(), is_largest_M.sum()
+    loss, correct = _cross_entropy(logits_MV, shift_M1, own_M1, labels_M1, gradient_MV is not None), is_largest_M.sum()
     if gradient_MV is None:
         return loss, correct, None
-    exponents_MV.div_(total_M1).scatter_add_(1, labels_M1, torch.full_like(own_M1, -1.0))
-    gradient_MV.copy_(exponents_MV.mul_(scale) if scale != 1.0 else exponents_MV)
-    return loss, correct, exponents_MV.sum(0)
+    gradient_MV.copy_(logits_MV.mul_(scale) if scale != 1.0 else logits_MV)
+    return loss, correct, logits_MV.sum(0)
+
+
+def _cross_entropy(
+    shifted_MV: torch.Tensor,
+    shift_M1: torch.Tensor,
+    own_M1: torch.Tensor,
+    labels_M1: torch.Tensor,
+    with_gradient: bool,
+) -> torch.Tensor:
+    """Loss [] of logits, of which `shifted_MV` is what `shift_M1` leaves and `own_M1` are the labels'.
+
+    `shifted_MV` is overwritten, by the gradient if there is to be one.
+    """
+    total_M1 = shifted_MV.exp_().sum(1, keepdim=True)
+    if with_gradient:
+        shifted_MV.div_(total_M1).scatter_add_(1, labels_M1, torch.full_like(own_M1, -1.0))
+    return (total_M1.log() + shift_M1 - own_M1).sum()
 
 
 def _largest_of_ties(
